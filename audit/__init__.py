@@ -1,0 +1,1 @@
+"""spruce-audit: does an image classifier decide for the right reason?"""

@@ -1,0 +1,292 @@
+"""One validated schema of an audit: what `audit.toml` may say, with defaults, units and clear errors."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from audit.errors import ConfigError
+
+
+class Section(BaseModel):
+    """A table of the configuration; unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _check_eps(value: Any) -> str:
+    text = str(value).strip()
+    try:
+        number = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"'{text}' is not a number such as \"8/255\" or 0.03") from None
+    if not 0 < number <= 1:
+        raise ValueError(f"'{text}' is not in (0, 1]; eps is in pixel units, for instance \"8/255\"")
+    return text
+
+
+Eps = Annotated[str, BeforeValidator(_check_eps)]
+"""Radius in pixel units, kept as written (`8/255`) because the text is the key under `robust.pgd` in the results."""
+
+
+def eps_value(eps: str) -> float:
+    """Return the number that an eps text such as `8/255` stands for."""
+    return float(Fraction(eps))
+
+
+def _embedded_or_path(value: str) -> str:
+    if value.startswith("embedded:") and value.removeprefix("embedded:") not in EMBEDDED:
+        raise ValueError(f"'{value}' is not one of the shipped weights: {', '.join('embedded:' + n for n in EMBEDDED)}")
+    return value
+
+
+EMBEDDED = ("phantom", "plain", "trades", "trades-small", "shortcut")
+Weights = Annotated[str, AfterValidator(_embedded_or_path)]
+"""A file path, or `embedded:NAME` for weights shipped inside the package."""
+
+
+class PhantomConfig(Section):
+    """The built-in synthetic radiographs (`data.path = "phantom"`)."""
+
+    calibration: int = Field(3000, ge=30, description="images in the split 'calibration'")
+    audit: int = Field(600, ge=6, description="images in the split 'test'")
+    marker_correlation: float = Field(0.0, ge=-1, le=1, description="correlation of the marker with having a finding")
+
+
+class DataConfig(Section):
+    """Which images to audit, and which disjoint images to calibrate on."""
+
+    path: str = Field(description="folder with one sub-folder per class, CSV manifest, MedMNIST .npz, or 'phantom'")
+    format: Literal["auto", "folder", "manifest", "npz", "phantom"] = "auto"
+    classes: tuple[str, ...] | None = Field(None, description="class names in label order; default: as the data says")
+    image_size: int | None = Field(None, ge=8, le=1024, description="resize (antialiased) to this side; default: as is")
+    channels: Literal[1, 3] | None = Field(None, description="convert to grey (1) or RGB (3); default: as the data is")
+    audit_split: str = "test"
+    calibration_split: str | None = Field(None, description="default: 'calibration' if present, else 'train'")
+    phantom: PhantomConfig = PhantomConfig()
+
+
+class QueryConfig(Section):
+    """Which images are explained, and towards which class."""
+
+    n: int = Field(48, ge=2, description="query images; chosen among those all models classify correctly")
+    classes: tuple[str, ...] | None = Field(None, description="source classes; default: all but a fixed target")
+    target: str = Field("nearest", description="a class name, 'nearest' or 'runner-up'")
+
+
+class GeneratorConfig(Section):
+    """The one generator that draws every counterfactual."""
+
+    path: Weights = "embedded:phantom"
+
+
+class InversionConfig(Section):
+    """How query images are brought into the generator's latent space (once, for all models)."""
+
+    method: Literal["encoder", "optimise", "pti"] = "pti"
+    encoder: str | None = Field(None, description="encoder weights; default: those beside the generator, else none")
+    pivot_steps: int = Field(150, ge=0, description="steps of W+ optimisation from the encoder's (or mean) code")
+    pivot_lr: float = Field(0.05, gt=0)
+    tuning_steps: int = Field(350, ge=0, description="steps of pivotal tuning of per-image generator weights")
+    tuning_lr: float = Field(1e-3, gt=0)
+    stop_mse: float = Field(1e-4, ge=0, description="an image stops being tuned at this mean squared error in [0, 1]")
+    l2_weight: float = Field(1.0, ge=0)
+    perceptual_weight: float = Field(0.1, ge=0)
+    locality_weight: float = Field(0.1, ge=0)
+    locality_alpha: float = Field(1.0, gt=0, description="distance from the pivot at which locality is held")
+    batch_size: int = Field(16, ge=1)
+
+
+class CounterfactualConfig(Section):
+    """SPRUCE: exceptional features and latent optimisation (sources: DESIGN formulas 5.1 and 5.4)."""
+
+    features: Literal["auto", "mixture", "hurdle"] = "auto"
+    mixture_components: int = Field(5, ge=1, le=20)
+    exceptional_threshold: float = Field(0.05, gt=0, lt=0.5)
+    sign_filter: Literal["contrast", "target"] = "contrast"
+    loss: Literal["standardised", "raw"] = "standardised"
+    steps: int = Field(100, ge=1)
+    lr: float = Field(0.02, gt=0)
+    perceptual_weight: float = Field(0.1, ge=0)
+    latent_weight: float = Field(1e-4, ge=0)
+    image_weight: float = Field(30.0, ge=0, description="weight of the mean absolute pixel change ('raw': of the sum)")
+    gradient_clip: float = Field(1.0, gt=0)
+    batch_size: int = Field(32, ge=1)
+    min_calibration: int = Field(30, ge=2, description="fewest calibration images that a model assigns to a class")
+
+
+class RobustnessConfig(Section):
+    """Clean and adversarial accuracy."""
+
+    n: int = Field(500, ge=1, description="images of the audit split that are attacked (first n of a seeded order)")
+    eps: tuple[Eps, ...] = ("2/255", "8/255")
+    steps: int = Field(20, ge=1)
+    step_size: float | None = Field(None, gt=0, description="in pixel units; default 2.5 * eps / steps")
+    restarts: int = Field(1, ge=1)
+    batch_size: int = Field(128, ge=1)
+
+
+class MetricsConfig(Section):
+    """Embeddings and perceptual distances; each is named wherever a number rests on it."""
+
+    embedding: Literal["auto", "phantom-factors", "discriminator"] = Field(
+        "auto", description="ground of realism and the judge; auto: phantom-factors for the phantom, else discriminator"
+    )
+    canonical: Literal["auto", "off", "require"] = Field(
+        "auto", description="Inception FID and LPIPS: where their weights are on the machine / never / or fail"
+    )
+    min_images: int = Field(16, ge=2, description="FID and MMD are refused on fewer images than this")
+
+
+class RankingConfig(Section):
+    """Weights of the index's components and the bootstrap."""
+
+    validity: float = Field(1.0, ge=0)
+    realism: float = Field(1.0, ge=0)
+    sparsity: float = Field(1.0, ge=0)
+    localisation: float = Field(1.0, ge=0)
+    transfer: float = Field(1.0, ge=0)
+    bootstrap: int = Field(1000, ge=100)
+    separation: float = Field(0.95, gt=0.5, lt=1, description="probability above which two models do not share a rank")
+
+
+class ClassifierConfig(Section):
+    """One trained classifier: a timm name + checkpoint, a TorchScript / torch.export file, or a factory + checkpoint."""
+
+    name: str = Field(min_length=1)
+    architecture: str | None = Field(None, description="timm model name")
+    architecture_args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for timm")
+    factory: str | None = Field(None, description="import path 'package.module:factory' that returns a torch module")
+    factory_args: dict[str, Any] = Field(default_factory=dict)
+    checkpoint: Weights | None = Field(None, description="state dict (.pt, .pth) or .safetensors for the architecture")
+    file: str | None = Field(None, description="TorchScript (.pt, .ts) or torch.export (.pt2) file")
+    classes: tuple[str, ...] | None = Field(None, description="class names in the model's output order")
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_size: int | None = Field(None, ge=8, description="side the model wants; default: timm's, else the data's")
+    channels: Literal[1, 3] | None = Field(None, description="channels the model wants; default: timm's, else the data's")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "ClassifierConfig":
+        embedded = self.checkpoint is not None and self.checkpoint.startswith("embedded:")
+        given = [k for k in ("architecture", "factory", "file") if getattr(self, k) is not None]
+        if len(given) > 1 or (not given and not embedded):
+            raise ValueError(
+                f"classifier '{self.name}' needs exactly one of architecture (timm name), factory, file, "
+                f"or checkpoint = \"embedded:NAME\"; given: {', '.join(given) or 'none'}"
+            )
+        if given and given[0] != "file" and self.checkpoint is None:
+            raise ValueError(f"classifier '{self.name}' needs a checkpoint beside its {given[0]}")
+        return self
+
+
+class AuditConfig(Section):
+    """A whole audit. Relative paths are relative to the configuration file."""
+
+    name: str = "audit"
+    seed: int = Field(0, ge=0)
+    device: str = Field("auto", description="'auto' takes a GPU when there is one; or 'cpu', 'cuda', 'cuda:1', 'mps'")
+    data: DataConfig
+    queries: QueryConfig = QueryConfig()
+    generator: GeneratorConfig | None = Field(None, description="absent: robustness only, no counterfactuals")
+    inversion: InversionConfig = InversionConfig()
+    counterfactual: CounterfactualConfig = CounterfactualConfig()
+    robustness: RobustnessConfig = RobustnessConfig()
+    metrics: MetricsConfig = MetricsConfig()
+    ranking: RankingConfig = RankingConfig()
+    classifiers: tuple[ClassifierConfig, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _unique_names(self) -> "AuditConfig":
+        names = [c.name for c in self.classifiers]
+        twice = sorted({n for n in names if names.count(n) > 1})
+        if twice:
+            raise ValueError(f"classifier names must differ; used twice: {', '.join(twice)}")
+        return self
+
+
+S = TypeVar("S", bound=Section)
+
+
+def _valid_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """Field names of the table that `path` (a pydantic error location without its last key) points at."""
+    current: Any = model
+    for part in path:
+        if isinstance(part, int):
+            continue
+        annotation = current.model_fields[part].annotation
+        candidates = [annotation, *get_args(annotation)]
+        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
+        if not nested:
+            return []
+        current = nested[0]
+    return list(current.model_fields)
+
+
+def _sentence(error: ValidationError, model: type[BaseModel], source: str) -> str:
+    first = error.errors()[0]
+    path = tuple(first["loc"])
+    where = ".".join(str(part) for part in path) or "the file"
+    if first["type"] == "extra_forbidden":
+        valid = _valid_keys(model, path[:-1])
+        near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.0)
+        hint = f"did you mean '{near[0]}'?" if near else "remove it."
+        return f"Unknown key '{where}' in {source}: {hint}"
+    if first["type"] == "missing":
+        return f"Key '{where}' is missing in {source}: add it."
+    message = first["msg"].removeprefix("Value error, ")
+    return f"Key '{where}' in {source} is not valid: {message}."
+
+
+def parse_config(model: type[S], values: Mapping[str, Any], source: str) -> S:
+    """Validate `values` as `model`; raises ConfigError with one sentence naming key, place and remedy."""
+    try:
+        return model.model_validate(dict(values))
+    except ValidationError as error:
+        raise ConfigError(_sentence(error, model, source)) from None
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file; raises ConfigError if it is missing or not TOML."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"Configuration file '{file}' does not exist: check the path.")
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"Configuration file '{file}' is not valid TOML: {error}.") from None
+
+
+def resolve_path(value: str, base: Path) -> str:
+    """Make a path of a configuration absolute, relative to the folder `base`; `embedded:` names and 'phantom' stay."""
+    if value.startswith("embedded:") or value == "phantom":
+        return value
+    return str((base / Path(value).expanduser()).resolve())
+
+
+def load_config(path: str | Path) -> AuditConfig:
+    """Read an audit's TOML file; its relative paths are made absolute. Raises ConfigError."""
+    values = read_toml(path)
+    config = parse_config(AuditConfig, values, f"'{path}'")
+    return resolve_paths(config, Path(path).resolve().parent)
+
+
+def resolve_paths(config: AuditConfig, base: Path) -> AuditConfig:
+    """Return `config` with every relative path made absolute against the folder `base`."""
+
+    def fix(section: S, keys: tuple[str, ...]) -> S:
+        given = {k: getattr(section, k) for k in keys}
+        return section.model_copy(update={k: resolve_path(v, base) for k, v in given.items() if v is not None})
+
+    return config.model_copy(
+        update={
+            "data": fix(config.data, ("path",)),
+            "generator": None if config.generator is None else fix(config.generator, ("path",)),
+            "inversion": fix(config.inversion, ("encoder",)),
+            "classifiers": tuple(fix(c, ("checkpoint", "file")) for c in config.classifiers),
+        }
+    )

@@ -1,0 +1,1 @@
+"""Images, labels, regions and splits: what an audit looks at."""

@@ -1,0 +1,105 @@
+"""The images that an audit works on, read in batches so that memory is bounded by the batch and not by the set."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from audit.errors import DataError
+
+ImageReader = Callable[[int], np.ndarray]
+"""Maps a row to its image: uint8 `[H, W]` or `[H, W, C]`, or float in [0, 1] of the same shapes."""
+MaskReader = Callable[[int], "np.ndarray | None"]
+"""Maps a row to its boolean mask `[H, W]`, or None where the row has none."""
+
+
+@dataclass(frozen=True)
+class AuditSet:
+    """Images with labels, ids, splits and optional regions; the pixel contract is float32 `[N, C, H, W]` in [0, 1].
+
+    `regions` maps a region's name to a reader of masks. The region called `"region"` is the one that carries the
+    class's meaning (a lesion, a cell); any other name is a further place worth measuring (such as a marker).
+    """
+
+    read_image: ImageReader
+    labels: np.ndarray
+    class_names: tuple[str, ...]
+    ids: tuple[str, ...]
+    splits: np.ndarray
+    image_shape: tuple[int, int, int]
+    regions: Mapping[str, MaskReader] = field(default_factory=dict)
+    rows: np.ndarray | None = None
+    source: str = "memory"
+
+    def __post_init__(self) -> None:
+        if self.rows is None:
+            object.__setattr__(self, "rows", np.arange(len(self.ids)))
+
+    def _rows(self) -> np.ndarray:
+        assert self.rows is not None
+        return self.rows
+
+    def __len__(self) -> int:
+        return len(self._rows())
+
+    @property
+    def row_labels(self) -> Tensor:
+        """Labels of the selected rows, int64 `[N]`."""
+        return torch.from_numpy(np.asarray(self.labels)[self._rows()].astype(np.int64))
+
+    @property
+    def row_ids(self) -> tuple[str, ...]:
+        """Ids of the selected rows."""
+        return tuple(self.ids[row] for row in self._rows())
+
+    def select(self, indices: Sequence[int] | np.ndarray | Tensor) -> "AuditSet":
+        """Return the rows at `indices` (positions in this set), sharing storage."""
+        return replace(self, rows=self._rows()[np.asarray(indices, dtype=np.int64)])
+
+    def split(self, name: str) -> "AuditSet":
+        """Return the rows of split `name`; raises DataError if there is none."""
+        chosen = np.flatnonzero(np.asarray(self.splits)[self._rows()] == name)
+        if len(chosen) == 0:
+            present = ", ".join(sorted({str(s) for s in np.asarray(self.splits)[self._rows()]})) or "none"
+            raise DataError(f"Split '{name}' of {self.source} is empty; splits present: {present}.")
+        return self.select(chosen)
+
+    def images(self, indices: Sequence[int] | np.ndarray | Tensor | None = None) -> Tensor:
+        """Read the images at `indices` (all when None): float32 `[N, C, H, W]` in [0, 1]."""
+        channels, height, width = self.image_shape
+        rows = self._rows() if indices is None else self._rows()[np.asarray(indices, dtype=np.int64)]
+        out = torch.empty(len(rows), channels, height, width)
+        for position, row in enumerate(rows):
+            array = np.asarray(self.read_image(int(row)))
+            pixels = torch.from_numpy(np.array(array))
+            pixels = pixels.float() / 255 if array.dtype == np.uint8 else pixels.float()
+            pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1)
+            if tuple(pixels.shape) != self.image_shape:
+                raise DataError(
+                    f"Image '{self.ids[int(row)]}' of {self.source} is {tuple(pixels.shape)} (channels, height, width) "
+                    f"where {self.image_shape} is expected; give all images one size or set data.image_size."
+                )
+            out[position] = pixels
+        return out
+
+    def region(self, name: str = "region", indices: Sequence[int] | np.ndarray | Tensor | None = None) -> Tensor:
+        """Read masks `[N, H, W]` of bool for region `name`; a row without a mask is all False."""
+        _, height, width = self.image_shape
+        rows = self._rows() if indices is None else self._rows()[np.asarray(indices, dtype=np.int64)]
+        out = torch.zeros(len(rows), height, width, dtype=torch.bool)
+        reader = self.regions.get(name)
+        if reader is not None:
+            for position, row in enumerate(rows):
+                mask = reader(int(row))
+                if mask is not None:
+                    out[position] = torch.from_numpy(np.asarray(mask, dtype=bool))
+        return out
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield `(images, labels, indices)` in order, `batch_size` rows at a time."""
+        labels = self.row_labels
+        for start in range(0, len(self), batch_size):
+            indices = torch.arange(start, min(start + batch_size, len(self)))
+            yield self.images(indices), labels[indices], indices

@@ -1,0 +1,45 @@
+"""Progress bars with the stage's name and remaining time; silent when standard error is not a terminal."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+T = TypeVar("T")
+
+
+class Advance(Protocol):
+    """Report that `amount` further units of a stage are done."""
+
+    def __call__(self, amount: float = 1) -> None: ...
+
+
+@contextmanager
+def stage_progress(stage: str, total: float) -> Iterator[Advance]:
+    """Show a bar for `stage` while the block runs; the yielded function takes the number of units just finished."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<34}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task(stage, total=total)
+
+        def advance(amount: float = 1) -> None:
+            progress.advance(task, amount)
+
+        yield advance
+
+
+def track(items: Iterable[T], stage: str, total: int) -> Iterator[T]:
+    """Yield `items` behind a bar for `stage` of `total` units."""
+    with stage_progress(stage, total) as advance:
+        for item in items:
+            yield item
+            advance()

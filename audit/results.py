@@ -1,0 +1,285 @@
+"""The typed content of `results.json`, the single source of truth that report and gate read."""
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from audit.errors import ResultsError
+
+SCHEMA_VERSION = "1.0"
+"""Major number changes when a reader of the old file would misread the new one."""
+
+
+class Row(BaseModel):
+    """A part of the results; unknown fields are errors so that a typo cannot hide a number."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Interval(Row):
+    """A number with its interval; `level` is the coverage, `n` what it was measured on."""
+
+    value: float | None = Field(description="None: not measured or not defined")
+    low: float | None = None
+    high: float | None = None
+    level: float = 0.95
+    n: int = 0
+
+
+class Embedding(Row):
+    """The network a distribution metric or perceptual distance rests on."""
+
+    name: str
+    weights_sha256: str
+
+
+class Clean(Row):
+    """Performance on unmodified images of the audit split."""
+
+    accuracy: Interval
+    recall: dict[str, float | None] = Field(description="per class; None where the class has no image")
+    ece: float = Field(description="expected calibration error, 15 equal-width bins")
+    n: int
+
+
+class Attack(Row):
+    """Robust accuracy under one attack."""
+
+    robust_accuracy: Interval
+    eps: float = Field(description="radius in pixel units")
+    norm: Literal["Linf", "L2"] = "Linf"
+    steps: int
+    restarts: int
+
+
+class Robust(Row):
+    """Robust accuracy by attack; keys of `pgd` are eps as written in the configuration."""
+
+    pgd: dict[str, Attack] = Field(default_factory=dict)
+
+
+class Components(Row):
+    """The index's parts in [0, 1]; None where one could not be computed (the reason is in `not_computed`)."""
+
+    validity: float | None = None
+    realism: float | None = None
+    sparsity: float | None = None
+    localisation: float | None = None
+    transfer: float | None = None
+
+
+class Distribution(Row):
+    """A distance between the counterfactuals and real images of the target class, in a named embedding."""
+
+    metric: Literal["fid", "cmmd", "mmd"]
+    estimator: Literal["biased", "unbiased"] = "biased"
+    value: float
+    inversion: float = Field(description="the same distance for the unedited inversions")
+    floor: float = Field(description="the same distance between two halves of the real target images")
+    n: int
+    n_real: int
+    target: str
+    embedding: Embedding
+
+
+class Perceptual(Row):
+    """Mean perceptual distance between counterfactual and inversion."""
+
+    value: float
+    embedding: Embedding
+
+
+class Judge(Row):
+    """An independent predictor that says whether a counterfactual belongs to the target class."""
+
+    name: str
+    accuracy: float = Field(description="on real images of the audit split")
+    agreement: float | None = Field(description="share of the flips it agrees with")
+    rejects_inversion: float | None = Field(description="share of unedited inversions it does not call the target")
+    rejects_adversarial: float | None = Field(
+        default=None, description="share of pixel-space adversarial examples towards the target it rejects"
+    )
+
+
+class RegionShare(Row):
+    """Where the edit's mass lies, for one named region."""
+
+    region: str
+    n: int = Field(description="counterfactuals with a non-empty mask and a non-zero edit")
+    skipped: int
+    mass: float | None = Field(description="mean share of the edit map inside the region")
+    area: float | None = Field(description="mean share of the image that the region covers")
+    lift: float | None = Field(description="mass over area share")
+    p_value: float | None = Field(default=None, description="permutation test of lift > 1 by random torus shifts")
+    rank_accuracy: float | None = None
+    pointing: float | None = None
+    iou: float | None = None
+    auc: float | None = None
+
+
+class Counterfactuals(Row):
+    """Scores of one model's counterfactuals over the common query images."""
+
+    n: int
+    flip_ratio: Interval
+    reached: float = Field(description="share at the operating point: as confident as on a typical real target image")
+    feature_target_flips: float = Field(description="share whose replaced features x' the head itself assigns to c'")
+    operating_point: dict[str, float] = Field(description="confidence asked for, by target class")
+    confidence: Interval
+    l1: Interval = Field(description="mean absolute pixel change against the inversion, images in [0, 1]")
+    changed_share: float = Field(description="share of pixels changed by more than 4/255")
+    lpips: Perceptual | None = None
+    perceptual: Perceptual | None = None
+    fid: list[Distribution] = Field(default_factory=list)
+    cmmd: list[Distribution] = Field(default_factory=list)
+    mmd: list[Distribution] = Field(default_factory=list)
+    regions: list[RegionShare] = Field(default_factory=list)
+    judges: list[Judge] = Field(default_factory=list)
+
+
+class QueryRow(Row):
+    """One counterfactual: one model, one query image, one target class."""
+
+    query: str = Field(description="id of the query image")
+    source: str
+    target: str
+    flipped: bool
+    reached: bool
+    step: int = Field(description="iterate chosen as the counterfactual")
+    flip_step: int | None = Field(description="first iterate classified as the target; None if never")
+    confidence: float
+    l1: float
+    perceptual: float | None = None
+    realism_weight: float | None = None
+    mass: dict[str, float | None] = Field(default_factory=dict, description="share of the edit in each named region")
+    area: dict[str, float | None] = Field(default_factory=dict)
+    agreed_by: dict[str, bool] = Field(default_factory=dict)
+    trace: list[float] = Field(default_factory=list, description="probability of the target class at each step")
+    counterfactual_image: str | None = Field(None, description="path relative to results.json")
+    semifactual_image: str | None = None
+    edit_image: str | None = Field(None, description="edit map |x_cf - x_inv|, mean over channels, 8-bit, full scale 0.25")
+
+
+class NotComputed(Row):
+    """Something a reader may look for that is not there, with the reason."""
+
+    what: str
+    why: str
+
+
+class ModelResult(Row):
+    """Everything measured for one classifier."""
+
+    name: str
+    rank: int | None = Field(description="1 is best; models that cannot be told apart share a rank; None: no index")
+    index: float | None = Field(description="meaningfulness index, 0 to 100")
+    index_interval: tuple[float, float] | None
+    components: Components
+    component_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
+    weights_sha256: str
+    source: str = Field(description="architecture or file the classifier was loaded from")
+    clean: Clean
+    robust: Robust
+    counterfactuals: Counterfactuals | None = None
+    queries: list[QueryRow] = Field(default_factory=list)
+    not_computed: list[NotComputed] = Field(default_factory=list)
+    left_out: dict[str, int] = Field(
+        default_factory=dict, description="candidate query images this model misclassifies, by class"
+    )
+
+
+class Comparison(Row):
+    """Paired bootstrap over query images: the probability that model `a` has the higher index."""
+
+    a: str
+    b: str
+    probability: float
+
+
+class Query(Row):
+    """A query image that all models classify correctly."""
+
+    id: str
+    label: str
+    image: str = Field(description="path relative to results.json")
+    inversion_image: str
+    region_images: dict[str, str] = Field(default_factory=dict, description="mask by region name, white inside")
+    inversion_mse: float
+    inversion_perceptual: float | None = None
+
+
+class InversionSummary(Row):
+    """Fidelity of the inversions shared by all models, images in [0, 1]."""
+
+    method: str
+    n: int
+    mse: float
+    mse_max: float
+    encoder_mse: float | None = None
+    pivot_mse: float | None = None
+    perceptual: Perceptual | None = None
+
+
+class Environment(Row):
+    """What the numbers were computed with."""
+
+    versions: dict[str, str]
+    device: str
+    platform: str
+    seconds: dict[str, float] = Field(default_factory=dict, description="wall time by stage")
+    peak_memory_mb: float | None = None
+
+
+class AuditResult(Row):
+    """The whole of `results.json`."""
+
+    schema_version: str = SCHEMA_VERSION
+    name: str
+    created: str = Field(description="ISO 8601, UTC")
+    complete: bool = Field(description="False: a stage did not finish; a gate never passes on it")
+    config: dict[str, Any]
+    seed: int
+    classes: list[str]
+    generator_sha256: str | None = None
+    encoder_sha256: str | None = None
+    data: dict[str, Any] = Field(description="source, split sizes, image shape")
+    models: list[ModelResult]
+    comparisons: list[Comparison] = Field(default_factory=list)
+    queries: list[Query] = Field(default_factory=list)
+    queries_asked: int = 0
+    inversion: InversionSummary | None = None
+    perceptual_embedding: Embedding | None = None
+    realism_embedding: Embedding | None = None
+    not_computed: list[NotComputed] = Field(default_factory=list)
+    environment: Environment
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of `results.json`, as shipped in `audit/results.schema.json`."""
+    schema = AuditResult.model_json_schema(mode="serialization")
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def read_results(path: str | Path) -> AuditResult:
+    """Read a `results.json`; raises ResultsError naming file and remedy if it is missing, broken or of another major."""
+    file = Path(path)
+    if not file.is_file():
+        raise ResultsError(f"Results file '{file}' does not exist: run `spruce-audit run` first or check the path.")
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ResultsError(f"Results file '{file}' is not valid JSON ({error}): run the audit again.") from None
+    version = str(values.get("schema_version", "")) if isinstance(values, dict) else ""
+    if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:
+        raise ResultsError(
+            f"Results file '{file}' has schema version '{version or 'none'}' where {SCHEMA_VERSION} is read: "
+            "run the audit again with this version of spruce-audit."
+        )
+    try:
+        return AuditResult.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise ResultsError(f"Results file '{file}' is not valid at '{where}': {first['msg']}.") from None
