@@ -1,0 +1,131 @@
+"""Building blocks of StyleGAN2: equalised learning rate, resampling with the [1, 3, 3, 1] filter, modulated convolution.
+
+Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), sections 2.2 and 4, and
+Karras et al., "Progressive Growing of GANs" (2018), section 4.1 for the equalised learning rate. Written from the
+papers' equations.
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+SQRT2 = math.sqrt(2.0)
+Deltas = Mapping[str, Tensor]
+"""Per-image additions to parameters, by the parameter's name: `[N, *parameter.shape]`."""
+
+
+def leaky(x: Tensor, gain: float = 1.0) -> Tensor:
+    """Leaky ReLU (slope 0.2) scaled by `sqrt(2) * gain`, which keeps the variance of a unit Gaussian input."""
+    return F.leaky_relu(x, 0.2) * (SQRT2 * gain)
+
+
+def blur_filter() -> Tensor:
+    """The normalised 4x4 binomial filter [1, 3, 3, 1] that anti-aliases every change of resolution."""
+    taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+    filt = torch.outer(taps, taps)
+    return filt / filt.sum()
+
+
+def upsample(x: Tensor) -> Tensor:
+    """Double the resolution by the [1, 3, 3, 1] filter: `[N, C, H, W]` to `[N, C, 2H, 2W]`.
+
+    Bilinear interpolation has the same taps; padding by one zero makes the borders agree as well.
+    """
+    return F.interpolate(F.pad(x, (1, 1, 1, 1)), scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
+
+
+def blur(x: Tensor, filt: Tensor, padding: int, stride: int = 1, gain: float = 1.0) -> Tensor:
+    """Filter every channel of `x` by the 4x4 `filt`, keeping one pixel of each `stride`."""
+    kernel = (filt * gain).to(x.dtype).expand(x.shape[1], 1, 4, 4)
+    return F.conv2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
+
+
+class EqualLinear(nn.Module):
+    """Linear layer whose weights have unit variance and are scaled at run time (equalised learning rate)."""
+
+    def __init__(self, inputs: int, outputs: int, bias: float = 0.0, lr_multiplier: float = 1.0, act: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / lr_multiplier)
+        self.bias = nn.Parameter(torch.full((outputs,), bias / lr_multiplier))
+        self.weight_gain = lr_multiplier / math.sqrt(inputs)
+        self.bias_gain = lr_multiplier
+        self.act = act
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        return leaky(out) if self.act else out
+
+
+class EqualConv(nn.Module):
+    """Convolution of the discriminator with equalised learning rate and optional 2x downsampling."""
+
+    resample_filter: Tensor
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, bias: bool = True, act: bool = True, down: bool = False):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs, kernel, kernel))
+        self.bias = nn.Parameter(torch.zeros(outputs)) if bias else None
+        self.register_buffer("resample_filter", blur_filter())
+        self.weight_gain = 1 / math.sqrt(inputs * kernel**2)
+        self.act, self.down = act, down
+
+    def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
+        weight = self.weight * self.weight_gain
+        padding = weight.shape[-1] // 2
+        if self.down and padding == 0:  # a 1x1 convolution commutes with dropping pixels: filter and drop first
+            x = F.conv2d(blur(x, self.resample_filter, padding=1, stride=2), weight)
+        elif self.down:
+            x = F.conv2d(blur(x, self.resample_filter, padding=2), weight, stride=2)
+        else:
+            x = F.conv2d(x, weight, padding=padding)
+        if self.bias is not None:
+            x = x + self.bias.to(x.dtype)[:, None, None]
+        if self.act:
+            return leaky(x, gain)
+        return x * gain if gain != 1.0 else x
+
+
+def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
+    """Factors `[N, O]` that give every output map unit expected variance (StyleGAN2 equation 3).
+
+    `weight` is `[O, I, k, k]`, or `[N, O, I, k, k]` where every image has its own; `styles` is `[N, I]`.
+    """
+    energy = weight.square().sum((-1, -2))
+    equation = "ni,noi->no" if energy.ndim == 3 else "ni,oi->no"
+    return torch.rsqrt(torch.einsum(equation, styles.square(), energy) + 1e-8)
+
+
+def modulated_conv(
+    x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool, up: bool = False, filt: Tensor | None = None
+) -> Tensor:
+    """Convolve `x` `[N, I, H, W]` by weights modulated with `styles` `[N, I]` (StyleGAN2 equations 1 and 3).
+
+    Modulating the input and demodulating the output gives the same result as modulating the weights and lets a batch
+    share one dense convolution. Only weights that differ by image (`[N, O, I, k, k]`) need a grouped one.
+    With `up` the resolution doubles and `filt` (4x4) removes the aliases.
+    """
+    n, _, height, width = x.shape
+    padding = weight.shape[-1] // 2
+    shared = weight.ndim == 4
+    scale = demodulation(weight, styles) if demodulate else None
+    x = x * styles[:, :, None, None].to(x.dtype)
+    weight = weight.to(x.dtype)
+    if not shared:
+        x = x.reshape(1, -1, height, width)
+    groups = 1 if shared else n
+    if up:
+        if filt is None:
+            raise ValueError("an upsampling convolution needs its filter")
+        kernel = weight.transpose(-3, -4)
+        kernel = kernel if shared else kernel.reshape(-1, *kernel.shape[2:])
+        x = F.conv_transpose2d(x, kernel, stride=2, groups=groups)
+        x = x if shared else x.reshape(n, -1, *x.shape[2:])
+        x = blur(x, filt, padding=1, gain=4.0)
+    else:
+        kernel = weight if shared else weight.reshape(-1, *weight.shape[2:])
+        x = F.conv2d(x, kernel, padding=padding, groups=groups)
+        x = x if shared else x.reshape(n, -1, *x.shape[2:])
+    return x if scale is None else x * scale[:, :, None, None].to(x.dtype)
