@@ -1,0 +1,18 @@
+"""Fixtures shared by the tests."""
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def support_results() -> ModuleType:
+    """The module that makes up a complete audit: `example_audit(root, ...)` and `write_audit(root, results)`."""
+    spec = importlib.util.spec_from_file_location("support_results", Path(__file__).parent / "support_results.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

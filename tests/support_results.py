@@ -1,0 +1,235 @@
+"""A made-up but complete audit on disk - results.json and its images - for the tests of report and gate."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from audit.results import (
+    Attack,
+    AuditResult,
+    Clean,
+    Comparison,
+    Components,
+    Counterfactuals,
+    Distribution,
+    Embedding,
+    Environment,
+    Interval,
+    InversionSummary,
+    Judge,
+    ModelResult,
+    NotComputed,
+    Perceptual,
+    Query,
+    QueryRow,
+    RegionShare,
+    Robust,
+)
+
+EDIT_FULL_SCALE = 0.25
+CLASSES = ["healthy", "opacity", "cardiomegaly"]
+FACTORS = Embedding(name="phantom-factors", weights_sha256="c0ffee" * 10 + "beef")
+# name: (index, mass in the region, mass on the marker, clean, robust at 2/255, at 8/255)
+CHARACTERS = {
+    "trades": (61.0, 0.62, 0.02, 0.885, 0.86, 0.71),
+    "trades-small": (55.0, 0.51, 0.03, 0.902, 0.84, 0.48),
+    "plain": (34.0, 0.21, 0.05, 0.918, 0.72, 0.06),
+    "shortcut": (12.0, 0.06, 0.71, 0.871, 0.55, 0.01),
+}
+
+
+def _interval(value: float, half: float, n: int = 500) -> Interval:
+    return Interval(value=value, low=max(0.0, value - half), high=min(1.0, value + half), n=n)
+
+
+def _blob(grid: np.ndarray, y: float, x: float, radius: float) -> np.ndarray:
+    return np.exp(-((grid[0] - y) ** 2 + (grid[1] - x) ** 2) / (2 * radius**2))
+
+
+def _save(array: np.ndarray, root: Path, name: str) -> str:
+    file = root / name
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.rint(np.clip(array, 0, 1) * 255).astype(np.uint8)).save(file)
+    return name
+
+
+def _phantom(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """A radiograph-like image without its finding, the finding's picture, its mask and the marker's mask."""
+    grid = np.mgrid[0:size, 0:size] / (size - 1)
+    lungs = sum(np.exp(-(((grid[0] - 0.5) / 0.28) ** 4 + ((grid[1] - c) / 0.16) ** 4)) for c in (0.3, 0.7))
+    image = 0.75 * np.exp(-(((grid[1] - 0.5) / 0.55) ** 6)) - 0.45 * lungs + 0.05 * np.sin(grid[0] * 60) * lungs
+    y, x = rng.uniform(0.35, 0.65), rng.choice([0.3, 0.7]) + rng.uniform(-0.05, 0.05)
+    finding = 0.4 * _blob(grid, y, x, 0.07)
+    mask = (grid[0] - y) ** 2 + (grid[1] - x) ** 2 < 0.13**2
+    marker = np.zeros((size, size), bool)
+    side = max(size // 10, 2)
+    marker[side // 2 : side // 2 + side, size - 2 * side : size - side] = True
+    return image + rng.normal(0, 0.02, image.shape), finding, mask, marker
+
+
+def _edit(rng: np.random.Generator, mask: np.ndarray, marker: np.ndarray, shares: tuple[float, float]) -> np.ndarray:
+    """An edit map whose mass lies in `mask` and `marker` by the two shares, the rest diffusely."""
+    noise = rng.random(mask.shape) ** 6
+    parts = [(mask, shares[0]), (marker, shares[1]), (~(mask | marker), 1 - sum(shares))]
+    edit = sum(share * noise * area / max((noise * area).sum(), 1e-9) for area, share in parts)
+    return np.asarray(edit * 0.03 * mask.size)
+
+
+def _counterfactuals(name: str, n: int, region: float, marker: float, judges: Sequence[str]) -> Counterfactuals:
+    rows = [("region", region, 0.08), ("marker", marker, 0.012)]
+    distribution = Distribution(
+        metric="mmd", estimator="unbiased", value=9.0 - 6 * region, inversion=10.0, floor=0.4, n=n, n_real=200,
+        target="healthy", embedding=FACTORS,
+    )  # fmt: skip
+    return Counterfactuals(
+        n=n,
+        flip_ratio=_interval(0.99, 0.02, n),
+        reached=0.96,
+        feature_target_flips=0.98,
+        operating_point={"healthy": 0.91},
+        confidence=_interval(0.93, 0.02, n),
+        l1=_interval(0.021, 0.003, n),
+        changed_share=0.31,
+        perceptual=Perceptual(value=0.043, embedding=FACTORS),
+        mmd=[distribution],
+        fid=[distribution.model_copy(update={"metric": "fid", "estimator": "biased", "value": 31.2})],
+        regions=[
+            RegionShare(
+                region=r, n=n, skipped=0, mass=mass, area=area, lift=mass / area, p_value=0.001 if mass > area else 0.4,
+                rank_accuracy=mass * 0.9, pointing=min(1.0, mass * 1.3), iou=mass * 0.7, auc=0.5 + mass / 2.2,
+            )
+            for r, mass, area in rows
+        ],
+        judges=[
+            Judge(name=j, accuracy=0.9, agreement=region, rejects_inversion=0.97, rejects_adversarial=0.8)
+            for j in judges
+            if j != name
+        ],
+    )  # fmt: skip
+
+
+def example_audit(
+    root: Path, models: Sequence[str] = tuple(CHARACTERS), n_queries: int = 8, size: int = 64, seed: int = 0
+) -> AuditResult:
+    """Write the images of a made-up audit under `root` and return its results; `n_queries=0`: robustness only."""
+    rng = np.random.default_rng(seed)
+    queries, rows = [], {name: [] for name in models}
+    for i in range(n_queries):
+        clean, finding, mask, marker = _phantom(rng, size)
+        name = f"opacity-{i:03d}"
+        queries.append(
+            Query(
+                id=name, label="opacity", inversion_mse=2.1e-4, inversion_perceptual=0.02,
+                image=_save(clean + finding, root, f"images/queries/{name}.png"),
+                inversion_image=_save(clean + 0.97 * finding, root, f"images/queries/{name}-inversion.png"),
+                region_images={
+                    "region": _save(mask.astype(float), root, f"images/queries/{name}-region.png"),
+                    "marker": _save(marker.astype(float), root, f"images/queries/{name}-marker.png"),
+                },
+            )
+        )  # fmt: skip
+        for model in models:
+            _, region, on_marker, *_ = CHARACTERS.get(model, CHARACTERS["plain"])
+            edit = _edit(rng, mask, marker, (region, on_marker))
+            steps = np.arange(61)
+            trace = 0.02 + 0.93 / (1 + np.exp(-(steps - rng.uniform(12, 30)) / rng.uniform(2, 6)))
+            rows[model].append(
+                QueryRow(
+                    query=name, source="opacity", target="healthy", flipped=i != 3 or model != "plain", reached=i != 2,
+                    step=50, flip_step=22, confidence=float(trace[50]), l1=0.03, perceptual=0.04,
+                    mass={"region": region, "marker": on_marker}, area={"region": 0.08, "marker": 0.012},
+                    agreed_by={other: True for other in models if other != model}, trace=[float(p) for p in trace],
+                    counterfactual_image=_save(clean + finding - edit, root, f"images/{model}/{name}-cf.png"),
+                    edit_image=_save(edit / EDIT_FULL_SCALE, root, f"images/{model}/{name}-edit.png"),
+                )
+            )  # fmt: skip
+    results = [_model(name, rank, n_queries, rows[name], models) for rank, name in enumerate(models, start=1)]
+    return AuditResult(
+        name="phantom demo",
+        created="2031-04-05T10:20:30Z",
+        complete=True,
+        config=_config(n_queries),
+        seed=seed,
+        classes=CLASSES,
+        generator_sha256="ab" * 32 if n_queries else None,
+        data={"source": "phantom", "splits": {"calibration": 3000, "test": 600}, "image_shape": [1, size, size]},
+        models=results,
+        comparisons=[
+            Comparison(a=a, b=b, probability=0.97 if j > i + 1 else 0.83)
+            for i, a in enumerate(models)
+            for j, b in enumerate(models)
+            if i < j and n_queries
+        ],
+        queries=queries,
+        queries_asked=n_queries,
+        inversion=InversionSummary(
+            method="pti", n=n_queries, mse=2.1e-4, mse_max=6e-4, encoder_mse=0.011, pivot_mse=0.0021,
+            perceptual=Perceptual(value=0.018, embedding=FACTORS),
+        ) if n_queries else None,
+        perceptual_embedding=FACTORS if n_queries else None,
+        realism_embedding=FACTORS if n_queries else None,
+        not_computed=[
+            NotComputed(what="canonical FID", why="the Inception weights are not on this machine"),
+            *([] if n_queries else [NotComputed(what="counterfactuals", why="no generator is configured")]),
+        ],
+        environment=Environment(
+            versions={"spruce-audit": "0.1.0", "torch": "2.15.0", "python": "3.11.9"}, device="cpu", platform="Linux",
+            seconds={"robustness": 41.2, "inversion": 63.0, "counterfactuals": 88.4, "metrics": 9.1},
+            peak_memory_mb=1430.0,
+        ),
+    )  # fmt: skip
+
+
+def _model(name: str, rank: int, n: int, rows: list[QueryRow], models: Sequence[str]) -> ModelResult:
+    index, region, marker, clean, robust_small, robust_large = CHARACTERS.get(name, CHARACTERS["plain"])
+    values = {
+        "validity": 0.99, "realism": 0.2 + 0.6 * region, "sparsity": 0.71, "localisation": max(0, region - 0.08) / 0.92,
+        "transfer": region,
+    }  # fmt: skip
+    attacks = {
+        text: Attack(robust_accuracy=_interval(value, 0.04), eps=eps, steps=20, restarts=1)
+        for text, eps, value in (("2/255", 2 / 255, robust_small), ("8/255", 8 / 255, robust_large))
+    }
+    return ModelResult(
+        name=name,
+        rank=rank if n else None,
+        index=index if n else None,
+        index_interval=(index - 5, index + 5) if n else None,
+        components=Components(**values) if n else Components(),
+        component_intervals={k: (max(v - 0.06, 0), min(v + 0.06, 1)) for k, v in values.items()} if n else {},
+        weights_sha256=f"{abs(hash(name)) % 16**8:08x}" * 8,
+        source="convnext_atto, embedded:" + name,
+        clean=Clean(
+            accuracy=_interval(clean, 0.027, 600),
+            recall={"healthy": clean + 0.04, "opacity": clean - 0.05, "cardiomegaly": clean + 0.01},
+            ece=0.031,
+            n=600,
+        ),
+        robust=Robust(pgd=attacks),
+        counterfactuals=_counterfactuals(name, n, region, marker, [*models, "logistic-regression"]) if n else None,
+        queries=rows,
+        not_computed=[NotComputed(what="lpips", why="the LPIPS weights are not on this machine")],
+        left_out={"opacity": 4} if n else {},
+    )
+
+
+def _config(n_queries: int) -> dict[str, Any]:
+    return {
+        "name": "phantom demo",
+        "seed": 0,
+        "data": {"path": "phantom", "phantom": {"calibration": 3000, "audit": 600, "marker_correlation": 0.0}},
+        "queries": {"n": n_queries, "classes": ["opacity", "cardiomegaly"], "target": "healthy"},
+        "robustness": {"eps": ["2/255", "8/255"], "steps": 20, "restarts": 1, "step_size": None},
+        "ranking": {"validity": 1.0, "separation": 0.95, "bootstrap": 1000},
+        "classifiers": [{"name": "trades", "checkpoint": "embedded:trades"}],
+    }
+
+
+def write_audit(root: Path, results: AuditResult) -> Path:
+    """Write `results.json` under `root` and return its path."""
+    file = root / "results.json"
+    file.write_text(results.model_dump_json(indent=1), encoding="utf-8")
+    return file

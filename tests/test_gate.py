@@ -1,0 +1,223 @@
+"""The gate: measured failures fail, what is not measured never passes, and both are told apart."""
+
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audit.config import parse_config
+from audit.errors import ConfigError
+from audit.gate import Policy, evaluate_gate, load_policy, to_junit_xml, to_markdown
+from audit.gate_policy import metrics_of
+from audit.results import AuditResult
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def results(support_results: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
+    return support_results.example_audit(tmp_path_factory.mktemp("audit"), n_queries=2, size=16)
+
+
+def policy(*rules: dict) -> Policy:
+    return parse_config(Policy, {"rule": list(rules)}, "the test")
+
+
+def with_model(results: AuditResult, name: str, /, **changes: object) -> AuditResult:
+    models = [m.model_copy(update=changes) if m.name == name else m for m in results.models]
+    return results.model_copy(update={"models": models})
+
+
+@pytest.mark.parametrize(
+    ("metric", "value"),
+    [
+        ("rank", 1),
+        ("index", 61.0),
+        ("components.validity", 0.99),
+        ("clean.accuracy", 0.885),
+        ("clean.recall.opacity", 0.835),
+        ("clean.ece", 0.031),
+        ("robust.pgd.8/255", 0.71),
+        ("robust.pgd.8/255.robust_accuracy", 0.71),
+        ("counterfactuals.flip_ratio", 0.99),
+        ("counterfactuals.perceptual", 0.043),
+        ("counterfactuals.mmd.healthy", 5.28),
+        ("counterfactuals.regions.marker.mass", 0.02),
+        ("counterfactuals.judges.logistic-regression.accuracy", 0.9),
+        ("left_out.opacity", 4),
+    ],
+)
+def test_metrics_by_dotted_path(results: AuditResult, metric: str, value: float):
+    assert metrics_of(results.models[0])[metric].value == pytest.approx(value)
+
+
+def test_keys_with_dots_are_found(results: AuditResult):
+    robust = results.models[0].robust
+    changed = with_model(results, "trades", robust=robust.model_copy(update={"pgd": {"0.3": robust.pgd["8/255"]}}))
+    outcome = evaluate_gate(changed, policy({"metric": "robust.pgd.0.3", "models": ["trades"], "min": 0.7}))
+    assert outcome.exit_status == 0
+
+
+@pytest.mark.parametrize(
+    ("rule", "status"),
+    [
+        ({"metric": "index", "min": 10}, 0),
+        ({"metric": "index", "min": 30}, 1),
+        ({"metric": "index", "models": ["trades"], "min": 60}, 0),
+        ({"metric": "index", "models": ["trades"], "min": 60, "use": "low"}, 1),
+        ({"metric": "components.transfer", "models": ["shortcut"], "max": 0.1}, 0),
+        ({"metric": "components.transfer", "models": ["shortcut"], "max": 0.1, "use": "high"}, 1),
+        ({"metric": "rank", "models": ["trades"], "max": 1}, 0),
+        ({"metric": "clean.accuracy", "min": 0.5, "max": 0.9}, 1),
+        ({"metric": "clean.ece", "max": 0.1, "use": "high"}, 2),
+        ({"metric": "counterfactuals.lpips", "max": 1.0}, 2),
+        ({"metric": "clean.acuracy", "min": 0.1}, 2),
+        ({"metric": "index", "models": ["tradez"], "min": 1}, 2),
+        ({"metric": "index", "max_drop": 1}, 2),
+        ({"above": "shortcut", "models": ["trades"]}, 0),
+        ({"above": "shortcut"}, 1),
+        ({"above": "trades", "models": ["shortcut"], "probability": 0.01}, 0),
+        ({"above": "nobody", "models": ["trades"]}, 2),
+    ],
+)
+def test_exit_status_of_one_rule(results: AuditResult, rule: dict, status: int):
+    outcome = evaluate_gate(results, policy(rule))
+    assert outcome.exit_status == status, outcome
+    assert all(c.sentence.endswith((".", "?")) for c in outcome.checks)
+
+
+def test_a_typing_error_is_met_with_the_nearest_name(results: AuditResult):
+    rules = [{"metric": "clean.acuracy", "min": 0}, {"metric": "index", "models": ["plane"], "min": 0}]
+    outcome = evaluate_gate(results, policy(*rules))
+    assert "did you mean 'clean.accuracy'?" in outcome.checks[0].sentence
+    assert "did you mean 'plain'?" in outcome.checks[-1].sentence
+
+
+def test_the_reason_of_a_missing_number_is_told(results: AuditResult):
+    outcome = evaluate_gate(results, policy({"metric": "counterfactuals.lpips", "max": 1}))
+    assert "LPIPS weights are not on this machine" in outcome.checks[0].sentence
+
+
+def test_failure_comes_before_incompleteness(results: AuditResult):
+    fails, unknown = {"metric": "index", "min": 99}, {"metric": "nothing", "min": 0}
+    assert evaluate_gate(results, policy(unknown, fails)).exit_status == 1
+    assert evaluate_gate(results, policy(unknown, {"metric": "index", "min": 0})).exit_status == 2
+
+
+def test_an_unfinished_audit_never_passes(results: AuditResult):
+    unfinished = results.model_copy(update={"complete": False})
+    assert evaluate_gate(unfinished, policy({"metric": "index", "min": 0})).exit_status == 2
+    assert evaluate_gate(unfinished, policy({"metric": "index", "min": 99})).exit_status == 1
+
+
+def test_robustness_only_results_cannot_pass_a_rule_on_the_index(support_results: ModuleType, tmp_path: Path):
+    results = support_results.example_audit(tmp_path, n_queries=0)
+    rules = [{"metric": m, "min": 0} for m in ("index", "counterfactuals.flip_ratio", "components.realism")]
+    outcome = evaluate_gate(results, policy(*rules))
+    assert {c.status for c in outcome.checks} == {"not measured"}
+    assert evaluate_gate(results, policy({"metric": "clean.accuracy", "min": 0.5})).exit_status == 0
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_numbers_that_are_not_finite_are_not_measured(results: AuditResult, value: float):
+    broken = with_model(results, "trades", index=value)
+    for bound in ({"min": 0}, {"max": 100}):
+        outcome = evaluate_gate(broken, policy({"metric": "index", "models": ["trades"], **bound}))
+        assert outcome.exit_status == 2
+
+
+@given(before=st.floats(0, 100), now=st.floats(0, 100), bound=st.floats(0, 100))
+@settings(max_examples=25, deadline=None)
+def test_drop_and_rise_are_mirror_images(results: AuditResult, before: float, now: float, bound: float):
+    new, old = with_model(results, "plain", index=now), with_model(results, "plain", index=before)
+    drop = evaluate_gate(new, policy({"metric": "index", "models": ["plain"], "max_drop": bound}), old)
+    rise = evaluate_gate(old, policy({"metric": "index", "models": ["plain"], "max_rise": bound}), new)
+    assert drop.exit_status == rise.exit_status == (0 if before - now <= bound + 1e-9 else 1)
+
+
+def test_change_against_another_model_of_the_baseline(results: AuditResult):
+    rule = {"metric": "index", "models": ["plain"], "max_drop": 5}
+    assert evaluate_gate(results, policy(rule), results).exit_status == 0
+    assert evaluate_gate(results, policy({**rule, "baseline_model": "trades"}), results).exit_status == 1
+    assert evaluate_gate(results, policy({**rule, "baseline_model": "nobody"}), results).exit_status == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"complete": False}, "did not finish"),
+        ({"generator_sha256": "other"}, "another generator"),
+        ({"realism_embedding": None}, "another embedding"),
+    ],
+)
+def test_a_baseline_of_another_instrument_is_refused(results: AuditResult, changes: dict, words: str):
+    outcome = evaluate_gate(results, policy({"metric": "index", "max_drop": 50}), results.model_copy(update=changes))
+    assert outcome.exit_status == 2
+    assert words in outcome.checks[0].sentence
+
+
+def test_robust_accuracy_of_a_weaker_attack_is_no_baseline(results: AuditResult):
+    robust = results.models[0].robust
+    weaker = robust.pgd["8/255"].model_copy(update={"steps": 1})
+    old = with_model(results, "trades", robust=robust.model_copy(update={"pgd": {"8/255": weaker}}))
+    rule = {"metric": "robust.pgd.8/255", "models": ["trades"], "max_drop": 0.1}
+    outcome = evaluate_gate(results, policy(rule), old)
+    assert outcome.exit_status == 2
+    assert "number of steps" in outcome.checks[0].sentence
+
+
+def test_change_without_baseline_does_not_hide_the_absolute_bound(results: AuditResult):
+    outcome = evaluate_gate(results, policy({"metric": "index", "models": ["trades"], "min": 99, "max_drop": 1}))
+    assert [c.status for c in outcome.checks] == ["fail", "not measured"]
+
+
+def test_junit_counts_failures_and_errors(results: AuditResult):
+    named = results.model_copy(update={"name": 'a <b> & \x00 "c"'})
+    rules = [{"metric": "index", "min": 30}, {"metric": "clean.acuracy", "min": 0, "models": ["plain"]}]
+    root = ElementTree.fromstring(to_junit_xml(evaluate_gate(named, policy(*rules))))
+    suite = root.find("testsuite")
+    assert suite is not None
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("5", "1", "1")
+    assert [c.get("classname") for c in suite.findall("testcase[failure]")] == ["shortcut"]
+    assert [c.get("classname") for c in suite.findall("testcase[error]")] == ["plain"]
+    assert suite.get("name") == 'a <b> &  "c"'
+
+
+def test_markdown_puts_the_worst_first_and_keeps_its_columns(results: AuditResult):
+    piped = with_model(results, "shortcut", name="short|cut")
+    text = to_markdown(evaluate_gate(piped, policy({"metric": "index", "min": 30})))
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    assert text.startswith("## Gate failed: phantom demo")
+    assert "short\\|cut" in rows[1]
+    assert {row.replace("\\|", "").count("|") for row in rows} == {7}
+
+
+@pytest.mark.parametrize(
+    ("toml", "words"),
+    [
+        ("", "rule"),
+        ("rule = []", "rule"),
+        ('[[rule]]\nmetric = "index"', "needs one of min, max"),
+        ("[[rule]]\nmin = 1", "needs 'metric'"),
+        ('[[rule]]\nmetric = "index"\nmim = 1', "did you mean 'min'"),
+        ('[[rule]]\nmetric = "index"\nabove = "plain"', "stands alone"),
+        ('[[rule]]\nmetric = "index"\nmin = 1\nbaseline_model = "plain"', "needs max_drop"),
+        ('[[rule]]\nmetric = "index"\nmin = nan', "finite"),
+        ('[[rule]]\nmetric = "index"\nmax_drop = -1', "greater than or equal to 0"),
+        ("[[rule", "not valid TOML"),
+    ],
+)
+def test_bad_policies_name_the_key(tmp_path: Path, toml: str, words: str):
+    file = tmp_path / "gate.toml"
+    file.write_text(toml)
+    with pytest.raises(ConfigError, match=words):
+        load_policy(file)
+
+
+def test_the_example_policy_passes_the_example_audit(results: AuditResult):
+    outcome = evaluate_gate(results, load_policy(ROOT / "benchmarks" / "gate.toml"))
+    assert outcome.exit_status == 0, to_markdown(outcome)
