@@ -1,0 +1,202 @@
+"""A list of image files with labels, before any pixel is decoded: what folders and manifests have in common.
+
+Everything that can be checked without decoding is checked here, for all rows, so that a set either loads or is refused
+with one sentence: labels against the class list, headers of images and masks, sizes, boxes. Decoding stays lazy.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from audit.config import DataConfig
+from audit.data.audit_set import AuditSet, MaskReader
+from audit.data.images import Header, read_header, read_image
+from audit.data.regions import Box, check_boxes, read_mask, read_region
+from audit.errors import DataError
+from audit.progress import track
+from audit.seeds import stage_generator
+
+MOST_CLASSES = 10_000
+"""A larger label is taken for a mistake (an id, a year) where no class list says otherwise."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """Image files in order; `where[i]` tells a person where row i comes from, `splits` is None if the data has none."""
+
+    source: str
+    paths: tuple[Path, ...]
+    labels: tuple[str, ...]
+    ids: tuple[str, ...]
+    where: tuple[str, ...]
+    splits: tuple[str, ...] | None = None
+    masks: Mapping[str, tuple[Path | None, ...]] = field(default_factory=dict)
+    boxes: tuple[tuple[Box, ...] | None, ...] | None = None
+
+
+def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
+    """Sort key that puts `img2` before `img10`; equal for no two different texts."""
+    parts = re.split(r"(\d+)", text.casefold())
+    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], text
+
+
+def nearest(name: str, valid: Sequence[str]) -> str:
+    """Return the hint `did you mean 'x'?` for the valid name most like `name`."""
+    near = difflib.get_close_matches(name, valid, n=1, cutoff=0.0)
+    return f"did you mean '{near[0]}'?" if near else "none is known."
+
+
+def seeded_split(labels: np.ndarray, ids: Sequence[str], seed: int) -> np.ndarray:
+    """Divide rows into 'calibration' and 'test', 50/50 within each class (the odd one goes to 'test').
+
+    Depends on the seed, the labels and the set of ids, not on the order of rows.
+    """
+    generator = stage_generator(seed, "data/split")
+    splits = np.full(len(labels), "test", dtype="<U11")
+    order = np.array(sorted(range(len(ids)), key=lambda row: natural_key(ids[row])), dtype=np.int64)
+    for label in np.unique(labels):
+        members = order[labels[order] == label]
+        shuffled = members[torch.randperm(len(members), generator=generator).numpy()]
+        splits[shuffled[: len(members) // 2]] = "calibration"
+    return splits
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _integer_labels(labels: Sequence[str], where: Sequence[str], count: int) -> np.ndarray:
+    for text, place in zip(labels, where, strict=True):
+        if not re.fullmatch(r"[+-]?\d+", text):
+            raise DataError(f"Label '{text}' in {place} is not a whole number: write class names or 0, 1, 2, ...")
+        if not 0 <= int(text) < count:
+            raise DataError(f"Label {text} in {place} is out of range: it must lie between 0 and {count - 1}.")
+    return np.array([int(text) for text in labels], dtype=np.int64)
+
+
+def check_every_class(labels: np.ndarray, class_names: Sequence[str], source: str) -> None:
+    """Raise DataError unless every class has an image."""
+    counts = np.bincount(labels, minlength=len(class_names))
+    for name, count in zip(class_names, counts, strict=True):
+        if count == 0:
+            raise DataError(f"Class '{name}' has no image in {source}: add images or take it out of data.classes.")
+
+
+def default_names(labels: np.ndarray) -> tuple[str, ...]:
+    """Names 'class 0', 'class 1', ... for integer labels that come without names."""
+    return tuple(f"class {label}" for label in range(int(labels.max()) + 1))
+
+
+def resolve_labels(
+    listing: Listing, classes: tuple[str, ...] | None, numbers: bool
+) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Return labels int64 `[N]` and class names in label order.
+
+    Without `classes` the names are those found, in natural order, or 'class 0', ... if `numbers` is set and every
+    label is a number. With `classes`, whole numbers count as positions unless a class is itself called a number.
+    Raises DataError with row, label and the nearest valid name.
+    """
+    texts = listing.labels
+    named_by_number = classes is not None and any(_is_number(name) for name in classes)
+    if (numbers or classes is not None) and not named_by_number and all(map(_is_number, texts)):
+        labels = _integer_labels(texts, listing.where, MOST_CLASSES if classes is None else len(classes))
+        names = default_names(labels) if classes is None else classes
+    else:
+        names = tuple(sorted(set(texts), key=natural_key)) if classes is None else classes
+        position = {name: index for index, name in enumerate(names)}
+        for text, place in zip(texts, listing.where, strict=True):
+            if text not in position:
+                raise DataError(f"Label '{text}' in {place} is not in the class list: {nearest(text, names)}")
+        labels = np.array([position[text] for text in texts], dtype=np.int64)
+    check_every_class(labels, names, listing.source)
+    return labels, names
+
+
+def check_classes(classes: tuple[str, ...] | None) -> None:
+    """Raise DataError if a configured class list is too short or names a class twice."""
+    if classes is None:
+        return
+    twice = sorted({name for name in classes if classes.count(name) > 1})
+    if twice:
+        raise DataError(f"data.classes names '{twice[0]}' twice: every class needs its own name.")
+    if len(classes) < 2:
+        raise DataError("data.classes names fewer than two classes: an audit needs at least two.")
+
+
+def _check_headers(listing: Listing, headers: Sequence[Header], config: DataConfig) -> None:
+    first = headers[0]
+    for path, header in zip(listing.paths, headers, strict=True):
+        if config.image_size is None and (header.height, header.width) != (first.height, first.width):
+            raise DataError(
+                f"Image file '{path}' is {header.width} x {header.height} pixels where '{listing.paths[0].name}' is "
+                f"{first.width} x {first.height}: set data.image_size or give all images one size."
+            )
+        if config.channels is None and header.channels != first.channels:
+            kinds = {1: "grey", 3: "in colour"}
+            raise DataError(
+                f"Image file '{path}' is {kinds[header.channels]} where '{listing.paths[0].name}' is "
+                f"{kinds[first.channels]}: set data.channels to 1 or 3."
+            )
+
+
+def _check_regions(listing: Listing, headers: Sequence[Header]) -> None:
+    for paths in listing.masks.values():
+        for row, path in enumerate(paths):
+            if path is None:
+                continue
+            image, mask = headers[row], read_header(path)
+            if (mask.height, mask.width) != (image.height, image.width):
+                raise DataError(
+                    f"Mask file '{path}' in {listing.where[row]} is {mask.width} x {mask.height} pixels but its image "
+                    f"is {image.width} x {image.height}: a mask must have the size of its image."
+                )
+    for row, boxes in enumerate(listing.boxes or ()):
+        if boxes is None:
+            continue
+        try:
+            check_boxes(boxes, headers[row].height, headers[row].width)
+        except ValueError as error:
+            raise DataError(f"The box in {listing.where[row]} is not valid: {error}.") from None
+
+
+def _region_readers(listing: Listing, headers: Sequence[Header], side: int | None) -> dict[str, MaskReader]:
+    readers: dict[str, MaskReader] = {
+        name: partial(read_mask, paths=paths, side=side) for name, paths in listing.masks.items()
+    }
+    if listing.boxes is not None:
+        none: tuple[Path | None, ...] = (None,) * len(listing.paths)
+        sizes = tuple((header.height, header.width) for header in headers)
+        readers["region"] = partial(
+            read_region, paths=listing.masks.get("region", none), boxes=listing.boxes, sizes=sizes, side=side
+        )
+    return readers
+
+
+def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool) -> AuditSet:
+    """Check every row of `listing` and return the lazy AuditSet; `numbers`: labels may be integers without names."""
+    labels, names = resolve_labels(listing, config.classes, numbers)
+    headers = [read_header(path) for path in track(listing.paths, "Reading image headers", len(listing.paths))]
+    _check_headers(listing, headers, config)
+    _check_regions(listing, headers)
+    channels = config.channels or headers[0].channels
+    height, width = (config.image_size,) * 2 if config.image_size else (headers[0].height, headers[0].width)
+    return AuditSet(
+        read_image=partial(read_image, paths=listing.paths, side=config.image_size, channels=channels),
+        labels=labels,
+        class_names=names,
+        ids=listing.ids,
+        splits=seeded_split(labels, listing.ids, seed) if listing.splits is None else np.array(listing.splits),
+        image_shape=(channels, height, width),
+        regions=_region_readers(listing, headers, config.image_size),
+        source=listing.source,
+    )

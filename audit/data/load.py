@@ -1,0 +1,118 @@
+"""One door to every kind of data: folder, CSV manifest, MedMNIST `.npz`, or the built-in phantom."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from audit.config import DataConfig
+from audit.data.audit_set import AuditSet, ImageReader, MaskReader
+from audit.data.folder import load_folder
+from audit.data.images import convert_image
+from audit.data.listing import check_classes, nearest
+from audit.data.manifest import load_manifest
+from audit.data.npz import load_npz
+from audit.data.phantom import phantom_set
+from audit.data.regions import resize_mask
+from audit.errors import DataError
+
+LOADERS = {"folder": load_folder, "manifest": load_manifest, "npz": load_npz}
+
+
+def detect_format(path: str) -> str:
+    """Tell 'folder', 'manifest', 'npz' or 'phantom' from a path; raises DataError if it is missing or unknown."""
+    if path == "phantom":
+        return "phantom"
+    file = Path(path)
+    if file.is_dir():
+        return "folder"
+    if not file.exists():
+        raise DataError(f"Data path '{path}' does not exist: check data.path (relative to the configuration file).")
+    kinds = {".csv": "manifest", ".npz": "npz"}
+    if file.suffix.lower() not in kinds:
+        raise DataError(
+            f"Data path '{path}' is neither a folder, a .csv nor an .npz: set data.format to say what it is."
+        )
+    return kinds[file.suffix.lower()]
+
+
+def _converted_image(row: int, read: ImageReader, side: int | None, channels: int | None) -> np.ndarray:
+    return convert_image(read(row), side, channels)
+
+
+def _converted_mask(row: int, read: MaskReader, side: int | None) -> np.ndarray | None:
+    mask = read(row)
+    return None if mask is None else resize_mask(np.asarray(mask, dtype=bool), side)
+
+
+def converted(dataset: AuditSet, side: int | None, channels: int | None) -> AuditSet:
+    """Return `dataset` with images and masks brought to a square `side` and to `channels`; None leaves either."""
+    old_channels, height, width = dataset.image_shape
+    if side is None and channels in (None, old_channels):
+        return dataset
+    return replace(
+        dataset,
+        read_image=partial(_converted_image, read=dataset.read_image, side=side, channels=channels),
+        regions={name: partial(_converted_mask, read=read, side=side) for name, read in dataset.regions.items()},
+        image_shape=(channels or old_channels, side or height, side or width),
+    )
+
+
+def _load_phantom(config: DataConfig, seed: int) -> AuditSet:
+    phantom = config.phantom
+    dataset = phantom_set(phantom.calibration, phantom.audit, seed, phantom.marker_correlation)
+    if config.classes is not None and config.classes != dataset.class_names:
+        raise DataError(f"data.classes must be absent or {', '.join(dataset.class_names)} for the phantom: correct it.")
+    return converted(dataset, config.image_size, config.channels)
+
+
+def _splits(dataset: AuditSet) -> list[str]:
+    return sorted({str(split) for split in dataset.splits})
+
+
+def _check_split(name: str, key: str, dataset: AuditSet) -> None:
+    present = _splits(dataset)
+    if name not in present:
+        raise DataError(
+            f"Split '{name}' of data.{key} is not in {dataset.source} (its splits: {', '.join(present)}): "
+            f"{nearest(name, present)}"
+        )
+
+
+def calibration_split(config: DataConfig, dataset: AuditSet) -> str:
+    """Name of the split to calibrate on: as configured, else 'calibration' if present, else 'train'.
+
+    Raises DataError if there is no such split or it is the audited one, for the two must be disjoint.
+    """
+    name = config.calibration_split
+    if name is None:
+        present = _splits(dataset)
+        found = [split for split in ("calibration", "train") if split in present and split != config.audit_split]
+        if not found:
+            raise DataError(
+                f"{dataset.source[:1].upper()}{dataset.source[1:]} has no split 'calibration' or 'train' beside the "
+                f"audited one (its splits: {', '.join(present)}): set data.calibration_split."
+            )
+        return found[0]
+    _check_split(name, "calibration_split", dataset)
+    if name == config.audit_split:
+        raise DataError(f"data.calibration_split and data.audit_split are both '{name}': they must be disjoint.")
+    return name
+
+
+def load_data(config: DataConfig, seed: int) -> AuditSet:
+    """Load what `config` describes as an AuditSet of all its splits; images are decoded only when asked for.
+
+    Labels, splits, files and sizes are checked for every row at once. `seed` decides the 50/50 split of data that has
+    none, and draws the phantom. Raises DataError with one sentence naming file or row and the remedy.
+    """
+    check_classes(config.classes)
+    kind = detect_format(config.path) if config.format == "auto" else config.format
+    dataset = _load_phantom(config, seed) if kind == "phantom" else LOADERS[kind](config, seed)
+    if len(dataset.class_names) < 2:
+        raise DataError(f"There is one class only in {dataset.source}: an audit needs at least two.")
+    _check_split(config.audit_split, "audit_split", dataset)
+    if config.calibration_split is not None:
+        calibration_split(config, dataset)
+    return dataset

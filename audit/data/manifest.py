@@ -1,0 +1,135 @@
+"""A CSV manifest: `image,label[,mask|box][,split][,id][,mask:NAME ...]`, one row an image.
+
+Paths are relative to the CSV. `mask` or `box` ("x0 y0 x1 y1", half-open pixels, several separated by ';') is the region
+that carries the class's meaning; `mask:NAME` gives further named regions; an empty cell means none. Row numbers in
+messages count as a spreadsheet does: the header is row 1. Columns of other names are ignored, unless they look like a
+misspelling of one of these.
+"""
+
+import csv
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+
+from audit.config import DataConfig
+from audit.data.audit_set import AuditSet
+from audit.data.listing import Listing, to_audit_set
+from audit.data.regions import Box, parse_boxes
+from audit.errors import DataError
+
+COLUMNS = ("image", "label", "mask", "box", "split", "id")
+MISSPELT = 0.8
+
+
+def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
+    """Return the header and (row number, cells) of every row that is not blank; raises DataError."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file, strict=True)]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"Manifest '{path}' cannot be read as UTF-8 CSV ({error}): save it as CSV again.") from None
+    if not rows:
+        raise DataError(f"Manifest '{path}' is empty: give it the columns image and label.")
+    header = rows[0]
+    filled = [(number, row) for number, row in enumerate(rows[1:], start=2) if any(row)]
+    for number, row in filled:
+        if len(row) > len(header):
+            raise DataError(
+                f"Row {number} of '{path}' has {len(row)} cells where the header has {len(header)}: "
+                "put cells that contain a comma in double quotes."
+            )
+        row.extend([""] * (len(header) - len(row)))
+    return header, filled
+
+
+def _check_header(header: Sequence[str], path: Path) -> None:
+    for required in COLUMNS[:2]:
+        if required not in header:
+            present = ", ".join(header) or "none"
+            raise DataError(f"Manifest '{path}' has no column '{required}' (its columns: {present}): add it.")
+    for name in header:
+        if header.count(name) > 1 and name:
+            raise DataError(f"Manifest '{path}' has the column '{name}' twice: remove one.")
+        near = difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=MISSPELT)
+        if near and name not in COLUMNS:
+            raise DataError(f"Manifest '{path}' has a column '{name}': did you mean '{near[0]}'?")
+        if name == "mask:" or name == "mask:region":
+            raise DataError(f"Manifest '{path}' has a column '{name}': call the class's own region 'mask'.")
+
+
+def _existing(cell: str, column: str, place: str, base: Path) -> Path:
+    path = base / Path(cell).expanduser()
+    if not path.is_file():
+        raise DataError(f"File '{cell}' of column '{column}' in {place} does not exist: correct the path or the row.")
+    return path
+
+
+def _boxes(cell: str, place: str) -> tuple[Box, ...] | None:
+    try:
+        return parse_boxes(cell) if cell else None
+    except ValueError as error:
+        raise DataError(f"The box '{cell}' in {place} is not valid: {error}.") from None
+
+
+def _check_unique(values: Sequence[object], what: str, where: Sequence[str]) -> None:
+    first: dict[object, str] = {}
+    for value, place in zip(values, where, strict=True):
+        if value in first:
+            raise DataError(f"The {what} '{value}' in {place} is already that of {first[value]}: remove one.")
+        first[value] = place
+
+
+def _check_filled(cells: Sequence[str], column: str, where: Sequence[str]) -> None:
+    for cell, place in zip(cells, where, strict=True):
+        if not cell:
+            raise DataError(f"The cell '{column}' is empty in {place}: fill it or remove the row.")
+
+
+def list_manifest(path: Path) -> Listing:
+    """List the rows of a manifest; raises DataError naming the row for anything missing, misspelt or doubled."""
+    header, rows = _read_rows(path)
+    _check_header(header, path)
+    if not rows:
+        raise DataError(f"Manifest '{path}' has no rows below its header: add one row per image.")
+    where = tuple(f"row {number} of '{path}'" for number, _ in rows)
+    columns = {name: tuple(row[index] for _, row in rows) for index, name in enumerate(header) if name}
+    for required in ("image", "label", "split", "id"):
+        _check_filled(columns.get(required, ()), required, where if required in columns else ())
+
+    def files(column: str) -> tuple[Path | None, ...]:
+        cells = zip(columns[column], where, strict=True)
+        return tuple(_existing(cell, column, place, path.parent) if cell else None for cell, place in cells)
+
+    images = tuple(
+        _existing(cell, "image", place, path.parent) for cell, place in zip(columns["image"], where, strict=True)
+    )
+    _check_unique([image.resolve() for image in images], "image", where)
+    ids = columns.get("id", columns["image"])
+    _check_unique(ids, "id", where)
+    masks = {
+        "region" if name == "mask" else name.removeprefix("mask:"): files(name)
+        for name in columns
+        if name == "mask" or name.startswith("mask:")
+    }
+    boxes = tuple(map(_boxes, columns["box"], where)) if "box" in columns else None
+    for mask, box, place in zip(masks.get("region", ()), boxes or (), where, strict=False):
+        if mask is not None and box is not None:
+            raise DataError(f"Both mask and box are given in {place}: leave one of the two cells empty.")
+    return Listing(
+        source=f"manifest '{path}'",
+        paths=images,
+        labels=columns["label"],
+        ids=ids,
+        where=where,
+        splits=columns.get("split"),
+        masks=masks,
+        boxes=boxes,
+    )
+
+
+def load_manifest(config: DataConfig, seed: int) -> AuditSet:
+    """Load `config.path` as a CSV manifest; raises DataError."""
+    path = Path(config.path)
+    if not path.is_file():
+        raise DataError(f"Manifest '{path}' does not exist: check data.path and data.format.")
+    return to_audit_set(list_manifest(path), config, seed, numbers=True)

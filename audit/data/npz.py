@@ -1,0 +1,157 @@
+"""Arrays in one `.npz` of MedMNIST layout: `{split}_images` and `{split}_labels` for train, val, test or others.
+
+Images are `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or floating point in [0, 1]; labels `[N]` or `[N, 1]`.
+The archive is compressed, so it cannot be mapped: images are held as stored (uint8) and converted row by row.
+Pickled objects are never loaded. Layout: Yang et al. 2023, MedMNIST v2, https://medmnist.com.
+"""
+
+import zipfile
+import zlib
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from audit.config import DataConfig
+from audit.data.audit_set import AuditSet
+from audit.data.images import convert_image
+from audit.data.listing import MOST_CLASSES, check_every_class, default_names, natural_key
+from audit.errors import DataError
+
+CHUNK = 4096
+
+
+def read_row(
+    row: int, arrays: tuple[np.ndarray, ...], starts: np.ndarray, side: int | None, channels: int | None
+) -> np.ndarray:
+    """Return the converted image of `row`; `starts[k]` is the first row of `arrays[k]`."""
+    part = int(np.searchsorted(starts, row, side="right")) - 1
+    return convert_image(arrays[part][row - starts[part]], side, channels)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """Read every `*_images` and `*_labels` array; raises DataError naming the file and the array."""
+    if not path.is_file():
+        raise DataError(f"Data file '{path}' does not exist: check data.path and data.format.")
+    if not zipfile.is_zipfile(path):
+        raise DataError(f"File '{path}' is not an .npz archive: save it with numpy.savez or check data.path.")
+    arrays = {}
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names = archive.files
+            for name in names:
+                if name.endswith(("_images", "_labels")):
+                    arrays[name] = _read_array(archive, name, path)
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
+        raise DataError(f"File '{path}' is damaged ({error}): replace it.") from None
+    if not arrays:
+        found = ", ".join(names) or "none"
+        raise DataError(
+            f"File '{path}' has no arrays '<split>_images' and '<split>_labels' (it has: {found}): "
+            "name them as MedMNIST does, for instance test_images and test_labels."
+        )
+    return arrays
+
+
+def _read_array(archive: Mapping[str, np.ndarray], name: str, path: Path) -> np.ndarray:
+    try:
+        return archive[name]
+    except ValueError as error:
+        if "Object arrays" in str(error):
+            raise DataError(f"Array '{name}' of '{path}' holds objects: save it as numbers of one type.") from None
+        raise
+
+
+def _check_images(images: np.ndarray, name: str, path: Path) -> np.ndarray:
+    """Return images as uint8 or float32 `[N, H, W]` or `[N, H, W, 3]`; raises DataError."""
+    if images.ndim == 4 and images.shape[3] == 1:
+        images = images[..., 0]
+    if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3) or 0 in images.shape[1:]:
+        raise DataError(f"Array '{name}' of '{path}' has shape {images.shape}: it must be [N, H, W] or [N, H, W, 3].")
+    if images.dtype == np.uint8:
+        return images
+    if images.dtype.kind != "f":
+        raise DataError(f"Array '{name}' of '{path}' is of type {images.dtype}: save uint8, or floats in [0, 1].")
+    for start in range(0, len(images), CHUNK):
+        part = images[start : start + CHUNK]
+        inside = (part >= 0) & (part <= 1)  # false for NaN
+        if not inside.all():
+            row = start + int(np.argmin(inside.reshape(len(part), -1).all(axis=1)))
+            raise DataError(f"Image {row} of array '{name}' in '{path}' holds NaN or numbers outside [0, 1]: scale it.")
+    return images.astype(np.float32, copy=False)
+
+
+def _check_labels(labels: np.ndarray, name: str, path: Path, count: int, classes: tuple[str, ...] | None) -> np.ndarray:
+    """Return labels as int64 `[N]`; raises DataError naming the array and the first bad row."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise DataError(f"Array '{name}' of '{path}' has shape {labels.shape}: it must hold one label per image, [N].")
+    if len(labels) != count:
+        raise DataError(f"Array '{name}' of '{path}' has {len(labels)} labels for {count} images: make them as many.")
+    if labels.dtype.kind not in "iuf":
+        raise DataError(f"Array '{name}' of '{path}' is of type {labels.dtype}: labels must be whole numbers.")
+    whole = np.isfinite(labels) & (np.floor(labels) == labels)
+    if not whole.all():
+        row = int(np.argmin(whole))
+        raise DataError(f"Label {labels[row]} in row {row} of array '{name}' in '{path}' is not a whole number.")
+    limit = len(classes) if classes is not None else MOST_CLASSES
+    inside = (labels >= 0) & (labels < limit)
+    if not inside.all():
+        row = int(np.argmin(inside))
+        names = "" if classes is None else f" ({', '.join(classes)})"
+        raise DataError(
+            f"Label {labels[row]} in row {row} of array '{name}' in '{path}' is out of range: "
+            f"it must lie between 0 and {limit - 1}{names}."
+        )
+    return labels.astype(np.int64)
+
+
+def _split_names(arrays: Mapping[str, np.ndarray], path: Path) -> list[str]:
+    splits = sorted({name.rpartition("_")[0] for name in arrays}, key=natural_key)
+    for split in splits:
+        for part in ("images", "labels"):
+            if f"{split}_{part}" not in arrays:
+                raise DataError(f"File '{path}' has no array '{split}_{part}': images and labels must come in pairs.")
+    return [split for split in splits if len(arrays[f"{split}_images"])]
+
+
+def load_npz(config: DataConfig, seed: int) -> AuditSet:
+    """Load `config.path` as an .npz in MedMNIST layout; the splits are its own, so `seed` is not used.
+
+    Class names are those of `config.classes`, else 'class 0', 'class 1', ... Raises DataError.
+    """
+    path = Path(config.path)
+    arrays = _read_arrays(path)
+    splits = _split_names(arrays, path)
+    if not splits:
+        raise DataError(f"File '{path}' holds no images: its arrays are empty.")
+    images = tuple(_check_images(arrays[f"{split}_images"], f"{split}_images", path) for split in splits)
+    for split, array in zip(splits, images, strict=True):
+        if array.shape[1:] != images[0].shape[1:]:
+            raise DataError(
+                f"Array '{split}_images' of '{path}' has images of shape {array.shape[1:]}, not "
+                f"{images[0].shape[1:]} as in '{splits[0]}_images': give all splits one shape."
+            )
+    counts = [len(array) for array in images]
+    labels = np.concatenate(
+        [
+            _check_labels(arrays[f"{split}_labels"], f"{split}_labels", path, count, config.classes)
+            for split, count in zip(splits, counts, strict=True)
+        ]
+    )
+    names = config.classes or default_names(labels)
+    check_every_class(labels, names, f"'{path}'")
+    channels = config.channels or (3 if images[0].ndim == 4 else 1)
+    height, width = (config.image_size,) * 2 if config.image_size else images[0].shape[1:3]
+    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
+    return AuditSet(
+        read_image=partial(read_row, arrays=images, starts=starts, side=config.image_size, channels=channels),
+        labels=labels,
+        class_names=names,
+        ids=tuple(f"{split}/{row:05d}" for split, count in zip(splits, counts, strict=True) for row in range(count)),
+        splits=np.repeat(np.array(splits), counts),
+        image_shape=(channels, height, width),
+        source=f"'{path}'",
+    )

@@ -1,0 +1,211 @@
+"""Results on disk by their content: same inputs, same key, no second computation; and writing that is all or nothing.
+
+A key is the SHA-256 of a stage's name, the package version and every input in canonical JSON, tensors standing by the
+hash of their bytes. An entry is one safetensors file with its own checksum, moved into place when complete: an entry
+that is there but damaged counts as absent.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from pydantic import BaseModel
+from safetensors.torch import save
+from torch import Tensor
+
+from audit.errors import ConfigError
+
+RESULTS_FILE = "results.json"
+"""What marks a folder as an earlier output that a new run may replace."""
+
+
+def package_version() -> str:
+    """Version of the installed package, or '0+source' when it is run from a source tree that is not installed."""
+    try:
+        return version("spruce-audit")
+    except PackageNotFoundError:
+        return "0+source"
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_tensor(tensor: Tensor) -> str:
+    """SHA-256 of a tensor's type, shape and values, hexadecimal; the same on every device and for every stride."""
+    values = tensor.detach().cpu().contiguous()
+    digest = hashlib.sha256(f"{values.dtype}{tuple(values.shape)}".encode())
+    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    """Turn `value` into plain JSON types; raises TypeError for what has no stable form (a path, a function, a set)."""
+    if isinstance(value, Tensor):
+        return {"tensor": hash_tensor(value)}
+    if isinstance(value, np.ndarray):
+        return {"tensor": hash_tensor(torch.from_numpy(np.ascontiguousarray(value)))}
+    if isinstance(value, BaseModel):
+        return _canonical(value.model_dump(mode="json"))
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError("keys of a mapping must be strings to be part of a store key")
+        return {key: _canonical(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(entry) for entry in value]
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a {type(value).__name__} has no stable form and cannot be part of a store key")
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that `path` holds either all of `data` or what it held before; makes the folders it needs."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def atomic_write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text as `atomic_write_bytes` does."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
+    parts = [metadata, *(f"{name}:{hash_tensor(tensors[name])}" for name in sorted(tensors))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What one stage left: named tensors (on the CPU) and JSON metadata."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Entries below the folder `root`, which is made when first written to; safe to share between processes."""
+
+    root: Path
+
+    def key(self, stage: str, **inputs: Any) -> str:
+        """Key of a stage's result for `inputs`: tensors, arrays, configuration sections and plain JSON values.
+
+        Everything that the result depends on belongs here, such as the hash of weights and the seed. Raises TypeError.
+        """
+        whole = {"stage": stage, "version": package_version(), "inputs": _canonical(inputs)}
+        text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def path(self, key: str) -> Path:
+        """File of the entry `key`, whether or not it is there."""
+        return self.root / key[:2] / f"{key}.safetensors"
+
+    def put(self, key: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
+        """Write an entry at once or not at all; it replaces an earlier one of the same key."""
+        # Own copies: safetensors refuses tensors that share memory.
+        copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        text = json.dumps(dict(metadata or {}), sort_keys=True)
+        data = save(copies, metadata={"json": text, "sha256": _checksum(copies, text)})
+        atomic_write_bytes(self.path(key), data)
+
+    def get(self, key: str) -> Entry | None:
+        """Read an entry; None if there is none or its file is damaged."""
+        try:
+            with safetensors.safe_open(self.path(key), framework="pt") as file:
+                stored = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except (OSError, safetensors.SafetensorError):
+            return None
+        text = stored.get("json", "")
+        if stored.get("sha256") != _checksum(tensors, text):
+            return None
+        return Entry(tensors, json.loads(text))
+
+    def get_or_compute(self, key: str, compute: Callable[[], Entry]) -> Entry:
+        """Return the entry `key`, computing and writing it first if it is absent or damaged."""
+        found = self.get(key)
+        if found is None:
+            found = compute()
+            self.put(key, found.tensors, found.metadata)
+        return found
+
+
+def _check_output(out: Path) -> None:
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"Output '{out}' is a file: name a folder that is new, empty, or holds an earlier result.")
+    if not out.exists():
+        return
+    if out.is_mount():
+        raise ConfigError(f"Output folder '{out}' is a mount point and cannot be replaced: name a folder inside it.")
+    if any(out.iterdir()) and not (out / RESULTS_FILE).is_file():
+        raise ConfigError(
+            f"Output folder '{out}' is not empty and holds no {RESULTS_FILE} of an earlier run: name another folder."
+        )
+
+
+def _move_into_place(staged: Path, out: Path) -> None:
+    """Put `staged` where `out` is; should the second step fail, what was at `out` comes back."""
+    earlier = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.earlier")
+    if out.exists():
+        os.replace(out, earlier)
+    try:
+        os.replace(staged, out)
+    except OSError:
+        if earlier.exists():
+            os.replace(earlier, out)
+        raise
+    shutil.rmtree(earlier, ignore_errors=True)
+
+
+@contextmanager
+def staged_output(out: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `out` that becomes `out` when the block succeeds and vanishes when it fails.
+
+    `out` may be new, empty, or hold the `results.json` of an earlier run, which stays until the new one is complete.
+    Raises ConfigError before the block runs if `out` is anything else or cannot be written.
+    """
+    out = Path(out).expanduser().resolve()
+    _check_output(out)
+    staged = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.partial")
+    try:
+        staged.mkdir(parents=True)
+    except OSError as error:
+        raise ConfigError(f"Output folder '{out}' cannot be made ({error.strerror}): name another one.") from None
+    try:
+        yield staged
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+    try:
+        _check_output(out)
+        _move_into_place(staged, out)
+    except OSError as error:
+        raise ConfigError(
+            f"The results could not be moved to '{out}' ({error.strerror}): they are in '{staged}'."
+        ) from None
+    except ConfigError as error:
+        raise ConfigError(f"{error} The results are in '{staged}'.") from None
