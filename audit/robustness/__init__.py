@@ -1,0 +1,1 @@
+"""Accuracy on clean and on attacked images."""

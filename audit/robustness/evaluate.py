@@ -1,0 +1,125 @@
+"""Clean accuracy, recall and calibration, and robust accuracy over a list of radii, with Wilson intervals.
+
+Expected calibration error: Guo et al. 2017, eq. 3, with 15 equal-width bins. Interval: Wilson 1927.
+"""
+
+import torch
+from scipy.stats import binomtest
+from torch import Tensor, nn
+
+from audit.classifiers.load import preserve_mode
+from audit.config import RobustnessConfig, eps_value
+from audit.data.audit_set import AuditSet
+from audit.errors import MetricError
+from audit.metrics.embedding import check_images
+from audit.progress import stage_progress
+from audit.results import Attack, Clean, Interval, Robust
+from audit.robustness.pgd import check_labels, checked_logits, pgd_attack
+from audit.seeds import stage_generator
+
+ECE_BINS = 15
+
+
+def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
+    """Return the share `successes / n` with its Wilson score interval; all None for `n` = 0."""
+    if n == 0:
+        return Interval(value=None, n=0, level=level)
+    bounds = binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
+    return Interval(value=successes / n, low=float(bounds.low), high=float(bounds.high), level=level, n=n)
+
+
+def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
+    """Return the mean gap between confidence and accuracy, in [0, 1], of `probabilities` `[N, K]` for `labels` `[N]`.
+
+    Bins are of equal width, closed on the right, weighted by the images in them.
+    """
+    confidence, predicted = probabilities.double().max(dim=1)
+    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
+    chosen = torch.bucketize(confidence, edges[1:-1])
+    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
+    gap.index_add_(0, chosen, confidence - (predicted == labels).double())
+    return float(gap.abs().sum() / len(labels))
+
+
+def predict(classifier: nn.Module, dataset: AuditSet, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
+    """Return the logits `[N, K]` (on the CPU) of `classifier` for all images of `dataset`."""
+    parts = []
+    with preserve_mode(classifier), torch.no_grad():
+        for images, labels, _ in dataset.batches(batch_size):
+            check_images(images, f"images of {dataset.source}")
+            logits = checked_logits(classifier, images.to(device)).cpu()
+            check_labels(labels, len(images), logits.shape[1])
+            parts.append(logits)
+    if not parts:
+        raise MetricError(f"There is no image of {dataset.source} to classify: check data.audit_split.")
+    return torch.cat(parts)
+
+
+def _device(classifier: nn.Module) -> torch.device:
+    first = next(classifier.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def clean_metrics(classifier: nn.Module, dataset: AuditSet, batch_size: int = 128) -> Clean:
+    """Measure accuracy, recall per class and calibration on all images of `dataset`; raises MetricError if empty."""
+    logits = predict(classifier, dataset, batch_size, _device(classifier))
+    labels = dataset.row_labels
+    correct = logits.argmax(dim=1) == labels
+    recall = {
+        name: float(correct[labels == k].float().mean()) if bool((labels == k).any()) else None
+        for k, name in enumerate(dataset.class_names)
+    }
+    return Clean(
+        accuracy=wilson_interval(int(correct.sum()), len(labels)),
+        recall=recall,
+        ece=expected_calibration_error(logits.softmax(dim=1), labels),
+        n=len(labels),
+    )
+
+
+def attacked_rows(dataset: AuditSet, n: int, seed: int) -> AuditSet:
+    """Return the first `n` images of a seeded order: the same ones for every model and radius."""
+    order = torch.randperm(len(dataset), generator=stage_generator(seed, "robustness/order"))
+    return dataset.select(order[:n])
+
+
+def robust_accuracy(
+    classifier: nn.Module, dataset: AuditSet, config: RobustnessConfig, seed: int, stage: str = "PGD"
+) -> Robust:
+    """Measure accuracy under PGD (L-inf) at every radius of `config.eps` on `config.n` images of `dataset`.
+
+    Images and random starts depend on `seed` and radius only, so models are compared on equal terms; `stage` labels
+    the progress bar. Raises MetricError if `dataset` is empty.
+    """
+    chosen = attacked_rows(dataset, config.n, seed)
+    if len(chosen) == 0:
+        raise MetricError(f"There is no image of {dataset.source} to attack: check data.audit_split.")
+    device = _device(classifier)
+    attacks: dict[str, Attack] = {}
+    with stage_progress(stage, len(chosen) * len(config.eps)) as advance:
+        for text in config.eps:
+            eps = eps_value(text)
+            generator = stage_generator(seed, f"robustness/pgd/{eps:.8f}")
+            standing = 0
+            for images, labels, _ in chosen.batches(config.batch_size):
+                images, labels = images.to(device), labels.to(device)
+                adversarial = pgd_attack(
+                    classifier,
+                    images,
+                    labels,
+                    eps=eps,
+                    steps=config.steps,
+                    step_size=config.step_size,
+                    restarts=config.restarts,
+                    generator=generator,
+                )
+                with preserve_mode(classifier), torch.no_grad():
+                    standing += int((checked_logits(classifier, adversarial).argmax(dim=1) == labels).sum())
+                advance(len(images))
+            attacks[text] = Attack(
+                robust_accuracy=wilson_interval(standing, len(chosen)),
+                eps=eps,
+                steps=config.steps,
+                restarts=config.restarts,
+            )
+    return Robust(pgd=attacks)

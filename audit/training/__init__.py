@@ -1,0 +1,1 @@
+"""Training of classifiers and of the phantom's factor network."""

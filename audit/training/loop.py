@@ -1,0 +1,183 @@
+"""The training loop: a pure function of (seed, step), so that a run killed at any step resumes to the same weights.
+
+Batch, noise and dropout of step s depend on the seed and s alone; what has to be saved is therefore only the model,
+the optimiser, the moving average, the best weights so far and s. Optimiser: AdamW (Loshchilov & Hutter 2019).
+"""
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from audit.errors import ConfigError
+from audit.progress import stage_progress
+from audit.seeds import stage_generator, stage_seed
+from audit.training.config import OptimiserConfig
+
+CHECKPOINT_SECONDS = 30.0
+"""Seconds between two saved checkpoints: what a kill can cost at most."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is trained and how it is judged.
+
+    `batch(step)` gives images and targets; `loss(model, images, targets, generator)` a scalar; `score(model)` the
+    validation score, of which the highest is kept.
+    """
+
+    name: str
+    batch: Callable[[int], tuple[Tensor, Tensor]]
+    loss: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+    score: Callable[[nn.Module], float]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The run's record: best score and its step, scores by step, last loss, and seconds over all resumed parts."""
+
+    best_score: float
+    best_step: int
+    history: list[tuple[int, float]]
+    loss: float
+    seconds: float
+
+
+def learning_rate_share(step: int, steps: int, warmup: float) -> float:
+    """Return the learning rate at `step` as a share of its peak: linear warm-up, then a cosine to zero."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Split parameters so that biases, norms and scales (fewer than two dimensions) are not decayed."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+
+
+def _save_atomically(state: dict[str, Any], path: Path) -> None:
+    partial = path.with_name(path.name + ".partial")
+    torch.save(state, partial)
+    os.replace(partial, path)
+
+
+def fingerprint(text: str) -> str:
+    """Return a short hash that tells whether a checkpoint belongs to a configuration."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _restore(path: Path, key: str, device: torch.device | str) -> dict[str, Any] | None:
+    if not path.is_file():
+        return None
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+    if state["key"] != key:
+        raise ConfigError(
+            f"Checkpoint '{path}' was written with another configuration: delete it to start afresh, or choose another "
+            "output folder."
+        )
+    return state
+
+
+def _snapshot(model: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def train(
+    model: nn.Module,
+    task: Task,
+    optimiser: OptimiserConfig,
+    *,
+    steps: int,
+    select_every: int,
+    seed: int,
+    checkpoint: Path,
+    key: str,
+    device: torch.device | str = "cpu",
+) -> Outcome:
+    """Train `model` in place for `steps` steps and leave it with the weights of the best validation score.
+
+    `checkpoint` is the file to resume from and to write to; `key` identifies the configuration it must have been
+    written with, else ConfigError. The file stays until the caller has stored the result.
+    """
+    start = time.monotonic()
+    model.to(device)
+    adamw = torch.optim.AdamW(parameter_groups(model, optimiser.weight_decay), lr=optimiser.lr)
+    average = None
+    if optimiser.ema is not None:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optimiser.ema), use_buffers=True)
+    step, spent, loss_value = 0, 0.0, math.nan
+    best, best_score, best_step = _snapshot(model), -math.inf, 0
+    history: list[tuple[int, float]] = []
+    state = _restore(checkpoint, key, device)
+    if state is not None:
+        model.load_state_dict(state["model"])
+        adamw.load_state_dict(state["optimiser"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+        step, spent, loss_value = state["step"], state["seconds"], state["loss"]
+        best, best_score, best_step = state["best"], state["best_score"], state["best_step"]
+        history = [(int(s), float(v)) for s, v in state["history"]]
+    saved = time.monotonic()
+    cuda = [torch.device(device)] if torch.device(device).type == "cuda" else []
+    with stage_progress(task.name, steps) as advance:
+        advance(step)
+        while step < steps:
+            images, targets = (part.to(device) for part in task.batch(step))
+            for group in adamw.param_groups:
+                group["lr"] = optimiser.lr * learning_rate_share(step, steps, optimiser.warmup)
+            model.train()
+            # Dropout and stochastic depth of foreign architectures draw from the global RNG: lend them a copy.
+            with torch.random.fork_rng(devices=cuda):
+                torch.manual_seed(stage_seed(seed, f"train/step/{step}"))
+                loss = task.loss(model, images, targets, stage_generator(seed, f"train/noise/{step}", device))
+            adamw.zero_grad(set_to_none=True)
+            loss.backward()
+            if optimiser.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), optimiser.gradient_clip)
+            adamw.step()
+            if average is not None:
+                average.update_parameters(model)
+            loss_value = float(loss.detach())
+            if not math.isfinite(loss_value):
+                raise ConfigError(f"The loss of '{task.name}' is {loss_value} at step {step}: lower optimiser.lr.")
+            step += 1
+            advance()
+            if step % select_every == 0 or step == steps:
+                judged = model if average is None else average.module
+                value = task.score(judged)
+                history.append((step, value))
+                if value >= best_score:
+                    best, best_score, best_step = _snapshot(judged), value, step
+            if time.monotonic() - saved > CHECKPOINT_SECONDS or step == steps:
+                saved = time.monotonic()
+                _save_atomically(
+                    {
+                        "key": key,
+                        "step": step,
+                        "seconds": spent + saved - start,
+                        "loss": loss_value,
+                        "model": model.state_dict(),
+                        "optimiser": adamw.state_dict(),
+                        "average": None if average is None else average.state_dict(),
+                        "best": best,
+                        "best_score": best_score,
+                        "best_step": best_step,
+                        "history": [list(entry) for entry in history],
+                    },
+                    checkpoint,
+                )
+    model.load_state_dict(best)
+    return Outcome(best_score, best_step, history, loss_value, spent + time.monotonic() - start)
