@@ -1,0 +1,54 @@
+"""The edit itself: map, size and extent, always measured against the inversion.
+
+Against the query image the error of the inversion would be counted as an edit.
+"""
+
+import torch
+from torch import Tensor
+
+from audit.errors import MetricError
+from audit.metrics.embedding import check_images, check_pair
+
+VISIBLE = 4 / 255
+"""A pixel counts as changed above this difference, in pixel units."""
+
+
+def edit_map(counterfactuals: Tensor, inversions: Tensor) -> Tensor:
+    """Absolute change `[N, H, W]`, mean over channels, between two sets `[N, C, H, W]` in [0, 1]."""
+    check_pair(counterfactuals, inversions, "counterfactuals and inversions")
+    return (counterfactuals - inversions).abs().mean(1)
+
+
+def mean_absolute(a: Tensor, b: Tensor) -> Tensor:
+    """Mean absolute pixel difference `[N]` between pairs of images `[N, C, H, W]` in [0, 1]."""
+    check_pair(a, b, "images of the mean absolute difference")
+    return (a - b).abs().flatten(1).mean(1)
+
+
+def changed_share(counterfactuals: Tensor, inversions: Tensor, threshold: float = VISIBLE) -> Tensor:
+    """Share `[N]` of pixels of which some channel changed by more than `threshold`."""
+    check_pair(counterfactuals, inversions, "counterfactuals and inversions")
+    return ((counterfactuals - inversions).abs().amax(1) > threshold).float().mean((1, 2))
+
+
+def nearest_distance(queries: Tensor, real: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
+    """Mean absolute difference `[N]` of each query to its nearest image of `real`, and that image's position `[N]`.
+
+    At most `chunk` real images are compared at a time. Raises MetricError if `real` is empty or of another shape.
+    """
+    check_images(queries, "query images")
+    check_images(real, "real target images")
+    if len(real) == 0 or queries.shape[1:] != real.shape[1:]:
+        raise MetricError(
+            f"Nearest target images are sought among {len(real)} of shape {tuple(real.shape[1:])} for queries of shape "
+            f"{tuple(queries.shape[1:])}: give at least one real target image of the queries' size."
+        )
+    flat = queries.flatten(1)
+    best = torch.full((len(queries),), torch.inf, dtype=flat.dtype, device=flat.device)
+    where = torch.zeros(len(queries), dtype=torch.int64, device=flat.device)
+    for start in range(0, len(real), chunk):
+        part = real[start : start + chunk].flatten(1).to(flat)
+        distance, position = (torch.cdist(flat, part, p=1) / flat.shape[1]).min(1)
+        closer = distance < best
+        best, where = torch.where(closer, distance, best), torch.where(closer, position + start, where)
+    return best, where

@@ -1,0 +1,47 @@
+"""Perceptual distance in a named feature network (Zhang et al. 2018, arXiv:1801.03924, eq. 1, uniform channel weights).
+
+Feature vectors are scaled to unit length at every place, their squared differences summed over channels, averaged over
+the image and over the layers. With other weights or another network than Zhang's it is not LPIPS and not called so.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from audit.errors import MetricError
+from audit.metrics.embedding import FeatureNetwork, check_pair
+
+
+def unit_channels(maps: Sequence[Tensor], eps: float = 1e-10) -> list[Tensor]:
+    """Scale the channel vector at every place of each map `[N, c, h, w]` to unit length."""
+    # The epsilon stands under the root: the gradient of a norm is undefined where all channels are zero.
+    return [m / (m.square().sum(1, keepdim=True) + eps).sqrt() for m in maps]
+
+
+def distance_of_maps(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    """Distance `[N]` between two lists of maps already scaled by `unit_channels`; differentiable.
+
+    An optimisation against fixed images computes their maps once and calls this at every step.
+    """
+    if not a or len(a) != len(b):
+        raise MetricError(f"A perceptual distance needs the same layers of both images; given {len(a)} and {len(b)}.")
+    return torch.stack([(p - q).square().sum(1).mean((1, 2)) for p, q in zip(a, b, strict=True)]).mean(0)
+
+
+def perceptual_distance(network: FeatureNetwork, a: Tensor, b: Tensor) -> Tensor:
+    """Distance `[N]` between images `a` and `b` `[N, C, H, W]` in [0, 1]; >= 0, symmetric, differentiable.
+
+    Raises MetricError if images are out of bounds or differ in shape.
+    """
+    check_pair(a, b, "images of a perceptual distance")
+    return distance_of_maps(unit_channels(network.maps(a)), unit_channels(network.maps(b)))
+
+
+@torch.no_grad()
+def perceptual_all(
+    network: FeatureNetwork, a: Tensor, b: Tensor, batch_size: int = 128, device: torch.device | str | None = None
+) -> Tensor:
+    """Distance `[N]` on the CPU between two sets of images, `batch_size` pairs at a time, without gradient."""
+    pairs = zip(a.split(batch_size), b.split(batch_size), strict=True)
+    return torch.cat([perceptual_distance(network, p.to(device), q.to(device)).cpu() for p, q in pairs])

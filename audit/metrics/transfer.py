@@ -1,0 +1,140 @@
+"""Transfer: does a counterfactual made for one model convince judges that had no part in making it?
+
+Adversarial noise convinces nobody else; a real change of the thing does. Judges are the other audited models and one
+predictor fitted on real images in a domain embedding, so that the audit of a single model has a judge too. A judge
+that never says no is no evidence: each is weighted by its *power*, and an image on which a judge already calls the
+unedited inversion the target is left out for that judge.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from audit.errors import MetricError
+from audit.metrics.embedding import check_embeddings
+from audit.results import Judge
+
+NEIGHBOURS = 15
+
+
+@dataclass(frozen=True)
+class EmbeddingJudge:
+    """A predictor of the class from embeddings of real images; `predict` maps `[N, d]` to labels `[N]` of int64."""
+
+    name: str
+    predict: Callable[[Tensor], Tensor]
+
+
+def fit_judge(
+    embedding: str, real: Tensor, labels: Tensor, kind: Literal["logistic", "knn"] = "logistic"
+) -> EmbeddingJudge:
+    """Fit a judge on real images embedded as `real` `[n, d]` with `labels` `[n]`, disjoint from the audited images.
+
+    "logistic": standardised logistic regression; "knn": cosine distance, 15 neighbours. Both are deterministic.
+    `embedding` names the network in the judge's name. Raises MetricError if fewer than two classes are present.
+    """
+    check_embeddings(real, real, 2, "A judge")
+    if len(real) != len(labels) or len(torch.unique(labels)) < 2:
+        raise MetricError(
+            f"A judge needs labelled real images of two or more classes; given {len(real)} images, {len(labels)} "
+            f"labels, {len(torch.unique(labels))} classes: check the calibration split."
+        )
+    if kind == "logistic":
+        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    else:
+        model = KNeighborsClassifier(n_neighbors=min(NEIGHBOURS, len(real)), metric="cosine")
+    model.fit(_numpy(real), labels.cpu().numpy())
+
+    def predict(embeddings: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(model.predict(_numpy(embeddings)), dtype=np.int64))
+
+    return EmbeddingJudge(f"{kind} on {embedding}", predict)
+
+
+def _numpy(embeddings: Tensor) -> np.ndarray:
+    return embeddings.detach().double().cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """What one judge says about one model's counterfactuals: predicted labels `[N]` in the order of the queries.
+
+    `accuracy` is on real images of the audit split; `rejects_adversarial` the share of pixel-space adversarial examples
+    towards a target that the judge does not call the target, None where not measured. For comparable weights measure
+    it on one set of adversarial examples for all the models that are compared.
+    """
+
+    judge: str
+    accuracy: float
+    counterfactuals: Tensor
+    inversions: Tensor
+    rejects_adversarial: float | None = None
+
+
+def rejection(predicted: Tensor, targets: Tensor) -> float:
+    """Share of images `[N]` that a judge does not call the target; NaN for no image."""
+    return float((predicted != targets).float().mean())
+
+
+def power(verdicts: Verdicts, targets: Tensor) -> float:
+    """Weight of a judge in [0, 1]: `max(0, accuracy + rejected - 1)`, Youden's index of sensitivity and specificity.
+
+    Sensitivity is the judge's accuracy on real images; specificity, `rejected`, the share of unedited inversions times
+    the share of adversarial examples it rejects. A judge that always or never says the target has no power.
+    """
+    rejected = rejection(verdicts.inversions, targets)
+    if verdicts.rejects_adversarial is not None:
+        rejected *= verdicts.rejects_adversarial
+    return max(0.0, verdicts.accuracy + rejected - 1)
+
+
+def agreement(predicted: Tensor, targets: Tensor, flipped: Tensor) -> Tensor:
+    """Where a judge agrees with a flip, bool `[N]`: it predicts the target and the maker itself is flipped."""
+    return (predicted == targets) & flipped
+
+
+def agreement_matrix(predicted: Tensor, targets: Tensor, flipped: Tensor) -> Tensor:
+    """Share of each model's flips that each model agrees with, float64 `[M, M]` (judge, maker).
+
+    `predicted` `[M, M, N]` holds labels (judge, maker, image), `targets` and `flipped` `[M, N]` belong to the maker. A
+    column is NaN where the maker flipped nothing; the diagonal is 1 where a model's judgement of its own flips repeats.
+    """
+    agreed = agreement(predicted, targets[None], flipped[None]).sum(2).double()
+    return agreed / flipped.sum(1)[None]
+
+
+def judge_row(verdicts: Verdicts, targets: Tensor, flipped: Tensor) -> Judge:
+    """The judge's line in the results: accuracy, agreement with the flips, and how often it says no."""
+    flips = int(flipped.sum())
+    agreed = int(agreement(verdicts.counterfactuals, targets, flipped).sum())
+    return Judge(
+        name=verdicts.judge,
+        accuracy=verdicts.accuracy,
+        agreement=agreed / flips if flips else None,
+        rejects_inversion=rejection(verdicts.inversions, targets) if len(targets) else None,
+        rejects_adversarial=verdicts.rejects_adversarial,
+    )
+
+
+def transfer_scores(verdicts: Sequence[Verdicts], targets: Tensor, flipped: Tensor) -> Tensor:
+    """Power-weighted share of the judges that agree with the flip, per image: float64 `[N]` in [0, 1].
+
+    A counterfactual that does not flip its own model scores 0. A judge counts for an image only if it does not call
+    the unedited inversion the target already; a flip that no judge with power can speak about is NaN.
+    """
+    total = torch.zeros(len(targets), dtype=torch.float64)
+    agreed = torch.zeros_like(total)
+    for one in verdicts:
+        counts = power(one, targets) * (one.inversions != targets).double() if len(targets) else total
+        total += counts
+        agreed += counts * agreement(one.counterfactuals, targets, flipped)
+    scores = torch.where(total > 0, agreed / total, torch.nan)
+    return torch.where(flipped, scores, 0.0)
