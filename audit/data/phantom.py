@@ -83,7 +83,7 @@ NORMAL = {
 """Truncated normal exogenous variables: name -> (mean, standard deviation), cut at 2.5 standard deviations."""
 
 UNIFORM = {
-    "enlargement": (0.085, 0.200),
+    "enlargement": (0.07, 0.19),
     "hilum_contrast": (0.08, 0.24),
     "breast_contrast": (0.0, 0.09),
     "knob": (0.03, 0.10),
@@ -95,7 +95,7 @@ UNIFORM = {
     "marker_brightness": (0.75, 0.95),
     "marker_chance": (0.0, 1.0),
     "lesion_count": (0.0, 1.0),
-    "lesion_severity": (0.10, 0.34),
+    "lesion_severity": (0.06, 0.32),
 }
 """Uniform exogenous variables: name -> (low, high)."""
 
@@ -103,7 +103,7 @@ LESION = {
     "lesion_side": (0.0, 1.0),
     "lesion_down": (0.0, 1.0),
     "lesion_across": (0.0, 1.0),
-    "lesion_radius": (0.12, 0.25),
+    "lesion_radius": (0.11, 0.22),
     "lesion_aspect": (0.82, 1.22),
     "lesion_turn": (0.0, 6.2832),
     "lesion_lobes": (0.04, 0.26),
@@ -163,13 +163,13 @@ def draw_exogenous(n: int, generator: torch.Generator) -> dict[str, Tensor]:
 
 
 def marker_presence(exogenous: Mapping[str, Tensor], labels: Tensor, marker_correlation: float) -> Tensor:
-    """Whether the film carries the marker, bool `[N]`: probability (1 + rho) / 2 with a finding, (1 - rho) / 2 without."""
+    """Whether the film carries the marker, bool `[N]`: chance (1 + rho) / 2 with a finding, (1 - rho) / 2 without."""
     sign = torch.where(labels == HEALTHY, -1.0, 1.0)
     return exogenous["marker_chance"] < (1 + marker_correlation * sign) / 2
 
 
 def mechanisms(exogenous: Mapping[str, Tensor], labels: Tensor, marker: Tensor) -> dict[str, Tensor]:
-    """The structural equations: exogenous variables, labels `[N]` and marker bool `[N]` -> parameters of the drawing."""
+    """The structural equations: exogenous variables, labels `[N]`, marker (bool `[N]`) -> parameters of a drawing."""
     e = dict(exogenous)
     thorax = e["thorax"] + 0.35 * (e["body_width"] - NORMAL["body_width"][0])
     e |= {"thorax": thorax, "thorax_right": thorax * (1 + e["thorax_asymmetry"])}
@@ -253,7 +253,7 @@ def twins(
     """Draw `n` images with a finding and their healthy twins: same exogenous variables and noise, finding removed.
 
     Arguments and errors as for `sample`, but labels are 1 or 2 (None: balanced findings). The marker stays as it is in
-    the factual image. With equal arguments the factual images are those of `sample(n, seed, marker_correlation, labels)`.
+    the factual image. For the same seed and labels the factual images are those of `sample`.
     """
     labels = _labels(n, seed, labels, (OPACITY, CARDIOMEGALY))
     exogenous, marker = _abduct(n, seed, marker_correlation, labels)

@@ -72,7 +72,7 @@ def heart_axes(width: Tensor, tilt: Tensor, aspect: Tensor) -> tuple[Tensor, Ten
 
 
 def heart_centre(half_width: Tensor, half_height: Tensor, lean: Tensor, base: Tensor) -> tuple[Tensor, Tensor]:
-    """Centre of the heart: it grows around the point (0, base), which it contains, so a larger heart covers a smaller."""
+    """Centre of the heart: it grows around the point (0, base) inside it, so a larger heart covers a smaller one."""
     return (2 * lean - 1) * half_width, base - 0.55 * half_height
 
 
@@ -121,7 +121,7 @@ def render(parameters: Mapping[str, Tensor], noise: Tensor) -> Rendered:
     image = (image.clamp_(0, 1) * 255).round_() / 255
 
     masks = {
-        "lesion": lesion > LESION_THRESHOLD,
+        "lesion": (lesion > LESION_THRESHOLD) & (visible > 0.25),
         "heart": (heart > 0.5) & (v < diaphragm + HEART_BELOW),
         "marker": marker > 0.5,
         "lungs": visible > 0.25,
@@ -212,7 +212,7 @@ def _soft_shadows(p: Mapping[str, Tensor], a: Tensor, v: Tensor) -> Tensor:
 
 
 def _lesions(p: Mapping[str, Tensor], u: Tensor, v: Tensor) -> Tensor:
-    """Sum of soft lesions; three-lobed deformation of an ellipse (cos 3t as a polynomial) makes the outline irregular."""
+    """Sum of soft lesions; a three-lobed deformation of an ellipse (cos 3t, a polynomial) makes outlines irregular."""
     total = torch.zeros_like(u)
     for index in range(MAX_LESIONS):
         q = {k: w[:, index, None, None] for k, w in p.items() if w.ndim == 2}
