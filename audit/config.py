@@ -113,7 +113,9 @@ class CounterfactualConfig(Section):
     lr: float = Field(0.02, gt=0)
     perceptual_weight: float = Field(0.1, ge=0)
     latent_weight: float = Field(1e-4, ge=0)
-    image_weight: float = Field(30.0, ge=0, description="weight of the mean absolute pixel change ('raw': of the sum)")
+    image_weight: float | None = Field(
+        None, ge=0, description="default: 30 (of the mean absolute pixel change); raw: 1e-6 (of the sum, at 3x256x256)"
+    )
     gradient_clip: float = Field(1.0, gt=0)
     batch_size: int = Field(32, ge=1)
     min_calibration: int = Field(30, ge=2, description="fewest calibration images that a model assigns to a class")

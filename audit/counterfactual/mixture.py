@@ -38,8 +38,9 @@ class Mixture:
     def tails(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return `F(x)` and `1 - F(x)`, each `[N, d]`, for `x [N, d]`; both are exact far out in their tail."""
         z = (x.double().unsqueeze(-1) - self.means) / self.variances.sqrt()
-        lower = (self.weights * torch.special.ndtr(z)).sum(dim=-1)
-        upper = (self.weights * torch.special.ndtr(-z)).sum(dim=-1)
+        # erfc keeps its digits far out, where 1 + erf (and torch.special.ndtr) rounds to zero.
+        lower = 0.5 * (self.weights * torch.special.erfc(-z * math.sqrt(0.5))).sum(dim=-1)
+        upper = 0.5 * (self.weights * torch.special.erfc(z * math.sqrt(0.5))).sum(dim=-1)
         return lower.clamp(0, 1), upper.clamp(0, 1)
 
     def probability(self, x: Tensor) -> Tensor:

@@ -1,0 +1,101 @@
+"""Choosing among the iterates of a latent optimisation at a matched operating point, without keeping them all.
+
+Models differ in how confident they ever are, so "convincing" is measured in each model's own terms (DESIGN formulas 5.4):
+an iterate has *reached* the operating point if it is assigned to the target class with at least the model's median
+confidence on correctly classified real images of that class.
+"""
+
+import torch
+from torch import Tensor
+
+from audit.errors import ClassifierError
+
+
+def operating_points(probabilities: Tensor, labels: Tensor, predicted: Tensor) -> Tensor:
+    """Median confidence per class on correctly classified real images, `[K]`; NaN where a class has none.
+
+    `probabilities [n, K]`, `labels [n]` and `predicted [n]` are those of the calibration images.
+    """
+    points = torch.full((probabilities.shape[1],), torch.nan, dtype=probabilities.dtype)
+    for index in range(probabilities.shape[1]):
+        chosen = probabilities[(labels == index) & (predicted == index), index]
+        if len(chosen):
+            points[index] = chosen.quantile(0.5)
+    return points
+
+
+def goal_of(points: Tensor, targets: Tensor) -> Tensor:
+    """Return the operating point `[N]` of each target class; raises ClassifierError where a class has none."""
+    goals = points[targets]
+    if goals.isnan().any():
+        index = int(targets[goals.isnan()][0])
+        raise ClassifierError(
+            f"The classifier gets no calibration image of class {index} right, so that nothing says how convincing a "
+            "counterfactual towards it should be: choose another target class or a better classifier."
+        )
+    return goals
+
+
+class Iterates:
+    """Running choice for a batch of N images: the counterfactual, the semifactual and the trace so far.
+
+    The counterfactual is the sparsest iterate (smallest mean absolute change against the inversion) that reached the
+    goal; without one the most confident iterate that flipped; without one the iterate nearest to the target class.
+    The semifactual is the last iterate assigned to the source class before the first one assigned to the target.
+    """
+
+    def __init__(self, inversions: Tensor, sources: Tensor, targets: Tensor, goals: Tensor) -> None:
+        """Take the inversions `[N, C, H, W]`, classes `[N]` and confidences to reach `[N]`."""
+        n, device = len(inversions), inversions.device
+        self.inversions, self.sources, self.targets, self.goals = inversions, sources, targets, goals
+        self.images, self.semifactuals = inversions.clone(), inversions.clone()
+        self.latents: Tensor | None = None
+        self.level = torch.full((n,), -1, device=device)
+        self.key = torch.full((n,), -torch.inf, device=device)
+        self.confidence = torch.zeros(n, device=device)
+        self.step = torch.zeros(n, dtype=torch.int64, device=device)
+        self.flip_step = torch.full((n,), -1, dtype=torch.int64, device=device)
+        self.trace: list[Tensor] = []
+
+    @property
+    def flipped(self) -> Tensor:
+        """Whether the chosen iterate is assigned to the target class, bool `[N]`."""
+        return self.level >= 1
+
+    @property
+    def reached(self) -> Tensor:
+        """Whether the chosen iterate is at the operating point, bool `[N]`."""
+        return self.level == 2
+
+    @torch.no_grad()
+    def observe(self, images: Tensor, latents: Tensor, logits: Tensor) -> Tensor:
+        """Take the next iterate of every image; return whether it reached the goal, bool `[N]`."""
+        step = len(self.trace)
+        decision = logits.argmax(dim=1)
+        confidence = logits.softmax(dim=1).gather(1, self.targets[:, None])[:, 0]
+        self.trace.append(confidence)
+        flipped = decision == self.targets
+        reached = flipped & (confidence >= self.goals)
+        before_flip = (self.flip_step < 0) & ~flipped & (decision == self.sources)
+        _assign(self.semifactuals, images, before_flip if step else torch.ones_like(before_flip))
+        self.flip_step[(self.flip_step < 0) & flipped] = step
+        level = flipped.long() + reached.long()
+        change = (images - self.inversions).abs().flatten(1).mean(dim=1)
+        key = torch.where(reached, -change, confidence)
+        better = (level > self.level) | ((level == self.level) & (key > self.key))
+        if self.latents is None:
+            self.latents = latents.clone()
+        for kept, new in (
+            (self.images, images),
+            (self.latents, latents),
+            (self.level, level),
+            (self.key, key),
+            (self.confidence, confidence),
+        ):
+            _assign(kept, new, better)
+        self.step[better] = step
+        return reached
+
+
+def _assign(kept: Tensor, new: Tensor, where: Tensor) -> None:
+    kept[where] = new[where].to(kept.dtype)

@@ -1,0 +1,203 @@
+"""SPRUCE latent optimisation: edit w+ until the model sees the target class, a whole batch at once.
+
+Source: thesis 001 §5.6; DESIGN formulas 5.4. Per image, with its own tuned generator G, the query I and s = 1:
+
+    L = mean_i ((C(G(w))_i - x'_i) / sigma_i)^2
+        + s (lambda_perc perceptual(G(w), I) + lambda_latent 9216 mean|w - w_p| + lambda_image mean|G(w) - I|)
+
+With `loss = "raw"` the feature and image terms are the thesis' literal sums. Images never see each other: losses are summed, gradients clipped
+image by image, and AdamW works element by element. Its weight decay is 0, for decay would pull w+ to the origin and
+not to the pivot.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from audit.classifiers.classifier import Classifier
+from audit.classifiers.load import preserve_mode
+from audit.config import CounterfactualConfig
+from audit.counterfactual.exceptional import Calibration, expected_features
+from audit.counterfactual.iterates import Iterates, goal_of
+from audit.generator.networks import Generator
+from audit.metrics.embedding import FeatureNetwork
+from audit.metrics.perceptual import distance_of_maps, unit_channels
+from audit.progress import Advance
+
+REFERENCE_PIXELS = 3 * 256 * 256
+"""Image values behind the thesis' lambda_image."""
+REFERENCE_LATENTS = 18 * 512
+"""Latent values behind the thesis' lambda_latent."""
+IMAGE_WEIGHT = {"standardised": 30.0, "raw": 1e-6}
+"""Default lambda_image: of the mean absolute change, and the thesis' of the sum."""
+
+
+class Inverted(Protocol):
+    """What is needed of an inversion: w+ codes `[N, L, w]`, per-image weights `[N, ...]` by name, images `[N, C, H, W]`."""
+
+    @property
+    def pivots(self) -> Tensor: ...
+    @property
+    def deltas(self) -> dict[str, Tensor]: ...
+    @property
+    def images(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """One model's counterfactuals of N query images, on the CPU.
+
+    `images` and `semifactuals` are `[N, C, H, W]` in [0, 1], `latents [N, L, w]` the counterfactuals' w+ codes. `flipped`
+    and `reached` say whether the counterfactual is assigned to the target class, and with at least the operating
+    point's confidence; `confidence` is its probability of the target class and `step` its iterate. `flip_step` is the
+    first iterate assigned to the target (-1: none; 0: already the inversion); `trace [N, T + 1]` the probability of
+    the target class at every iterate from the inversion on. `feature_target_flips` says whether the head alone assigns
+    the replaced features x' to the target class.
+    """
+
+    images: Tensor
+    semifactuals: Tensor
+    latents: Tensor
+    flipped: Tensor
+    reached: Tensor
+    confidence: Tensor
+    step: Tensor
+    flip_step: Tensor
+    trace: Tensor
+    feature_target_flips: Tensor
+
+
+def explain(
+    classifier: Classifier,
+    generator: Generator,
+    inversion: Inverted,
+    queries: Tensor,
+    sources: Tensor,
+    targets: Tensor,
+    calibration: Calibration,
+    operating_point: Tensor,
+    config: CounterfactualConfig,
+    perceptual: FeatureNetwork | None,
+    advance: Advance | None = None,
+) -> Counterfactuals:
+    """Draw the counterfactual of every query image `[N, C, H, W]` from its `sources` to its `targets` class `[N]`.
+
+    `operating_point [K]` is the confidence to reach per target class. At most `config.batch_size` images are held by
+    the networks at a time. Classifier and generator are left as they came. `advance` is told the images done (in
+    fractions). Raises ClassifierError where a target class has no operating point.
+    """
+    goals = goal_of(operating_point.cpu(), targets.cpu())
+    device = next(generator.parameters()).device
+    parts = []
+    with preserve_mode(classifier), preserve_mode(generator):
+        for rows in torch.arange(len(queries)).split(config.batch_size):
+            deltas = {name: delta[rows].to(device) for name, delta in inversion.deltas.items()}
+            batch = _Batch(
+                queries=queries[rows].to(device),
+                inversions=inversion.images[rows].to(device),
+                pivots=inversion.pivots[rows].to(device),
+                deltas=deltas,
+                sources=sources[rows].to(device),
+                targets=targets[rows].to(device),
+                goals=goals[rows].to(device),
+            )
+            parts.append(_explain_batch(classifier, generator, batch, calibration, config, perceptual, advance))
+    return Counterfactuals(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Counterfactuals)})
+
+
+@dataclass(frozen=True)
+class _Batch:
+    queries: Tensor
+    inversions: Tensor
+    pivots: Tensor
+    deltas: dict[str, Tensor]
+    sources: Tensor
+    targets: Tensor
+    goals: Tensor
+
+
+def _explain_batch(
+    classifier: Classifier,
+    generator: Generator,
+    batch: _Batch,
+    calibration: Calibration,
+    config: CounterfactualConfig,
+    perceptual: FeatureNetwork | None,
+    advance: Advance | None,
+) -> Counterfactuals:
+    with torch.no_grad():
+        x = classifier.features(batch.queries)
+        expected, _ = expected_features(calibration, classifier.head, x, batch.sources, batch.targets)
+        feature_flips = classifier.head_logits(expected).argmax(dim=1) == batch.targets
+        query_maps = None if perceptual is None else unit_channels(perceptual.maps(batch.queries))
+    objective = Objective(config, expected, calibration.sigma.to(x), batch.pivots, batch.queries)
+    iterates = Iterates(batch.inversions, batch.sources, batch.targets, batch.goals)
+    latents = batch.pivots.clone().requires_grad_(True)
+    optimiser = torch.optim.AdamW([latents], lr=config.lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.steps)
+    for step in range(config.steps + 1):
+        with torch.set_grad_enabled(step < config.steps):
+            images = generator.images(latents, deltas=batch.deltas)
+            features, logits = classifier.features_and_logits(images)
+        iterates.observe(images.detach(), latents.detach(), logits.detach())
+        if advance is not None:
+            advance(len(images) / (config.steps + 1))
+        if step == config.steps:
+            break
+        with torch.enable_grad():
+            distance = None
+            if perceptual is not None and query_maps is not None:
+                distance = distance_of_maps(unit_channels(perceptual.maps(images)), query_maps)
+            loss = objective.features(features) + objective.sparsity(images, latents, distance)
+        (gradient,) = torch.autograd.grad(loss.sum(), latents)
+        latents.grad = clip_per_image(gradient, config.gradient_clip)
+        optimiser.step()
+        schedule.step()
+    return Counterfactuals(
+        images=iterates.images.cpu(),
+        semifactuals=iterates.semifactuals.cpu(),
+        latents=iterates.latents.cpu(),
+        flipped=iterates.flipped.cpu(),
+        reached=iterates.reached.cpu(),
+        confidence=iterates.confidence.cpu(),
+        step=iterates.step.cpu(),
+        flip_step=iterates.flip_step.cpu(),
+        trace=torch.stack(iterates.trace, dim=1).cpu(),
+        feature_target_flips=feature_flips.cpu(),
+    )
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The terms of the loss, per image `[N]`, against the counterfactual features, the pivots and the queries."""
+
+    config: CounterfactualConfig
+    expected: Tensor
+    sigma: Tensor
+    pivots: Tensor
+    queries: Tensor
+
+    def features(self, x: Tensor) -> Tensor:
+        """Distance of the penultimate features `x [N, d]` to the counterfactual features (001 eq. 5.6.2)."""
+        if self.config.loss == "raw":
+            return (x - self.expected).square().sum(dim=1)
+        return ((x - self.expected) / self.sigma).square().mean(dim=1)
+
+    def sparsity(self, images: Tensor, latents: Tensor, perceptual: Tensor | None) -> Tensor:
+        """Size of the change (001 eqs. 5.6.3-5.6.5) of `images` and `latents`; `perceptual [N]` is the distance."""
+        config = self.config
+        image_weight = IMAGE_WEIGHT[config.loss] if config.image_weight is None else config.image_weight
+        if config.loss == "raw":
+            image_weight = image_weight * REFERENCE_PIXELS
+        loss = image_weight * (images - self.queries).abs().flatten(1).mean(dim=1)
+        loss = loss + config.latent_weight * REFERENCE_LATENTS * (latents - self.pivots).abs().flatten(1).mean(dim=1)
+        return loss if perceptual is None else loss + config.perceptual_weight * perceptual
+
+
+def clip_per_image(gradient: Tensor, largest: float) -> Tensor:
+    """Scale each image's gradient `[N, ...]` down to a norm of at most `largest`; images do not influence each other."""
+    norm = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    factor = (largest / norm).clamp(max=1)
+    return gradient * factor.view(-1, *[1] * (gradient.ndim - 1))

@@ -1,0 +1,106 @@
+"""Which class a query image is to be changed into: a fixed class, the runner-up, or the nearest decision boundary.
+
+Source: thesis 001 §5.1.1, step 1. A misclassified image always goes to its true label. For the others "nearest" climbs
+`|softmax(C(G(w))) - Y_c|^2` (eq. 5.1.6) from the pivot in the generator's latent space; the class behind the first
+boundary crossed is the target. Where no boundary is crossed within the step limit (a saturated softmax has no gradient
+to climb) the runner-up is taken.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from audit.classifiers.classifier import Classifier
+from audit.classifiers.load import preserve_mode
+from audit.config import CounterfactualConfig
+from audit.counterfactual.spruce import Inverted, clip_per_image
+from audit.errors import ConfigError
+from audit.generator.networks import Generator
+
+NOT_EXPLAINED = -1
+"""Target of an image that already is, and is seen as, the fixed target class."""
+
+
+def choose_targets(
+    target: str,
+    logits: Tensor,
+    labels: Tensor,
+    class_names: Sequence[str],
+    classifier: Classifier,
+    generator: Generator,
+    inversion: Inverted,
+    config: CounterfactualConfig,
+) -> Tensor:
+    """Return the target class of every query image, int64 `[N]`; NOT_EXPLAINED where there is nothing to change.
+
+    `target` is a class name, "nearest" or "runner-up"; `logits [N, K]` are the classifier's on the query images. Raises
+    ConfigError for an unknown class.
+    """
+    logits, labels = logits.cpu(), labels.cpu()
+    predicted = logits.argmax(dim=1)
+    second = runner_up(logits)
+    if target == "runner-up" or (target == "nearest" and logits.shape[1] == 2):
+        chosen = second
+    elif target == "nearest":
+        chosen = nearest_targets(classifier, generator, inversion, predicted, config)
+        chosen = torch.where(chosen == NOT_EXPLAINED, second, chosen)
+    elif target in class_names:
+        index = list(class_names).index(target)
+        chosen = torch.where(predicted == index, NOT_EXPLAINED, index)
+    else:
+        raise ConfigError(
+            f"Key 'queries.target' names '{target}', which is not one of the classes: give 'nearest', 'runner-up' or one "
+            f"of {', '.join(class_names)}."
+        )
+    return torch.where(predicted == labels, chosen, labels)
+
+
+def runner_up(logits: Tensor) -> Tensor:
+    """Class with the second largest of `logits [N, K]`, int64 `[N]`."""
+    return logits.topk(2, dim=1).indices[:, 1]
+
+
+def nearest_targets(
+    classifier: Classifier, generator: Generator, inversion: Inverted, sources: Tensor, config: CounterfactualConfig
+) -> Tensor:
+    """Return the first class other than `sources [N]` that gradient ascent from the pivots meets, int64 `[N]`.
+
+    At most `config.steps` steps of size `config.lr`; NOT_EXPLAINED where no boundary was crossed.
+    """
+    device = next(generator.parameters()).device
+    found = torch.full((len(sources),), NOT_EXPLAINED)
+    with preserve_mode(classifier), preserve_mode(generator):
+        for rows in torch.arange(len(sources)).split(config.batch_size):
+            deltas = {name: delta[rows].to(device) for name, delta in inversion.deltas.items()}
+            source = sources[rows].to(device)
+            found[rows] = _climb(classifier, generator, inversion.pivots[rows].to(device), deltas, source, config).cpu()
+    return found
+
+
+def _climb(
+    classifier: Classifier,
+    generator: Generator,
+    pivots: Tensor,
+    deltas: dict[str, Tensor],
+    sources: Tensor,
+    config: CounterfactualConfig,
+) -> Tensor:
+    found = torch.full_like(sources, NOT_EXPLAINED)
+    latents = pivots.clone().requires_grad_(True)
+    optimiser = torch.optim.AdamW([latents], lr=config.lr, weight_decay=0.0, maximize=True)
+    for step in range(config.steps + 1):
+        with torch.set_grad_enabled(step < config.steps):
+            logits = classifier(generator.images(latents, deltas=deltas))
+        decision = logits.argmax(dim=1)
+        found = torch.where((found == NOT_EXPLAINED) & (decision != sources), decision, found)
+        if step == config.steps or bool((found != NOT_EXPLAINED).all()):
+            break
+        with torch.enable_grad():
+            probabilities = logits.softmax(dim=1)
+            own = torch.nn.functional.one_hot(sources, logits.shape[1]).to(probabilities)
+            distance = (probabilities - own).square().sum()
+        (gradient,) = torch.autograd.grad(distance, latents)
+        latents.grad = clip_per_image(gradient, config.gradient_clip)
+        optimiser.step()
+    return found
