@@ -17,7 +17,8 @@ from audit.data.listing import Listing, to_audit_set
 from audit.data.regions import Box, parse_boxes
 from audit.errors import DataError
 
-COLUMNS = ("image", "label", "mask", "box", "split", "id")
+REQUIRED = ("image", "label")
+OPTIONAL = ("mask", "box", "split")
 MISSPELT = 0.8
 
 
@@ -43,15 +44,15 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
 
 
 def _check_header(header: Sequence[str], path: Path) -> None:
-    for required in COLUMNS[:2]:
+    for required in REQUIRED:
         if required not in header:
             present = ", ".join(header) or "none"
             raise DataError(f"Manifest '{path}' has no column '{required}' (its columns: {present}): add it.")
     for name in header:
         if header.count(name) > 1 and name:
             raise DataError(f"Manifest '{path}' has the column '{name}' twice: remove one.")
-        near = difflib.get_close_matches(name.lower(), COLUMNS, n=1, cutoff=MISSPELT)
-        if near and name not in COLUMNS:
+        near = difflib.get_close_matches(name.lower(), OPTIONAL, n=1, cutoff=MISSPELT)
+        if near and near[0] not in header and not name.startswith("mask:"):
             raise DataError(f"Manifest '{path}' has a column '{name}': did you mean '{near[0]}'?")
         if name == "mask:" or name == "mask:region":
             raise DataError(f"Manifest '{path}' has a column '{name}': call the class's own region 'mask'.")
@@ -93,8 +94,9 @@ def list_manifest(path: Path) -> Listing:
         raise DataError(f"Manifest '{path}' has no rows below its header: add one row per image.")
     where = tuple(f"row {number} of '{path}'" for number, _ in rows)
     columns = {name: tuple(row[index] for _, row in rows) for index, name in enumerate(header) if name}
-    for required in ("image", "label", "split", "id"):
-        _check_filled(columns.get(required, ()), required, where if required in columns else ())
+    for column in ("image", "label", "split", "id"):
+        if column in columns:
+            _check_filled(columns[column], column, where)
 
     def files(column: str) -> tuple[Path | None, ...]:
         cells = zip(columns[column], where, strict=True)
