@@ -72,10 +72,11 @@ def _phantom(rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarra
 
 def _edit(rng: np.random.Generator, mask: np.ndarray, marker: np.ndarray, shares: tuple[float, float]) -> np.ndarray:
     """An edit map whose mass lies in `mask` and `marker` by the two shares, the rest diffusely."""
-    noise = rng.random(mask.shape) ** 6
+    coarse = Image.fromarray(rng.random((9, 9)).astype(np.float32)).resize(mask.shape, Image.Resampling.BICUBIC)
+    field = np.clip(np.asarray(coarse), 0, 1) ** 3 * (0.7 + 0.3 * rng.random(mask.shape))
     parts = [(mask, shares[0]), (marker, shares[1]), (~(mask | marker), 1 - sum(shares))]
-    edit = sum(share * noise * area / max((noise * area).sum(), 1e-9) for area, share in parts)
-    return np.asarray(edit * 0.03 * mask.size)
+    edit = sum(share * field * area / max((field * area).sum(), 1e-9) for area, share in parts)
+    return np.asarray(edit * 0.009 * mask.size)
 
 
 def _counterfactuals(name: str, n: int, region: float, marker: float, judges: Sequence[str]) -> Counterfactuals:

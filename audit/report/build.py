@@ -1,0 +1,247 @@
+"""Builds the report: reads `results.json` and the images beside it, writes one HTML file that needs nothing else."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from audit.errors import ResultsError
+from audit.report import figures, text
+from audit.results import AuditResult, Distribution, ModelResult, Query, QueryRow, read_results
+
+VISIBLE_QUERIES = 6
+"""Query images shown at once; the others open on demand."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One model on one query image."""
+
+    model: str
+    row: QueryRow
+    counterfactual: str | None
+    edit: str | None
+
+
+@dataclass(frozen=True)
+class QueryView:
+    """One query image with every model's counterfactual."""
+
+    query: Query
+    number: int
+    image: str
+    inversion: str
+    shape: tuple[int, int]
+    outlines: list[tuple[str, str]]
+    cells: list[Cell | None]
+
+
+def render_report(results_path: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of `results_path` and return its path; default: `report.html` beside the results.
+
+    Raises ResultsError if the results or one of their images cannot be read; then nothing is written.
+    """
+    source = Path(results_path)
+    target = source.with_name("report.html") if out is None else Path(out)
+    page = report_html(read_results(source), source.parent)
+    partial = target.with_name(target.name + ".part")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, target)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise ResultsError(f"The report cannot be written to '{target}': {error.strerror}.") from None
+    return target
+
+
+def report_html(result: AuditResult, folder: Path) -> str:
+    """Return the page for `result`, whose images lie in `folder`."""
+    models = text.in_order(result)
+    edits = _read_edits(models, folder)
+    scale = figures.common_scale(list(edits.values()))
+    means, mean_scale = _mean_edits(models, edits)
+    environment = Environment(
+        loader=PackageLoader("audit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "number": text.number, "percent": text.percent, "percent_bounds": text.percent_bounds, "p_value": text.p_value,
+    }  # fmt: skip
+    css = environment.loader.get_source(environment, "report.css")[0] if environment.loader else ""
+    return environment.get_template("report.html.j2").render(
+        result=result,
+        models=models,
+        css=Markup(css),
+        gradient=Markup(figures.gradient_css()),
+        figures=figures,
+        text=text,
+        verdict=text.verdict(result),
+        findings=text.findings(result),
+        regions=_region_names(models, result.queries),
+        eps=_eps_names(models),
+        ranked=any(text.finite(m.index) for m in models),
+        explained=any(m.counterfactuals is not None for m in models),
+        queries=_query_views(result, models, folder, edits, scale),
+        visible=VISIBLE_QUERIES,
+        scale=scale,
+        means=means,
+        mean_scale=mean_scale,
+        probability=_probabilities(result),
+        separation=_separation(result),
+        curves=_accuracy_curves(models),
+        distributions=_distributions(models),
+        traces={m.name: _traces(m) for m in models},
+        shared_rank=_shared_ranks(models),
+        not_computed=_not_computed(result, models),
+    )
+
+
+def _read_edits(models: Sequence[ModelResult], folder: Path) -> dict[str, NDArray[np.uint8]]:
+    """Read all edit maps once, as bytes by file name: the common scale needs them before the first one is drawn."""
+    names = [row.edit_image for model in models for row in model.queries if row.edit_image is not None]
+    return {name: np.asarray(figures.read_image(folder, name).convert("L")) for name in names}
+
+
+def _mean_edits(models: Sequence[ModelResult], edits: dict[str, NDArray[np.uint8]]) -> tuple[dict[str, str], float]:
+    """Return every model's mean edit map over the query images, drawn to one scale, and that scale."""
+    means: dict[str, NDArray[np.float64]] = {}
+    for model in models:
+        maps = [edits[row.edit_image] for row in model.queries if row.edit_image is not None]
+        if maps and len({m.shape for m in maps}) == 1:
+            means[model.name] = np.mean(maps, axis=0)
+    scale = figures.common_scale([np.rint(mean).astype(np.uint8) for mean in means.values()])
+    uris = {name: figures.heat_uri(mean / 255 * figures.EDIT_FULL_SCALE, scale) for name, mean in means.items()}
+    return uris, scale
+
+
+def _query_views(
+    result: AuditResult,
+    models: Sequence[ModelResult],
+    folder: Path,
+    edits: dict[str, NDArray[np.uint8]],
+    scale: float,
+) -> list[QueryView]:
+    rows = {(model.name, row.query): row for model in models for row in model.queries}
+    views = []
+    for number, query in enumerate(result.queries, start=1):
+        image = figures.read_image(folder, query.image)
+        cells = []
+        for model in models:
+            row = rows.get((model.name, query.id))
+            if row is None:
+                cells.append(None)
+                continue
+            made, edit = row.counterfactual_image, row.edit_image
+            cells.append(
+                Cell(
+                    model=model.name,
+                    row=row,
+                    counterfactual=None if made is None else figures.image_uri(figures.read_image(folder, made)),
+                    edit=None if edit is None else figures.heat_uri(edits[edit] / 255 * figures.EDIT_FULL_SCALE, scale),
+                )
+            )
+        masks = {
+            name: np.asarray(figures.read_image(folder, file).convert("L").resize(image.size, 0)) > 127
+            for name, file in query.region_images.items()
+        }
+        views.append(
+            QueryView(
+                query=query,
+                number=number,
+                image=figures.image_uri(image),
+                inversion=figures.image_uri(figures.read_image(folder, query.inversion_image)),
+                shape=image.size,
+                outlines=_outlines(masks),
+                cells=cells,
+            )
+        )
+    return views
+
+
+def _outlines(masks: dict[str, NDArray[np.bool_]]) -> list[tuple[str, str]]:
+    """Return the paths of the masks that are not empty; the main region last, on top, and never drawn twice."""
+    paths = {name: figures.outline_path(mask) for name, mask in masks.items()}
+    main = paths.pop(text.MAIN_REGION, "")
+    rest = [(name, path) for name, path in paths.items() if path and path != main]
+    return [*rest, (text.MAIN_REGION, main)] if main else rest
+
+
+def _region_names(models: Sequence[ModelResult], queries: Sequence[Query]) -> list[str]:
+    """Return the regions in the order of their colours: the one that carries the class first."""
+    names = [r.region for m in models if m.counterfactuals for r in m.counterfactuals.regions]
+    names += [name for query in queries for name in query.region_images]
+    return sorted(dict.fromkeys(names), key=lambda name: name != text.MAIN_REGION)
+
+
+def _eps_names(models: Sequence[ModelResult]) -> list[str]:
+    sizes = {name: attack.eps for model in models for name, attack in model.robust.pgd.items()}
+    return sorted(sizes, key=lambda name: sizes[name])
+
+
+def _probabilities(result: AuditResult) -> dict[tuple[str, str], float]:
+    """Return P(row above column) for both directions of every comparison."""
+    table = {(c.a, c.b): c.probability for c in result.comparisons if text.finite(c.probability)}
+    return {**{(b, a): 1 - p for (a, b), p in table.items()}, **table}
+
+
+def _separation(result: AuditResult) -> float:
+    ranking = result.config.get("ranking")
+    value = ranking.get("separation") if isinstance(ranking, dict) else None
+    return float(value) if isinstance(value, int | float) else 0.95
+
+
+def _shared_ranks(models: Sequence[ModelResult]) -> set[int]:
+    ranks = [model.rank for model in models if model.rank is not None]
+    return {rank for rank in ranks if ranks.count(rank) > 1}
+
+
+def _not_computed(result: AuditResult, models: Sequence[ModelResult]) -> list[tuple[str, str, str]]:
+    """Return (what, why, for whom) of everything that is missing; one line where all models miss it alike."""
+    rows = [(note.what, note.why, "") for note in result.not_computed]
+    by_note: dict[tuple[str, str], list[str]] = {}
+    for model in models:
+        for note in model.not_computed:
+            by_note.setdefault((note.what, note.why), []).append(model.name)
+    rows += [
+        (*note, "all models" if len(names) == len(models) > 1 else ", ".join(names)) for note, names in by_note.items()
+    ]
+    return rows
+
+
+def _accuracy_curves(models: Sequence[ModelResult]) -> list[tuple[str, list[tuple[str, float]]]]:
+    order = _eps_names(models)
+    curves = []
+    for model in models:
+        pairs = [("clean", model.clean.accuracy.value)]
+        pairs += [(eps, model.robust.pgd[eps].robust_accuracy.value) for eps in order if eps in model.robust.pgd]
+        curves.append(
+            (model.name, [(name, value) for name, value in pairs if value is not None and text.finite(value)])
+        )
+    return curves
+
+
+def _distributions(models: Sequence[ModelResult]) -> list[tuple[str, Distribution]]:
+    """Return (model, distance) so that the numbers which may be compared stand one below the other."""
+    rows = [
+        (model.name, row)
+        for model in models
+        if (scores := model.counterfactuals) is not None
+        for row in (*scores.mmd, *scores.cmmd, *scores.fid)
+    ]
+    kinds = list(dict.fromkeys((r.metric, r.estimator, r.embedding.name, r.target) for _, r in rows))
+    return sorted(
+        rows, key=lambda pair: kinds.index((pair[1].metric, pair[1].estimator, pair[1].embedding.name, pair[1].target))
+    )
+
+
+def _traces(model: ModelResult) -> Markup:
+    """Return the chart of one model; the goal is drawn where all its targets share one operating point."""
+    points = set(model.counterfactuals.operating_point.values()) if model.counterfactuals else set()
+    goal = points.pop() if len(points) == 1 else None
+    label = f"Probability of the target class by optimisation step, {model.name}, {len(model.queries)} images"
+    return figures.trace_chart([row.trace for row in model.queries], goal, label)

@@ -1,0 +1,228 @@
+"""Pictures of the report as pure functions: arrays and numbers in, data URIs and inline SVG out.
+
+The colour map of the edit maps is made here: lightness rises evenly from black to near white in OKLab (Ottosson 2020,
+"A perceptual color space for image processing") while the hue turns from violet over red to yellow, so that twice the
+brightness is twice the edit to the eye, in grey print too.
+"""
+
+import base64
+import io
+from collections.abc import Sequence
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from markupsafe import Markup, escape
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+
+from audit.errors import ResultsError
+
+EDIT_FULL_SCALE = 0.25
+"""What the brightest byte of an edit map stands for, as share of the pixel range (`QueryRow.edit_image`)."""
+
+_LARGEST_SIDE = 320
+_LARGEST_PNG = 60_000
+
+
+def read_image(folder: Path, name: str) -> Image.Image:
+    """Open the image `name` inside `folder`; raises ResultsError if it is missing, broken or outside the folder."""
+    file = (folder / name).resolve()
+    if not file.is_relative_to(folder.resolve()):
+        raise ResultsError(f"Image '{name}' lies outside '{folder}': a report shows only images beside its results.")
+    if not file.is_file():
+        raise ResultsError(f"Image '{name}' is not in '{folder}': keep the images beside results.json, or run again.")
+    try:
+        with Image.open(file) as image:
+            image.load()
+            return image.copy()
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise ResultsError(f"Image '{name}' in '{folder}' cannot be read ({error}): run the audit again.") from None
+
+
+def image_uri(image: Image.Image) -> str:
+    """Return an image as data URI: PNG; a large photograph is brought to 320 pixels and, if still big, WebP."""
+    if image.mode not in ("L", "RGB", "P"):
+        image = image.convert("RGB" if image.mode in ("RGBA", "CMYK", "YCbCr") else "L")
+    if max(image.size) > _LARGEST_SIDE:
+        image = image.copy()
+        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.LANCZOS)
+    data, kind = _encode(image, "PNG", optimize=True), "png"
+    if len(data) > _LARGEST_PNG:
+        data, kind = _encode(image.convert("RGB"), "WEBP", quality=92), "webp"
+    return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)  # type: ignore[arg-type]
+    return buffer.getvalue()
+
+
+@cache
+def colour_map() -> NDArray[np.uint8]:
+    """Return the 256 colours of the edit maps, [256, 3], dark to light."""
+    t = np.linspace(0.0, 1.0, 256)
+    lightness = 0.97 * t
+    hue = np.deg2rad(285 + 178 * t)  # violet, magenta, red, orange, yellow
+    direction = np.stack([np.cos(hue), np.sin(hue)])
+    low, high = np.zeros(256), 0.19 * np.sin(np.pi * t) ** 0.6
+    for _ in range(20):  # the largest chroma that sRGB can show at this lightness and hue
+        middle = (low + high) / 2
+        linear = _oklab_to_linear(np.stack([lightness, *(middle * direction)]))
+        inside = ((linear >= 0) & (linear <= 1)).all(0)
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    linear = np.clip(_oklab_to_linear(np.stack([lightness, *(low * direction)])), 0, 1)
+    encoded = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.rint(encoded.T * 255).astype(np.uint8)
+
+
+def _oklab_to_linear(lab: NDArray[np.float64]) -> NDArray[np.float64]:
+    to_cones = np.array(
+        [[1, 0.3963377774, 0.2158037573], [1, -0.1055613458, -0.0638541728], [1, -0.0894841775, -1.2914855480]]
+    )
+    to_rgb = np.array(
+        [
+            [4.0767416621, -3.3077115913, 0.2309699292],
+            [-1.2684380046, 2.6097574011, -0.3413193965],
+            [-0.0041960863, -0.7034186147, 1.7076147010],
+        ]
+    )
+    return np.asarray(to_rgb @ (to_cones @ lab) ** 3)
+
+
+def common_scale(edits: Sequence[NDArray[np.uint8]]) -> float:
+    """Return the one edit size that all maps show in the brightest colour: their 99.5 % quantile, rounded up.
+
+    `edits` are 8-bit edit maps [H, W]; the result is a share of the pixel range.
+    """
+    counts = sum((np.bincount(edit.ravel(), minlength=256) for edit in edits), np.zeros(256, dtype=np.int64))
+    top = np.searchsorted(np.cumsum(counts), 0.995 * counts.sum()) / 255 * EDIT_FULL_SCALE
+    steps = (0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.12, 0.15, 0.2, EDIT_FULL_SCALE)
+    return next((step for step in steps if step >= top), EDIT_FULL_SCALE)
+
+
+def heat_uri(edit: NDArray[np.float64], scale: float) -> str:
+    """Return an edit map [H, W] in units of the pixel range as data URI; `scale` and more is the brightest colour."""
+    image = Image.fromarray(np.rint(np.clip(edit / scale, 0, 1) * 255).astype(np.uint8))
+    if max(image.size) > _LARGEST_SIDE:
+        image.thumbnail((_LARGEST_SIDE, _LARGEST_SIDE), Image.Resampling.BOX)
+    image.putpalette(colour_map().tobytes())
+    return image_uri(image)
+
+
+def gradient_css() -> str:
+    """Return the colour map as CSS gradient, for the legend."""
+    stops = ", ".join(f"#{r:02x}{g:02x}{b:02x}" for r, g, b in colour_map()[::15])
+    return f"linear-gradient(90deg, {stops})"
+
+
+def outline_path(mask: NDArray[np.bool_]) -> str:
+    """Return the border of a mask [H, W] as SVG path along pixel edges, in units of pixels; '' for an empty mask."""
+    padded = np.pad(mask, 1)
+    across = padded[1:, 1:-1] != padded[:-1, 1:-1]  # [H + 1, W]: horizontal edges, row y lies on line y
+    down = padded[1:-1, 1:] != padded[1:-1, :-1]  # [H, W + 1]: vertical edges, column x lies on line x
+    parts = [f"M{a} {y}H{b}" for y, line in enumerate(across) for a, b in _runs(line)]
+    parts += [f"M{x} {a}V{b}" for x, line in enumerate(down.T) for a, b in _runs(line)]
+    return "".join(parts)
+
+
+def _runs(line: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    edges = np.flatnonzero(np.diff(np.concatenate([[0], line.astype(np.int8), [0]])))
+    return [(int(a), int(b)) for a, b in zip(edges[::2], edges[1::2], strict=True)]
+
+
+def interval_bar(value: float, low: float | None, high: float | None, label: str, full: float = 100.0) -> Markup:
+    """Return a track from 0 to `full` with the interval as band and the value as tick."""
+    ends = (value, value if low is None else low, value if high is None else high)
+    x = [100 * min(max(v / full, 0.0), 1.0) for v in ends]
+    return Markup(
+        '<svg class="interval" viewBox="0 0 100 12" preserveAspectRatio="none" role="img" aria-label="{label}">'
+        '<rect class="track" x="0" y="5" width="100" height="2"/>'
+        '<rect class="band" x="{low:.1f}" y="2" width="{width:.1f}" height="8"/>'
+        '<rect class="tick" x="{tick:.1f}" y="0" width="1.4" height="12"/></svg>'
+    ).format(label=label, low=x[1], width=max(x[2] - x[1], 0.4), tick=min(max(x[0] - 0.7, 0), 98.6))
+
+
+def share_bar(share: float, label: str, mark: float | None = None) -> Markup:
+    """Return a bar of a share in [0, 1]; `mark` sets a tick, for instance where the share of the area lies."""
+    tick = Markup("")
+    if mark is not None:
+        tick = Markup('<rect class="mark" x="{:.1f}" y="0" width="1.2" height="10"/>').format(
+            min(max(100 * mark - 0.6, 0), 98.8)
+        )
+    return Markup(
+        '<svg class="share" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{}">'
+        '<rect class="track" x="0" y="2" width="100" height="6"/>'
+        '<rect class="fill" x="0" y="2" width="{:.1f}" height="6"/>{}</svg>'
+    ).format(label, 100 * min(max(share, 0.0), 1.0), tick)
+
+
+def _polyline(values: NDArray[np.float64], steps: int, css: str) -> str:
+    keep = np.unique(np.linspace(0, len(values) - 1, min(len(values), 61)).round().astype(int))
+    points = " ".join(f"{36 + 214 * i / steps:.1f},{8 + 100 * (1 - values[i]):.1f}" for i in keep)
+    return f'<polyline class="{css}" points="{points}"/>'
+
+
+def trace_chart(traces: Sequence[Sequence[float]], operating_point: float | None, label: str) -> Markup:
+    """Return a line chart of the target's probability over steps: each image thin, their mean bold, the goal dashed."""
+    lines = [np.clip(np.asarray(t, dtype=np.float64), 0, 1) for t in traces if len(t) > 1 and np.isfinite(t).all()]
+    if not lines:
+        return Markup("")
+    steps = max(len(line) for line in lines) - 1
+    # A trace that ended early keeps its last value, so that the mean stays one over all images.
+    mean = np.mean([np.pad(line, (0, steps + 1 - len(line)), mode="edge") for line in lines], axis=0)
+    grid = "".join(
+        f'<line class="grid" x1="36" x2="250" y1="{y}" y2="{y}"/>'
+        f'<text x="31" y="{y + 3.5}" text-anchor="end">{t}</text>'
+        for y, t in ((8, "100 %"), (58, "50"), (108, "0"))
+    )
+    goal = "" if operating_point is None else _goal(operating_point)
+    body = "".join(_polyline(line, steps, "one") for line in lines) + _polyline(mean, steps, "mean")
+    axis = f'<text x="36" y="122">0</text><text x="250" y="122" text-anchor="end">{steps} steps</text>'
+    return Markup(
+        f'<svg class="trace" viewBox="0 0 258 126" role="img" aria-label="{escape(label)}">'
+        f"{grid}{body}{goal}{axis}</svg>"
+    )
+
+
+def _goal(value: float) -> str:
+    y = 8 + 100 * (1 - min(max(value, 0.0), 1.0))
+    return f'<line class="goal" x1="36" x2="250" y1="{y:.1f}" y2="{y:.1f}"/>'
+
+
+def accuracy_chart(curves: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Markup:
+    """Return accuracy (clean, then each eps) as lines; points of one curve are (name of the x value, accuracy).
+
+    Curves are told apart by the label at their end, moved apart where they would overlap.
+    """
+    names = list(dict.fromkeys(name for _, points in curves for name, _ in points))
+    if len(names) < 2:
+        return Markup("")
+    x = {name: 44 + 300 * i / (len(names) - 1) for i, name in enumerate(names)}
+    ends = sorted(((10 + 180 * (1 - points[-1][1]), i) for i, (_, points) in enumerate(curves) if points))
+    heights = [y for y, _ in ends]
+    for a, b in pairwise(range(len(heights))):
+        heights[b] = max(heights[b], heights[a] + 13)
+    spill = max(0.0, heights[-1] - 196) if heights else 0.0
+    label_y = {i: y - spill for (_, i), y in zip(ends, heights, strict=True)}
+    parts = [
+        f'<line class="grid" x1="44" x2="344" y1="{y}" y2="{y}"/><text x="38" y="{y + 4}" text-anchor="end">{t}</text>'
+        for y, t in ((10, "100 %"), (55, "75"), (100, "50"), (145, "25"), (190, "0"))
+    ]
+    parts += [f'<text x="{x[name]:.0f}" y="208" text-anchor="middle">{escape(name)}</text>' for name in names]
+    for i, (model, points) in enumerate(curves):
+        if not points:
+            continue
+        at = [(x[name], 10 + 180 * (1 - min(max(value, 0.0), 1.0))) for name, value in points]
+        line = " ".join(f"{px:.1f},{py:.1f}" for px, py in at)
+        dots = "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in at)
+        parts.append(
+            f'<g class="curve c{i % 6}"><polyline points="{line}"/>{dots}'
+            f'<text x="352" y="{label_y[i] + 4:.1f}">{escape(model)}</text></g>'
+        )
+    return Markup(
+        '<svg class="accuracy" viewBox="0 0 470 214" role="img" aria-label="Accuracy of each model by radius of '
+        f'attack; the table holds the numbers">{"".join(parts)}</svg>'
+    )

@@ -1,0 +1,254 @@
+"""Words and numbers of the report: the verdict in one sentence, the findings, and numbers that never read 'nan'."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from audit.results import AuditResult, Interval, ModelResult, RegionShare
+
+MAIN_REGION = "region"
+"""Name of the region that carries the class's meaning; every other region is something an edit should not need."""
+
+DASH = "\N{EN DASH}"
+COMPONENTS = ("validity", "realism", "sparsity", "localisation", "transfer")
+
+
+def finite(value: float | None) -> bool:
+    """Say whether `value` is there and is a number."""
+    return value is not None and math.isfinite(value)
+
+
+def number(value: float | None, digits: int = 2) -> str:
+    """Return `value` with `digits` decimals, small ones in powers of ten, a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    if value != 0 and abs(value) < 0.5 * 10**-digits:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        power = (
+            str(int(exponent))
+            .replace("-", "\N{SUPERSCRIPT MINUS}")
+            .translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+        )
+        return f"{mantissa}·10{power}"
+    return f"{value:.{digits}f}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Return a share as percentage; a dash where there is none."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
+
+
+def bounds(low: float | None, high: float | None, factor: float = 1.0, digits: int = 1) -> str:
+    """Return '[low, high]', or '' where an end is missing."""
+    if low is None or high is None or not (math.isfinite(low) and math.isfinite(high)):
+        return ""
+    return f"[{factor * low:.{digits}f}, {factor * high:.{digits}f}]"
+
+
+def percent_bounds(interval: Interval) -> str:
+    """Return the interval of a share in percent."""
+    return bounds(interval.low, interval.high, 100)
+
+
+def p_value(value: float | None) -> str:
+    """Return a p-value as it is usually printed."""
+    if value is None or not math.isfinite(value):
+        return DASH
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def in_order(result: AuditResult) -> list[ModelResult]:
+    """Return the models best first; those without an index last, in the order of the configuration."""
+
+    def key(model: ModelResult) -> tuple[float, float]:
+        index = model.index if model.index is not None and math.isfinite(model.index) else -math.inf
+        return (math.inf if model.rank is None else model.rank, -index)
+
+    return sorted(result.models, key=key)
+
+
+def why_missing(part: str, model: ModelResult | None, result: AuditResult) -> str:
+    """Return why `part` was not computed, as the results tell it."""
+    notes = [*(model.not_computed if model else []), *result.not_computed]
+    words = part.lower()
+    found = [note.why for note in notes if words in note.what.lower()]
+    return found[0] if found else "not measured"
+
+
+def region_of(model: ModelResult, name: str) -> RegionShare | None:
+    """Return the model's shares for one region, or None."""
+    rows = model.counterfactuals.regions if model.counterfactuals else []
+    return next((row for row in rows if row.region == name), None)
+
+
+def wrong_region(model: ModelResult) -> RegionShare | None:
+    """Return the region other than the main one that holds more of the edit than the main one does, beyond chance."""
+    main = region_of(model, MAIN_REGION)
+    least = main.mass if main is not None and main.mass is not None else 0.5
+    rows = model.counterfactuals.regions if model.counterfactuals else []
+    others = [
+        row
+        for row in rows
+        if row.region != MAIN_REGION
+        and (row.mass or 0) > least
+        and (row.lift or 0) > 1
+        and (row.p_value is None or row.p_value <= 0.05)
+    ]
+    return max(others, key=lambda row: row.lift or 0, default=None)
+
+
+def _is_ranked(model: ModelResult) -> bool:
+    return finite(model.index) and model.rank is not None
+
+
+def _index(model: ModelResult) -> str:
+    low, high = model.index_interval or (None, None)
+    return f"{number(model.index, 0)} {bounds(low, high, digits=0)}".strip().replace(" ", "\N{NO-BREAK SPACE}")
+
+
+def _names(models: Sequence[ModelResult]) -> Markup:
+    marked = [Markup("<strong>{}</strong>").format(model.name) for model in models]
+    head, tail = marked[:-1], marked[-1:]
+    return Markup(" and ").join([Markup(", ").join(head), *tail] if head else tail)
+
+
+def _explain_last(last: ModelResult, best: ModelResult) -> str:
+    """Return the most telling difference between the last model and the best."""
+    wrong = wrong_region(last)
+    if wrong is not None:
+        return f"{percent(wrong.mass, 0)} of its edit lies on the {wrong.region}"
+    here, there = region_of(last, MAIN_REGION), region_of(best, MAIN_REGION)
+    if here and there and here.mass is not None and there.mass is not None and here.mass < 0.75 * there.mass:
+        return f"only {percent(here.mass, 0)} of its edit lies in the region, against {percent(there.mass, 0)}"
+    gaps = {
+        name: a - b
+        for name in COMPONENTS
+        if (a := getattr(best.components, name)) is not None and (b := getattr(last.components, name)) is not None
+    }
+    if not gaps or max(gaps.values()) <= 0:
+        return ""
+    name = max(gaps, key=lambda key: gaps[key])
+    mine, other = getattr(last.components, name), getattr(best.components, name)
+    return f"its {name} is {number(mine)}, against {number(other)}"
+
+
+def verdict(result: AuditResult) -> Markup:
+    """Return the outcome of the audit in one sentence, model names in bold."""
+    ranked = [model for model in in_order(result) if _is_ranked(model)]
+    if not ranked:
+        return _robust_verdict(result)
+    best_rank, last_rank = ranked[0].rank, ranked[-1].rank
+    leaders = [m for m in ranked if m.rank == best_rank]
+    if len(ranked) == 1:
+        model = ranked[0]
+        where = wrong_region(model) or region_of(model, MAIN_REGION)
+        tail = ""
+        if where is not None and where.mass is not None:
+            place = "in the region that carries the class" if where.region == MAIN_REGION else f"on the {where.region}"
+            tail = f": {percent(where.mass, 0)} of its edit lies {place}"
+        return Markup("{} has a meaningfulness index of {} out of 100{}.").format(_names(ranked), _index(model), tail)
+    if best_rank == last_rank:
+        return Markup("{} cannot be told apart by the meaning of their counterfactuals (index {}).").format(
+            _names(ranked), ", ".join(_index(m) for m in ranked)
+        )
+    if len(leaders) == 1:
+        head = Markup("{} gives the most meaningful counterfactuals (index {})").format(
+            _names(leaders), _index(leaders[0])
+        )
+    else:
+        head = Markup("{} give the most meaningful counterfactuals and share first place (index {})").format(
+            _names(leaders), ", ".join(_index(m) for m in leaders)
+        )
+    trailing = [m for m in ranked if m.rank == last_rank]
+    if len(trailing) > 1:
+        return head + Markup("; {} share the last place.").format(_names(trailing))
+    why = _explain_last(trailing[0], leaders[0])
+    return head + Markup("; {} is last{}.").format(_names(trailing), f": {why}" if why else "")
+
+
+def _robust_verdict(result: AuditResult) -> Markup:
+    def largest(model: ModelResult) -> tuple[str, Interval] | None:
+        attacks = [(a.eps, text, a.robust_accuracy) for text, a in model.robust.pgd.items()]
+        attacks = [a for a in attacks if finite(a[2].value)]
+        return max(attacks, key=lambda a: a[0])[1:] if attacks else None
+
+    measured = [(model, found) for model in result.models if (found := largest(model)) is not None]
+    if not measured:
+        return Markup("Neither counterfactuals nor robust accuracy were computed; the models are not ranked.")
+    model, (eps, interval) = max(measured, key=lambda row: row[1][1].value or 0)
+    comparative = "keeps the highest accuracy" if len(measured) > 1 else "keeps an accuracy"
+    return Markup(
+        "{} {} under attack: {} at eps {} (clean {}). Its reasons were not examined: no counterfactuals were computed."
+    ).format(_names([model]), comparative, percent(interval.value), eps, percent(model.clean.accuracy.value))
+
+
+def findings(result: AuditResult) -> list[Markup]:
+    """Return what a reader must know before trusting the ranking, the gravest first."""
+    notes: list[Markup] = []
+    if not result.complete:
+        notes.append(
+            Markup("<strong>The audit did not finish.</strong> What is missing is listed under “Not computed”.")
+        )
+    if result.models and result.models[0].counterfactuals and len(result.queries) < result.queries_asked:
+        notes.append(
+            Markup(
+                "{} of the {} query images asked for were explained: those that all models classify correctly."
+            ).format(len(result.queries), result.queries_asked)
+        )
+    ranked = [model for model in in_order(result) if _is_ranked(model)]
+    trailing = [model for model in ranked if model.rank == ranked[-1].rank]
+    told = trailing[0] if len(trailing) == 1 else None  # the verdict has already said where its edits lie
+    for model in in_order(result):
+        wrong, scores = wrong_region(model), model.counterfactuals
+        if wrong is not None and model is not told:
+            main = region_of(model, MAIN_REGION)
+            against = f", against {percent(main.mass, 0)} in the region" if main and finite(main.mass) else ""
+            notes.append(
+                Markup("{} decides by the {}: {} of its edit lies there, on {} of the image{}.").format(
+                    _names([model]), wrong.region, percent(wrong.mass, 0), percent(wrong.area), against
+                )
+            )
+        if scores and finite(scores.flip_ratio.value) and (scores.flip_ratio.value or 0) < 0.9:
+            notes.append(
+                Markup("{} was flipped on {} of the query images only; its other scores rest on those.").format(
+                    _names([model]), percent(scores.flip_ratio.value, 0)
+                )
+            )
+    weak = {
+        judge.name
+        for model in result.models
+        if model.counterfactuals
+        for judge in model.counterfactuals.judges
+        if judge.rejects_inversion is not None and judge.rejects_inversion < 0.5
+    }
+    if weak:
+        notes.append(
+            Markup("{} already calls most unedited images the target class; agreement of such a judge is no evidence.")
+            .format(", ".join(sorted(weak)))
+        )  # fmt: skip
+    return notes
+
+
+def as_toml(values: Mapping[str, Any], prefix: str = "") -> str:
+    """Return nested settings in the manner of a TOML file; settings that are not set become comments."""
+    plain = {k: v for k, v in values.items() if not _is_table(v)}
+    lines = [f"# {k}: not set" if v is None else f"{k} = {json.dumps(v, ensure_ascii=False)}" for k, v in plain.items()]
+    for key, value in values.items():
+        if not _is_table(value):
+            continue
+        name = f"{prefix}{key}"
+        tables = [(f"[{name}]", value)] if isinstance(value, Mapping) else [(f"[[{name}]]", v) for v in value]
+        for title, table in tables:
+            lines += ["", title, as_toml(table, f"{name}.")]
+    return "\n".join(lines).strip("\n")
+
+
+def _is_table(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return True
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(item, Mapping) for item in value)
