@@ -1,0 +1,34 @@
+"""Evaluate a network without leaving a trace in it: mode and gradient flags are put back exactly as they were."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from torch import nn
+
+
+@contextmanager
+def preserve_mode(model: nn.Module) -> Iterator[nn.Module]:
+    """Put `model` in evaluation mode with frozen parameters, and afterwards every part back as it came.
+
+    Each submodule's training flag and each parameter's `requires_grad` is restored by itself, so that a frozen batch
+    norm inside a training network stays frozen. Gradients with respect to the input flow inside the block.
+    """
+    training = [(module, module.training) for module in model.modules()]
+    gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    # Modules of torch.export have one fixed mode and refuse both calls.
+    with suppress(NotImplementedError):
+        model.eval()
+    for parameter, _ in gradients:
+        parameter.requires_grad_(False)
+    try:
+        yield model
+    finally:
+        if training[0][1]:
+            # Called, and not only set by flag: some networks unmerge adapters or swap buffers when they turn to train.
+            with suppress(NotImplementedError):
+                model.train()
+        for module, flag in training:
+            if module.training != flag:
+                module.training = flag
+        for parameter, flag in gradients:
+            parameter.requires_grad_(flag)
