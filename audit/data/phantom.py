@@ -111,9 +111,9 @@ LESION = {
 }
 """Uniform exogenous variables drawn for each of the `MAX_LESIONS` possible lesions."""
 
-MEASURED = ("lesion_presence", "lesion_area", "lesion_contrast", "lesion_x", "lesion_y")
+LESION_FACTORS = ("lesion_presence", "lesion_area", "lesion_contrast", "lesion_x", "lesion_y")
 MARKER_FACTORS = ("marker_presence", "marker_x", "marker_y", "marker_brightness")
-FINDING_FACTORS = ("cardiothoracic_ratio", "heart_width", *MEASURED)
+FINDING_FACTORS = ("cardiothoracic_ratio", "heart_width", *LESION_FACTORS)
 """The factors that descend from the finding; every other factor is equal in an image and its twin."""
 PLAIN_FACTORS = (
     "body_width", "shoulder_level", "thorax", "apex", "mediastinum", "diaphragm_right", "diaphragm_left",
@@ -243,7 +243,7 @@ def sample(
         DataError: a marker correlation outside [-1, 1], or labels of the wrong shape or range.
     """
     labels = _labels(n, seed, labels, (HEALTHY, OPACITY, CARDIOMEGALY))
-    exogenous, marker = _abduct(n, seed, marker_correlation, labels)
+    exogenous, marker = _draw(n, seed, marker_correlation, labels)
     return _predict(exogenous, labels, marker, seed, chunk)
 
 
@@ -256,7 +256,7 @@ def twins(
     the factual image. For the same seed and labels the factual images are those of `sample`.
     """
     labels = _labels(n, seed, labels, (OPACITY, CARDIOMEGALY))
-    exogenous, marker = _abduct(n, seed, marker_correlation, labels)
+    exogenous, marker = _draw(n, seed, marker_correlation, labels)
     factual = _predict(exogenous, labels, marker, seed, chunk)
     return factual, _predict(exogenous, torch.zeros_like(labels), marker, seed, chunk)
 
@@ -274,7 +274,7 @@ def _labels(n: int, seed: int, labels: Tensor | None, allowed: tuple[int, ...]) 
     return labels
 
 
-def _abduct(n: int, seed: int, marker_correlation: float, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def _draw(n: int, seed: int, marker_correlation: float, labels: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """Draw the exogenous variables and the factual marker."""
     if not -1 <= marker_correlation <= 1:
         raise DataError(f"The phantom's marker correlation is {marker_correlation}; give a value from -1 to 1.")
