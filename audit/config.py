@@ -15,7 +15,7 @@ from audit.errors import ConfigError
 class Section(BaseModel):
     """A table of the configuration; unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 def _check_eps(value: Any) -> str:
@@ -155,9 +155,15 @@ class RankingConfig(Section):
     bootstrap: int = Field(1000, ge=100)
     separation: float = Field(0.95, gt=0.5, lt=1, description="probability above which two models do not share a rank")
 
+    @model_validator(mode="after")
+    def _some_weight(self) -> "RankingConfig":
+        if not any((self.validity, self.realism, self.sparsity, self.localisation, self.transfer)):
+            raise ValueError("at least one component needs a weight above 0")
+        return self
+
 
 class ClassifierConfig(Section):
-    """One trained classifier: a timm name + checkpoint, a TorchScript / torch.export file, or a factory + checkpoint."""
+    """One trained classifier: timm name + checkpoint, TorchScript / torch.export file, or factory + checkpoint."""
 
     name: str = Field(min_length=1)
     architecture: str | None = Field(None, description="timm model name")
@@ -170,7 +176,7 @@ class ClassifierConfig(Section):
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
     input_size: int | None = Field(None, ge=8, description="side the model wants; default: timm's, else the data's")
-    channels: Literal[1, 3] | None = Field(None, description="channels the model wants; default: timm's, else the data's")
+    channels: Literal[1, 3] | None = Field(None, description="channels it wants; default: timm's, else the data's")
 
     @model_validator(mode="after")
     def _one_source(self) -> "ClassifierConfig":
@@ -258,7 +264,7 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"Configuration file '{file}' does not exist: check the path.")
     try:
-        return tomllib.loads(file.read_text(encoding="utf-8"))
+        return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"Configuration file '{file}' is not valid TOML: {error}.") from None
 

@@ -1,0 +1,221 @@
+"""The configuration: defaults, one-sentence errors with the nearest valid name, and paths relative to the file."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audit.config import (
+    AuditConfig,
+    DataConfig,
+    RobustnessConfig,
+    eps_value,
+    load_config,
+    parse_config,
+    read_toml,
+    resolve_path,
+    resolve_paths,
+)
+from audit.errors import ConfigError
+
+MINIMAL = {"data": {"path": "phantom"}, "classifiers": [{"name": "a", "checkpoint": "embedded:plain"}]}
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in changes.items():
+        merged[key] = _merge(merged[key], value) if isinstance(value, dict) and key in merged else value
+    return merged
+
+
+def _parse(**changes: Any) -> AuditConfig:
+    return parse_config(AuditConfig, _merge(MINIMAL, changes), "'audit.toml'")
+
+
+def test_a_minimal_audit_has_defaults() -> None:
+    config = _parse()
+    assert config.generator is None
+    assert config.data.audit_split == "test"
+    assert config.robustness.eps == ("2/255", "8/255")
+    assert parse_config(AuditConfig, config.model_dump(), "again") == config
+    assert parse_config(AuditConfig, config.model_dump(mode="json"), "again") == config
+
+
+@pytest.mark.parametrize(
+    ("changes", "key", "near"),
+    [
+        ({"sede": 1}, "sede", "seed"),
+        ({"data": {"imagesize": 32}}, "data.imagesize", "image_size"),
+        ({"data": {"phantom": {"audits": 9}}}, "data.phantom.audits", "audit"),
+        ({"generator": {"pth": "x"}}, "generator.pth", "path"),
+        ({"robustness": {"epsilon": ["8/255"]}}, "robustness.epsilon", "eps"),
+        ({"classifier": []}, "classifier", "classifiers"),
+        (
+            {"classifiers": [{"name": "a", "checkpoint": "embedded:plain", "inputsize": 9}]},
+            "classifiers.0.inputsize",
+            "input_size",
+        ),
+    ],
+)
+def test_an_unknown_key_is_answered_with_the_nearest(changes: dict[str, Any], key: str, near: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        _parse(**changes)
+    assert str(caught.value) == f"Unknown key '{key}' in 'audit.toml': did you mean '{near}'?"
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"seed": -1}, "Key 'seed' .* greater than or equal to 0"),
+        ({"seed": "x"}, "Key 'seed' .* valid integer"),
+        ({"data": {"channels": 2}}, r"Key 'data\.channels' .* 1 or 3"),
+        ({"data": {"format": "zip"}}, r"Key 'data\.format' .* 'folder'"),
+        ({"data": {"image_size": 4}}, r"Key 'data\.image_size'"),
+        ({"classifiers": []}, "Key 'classifiers' .* at least 1"),
+        ({"robustness": {"eps": ["8/0"]}}, r"Key 'robustness\.eps\.0' .* '8/0' is not a number such as"),
+        ({"robustness": {"eps": ["eight"]}}, "'eight' is not a number such as"),
+        ({"robustness": {"eps": ["8"]}}, r"'8' is not in \(0, 1\]; eps is in pixel units"),
+        ({"robustness": {"eps": [0]}}, r"'0' is not in \(0, 1\]"),
+        ({"generator": {"path": "embedded:phantm"}}, "'embedded:phantm' is not one of the shipped weights"),
+        (
+            {"ranking": dict.fromkeys(("validity", "realism", "sparsity", "localisation", "transfer"), 0)},
+            "Key 'ranking' .* at least one component",
+        ),
+        ({"inversion": {"pivot_lr": float("nan")}}, r"Key 'inversion\.pivot_lr' .* finite"),
+        ({"counterfactual": {"latent_weight": float("inf")}}, r"Key 'counterfactual\.latent_weight' .* finite"),
+    ],
+)
+def test_a_bad_value_names_key_file_and_reason(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match) as caught:
+        _parse(**changes)
+    assert "'audit.toml'" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_key_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"^Key 'data' is missing in 'x': add it\.$"):
+        parse_config(AuditConfig, {"classifiers": MINIMAL["classifiers"]}, "'x'")
+    with pytest.raises(ConfigError, match=r"Key 'classifiers\.0\.name' is missing"):
+        _parse(classifiers=[{"checkpoint": "embedded:plain"}])
+
+
+@pytest.mark.parametrize(
+    ("classifier", "match"),
+    [
+        ({}, "exactly one of .* given: none"),
+        ({"checkpoint": "a.pt"}, "exactly one of"),
+        ({"architecture": "resnet18", "file": "a.pt"}, "given: architecture, file"),
+        ({"architecture": "resnet18"}, "needs a checkpoint beside its architecture"),
+        ({"factory": "m:f"}, "needs a checkpoint beside its factory"),
+        ({"checkpoint": "embedded:nothing"}, "not one of the shipped weights"),
+    ],
+)
+def test_a_classifier_comes_from_one_source(classifier: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        _parse(classifiers=[{"name": "a", **classifier}])
+
+
+@pytest.mark.parametrize(
+    "classifier",
+    [
+        {"checkpoint": "embedded:trades"},
+        {"architecture": "resnet18", "checkpoint": "a.pt"},
+        {"architecture": "convnext_atto", "checkpoint": "embedded:plain"},
+        {"factory": "package.module:f", "checkpoint": "a.safetensors"},
+        {"file": "a.pt2"},
+    ],
+)
+def test_every_kind_of_classifier_is_accepted(classifier: dict[str, Any]) -> None:
+    assert _parse(classifiers=[{"name": "a", **classifier}]).classifiers[0].name == "a"
+
+
+def test_classifier_names_differ() -> None:
+    with pytest.raises(ConfigError, match="names must differ; used twice: a"):
+        _parse(classifiers=MINIMAL["classifiers"] * 2)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 255))
+def test_eps_keeps_its_text_and_has_its_value(numerator: int) -> None:
+    text = f"{numerator}/255"
+    config = parse_config(RobustnessConfig, {"eps": [text, 0.03]}, "x")
+    assert config.eps == (text, "0.03")
+    assert eps_value(text) == numerator / 255
+
+
+TOML = """
+seed = 7
+[data]
+path = "set/manifest.csv"
+[generator]
+path = "weights/generator.safetensors"
+[inversion]
+encoder = "../encoder.safetensors"
+[[classifiers]]
+name = "mine"
+architecture = "resnet18"
+checkpoint = "mine.pt"
+[[classifiers]]
+name = "exported"
+file = "/models/exported.pt2"
+[[classifiers]]
+name = "shipped"
+checkpoint = "embedded:plain"
+"""
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "audits"
+    folder.mkdir()
+    (folder / "audit.toml").write_text(TOML)
+    for working_folder, name in (
+        (tmp_path, "audits/audit.toml"),
+        (folder, "audit.toml"),
+        (Path("/"), folder / "audit.toml"),
+    ):
+        monkeypatch.chdir(working_folder)
+        config = load_config(name)
+        assert config.data.path == str(folder / "set" / "manifest.csv")
+        assert config.generator is not None
+        assert config.generator.path == str(folder / "weights" / "generator.safetensors")
+        assert config.inversion.encoder == str(tmp_path / "encoder.safetensors")
+        assert config.classifiers[0].checkpoint == str(folder / "mine.pt")
+        assert config.classifiers[1].file == "/models/exported.pt2"
+        assert config.classifiers[2].checkpoint == "embedded:plain"
+        assert config.seed == 7
+
+
+def test_names_that_are_no_paths_stay(tmp_path: Path) -> None:
+    config = resolve_paths(_parse(generator={}), tmp_path)
+    assert config.data.path == "phantom"
+    assert config.generator is not None
+    assert config.generator.path == "embedded:phantom"
+    assert config.inversion.encoder is None
+    assert resolve_path("~/x", tmp_path) == str(Path.home().resolve() / "x")
+    assert resolve_paths(config, Path("/other")) == config
+
+
+def test_unreadable_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.toml' does not exist"):
+        load_config(tmp_path / "gone.toml")
+    (tmp_path / "bad.toml").write_text("seed = = 3")
+    with pytest.raises(ConfigError, match=r"bad\.toml' is not valid TOML: .*line 1"):
+        load_config(tmp_path / "bad.toml")
+    (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match=r"bytes\.toml' is not valid TOML"):
+        load_config(tmp_path / "bytes.toml")
+    (tmp_path / "key.toml").write_text(TOML.replace("seed", "sed"))
+    with pytest.raises(ConfigError, match=r"Unknown key 'sed' in '.*key\.toml': did you mean 'seed'\?"):
+        load_config(tmp_path / "key.toml")
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    (tmp_path / "notepad.toml").write_text("\ufeffseed = 3", encoding="utf-8")
+    assert read_toml(tmp_path / "notepad.toml") == {"seed": 3}
+
+
+def test_sections_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        DataConfig(path="phantom").path = "other"  # type: ignore[misc]
