@@ -71,6 +71,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
     )  # fmt: skip
     environment.filters |= {
         "number": text.number, "percent": text.percent, "percent_bounds": text.percent_bounds, "p_value": text.p_value,
+        "probability": text.probability,
     }  # fmt: skip
     css = environment.loader.get_source(environment, "report.css")[0] if environment.loader else ""
     return environment.get_template("report.html.j2").render(
@@ -130,7 +131,7 @@ def _query_views(
     views = []
     for number, query in enumerate(result.queries, start=1):
         image = figures.read_image(folder, query.image)
-        cells = []
+        cells: list[Cell | None] = []
         for model in models:
             row = rows.get((model.name, query.id))
             if row is None:

@@ -56,7 +56,7 @@ def image_uri(image: Image.Image) -> str:
 
 def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
     buffer = io.BytesIO()
-    image.save(buffer, kind, **options)  # type: ignore[arg-type]
+    image.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
@@ -135,7 +135,7 @@ def _runs(line: NDArray[np.bool_]) -> list[tuple[int, int]]:
 
 def interval_bar(value: float, low: float | None, high: float | None, label: str, full: float = 100.0) -> Markup:
     """Return a track from 0 to `full` with the interval as band and the value as tick."""
-    ends = (value, value if low is None else low, value if high is None else high)
+    ends = [v if v is not None and np.isfinite(v) else value for v in (value, low, high)]
     x = [100 * min(max(v / full, 0.0), 1.0) for v in ends]
     return Markup(
         '<svg class="interval" viewBox="0 0 100 12" preserveAspectRatio="none" role="img" aria-label="{label}">'
@@ -148,7 +148,7 @@ def interval_bar(value: float, low: float | None, high: float | None, label: str
 def share_bar(share: float, label: str, mark: float | None = None) -> Markup:
     """Return a bar of a share in [0, 1]; `mark` sets a tick, for instance where the share of the area lies."""
     tick = Markup("")
-    if mark is not None:
+    if mark is not None and np.isfinite(mark):
         tick = Markup('<rect class="mark" x="{:.1f}" y="0" width="1.2" height="10"/>').format(
             min(max(100 * mark - 0.6, 0), 98.8)
         )
@@ -156,7 +156,7 @@ def share_bar(share: float, label: str, mark: float | None = None) -> Markup:
         '<svg class="share" viewBox="0 0 100 10" preserveAspectRatio="none" role="img" aria-label="{}">'
         '<rect class="track" x="0" y="2" width="100" height="6"/>'
         '<rect class="fill" x="0" y="2" width="{:.1f}" height="6"/>{}</svg>'
-    ).format(label, 100 * min(max(share, 0.0), 1.0), tick)
+    ).format(label, 100 * min(max(share, 0.0), 1.0) if np.isfinite(share) else 0.0, tick)
 
 
 def _polyline(values: NDArray[np.float64], steps: int, css: str) -> str:

@@ -38,7 +38,7 @@ def number(value: float | None, digits: int = 2) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
     """Return a share as percentage; a dash where there is none."""
-    if value is None or not math.isfinite(value):
+    if value is None or not math.isfinite(100 * value):
         return DASH
     return f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
 
@@ -60,6 +60,11 @@ def p_value(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return DASH
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def probability(value: float) -> str:
+    """Return a bootstrap probability; a finite number of draws shows no certainty."""
+    return "> 0.99" if value > 0.99 else "< 0.01" if value < 0.01 else f"{value:.2f}"
 
 
 def in_order(result: AuditResult) -> list[ModelResult]:
@@ -153,17 +158,17 @@ def verdict(result: AuditResult) -> Markup:
             tail = f": {percent(where.mass, 0)} of its edit lies {place}"
         return Markup("{} has a meaningfulness index of {} out of 100{}.").format(_names(ranked), _index(model), tail)
     if best_rank == last_rank:
-        return Markup("{} cannot be told apart by the meaning of their counterfactuals (index {}).").format(
-            _names(ranked), ", ".join(_index(m) for m in ranked)
-        )
+        return Markup(
+            "{} cannot be told apart by the meaning of their counterfactuals (index\N{NO-BREAK SPACE}{})."
+        ).format(_names(ranked), ", ".join(_index(m) for m in ranked))
     if len(leaders) == 1:
-        head = Markup("{} gives the most meaningful counterfactuals (index {})").format(
+        head = Markup("{} gives the most meaningful counterfactuals (index\N{NO-BREAK SPACE}{})").format(
             _names(leaders), _index(leaders[0])
         )
     else:
-        head = Markup("{} give the most meaningful counterfactuals and share first place (index {})").format(
-            _names(leaders), ", ".join(_index(m) for m in leaders)
-        )
+        head = Markup(
+            "{} give the most meaningful counterfactuals and share first place (index\N{NO-BREAK SPACE}{})"
+        ).format(_names(leaders), ", ".join(_index(m) for m in leaders))
     trailing = [m for m in ranked if m.rank == last_rank]
     if len(trailing) > 1:
         return head + Markup("; {} share the last place.").format(_names(trailing))

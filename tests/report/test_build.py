@@ -1,0 +1,246 @@
+"""The page: self-contained, complete for each shape of an audit, escaped, accessible, and whole in a real browser."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import audit
+from audit.errors import ResultsError
+from audit.report.build import render_report
+
+CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
+VOID = {"meta", "link", "img", "br", "input"}
+SHAPES = {
+    "four": {},
+    "one": {"models": ["plain"], "n_queries": 2},
+    "robust": {"n_queries": 0},
+    "twelve": {"models": ["trades", "plain", *(f"candidate-{i}" for i in range(10))], "n_queries": 9, "size": 16},
+}
+
+
+class Page(HTMLParser):
+    """Collects tags and attributes, and checks that every tag is closed where it was opened."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.words))
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def pages(support_results: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    made = {}
+    for name, options in SHAPES.items():
+        root = tmp_path_factory.mktemp(name)
+        results = support_results.example_audit(root, **options)
+        made[name] = render_report(support_results.write_audit(root, results))
+    return made
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_page_needs_nothing_else(pages: dict[str, Path], shape: str):
+    html = pages[shape].read_text(encoding="utf-8")
+    page = Page(html)
+    for _, attributes in page.tags:
+        for key in ("src", "href", "srcset", "poster", "data", "action", "xlink:href"):
+            assert (attributes.get(key) or "#").startswith(("#", "data:")), attributes
+    assert not re.search(r"@import|url\((?!data:)", html)
+    assert not page.all("script")
+    assert "default-src 'none'" in html
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_page_is_accessible(pages: dict[str, Path], shape: str):
+    page = Page(pages[shape].read_text(encoding="utf-8"))
+    assert all(image["alt"] for image in page.all("img"))
+    assert all(cell.get("scope") for cell in page.all("th"))
+    assert all(svg.get("aria-label") or svg.get("aria-hidden") for svg in page.all("svg"))
+    ids = [a["id"] for _, a in page.tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = [a["href"] for _, a in page.tags if (a.get("href") or "").startswith("#")]
+    assert {t.removeprefix("#") for t in targets if t} <= set(ids)
+    assert {label["for"] for label in page.all("label")} == {field["id"] for field in page.all("input")}
+    headings = [int(tag[1]) for tag, _ in page.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert headings[0] == 1
+    assert headings.count(1) == 1
+    assert all(a.get("tabindex") == "0" for _, a in page.tags if a.get("class") == "scroll")
+
+
+def test_contents_of_a_full_audit(pages: dict[str, Path]):
+    shown = Page(pages["four"].read_text(encoding="utf-8")).text.replace("\N{NO-BREAK SPACE}", " ")
+    for words in (
+        "shortcut is last: 71 % of its edit lies on the marker",
+        "61 [56, 66]",
+        "How sure is the order?",
+        "healthy 95 %",
+        "not flipped",
+        "less sure than asked",
+        "marker 71 %",
+        "one scale for all models",
+        "2 more query images",
+        "Recall",
+        "phantom-factors c0ffeec0",
+        "Rejects adversarial examples",
+        "canonical FID",
+        "the Inception weights are not on this machine",
+        "How to read the index",
+        "marker_correlation = 0.0",
+        "c0ffee" * 10,
+    ):
+        assert words in shown, words
+
+
+def test_every_model_has_its_counterfactual_and_edit_map_on_every_query(pages: dict[str, Path]):
+    alts = [image["alt"] or "" for image in Page(pages["four"].read_text(encoding="utf-8")).all("img")]
+    for model in ("trades", "trades-small", "plain", "shortcut"):
+        assert sum(alt.startswith(f"Counterfactual of {model} ") for alt in alts) == 8
+        assert sum(alt.startswith(f"Edit map of {model} ") for alt in alts) == 8
+    assert sum(alt.startswith("Query image") for alt in alts) == sum(alt.startswith("Inversion") for alt in alts) == 8
+
+
+def test_robustness_only_says_what_is_missing(pages: dict[str, Path]):
+    shown = Page(pages["robust"].read_text(encoding="utf-8")).text
+    assert shown.count("not computed") >= 4
+    assert "no generator is configured" in shown
+    assert "side by side" not in shown
+    assert "How to read the index" not in shown
+
+
+def test_numbers_that_are_not_finite_never_show(support_results: ModuleType, tmp_path: Path):
+    results = support_results.example_audit(tmp_path, n_queries=2, size=16)
+    nan = float("nan")
+
+    def spoil(value: object, key: str = "") -> object:
+        if isinstance(value, dict):
+            return {k: spoil(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [spoil(v, key) for v in value]
+        return nan if isinstance(value, float) and key not in ("eps", "level") else value
+
+    values = results.model_dump(mode="json")
+    values = {key: value if key == "config" else spoil(value, key) for key, value in values.items()}
+    file = tmp_path / "results.json"
+    file.write_text(json.dumps(values))
+    html = render_report(file).read_text(encoding="utf-8")
+    assert not re.search(r"\bnan\b|\binf\b", re.sub(r"base64,[\w+/=]+", "", html), re.IGNORECASE)
+
+
+def test_names_from_the_results_are_escaped(support_results: ModuleType, tmp_path: Path):
+    results = support_results.example_audit(tmp_path, models=["plain"], n_queries=1, size=16)
+    evil = '"><script>alert(1)</script>'
+    text = results.model_dump_json()
+    for name in ("plain", "phantom demo", "phantom-factors", "healthy", "opacity-000", "marker", "Inception"):
+        text = re.sub(rf'(?<!/)"([^"/]*){name}([^"/]*)"(?!/)', json.dumps(evil + name).replace("\\", r"\\"), text)
+    (tmp_path / "results.json").write_text(text)
+    html = render_report(tmp_path / "results.json").read_text(encoding="utf-8")
+    assert "<script" not in html
+    Page(html)
+
+
+def test_missing_image_leaves_nothing_half_written(support_results: ModuleType, tmp_path: Path):
+    results = support_results.example_audit(tmp_path, n_queries=1, size=16)
+    file = support_results.write_audit(tmp_path, results)
+    (tmp_path / results.models[0].queries[0].counterfactual_image).unlink()
+    with pytest.raises(ResultsError, match="is not in"):
+        render_report(file)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["images", "results.json"]
+
+
+def test_report_goes_where_it_is_asked(support_results: ModuleType, tmp_path: Path):
+    file = support_results.write_audit(tmp_path, support_results.example_audit(tmp_path, n_queries=0))
+    assert render_report(file, tmp_path / "other.html") == tmp_path / "other.html"
+    with pytest.raises(ResultsError, match="cannot be written"):
+        render_report(file, tmp_path / "no" / "such" / "folder.html")
+
+
+def test_colours_have_contrast_in_light_and_dark():
+    css = (Path(audit.__file__).parent / "report" / "templates" / "report.css").read_text(encoding="utf-8")
+    themes = [
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6})\b", block)) for block in re.findall(r":root \{([^}]*)\}", css)
+    ]
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        r, g, b = (p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts)
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b
+
+    for theme in themes[:2]:
+        for front, back in (("ink", "paper"), ("muted", "paper"), ("accent", "paper"), ("warn", "warn-paper"), ("ink", "raised")):  # fmt: skip  # noqa: E501
+            light, dark = sorted((luminance(theme[front]), luminance(theme[back])), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= 4.5, (front, back)
+
+
+PROBE = """<script>addEventListener('load', () => setTimeout(() => {
+  document.querySelectorAll('details').forEach(d => d.open = true);
+  const images = [...document.images];
+  Promise.all(images.map(i => i.decode().then(() => 0, () => 1))).then(failed => parent.postMessage({
+    width: innerWidth, page: document.documentElement.scrollWidth, images: images.length,
+    broken: failed.reduce((a, b) => a + b, 0) + images.filter(i => !i.naturalWidth).length,
+    outlines: [...document.querySelectorAll('svg.outline use')].filter(u => u.getBBox().width > 0).length,
+    fetched: performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length,
+    name: NAME}, '*'));
+}, 50));</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page is not opened in a browser")
+def test_page_is_whole_in_a_browser(pages: dict[str, Path], tmp_path: Path):
+    """Every image decodes, nothing is fetched, and no page is wider than its window, from a phone to a desk."""
+    frames = []
+    for shape, file in pages.items():
+        # The page itself forbids scripts; the copy allows the one that measures it.
+        html = re.sub(r"<meta http-equiv=[^>]*>", "", file.read_text(encoding="utf-8"))
+        probed = tmp_path / f"{shape}.html"
+        probed.write_text(html.replace("</body>", PROBE.replace("NAME", json.dumps(shape))), encoding="utf-8")
+        widths = (360, 420, 1400) if shape in ("four", "twelve") else (360,)
+        frames += [f'<iframe src="{probed.as_uri()}" style="width:{w}px;height:800px"></iframe>' for w in widths]
+    host = tmp_path / "host.html"
+    host.write_text(
+        "<!doctype html><body><pre id=out></pre><script>addEventListener('message', e => "
+        "document.getElementById('out').append(JSON.stringify(e.data) + '\\n'))</script>" + "".join(frames)
+    )
+    command = [
+        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom", host.as_uri(),
+    ]  # fmt: skip
+    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    found = re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)
+    assert found
+    reports = [json.loads(line) for line in found[1].splitlines()]
+    assert len(reports) == len(frames)
+    for report in reports:
+        assert report["broken"] == report["fetched"] == 0, report
+        assert report["page"] <= report["width"], report
+        if report["name"] != "robust":
+            assert report["images"] > 0
+            assert report["outlines"] > 0

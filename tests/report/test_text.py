@@ -1,0 +1,106 @@
+"""Sentences and numbers: each shape of an audit has its verdict, and no number reads 'nan'."""
+
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from audit.report import text
+from audit.results import AuditResult
+
+
+@pytest.fixture(scope="module")
+def results(support_results: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> AuditResult:
+    return support_results.example_audit(tmp_path_factory.mktemp("audit"), n_queries=2, size=16)
+
+
+def plain(result: AuditResult) -> str:
+    return re.sub(r"<[^>]+>", "", text.verdict(result)).replace("\N{NO-BREAK SPACE}", " ")
+
+
+def change(result: AuditResult, **by_name: dict) -> AuditResult:
+    models = [m.model_copy(update=by_name.get(m.name.replace("-", "_"), {})) for m in result.models]
+    return result.model_copy(update={"models": models})
+
+
+@given(st.none() | st.floats(allow_nan=True, allow_infinity=True), st.integers(0, 6))
+def test_no_number_reads_nan(value: float | None, digits: int):
+    for shown in (text.number(value, digits), text.percent(value, digits), text.p_value(value)):
+        assert shown
+        assert "nan" not in shown
+        assert "inf" not in shown
+
+
+def test_small_numbers_keep_a_digit():
+    assert text.number(2.1e-4, 2) == "2.1·10⁻⁴"
+    assert text.number(0.0, 2) == "0.00"
+
+
+def test_verdict_names_best_last_and_why(results: AuditResult):
+    assert plain(results) == (
+        "trades gives the most meaningful counterfactuals (index 61 [56, 66]); "
+        "shortcut is last: 71 % of its edit lies on the marker."
+    )
+
+
+def test_verdict_of_shared_first_and_last_place(results: AuditResult):
+    shared = change(results, trades_small={"rank": 1}, plain={"rank": 4})
+    assert plain(shared).startswith("trades and trades-small give the most meaningful")
+    assert plain(shared).endswith("plain and shortcut share the last place.")
+    same = change(results, **{n: {"rank": 1} for n in ("trades", "trades_small", "plain", "shortcut")})
+    assert plain(same).startswith("trades, trades-small, plain and shortcut cannot be told apart")
+
+
+def test_verdict_without_regions_names_the_weakest_part(results: AuditResult):
+    bare = {m.name.replace("-", "_"): {"counterfactuals": m.counterfactuals.model_copy(update={"regions": []})} for m in results.models if m.counterfactuals}  # fmt: skip  # noqa: E501
+    assert plain(change(results, **bare)).endswith("shortcut is last: its localisation is 0.00, against 0.59.")
+
+
+def test_verdict_of_one_model(support_results: ModuleType, tmp_path: Path):
+    one = support_results.example_audit(tmp_path, models=["plain"], n_queries=2, size=16)
+    assert plain(one) == (
+        "plain has a meaningfulness index of 34 [29, 39] out of 100: "
+        "21 % of its edit lies in the region that carries the class."
+    )
+
+
+def test_verdict_of_robustness_only(support_results: ModuleType, tmp_path: Path):
+    robust = support_results.example_audit(tmp_path, n_queries=0)
+    assert plain(robust).startswith("trades keeps the highest accuracy under attack: 71.0 % at eps 8/255")
+    bare = change(robust, **{m.name.replace("-", "_"): {"robust": type(m.robust)()} for m in robust.models})
+    assert plain(bare).startswith("Neither counterfactuals nor robust accuracy")
+
+
+def test_names_are_escaped(results: AuditResult):
+    evil = change(results, trades={"name": "<script>alert(1)</script>"})
+    assert "<script" not in text.verdict(evil)
+
+
+def test_findings_tell_what_weakens_the_ranking(results: AuditResult):
+    assert text.findings(results) == []  # the verdict has told of the shortcut
+    scores = results.models[2].counterfactuals
+    assert scores is not None
+    judge = scores.judges[0].model_copy(update={"rejects_inversion": 0.1})
+    low = scores.flip_ratio.model_copy(update={"value": 0.4})
+    weak = change(
+        results,
+        plain={"counterfactuals": scores.model_copy(update={"flip_ratio": low, "judges": [judge]}), "rank": 5},
+    ).model_copy(update={"complete": False, "queries_asked": 48})
+    notes = " ".join(text.findings(weak)).replace("\N{NO-BREAK SPACE}", " ")
+    for words in ("did not finish", "2 of the 48", "decides by the marker", "40 %", "no evidence"):
+        assert words in notes
+
+
+def test_models_without_index_come_last(results: AuditResult):
+    broken = change(results, trades={"index": None, "rank": None})
+    assert [m.name for m in text.in_order(broken)] == ["trades-small", "plain", "shortcut", "trades"]
+
+
+def test_settings_read_like_toml():
+    shown = text.as_toml({"seed": 0, "n": None, "data": {"path": "x", "phantom": {"k": 1}}, "classifiers": [{"a": 1}, {"a": 2}]})  # fmt: skip  # noqa: E501
+    assert shown.splitlines()[:2] == ["seed = 0", "# n: not set"]
+    assert "[data.phantom]\nk = 1" in shown
+    assert shown.count("[[classifiers]]") == 2
