@@ -1,0 +1,32 @@
+"""The discriminator's features as an embedding and perceptual distance that no audited model had a part in.
+
+A discriminator is trained on the generator's own images without labels. Its maps after each residual block serve as
+perceptual features; their spatial means (the deeper half of the network) as the embedding for distribution distances.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from audit.generator.networks import Discriminator, network_range
+from audit.store import hash_tensor
+
+
+class DiscriminatorFeatures:
+    """Feature network named `discriminator`; input `[N, C, R, R]` in [0, 1]."""
+
+    name = "discriminator"
+
+    def __init__(self, discriminator: Discriminator):
+        self._network = discriminator
+        state = discriminator.state_dict()
+        self.weights_sha256 = hash_tensor(torch.cat([state[k].flatten().float().cpu() for k in sorted(state)]))
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Feature maps `[N, c, h, w]`, fine to coarse."""
+        return self._network.maps(network_range(images))
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embedding `[N, d]`: maps of the two coarsest blocks pooled to 2x2, each of unit root mean square."""
+        pooled = [F.adaptive_avg_pool2d(m, 2).flatten(1) for m in self.maps(images)[-2:]]
+        return torch.cat([p / p.square().mean(1, keepdim=True).add(1e-8).sqrt() for p in pooled], 1)

@@ -1,0 +1,320 @@
+"""Training of the generator: non-saturating loss, lazy R1 and path-length regularisation, EMA, ADA, best by FID.
+
+Source: Karras et al. 2020 (StyleGAN2: sections 3.1, 3.2, appendix B) and Karras et al. 2020 (ADA: section 3).
+A run can be killed at any time and goes on from its last checkpoint with the same random streams.
+"""
+
+import copy
+import io
+import json
+import time
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from audit.config import DataConfig, Section, Weights
+from audit.data.audit_set import AuditSet
+from audit.errors import DataError, GeneratorError
+from audit.generator.augment import adapt, augment
+from audit.generator.load import load_generator, save_generator
+from audit.generator.networks import (
+    Discriminator,
+    Generator,
+    average_parameters,
+    logistic,
+    network_range,
+    path_lengths,
+    pixels,
+)
+from audit.metrics.embedding import FeatureNetwork, embed_all
+from audit.metrics.fid import frechet_distance
+from audit.progress import stage_progress
+from audit.seeds import stage_generator
+from audit.store import atomic_write_bytes, atomic_write_text
+
+
+class GeneratorTrainConfig(Section):
+    """What `spruce-audit train generator CONFIG.toml` may say."""
+
+    data: DataConfig
+    split: str | None = Field(None, description="split to learn from; default: data.calibration_split")
+    seed: int = Field(0, ge=0)
+    device: str = "auto"
+    z_dim: int = Field(64, ge=4)
+    w_dim: int = Field(64, ge=4)
+    channel_base: int = Field(1024, ge=64)
+    channel_max: int = Field(32, ge=8)
+    mapping_layers: int = Field(2, ge=1)
+    kimg: float = Field(400, gt=0, description="thousands of real images shown to the discriminator")
+    batch_size: int = Field(32, ge=4)
+    lr: float = Field(2.5e-3, gt=0)
+    r1_gamma: float = Field(0.5, ge=0)
+    r1_interval: int = Field(16, ge=1)
+    path_length_weight: float = Field(2.0, ge=0)
+    path_length_interval: int = Field(8, ge=1)
+    style_mixing: float = Field(0.9, ge=0, le=1, description="probability that an image takes styles of two z")
+    ema_kimg: float = Field(5.0, gt=0, description="half-life of the averaged generator")
+    augmentation: Literal["ada", "none"] = "ada"
+    ada_target: float = Field(0.6, gt=0, lt=1)
+    ada_kimg: float = Field(100, gt=0, description="thousands of images in which p can cross [0, 1]")
+    start_from: Weights | None = Field(None, description="generator to fine-tune")
+    freeze_discriminator: int = Field(0, ge=0, description="finest discriminator blocks kept fixed (Freeze-D)")
+    snapshot_kimg: float = Field(20, gt=0)
+    fid_images: int = Field(2000, ge=50)
+    bfloat16: bool = Field(False, description="autocast the convolutions (faster where the processor has it)")
+
+
+class _State:
+    """Everything that a resumed run needs."""
+
+    def __init__(self, config: GeneratorTrainConfig, image_shape: tuple[int, int, int], device: torch.device):
+        channels, size, width = image_shape
+        if size != width or size & (size - 1) or not 16 <= size <= 1024:
+            raise GeneratorError(
+                f"A generator needs square images whose side is a power of two from 16 to 1024, not {size}x{width}: "
+                "set data.image_size."
+            )
+        # Initial weights come from a forked global stream: torch's initialisers take no generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.g, self.d = self._networks(config, channels, size)
+        self.g.to(device).train()
+        self.d.to(device).train()
+        self.ema = copy.deepcopy(self.g).eval().requires_grad_(False)
+        self.g_opt = _adam(self.g, config.lr, config.path_length_interval if config.path_length_weight else None)
+        self.d_opt = _adam(self.d, config.lr, config.r1_interval if config.r1_gamma else None)
+        self.rng = stage_generator(config.seed, "generator training", device)
+        self.p, self.path_mean, self.images, self.step = 0.0, 0.0, 0, 0
+        self.signs: list[float] = []
+        self.best_fid = float("inf")
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+
+    @staticmethod
+    def _networks(config: GeneratorTrainConfig, channels: int, size: int) -> tuple[Generator, Discriminator]:
+        if config.start_from is not None:
+            loaded = load_generator(config.start_from)
+            g, d = loaded.generator.requires_grad_(True), loaded.discriminator
+            if d is None or (g.channels, g.resolution) != (channels, size):
+                raise GeneratorError(
+                    f"Generator '{config.start_from}' cannot be fine-tuned on {size}x{size} images with {channels} "
+                    "channel(s): it has another size or no discriminator."
+                )
+            d.requires_grad_(True)
+            for res in d.resolutions[: config.freeze_discriminator]:
+                getattr(d, f"b{res}").requires_grad_(False)
+            return g, d
+        sizes = {"channel_base": config.channel_base, "channel_max": config.channel_max}
+        g = Generator(config.z_dim, config.w_dim, size, channels, mapping_layers=config.mapping_layers, **sizes)
+        return g, Discriminator(size, channels, **sizes)
+
+    _modules = ("g", "d", "ema", "g_opt", "d_opt")
+    _plain = ("p", "path_mean", "images", "step", "best_fid", "seconds", "history", "signs")
+
+    def save(self, path: Path) -> None:
+        state = {k: getattr(self, k).state_dict() for k in self._modules}
+        state |= {k: getattr(self, k) for k in self._plain} | {"rng": self.rng.get_state()}
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        atomic_write_bytes(path, buffer.getvalue())
+
+    def load(self, path: Path, device: torch.device) -> None:
+        state = torch.load(path, map_location=device, weights_only=True)
+        for k in self._modules:
+            getattr(self, k).load_state_dict(state[k])
+        for k in self._plain:
+            setattr(self, k, state[k])
+        self.rng.set_state(state["rng"].cpu())
+
+
+def _adam(network: nn.Module, lr: float, lazy_interval: int | None) -> torch.optim.Adam:
+    """Adam of the paper; a lazy regulariser's extra steps are compensated (StyleGAN2 appendix B)."""
+    ratio = 1.0 if lazy_interval is None else lazy_interval / (lazy_interval + 1)
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    return torch.optim.Adam(trainable, lr=lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8)
+
+
+def _codes(g: Generator, n: int, mixing: float, rng: torch.Generator) -> Tensor:
+    """Draw w for `n` images, mixing two styles at a random layer, and update the running mean of w."""
+    z = torch.randn(2, n, g.z_dim, generator=rng, device=rng.device)
+    ws = g.mapping(z[0])
+    with torch.no_grad():
+        g.mapping.w_avg.lerp_(ws[:, 0].detach().float().mean(0), 1 - 0.998)
+    if mixing > 0:
+        mixed = torch.rand(n, 1, generator=rng, device=rng.device) < mixing
+        cut = torch.randint(1, g.num_ws, (n, 1), generator=rng, device=rng.device)
+        late = torch.arange(g.num_ws, device=rng.device)[None] >= cut
+        ws = torch.where((mixed & late)[..., None], g.mapping(z[1]), ws)
+    return ws
+
+
+def _draw_real(images: Tensor, n: int, rng: torch.Generator, device: torch.device) -> Tensor:
+    rows = torch.randint(len(images), (n,), generator=rng, device=rng.device).cpu()
+    return network_range(images[rows].to(device).float() / 255)
+
+
+def read_uint8(dataset: AuditSet, batch_size: int = 256) -> Tensor:
+    """Read a whole set as uint8 `[N, C, H, W]`: what a discriminator sees again and again, at a byte a pixel."""
+    out = torch.empty(len(dataset), *dataset.image_shape, dtype=torch.uint8)
+    for images, _, rows in dataset.batches(batch_size):
+        out[rows] = (images * 255).round().to(torch.uint8)
+    return out
+
+
+def generator_fid(g: Generator, real_embedding: Tensor, network: FeatureNetwork, n: int, seed: int) -> float:
+    """FID of `n` drawn images against embedded real ones, with the same z on every call."""
+    rng = stage_generator(seed, "generator fid")
+    device = g.mapping.w_avg.device
+    drawn = []
+    with torch.no_grad():
+        for start in range(0, n, 100):
+            z = torch.randn(min(100, n - start), g.z_dim, generator=rng).to(device)
+            drawn.append(network.embed(g.images(g.mapping(z))))
+    return frechet_distance(torch.cat(drawn), real_embedding)
+
+
+def train_generator(
+    config: GeneratorTrainConfig, dataset: AuditSet, out: Path, embedding: FeatureNetwork | None, device: torch.device
+) -> Path:
+    """Train on the images of `dataset` and return the path of the best snapshot by FID in `embedding`.
+
+    Without an embedding the last average is kept. Files in `out`: `generator.safetensors`, its card
+    `generator.json`, `checkpoint.pt` (to resume from). Raises GeneratorError for sizes that are no power of two.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    real = read_uint8(dataset)
+    if len(real) < config.batch_size:
+        raise DataError(f"{dataset.source} has {len(real)} images to learn from where a batch needs {config.batch_size}.")
+    state = _State(config, dataset.image_shape, device)
+    checkpoint = out / "checkpoint.pt"
+    if checkpoint.exists():
+        state.load(checkpoint, device)
+    reference = None
+    if embedding is not None:
+        rows = torch.randperm(len(real), generator=stage_generator(config.seed, "fid reals"))[: config.fid_images]
+        reference = embed_all(embedding, real[rows].float() / 255, 100)
+    total = int(config.kimg * 1000)
+    with stage_progress("generator (images)", total) as advance:
+        advance(state.images)
+        while state.images < total:
+            began = time.monotonic()
+            until = min(total, state.images + int(config.snapshot_kimg * 1000))
+            sums: dict[str, float] = {}
+            steps = 0
+            while state.images < until:
+                for k, v in _step(state, config, real, device).items():
+                    sums[k] = sums.get(k, 0.0) + v
+                steps += 1
+                advance(config.batch_size)
+            state.seconds += time.monotonic() - began
+            row = {k: v / steps for k, v in sums.items()} | {"kimg": state.images / 1000, "p": state.p}
+            row["images_per_second"] = steps * config.batch_size / (time.monotonic() - began)
+            _snapshot(state, config, row, reference, embedding, out)
+            state.history.append(row)
+            state.save(checkpoint)
+            atomic_write_text(out / "history.jsonl", "".join(_json_line(r) for r in state.history))
+    return out / "generator.safetensors"
+
+
+def _json_line(row: dict[str, float]) -> str:
+    return json.dumps({k: round(v, 5) for k, v in row.items()}) + "\n"
+
+
+def _snapshot(
+    state: _State, config: GeneratorTrainConfig, row: dict[str, float], reference: Tensor | None,
+    embedding: FeatureNetwork | None, out: Path,
+) -> None:  # fmt: skip
+    """Score the average and keep it if it is the best so far."""
+    card: dict[str, Any] = {"seed": config.seed, "kimg": state.images / 1000, "data": config.data.path}
+    if embedding is not None and reference is not None:
+        row["fid"] = generator_fid(state.ema, reference, embedding, config.fid_images, config.seed)
+        if row["fid"] >= state.best_fid:
+            return
+        state.best_fid = row["fid"]
+        half = len(reference) // 2
+        card["fid"] = {
+            "value": row["fid"],
+            "floor_half_vs_half": frechet_distance(reference[:half], reference[half:]),
+            "n": config.fid_images,
+            "embedding": {"name": embedding.name, "weights_sha256": embedding.weights_sha256},
+        }
+    card["training_seconds"] = round(state.seconds)
+    card["config"] = config.model_dump(mode="json")
+    save_generator(out / "generator.safetensors", state.ema, state.d, {"card": card})
+    atomic_write_text(out / "generator.json", json.dumps(card, indent=2) + "\n")
+
+
+def _step(state: _State, config: GeneratorTrainConfig, real: Tensor, device: torch.device) -> dict[str, float]:
+    """One update of the discriminator and one of the generator."""
+    n, g, d, rng = config.batch_size, state.g, state.d, state.rng
+    autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.bfloat16)
+    out: dict[str, float] = {}
+
+    g.requires_grad_(False)
+    state.d_opt.zero_grad(set_to_none=True)
+    with autocast:
+        with torch.no_grad():
+            fake = g.synthesis(_codes(g, n, config.style_mixing, rng), "random", generator=rng)
+        shown = _draw_real(real, n, rng, device)
+        fake_logits = d(augment(fake, state.p, rng))
+        real_logits = d(augment(shown, state.p, rng))
+        loss = logistic(-fake_logits) + logistic(real_logits)
+    loss.backward()
+    out["d_loss"] = loss.item()
+    state.signs.append(real_logits.detach().float().sign().mean().item())
+    if config.r1_gamma and state.step % config.r1_interval == 0:
+        images = shown.detach().requires_grad_()
+        logits = d(augment(images, state.p, rng))
+        (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+        penalty = gradient.square().sum((1, 2, 3)).mean()
+        (penalty * (config.r1_gamma / 2 * config.r1_interval)).backward()
+        out["r1"] = penalty.item() * config.r1_interval
+    state.d_opt.step()
+
+    g.requires_grad_(True)
+    d.requires_grad_(False)
+    state.g_opt.zero_grad(set_to_none=True)
+    with autocast:
+        fake = g.synthesis(_codes(g, n, config.style_mixing, rng), "random", generator=rng)
+        loss = logistic(d(augment(fake, state.p, rng)))
+    loss.backward()
+    out["g_loss"] = loss.item()
+    if config.path_length_weight and state.step % config.path_length_interval == 0:
+        ws = _codes(g, max(n // 2, 1), config.style_mixing, rng)
+        lengths = path_lengths(g.synthesis(ws, "random", generator=rng), ws, rng)
+        state.path_mean += 0.01 * (lengths.mean().item() - state.path_mean)
+        penalty = (lengths - state.path_mean).square().mean()
+        (penalty * (config.path_length_weight * config.path_length_interval)).backward()
+        out["path"] = penalty.item() * config.path_length_interval
+    state.g_opt.step()
+    for name, parameter in d.named_parameters():
+        parameter.requires_grad_(not _frozen(d, name, config.freeze_discriminator))
+
+    state.images += n
+    state.step += 1
+    half_life = min(config.ema_kimg * 1000, state.images * 0.05)  # the warm-up of the ADA paper's `ema_rampup`
+    average_parameters(state.ema, g, 0.5 ** (n / max(half_life, 1e-8)))
+    if config.augmentation == "ada" and len(state.signs) == 4:
+        mean_sign = sum(state.signs) / 4
+        state.p = adapt(state.p, mean_sign, 4 * n, config.ada_target, config.ada_kimg * 1000)
+        state.signs.clear()
+        out["r_t"] = mean_sign * 4
+    return out
+
+
+def _frozen(d: Discriminator, name: str, blocks: int) -> bool:
+    return any(name.startswith(f"b{res}.") for res in d.resolutions[:blocks])
+
+
+def sample_grid(g: Generator, rows: int, columns: int, seed: int) -> Tensor:
+    """Draw `rows * columns` images and tile them: `[C, rows * R, columns * R]` in [0, 1]."""
+    z = torch.randn(rows * columns, g.z_dim, generator=stage_generator(seed, "grid")).to(g.mapping.w_avg.device)
+    with torch.no_grad():
+        images = pixels(g(z)).clamp(0, 1)
+    n, channels, size, _ = images.shape
+    return images.reshape(rows, columns, channels, size, size).permute(2, 0, 3, 1, 4).reshape(
+        channels, rows * size, columns * size
+    )
