@@ -35,6 +35,8 @@ class PhantomFactors(nn.Module):
     """
 
     name = NAME
+    factor_mean: Tensor
+    factor_std: Tensor
 
     def __init__(self, factor_names: tuple[str, ...]) -> None:
         super().__init__()

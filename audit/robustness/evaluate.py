@@ -7,7 +7,7 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
 
-from audit.classifiers.load import preserve_mode
+from audit.classifiers.mode import preserve_mode
 from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError

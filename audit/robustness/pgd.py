@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from audit.classifiers.load import preserve_mode
+from audit.classifiers.mode import preserve_mode
 from audit.errors import ClassifierError, MetricError
 from audit.metrics.embedding import check_images
 

@@ -8,7 +8,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 PACKAGES = ("spruce-audit", "torch", "timm", "numpy")
@@ -25,13 +25,24 @@ def versions() -> dict[str, str]:
     return out
 
 
+def _safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """Serialise with the metadata in sorted order: the library's own order is random, and so would be the hash."""
+    content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata=metadata)
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[start:]
+
+
 def save_weights(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> str:
     """Write a safetensors file in one move, so that a kill leaves the old one or the new one; returns its SHA-256."""
+    content = _safetensors_bytes(tensors, metadata)
     partial = path.with_name(path.name + ".partial")
-    save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, str(partial), metadata=metadata)
-    digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    partial.write_bytes(content)
     os.replace(partial, path)
-    return digest
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_card(weights: Path, content: dict[str, Any]) -> Path:

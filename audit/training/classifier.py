@@ -28,6 +28,9 @@ MIN_STD = 1e-3
 class PixelModel(nn.Module):
     """A network with its normalisation in front: images `[N, C, H, W]` in [0, 1] to logits."""
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.network = network
@@ -44,13 +47,15 @@ def build_network(architecture: str, num_classes: int, channels: int, args: dict
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(seed, "train/initialise"))
         if architecture == "small-convnext":
-            return small_convnext(num_classes, in_chans=channels, **args)
+            if args:
+                raise ConfigError("architecture 'small-convnext' takes no architecture_args: remove them.")
+            return small_convnext(num_classes, in_chans=channels)
         try:
             network: nn.Module = timm.create_model(architecture, num_classes=num_classes, in_chans=channels, **args)
         except (RuntimeError, TypeError) as error:
             raise ConfigError(
-                f"architecture '{architecture}' cannot be built by timm ({error}): give 'small-convnext' or a name from "
-                "timm.list_models()."
+                f"architecture '{architecture}' cannot be built by timm ({error}): give 'small-convnext' or a "
+                "name from timm.list_models()."
             ) from None
     return network
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from audit.classifiers.load import preserve_mode
+from audit.classifiers.mode import preserve_mode
 
 START_DEVIATION = 0.001
 """Standard deviation of the normal noise the inner maximisation starts from (Zhang et al. 2019, algorithm 1)."""

@@ -1,0 +1,104 @@
+"""Clean and robust accuracy: intervals, calibration, the same images for every model."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from audit.config import RobustnessConfig
+from audit.data.audit_set import AuditSet
+from audit.errors import MetricError
+from audit.robustness.evaluate import (
+    attacked_rows,
+    clean_metrics,
+    expected_calibration_error,
+    robust_accuracy,
+    wilson_interval,
+)
+
+
+class Brightness(nn.Module):
+    """Decides by the mean pixel: class 1 above a half; its robust accuracy can be told by hand."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sharpness = nn.Parameter(torch.tensor(40.0))
+
+    def forward(self, images: Tensor) -> Tensor:
+        score = self.sharpness * (images.mean(dim=(1, 2, 3)) - 0.5)
+        return torch.stack([-score, score], dim=1)
+
+
+def grey_levels(levels: list[float], labels: list[int], classes: tuple[str, ...] = ("dark", "bright")) -> AuditSet:
+    images = np.stack([np.full((4, 4), level, dtype=np.float32) for level in levels]) if levels else np.empty((0, 4, 4))
+    return AuditSet(
+        read_image=lambda row: images[row],
+        labels=np.array(labels),
+        class_names=classes,
+        ids=tuple(str(i) for i in range(len(levels))),
+        splits=np.array(["test"] * len(levels)),
+        image_shape=(1, 4, 4),
+    )
+
+
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 500), share=st.floats(0, 1))
+def test_wilson_interval_holds_the_share(n: int, share: float) -> None:
+    k = round(share * n)
+    interval = wilson_interval(k, n)
+    assert interval.n == n
+    assert 0 <= interval.low <= interval.value + 1e-12
+    assert interval.value <= interval.high + 1e-12 <= 1 + 2e-12
+
+
+def test_wilson_interval_of_nothing_has_no_value() -> None:
+    assert wilson_interval(0, 0).value is None
+
+
+def test_calibration_error_by_hand() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.3, 0.7]])
+    labels = torch.tensor([0, 1, 1, 1])
+    # Bins: two at 0.9 with accuracy 1/2, one at 0.6 and one at 0.7 that are right: (2 * 0.4 + 0.4 + 0.3) / 4.
+    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.375)
+
+
+def test_clean_metrics_by_hand() -> None:
+    data = grey_levels([0.1, 0.2, 0.9, 0.3], [0, 0, 1, 1], ("dark", "bright", "absent"))
+
+    class ThreeWay(Brightness):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.cat([super().forward(images), torch.full((len(images), 1), -100.0)], dim=1)
+
+    clean = clean_metrics(ThreeWay(), data, batch_size=3)
+    assert clean.accuracy.value == 0.75
+    assert clean.recall == {"dark": 1.0, "bright": 0.5, "absent": None}
+    assert clean.n == 4
+
+
+def test_robust_accuracy_counts_the_images_farther_than_eps() -> None:
+    levels = [0.45, 0.40, 0.30, 0.55, 0.60, 0.70]
+    data = grey_levels(levels, [0, 0, 0, 1, 1, 1])
+    config = RobustnessConfig(n=6, eps=("0.01", "0.08", "0.15", "0.3"), steps=10, batch_size=4)
+    robust = robust_accuracy(Brightness(), data, config, seed=0)
+    assert [robust.pgd[e].robust_accuracy.value for e in config.eps] == pytest.approx([1, 4 / 6, 2 / 6, 0])
+    attack = robust.pgd["0.08"]
+    assert (attack.eps, attack.steps, attack.restarts, attack.robust_accuracy.n) == (0.08, 10, 1, 6)
+
+
+def test_the_same_images_are_attacked_for_every_model_and_count() -> None:
+    data = grey_levels([i / 50 for i in range(50)], [0] * 50)
+    assert attacked_rows(data, 20, seed=4).row_ids == attacked_rows(data, 20, seed=4).row_ids
+    assert attacked_rows(data, 20, seed=4).row_ids[:10] == attacked_rows(data, 10, seed=4).row_ids
+    assert attacked_rows(data, 20, seed=4).row_ids != attacked_rows(data, 20, seed=5).row_ids
+    assert len(attacked_rows(data, 500, seed=4)) == 50
+
+
+def test_empty_set_and_foreign_labels_are_refused() -> None:
+    with pytest.raises(MetricError, match="no image"):
+        clean_metrics(Brightness(), grey_levels([], []))
+    with pytest.raises(MetricError, match="no image"):
+        robust_accuracy(Brightness(), grey_levels([], []), RobustnessConfig(), seed=0)
+    with pytest.raises(MetricError, match="2 classes"):
+        clean_metrics(Brightness(), grey_levels([0.1], [2]))
