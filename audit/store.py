@@ -21,7 +21,7 @@ import numpy as np
 import safetensors
 import torch
 from pydantic import BaseModel
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from audit.errors import ConfigError
@@ -73,18 +73,27 @@ def _canonical(value: Any) -> Any:
     raise TypeError(f"a {type(value).__name__} has no stable form and cannot be part of a store key")
 
 
-def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that `path` holds either all of `data` or what it held before; makes the folders it needs."""
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path` to write a file to; it becomes `path` if the block succeeds, else vanishes.
+
+    Makes the folders it needs. The file is flushed to disk first, so that a power cut leaves the old or the new one.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
+        yield temporary
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def atomic_write_bytes(path: Path, data: bytes) -> None:
+    """Write a file so that `path` holds either all of `data` or what it held before; makes the folders it needs."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -95,6 +104,18 @@ def atomic_write_text(path: Path, text: str) -> None:
 def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
     parts = [metadata, *(f"{name}:{hash_tensor(tensors[name])}" for name in sorted(tensors))]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors on the CPU, copied only where two share memory, which safetensors refuses."""
+    plain: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for name, value in tensors.items():
+        tensor = value.detach().cpu().contiguous()
+        storage = tensor.untyped_storage().data_ptr()
+        plain[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
+    return plain
 
 
 @dataclass(frozen=True)
@@ -126,11 +147,11 @@ class Store:
 
     def put(self, key: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
         """Write an entry at once or not at all; it replaces an earlier one of the same key."""
-        # Own copies: safetensors refuses tensors that share memory.
-        copies = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+        plain = _without_shared_memory(tensors)
         text = json.dumps(dict(metadata or {}), sort_keys=True)
-        data = save(copies, metadata={"json": text, "sha256": _checksum(copies, text)})
-        atomic_write_bytes(self.path(key), data)
+        header = {"json": text, "sha256": _checksum(plain, text)}
+        with atomic_path(self.path(key)) as temporary:
+            save_file(plain, temporary, metadata=header)
 
     def get(self, key: str) -> Entry | None:
         """Read an entry; None if there is none or its file is damaged."""

@@ -54,7 +54,7 @@ def list_folder(root: Path) -> Listing:
     has_splits = groups[0][0] is not None
     ids = tuple(path.relative_to(root).as_posix() for _, _, path in rows)
     return Listing(
-        source=f"folder '{root}'",
+        source=f"folder '{root}'" + (" (laid out as <split>/<class>/)" if has_splits else ""),
         paths=tuple(path for _, _, path in rows),
         labels=tuple(name for _, name, _ in rows),
         ids=ids,

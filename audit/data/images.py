@@ -12,6 +12,7 @@ the float32 `[N, C, H, W]` of the pixel contract. Decisions that a reader of num
 
 import struct
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,9 @@ from audit.errors import DataError
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """Endings, in lower case, that make a file in a class folder an image."""
+
+KEPT_BYTES = 2**28
+"""How much of a set of image files stays decoded in memory."""
 
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "F"})
 ORIENTATION_TAG = 0x0112
@@ -171,6 +175,33 @@ def resize_image(pixels: np.ndarray, side: int | None) -> np.ndarray:
 def convert_image(pixels: np.ndarray, side: int | None, channels: int | None) -> np.ndarray:
     """Bring decoded pixels to the channels and the square side that the configuration asks for."""
     return resize_image(convert_channels(pixels, channels), side)
+
+
+class KeepingReader:
+    """An `ImageReader` that keeps converted pixels until they fill `budget` bytes, so that files are decoded once.
+
+    Every model reads the same images; decoding a large radiograph costs far more than the small pixels that are kept.
+    Nothing is evicted: images are read in whole passes, for which evicting the oldest would drop each before its reuse.
+    Sent to another process it starts empty.
+    """
+
+    def __init__(self, read: Callable[[int], np.ndarray], budget: int = KEPT_BYTES) -> None:
+        self._read = read
+        self._budget = budget
+        self._left = budget
+        self._kept: dict[int, np.ndarray] = {}
+
+    def __call__(self, row: int) -> np.ndarray:
+        pixels = self._kept.get(row)
+        if pixels is None:
+            pixels = self._read(row)
+            if pixels.nbytes <= self._left:
+                self._left -= pixels.nbytes
+                self._kept[row] = pixels
+        return pixels
+
+    def __reduce__(self) -> tuple[type["KeepingReader"], tuple[Callable[[int], np.ndarray], int]]:
+        return KeepingReader, (self._read, self._budget)
 
 
 def read_image(row: int, paths: tuple[Path, ...], side: int | None, channels: int | None) -> np.ndarray:

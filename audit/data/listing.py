@@ -16,7 +16,7 @@ import torch
 
 from audit.config import DataConfig
 from audit.data.audit_set import AuditSet, MaskReader
-from audit.data.images import Header, read_header, read_image
+from audit.data.images import Header, KeepingReader, read_header, read_image
 from audit.data.regions import Box, check_boxes, read_mask, read_region
 from audit.errors import DataError
 from audit.progress import track
@@ -191,12 +191,12 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
     channels = config.channels or headers[0].channels
     height, width = (config.image_size,) * 2 if config.image_size else (headers[0].height, headers[0].width)
     return AuditSet(
-        read_image=partial(read_image, paths=listing.paths, side=config.image_size, channels=channels),
+        read_image=KeepingReader(partial(read_image, paths=listing.paths, side=config.image_size, channels=channels)),
         labels=labels,
         class_names=names,
         ids=listing.ids,
         splits=seeded_split(labels, listing.ids, seed) if listing.splits is None else np.array(listing.splits),
         image_shape=(channels, height, width),
         regions=_region_readers(listing, headers, config.image_size),
-        source=listing.source,
+        source=listing.source if listing.splits is not None else f"{listing.source} (divided 50/50 by the seed)",
     )

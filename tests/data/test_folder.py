@@ -1,6 +1,7 @@
 """Folders of class folders: both layouts, natural order, the seeded split, and what is refused."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +12,15 @@ from audit.config import DataConfig
 from audit.data.load import load_data
 from audit.errors import DataError
 
+SaveImage = Callable[..., Path]
+
 
 def _config(path: Path, **values: object) -> DataConfig:
     return DataConfig.model_validate({"path": str(path), **values})
 
 
 @pytest.fixture
-def class_folders(tmp_path: Path, save_image) -> Path:
+def class_folders(tmp_path: Path, save_image: SaveImage) -> Path:
     for index in range(1, 12):
         save_image(f"set/cat/img{index}.png", value=index)
     for index in range(1, 6):
@@ -49,7 +52,7 @@ def test_without_splits_half_of_each_class_is_for_calibration(class_folders: Pat
     assert any((other != data.splits).any() for other in others)
 
 
-def test_split_folders(save_image, tmp_path: Path) -> None:
+def test_split_folders(save_image: SaveImage, tmp_path: Path) -> None:
     for split, count in (("train", 3), ("test", 2)):
         for name in ("a", "b"):
             for index in range(count):
@@ -74,14 +77,14 @@ def test_class_list_gives_the_order(class_folders: Path) -> None:
     assert data.row_labels.tolist() == [1] * 11 + [0] * 5
 
 
-def test_numbered_folders_keep_their_names(save_image, tmp_path: Path) -> None:
+def test_numbered_folders_keep_their_names(save_image: SaveImage, tmp_path: Path) -> None:
     for name in ("10", "2", "1"):
         save_image(f"set/{name}/x.png")
         save_image(f"set/{name}/y.png")
     assert load_data(_config(tmp_path / "set"), seed=0).class_names == ("1", "2", "10")
 
 
-def test_size_and_channels_are_converted(save_image, tmp_path: Path) -> None:
+def test_size_and_channels_are_converted(save_image: SaveImage, tmp_path: Path) -> None:
     save_image("set/a/0.png", value=51, size=(10, 20))
     save_image("set/a/1.png", value=51, size=(9, 9), mode="RGB")
     save_image("set/b/0.png", value=51, size=(8, 8))
@@ -99,13 +102,13 @@ def test_a_set_can_be_sent_to_another_process(class_folders: Path) -> None:
     assert copy.images([0, 5]).equal(data.images([0, 5]))
 
 
-def test_mixed_sizes_name_the_first_that_differs(class_folders: Path, save_image) -> None:
+def test_mixed_sizes_name_the_first_that_differs(class_folders: Path, save_image: SaveImage) -> None:
     save_image("set/cat/img7.png", size=(8, 9))
     with pytest.raises(DataError, match=r"img7\.png' is 9 x 8 pixels where 'img1\.png' is 8 x 8: set data\.image_size"):
         load_data(_config(class_folders), seed=0)
 
 
-def test_mixed_channels_name_the_first_that_differs(class_folders: Path, save_image) -> None:
+def test_mixed_channels_name_the_first_that_differs(class_folders: Path, save_image: SaveImage) -> None:
     save_image("set/cat/img7.png", mode="RGB")
     with pytest.raises(DataError, match=r"img7\.png' is in colour where 'img1\.png' is grey: set data\.channels"):
         load_data(_config(class_folders), seed=0)
@@ -123,7 +126,7 @@ def test_a_corrupt_image_is_named_when_decoded(class_folders: Path) -> None:
         load_data(_config(class_folders), seed=0)
 
 
-def test_what_is_refused(tmp_path: Path, class_folders: Path, save_image) -> None:
+def test_what_is_refused(tmp_path: Path, class_folders: Path, save_image: SaveImage) -> None:
     def refuse(match: str, path: Path, **values: object) -> None:
         with pytest.raises(DataError, match=match):
             load_data(_config(path, **values), seed=0)
@@ -149,11 +152,15 @@ def test_what_is_refused(tmp_path: Path, class_folders: Path, save_image) -> Non
         audit_split="tset",
     )
     refuse(r"Split 'trian' of data.calibration_split", class_folders, calibration_split="trian")
+    refuse(r"is not in folder '.*' \(divided 50/50 by the seed\)", class_folders, audit_split="val")
     refuse("both 'test': they must be disjoint", class_folders, calibration_split="test")
     (class_folders / "cow").mkdir()
     refuse("Class 'cow' has no image", class_folders)
     save_image("set/cow/inner/a.png")
     refuse("mixes two layouts", class_folders)
+    save_image("patients/ill/p1/a.png")
+    save_image("patients/well/p2/a.png")
+    refuse(r"\(laid out as <split>/<class>/\) \(its splits: ill, well\)", tmp_path / "patients")
     save_image("one/a/0.png")
     save_image("one/a/1.png")
     refuse("one class only", tmp_path / "one")

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 
 from audit.data.images import (
     ORIENTATION_TAG,
+    KeepingReader,
     convert_channels,
     convert_image,
     decode_image,
@@ -195,6 +197,22 @@ def test_resizing_keeps_the_range_and_agrees_between_types(pixels: np.ndarray, s
     if pixels.shape != (side, side):
         exact = resize_image((as_bytes / 255).astype(np.float32), side)
         assert np.abs(resize_image(as_bytes, side) / 255 - exact).max() <= 2 / 255
+
+
+def test_a_keeping_reader_decodes_once_within_its_budget() -> None:
+    calls: list[int] = []
+
+    def read(row: int) -> np.ndarray:
+        calls.append(row)
+        return np.full((10, 10), row, dtype=np.uint8)
+
+    reader = KeepingReader(read, budget=250)  # room for two images
+    for _ in range(3):
+        assert [int(reader(row)[0, 0]) for row in range(4)] == [0, 1, 2, 3]
+    assert sorted(calls) == [0, 1, 2, 2, 2, 3, 3, 3]
+    pixels = np.arange(100, dtype=np.uint8).reshape(1, 10, 10)
+    full = KeepingReader(pixels.__getitem__, budget=100)
+    assert full(0).sum() == pickle.loads(pickle.dumps(full))(0).sum() == 4950
 
 
 def test_converting_colour_and_size_together() -> None:

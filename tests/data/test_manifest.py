@@ -69,7 +69,9 @@ def test_whole_numbers_as_labels(manifest: Write) -> None:
     assert named.row_labels.tolist() == [1, 0, 0]
 
 
-def test_the_seeded_split_does_not_depend_on_the_order_of_rows(manifest: Write, save_image) -> None:
+def test_the_seeded_split_does_not_depend_on_the_order_of_rows(
+    manifest: Write, save_image: Callable[..., Path]
+) -> None:
     rows = []
     for index in range(20):
         save_image(f"images/{index}.png")
@@ -137,7 +139,7 @@ def test_labels_against_the_class_list(manifest: Write) -> None:
         _load(numbered, classes=["healthy", "ill"])
 
 
-def test_a_mask_must_have_the_size_of_its_image(manifest: Write, save_image) -> None:
+def test_a_mask_must_have_the_size_of_its_image(manifest: Write, save_image: Callable[..., Path]) -> None:
     save_image("images/small.png", size=(4, 8))
     path = manifest("image,label,mask\nimages/a.png,x,images/m.png\nimages/b.png,y,images/small.png\n")
     for size in (None, 16):
