@@ -1,5 +1,7 @@
 """PGD: stays in the ball and in [0, 1], keeps every success, leaves model and global RNG as they were."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -90,7 +92,7 @@ def test_success_is_never_lost_with_more_steps_or_restarts() -> None:
             generator=torch.Generator().manual_seed(1),
         )
         fooled.append(network(out).argmax(dim=1) != labels)
-    for fewer, more in zip(fooled, fooled[1:], strict=False):
+    for fewer, more in itertools.pairwise(fooled):
         assert (more | ~fewer).all(), (
             "an image fooled by the shorter attack from the same start is fooled by the longer"
         )
@@ -119,7 +121,7 @@ def test_fooled_samples_leave_the_batch() -> None:
     network.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     pgd_attack(network, images, labels, eps=0.15, steps=15, step_size=0.03, generator=torch.Generator().manual_seed(0))
     assert sizes[-1] < sizes[0]
-    assert all(later <= earlier for earlier, later in zip(sizes, sizes[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(sizes))
 
 
 def test_model_mode_parameters_and_global_rng_are_untouched() -> None:

@@ -1,5 +1,6 @@
 """The loop learns, selects the best weights, and a killed run resumes to the very same weights."""
 
+import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -124,7 +125,7 @@ def test_learning_rate_warms_up_and_falls_to_zero() -> None:
     shares = [learning_rate_share(step, 100, 0.1) for step in range(100)]
     assert shares[0] == pytest.approx(0.1)
     assert max(shares) == shares[9] == 1.0
-    assert all(b <= a for a, b in zip(shares[9:], shares[10:], strict=False))
+    assert all(b <= a for a, b in itertools.pairwise(shares[9:]))
     assert shares[-1] < 0.001
 
 
