@@ -94,6 +94,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
         mean_scale=mean_scale,
         probability=_probabilities(result),
         separation=_separation(result),
+        weights=text.weights(result),
         curves=_accuracy_curves(models),
         distributions=_distributions(models),
         traces={m.name: _traces(m) for m in models},

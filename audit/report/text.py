@@ -77,6 +77,19 @@ def in_order(result: AuditResult) -> list[ModelResult]:
     return sorted(result.models, key=key)
 
 
+def missing_components(model: ModelResult) -> list[str]:
+    """Return the parts that the model's index does without."""
+    return [name for name in COMPONENTS if not finite(getattr(model.components, name))]
+
+
+def weights(result: AuditResult) -> str:
+    """Return the weights of the index's parts, or '' where they are all the same."""
+    ranking = result.config.get("ranking")
+    settings = ranking if isinstance(ranking, Mapping) else {}
+    found = {name: float(settings.get(name, 1.0)) for name in COMPONENTS}
+    return "" if len(set(found.values())) == 1 else ", ".join(f"{name} {value:g}" for name, value in found.items())
+
+
 def why_missing(part: str, model: ModelResult | None, result: AuditResult) -> str:
     """Return why `part` was not computed, as the results tell it."""
     notes = [*(model.not_computed if model else []), *result.not_computed]

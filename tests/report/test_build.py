@@ -13,6 +13,7 @@ import pytest
 import audit
 from audit.errors import ResultsError
 from audit.report.build import render_report
+from audit.results import AuditResult, NotComputed
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 VOID = {"meta", "link", "img", "br", "input"}
@@ -66,6 +67,10 @@ def pages(support_results: ModuleType, tmp_path_factory: pytest.TempPathFactory)
         results = support_results.example_audit(root, **options)
         made[name] = render_report(support_results.write_audit(root, results))
     return made
+
+
+def shown_text(support_results: ModuleType, root: Path, results: AuditResult) -> str:
+    return Page(render_report(support_results.write_audit(root, results)).read_text(encoding="utf-8")).text
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -137,6 +142,19 @@ def test_robustness_only_says_what_is_missing(pages: dict[str, Path]):
     assert "How to read the index" not in shown
 
 
+def test_missing_parts_and_weights_of_the_index_are_told(support_results: ModuleType, tmp_path: Path):
+    results = support_results.example_audit(tmp_path, models=["plain"], n_queries=1, size=16)
+    assert "All parts weigh the same." in shown_text(support_results, tmp_path, results)
+    results.models[0].components.localisation = None
+    results.models[0].not_computed.append(NotComputed(what="localisation", why="the data has no regions"))
+    results.config["ranking"]["transfer"] = 2.0
+    shown = shown_text(support_results, tmp_path, results)
+    assert "without localisation" in shown
+    assert "transfer 2" in shown
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert 'title="not computed: the data has no regions"' in html
+
+
 def test_numbers_that_are_not_finite_never_show(support_results: ModuleType, tmp_path: Path):
     results = support_results.example_audit(tmp_path, n_queries=2, size=16)
     nan = float("nan")
@@ -196,7 +214,8 @@ def test_colours_have_contrast_in_light_and_dark():
         return 0.2126 * r + 0.7152 * g + 0.0722 * b
 
     for theme in themes[:2]:
-        for front, back in (("ink", "paper"), ("muted", "paper"), ("accent", "paper"), ("warn", "warn-paper"), ("ink", "raised")):  # fmt: skip  # noqa: E501
+        for pair in ("ink paper", "muted paper", "accent paper", "warn warn-paper", "ink raised"):
+            front, back = pair.split()
             light, dark = sorted((luminance(theme[front]), luminance(theme[back])), reverse=True)
             assert (light + 0.05) / (dark + 0.05) >= 4.5, (front, back)
 

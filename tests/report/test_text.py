@@ -55,7 +55,11 @@ def test_verdict_of_shared_first_and_last_place(results: AuditResult):
 
 
 def test_verdict_without_regions_names_the_weakest_part(results: AuditResult):
-    bare = {m.name.replace("-", "_"): {"counterfactuals": m.counterfactuals.model_copy(update={"regions": []})} for m in results.models if m.counterfactuals}  # fmt: skip  # noqa: E501
+    bare = {
+        m.name.replace("-", "_"): {"counterfactuals": m.counterfactuals.model_copy(update={"regions": []})}
+        for m in results.models
+        if m.counterfactuals
+    }
     assert plain(change(results, **bare)).endswith("shortcut is last: its localisation is 0.00, against 0.59.")
 
 
@@ -100,7 +104,8 @@ def test_models_without_index_come_last(results: AuditResult):
 
 
 def test_settings_read_like_toml():
-    shown = text.as_toml({"seed": 0, "n": None, "data": {"path": "x", "phantom": {"k": 1}}, "classifiers": [{"a": 1}, {"a": 2}]})  # fmt: skip  # noqa: E501
+    tables = {"data": {"path": "x", "phantom": {"k": 1}}, "classifiers": [{"a": 1}, {"a": 2}]}
+    shown = text.as_toml({"seed": 0, "n": None, **tables})
     assert shown.splitlines()[:2] == ["seed = 0", "# n: not set"]
     assert "[data.phantom]\nk = 1" in shown
     assert shown.count("[[classifiers]]") == 2
