@@ -68,7 +68,9 @@ def _build(
     state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
     for name, value in state.items():
         if not torch.isfinite(value).all():
-            raise GeneratorError(f"Tensor '{prefix}{name}' of generator file '{path}' holds NaN or infinity: train again.")
+            raise GeneratorError(
+                f"Tensor '{prefix}{name}' of generator file '{path}' holds NaN or infinity: train again."
+            )
     try:
         network.load_state_dict(state)
     except RuntimeError as error:

@@ -15,8 +15,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from audit.config import DataConfig, Section, Weights
+from audit.config import DataConfig, Section, Weights, parse_config, read_toml, resolve_path
 from audit.data.audit_set import AuditSet
+from audit.data.load import calibration_split, load_data
+from audit.embedded import path as embedded_path
+from audit.environment import choose_device
 from audit.errors import DataError, GeneratorError
 from audit.generator.augment import adapt, augment
 from audit.generator.load import load_generator, save_generator
@@ -29,8 +32,10 @@ from audit.generator.networks import (
     path_lengths,
     pixels,
 )
-from audit.metrics.embedding import FeatureNetwork, embed_all
+from audit.metrics.canonical import available, load_inception
+from audit.metrics.embedding import Embedder, embed_all
 from audit.metrics.fid import frechet_distance
+from audit.metrics.phantom_factors import load_phantom_factors
 from audit.progress import stage_progress
 from audit.seeds import stage_generator
 from audit.store import atomic_write_bytes, atomic_write_text
@@ -64,7 +69,37 @@ class GeneratorTrainConfig(Section):
     freeze_discriminator: int = Field(0, ge=0, description="finest discriminator blocks kept fixed (Freeze-D)")
     snapshot_kimg: float = Field(20, gt=0)
     fid_images: int = Field(2000, ge=50)
+    fid_embedding: Literal["auto", "phantom-factors", "inception", "none"] = Field(
+        "auto", description="auto: phantom-factors for the phantom, else Inception where its weights are, else none"
+    )
     bfloat16: bool = Field(False, description="autocast the convolutions (faster where the processor has it)")
+
+
+def load_generator_train_config(path: str | Path) -> GeneratorTrainConfig:
+    """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
+    config = parse_config(GeneratorTrainConfig, read_toml(path), f"'{path}'")
+    base = Path(path).resolve().parent
+    data = config.data.model_copy(update={"path": resolve_path(config.data.path, base)})
+    start = None if config.start_from is None else resolve_path(config.start_from, base)
+    return config.model_copy(update={"data": data, "start_from": start})
+
+
+def fid_network(config: GeneratorTrainConfig, device: torch.device) -> Embedder | None:
+    """The embedding that snapshots are chosen by; None: the last average is kept. Raises MetricError."""
+    wanted = config.fid_embedding
+    if wanted == "phantom-factors" or (wanted == "auto" and config.data.path == "phantom"):
+        return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
+    if wanted == "inception" or (wanted == "auto" and not isinstance(available()["inception-v3-fid"], str)):
+        return load_inception().to(device)
+    return None
+
+
+def run_generator_training(config: GeneratorTrainConfig, out: Path) -> Path:
+    """Load the data that `config` names, train, and return the path of the generator."""
+    device = choose_device(config.device)
+    data = load_data(config.data, config.seed)
+    split = config.split or calibration_split(config.data, data)
+    return train_generator(config, data.split(split), out, fid_network(config, device), device)
 
 
 class _State:
@@ -164,7 +199,7 @@ def read_uint8(dataset: AuditSet, batch_size: int = 256) -> Tensor:
     return out
 
 
-def generator_fid(g: Generator, real_embedding: Tensor, network: FeatureNetwork, n: int, seed: int) -> float:
+def generator_fid(g: Generator, real_embedding: Tensor, network: Embedder, n: int, seed: int) -> float:
     """FID of `n` drawn images against embedded real ones, with the same z on every call."""
     rng = stage_generator(seed, "generator fid")
     device = g.mapping.w_avg.device
@@ -177,7 +212,7 @@ def generator_fid(g: Generator, real_embedding: Tensor, network: FeatureNetwork,
 
 
 def train_generator(
-    config: GeneratorTrainConfig, dataset: AuditSet, out: Path, embedding: FeatureNetwork | None, device: torch.device
+    config: GeneratorTrainConfig, dataset: AuditSet, out: Path, embedding: Embedder | None, device: torch.device
 ) -> Path:
     """Train on the images of `dataset` and return the path of the best snapshot by FID in `embedding`.
 
@@ -187,7 +222,9 @@ def train_generator(
     out.mkdir(parents=True, exist_ok=True)
     real = read_uint8(dataset)
     if len(real) < config.batch_size:
-        raise DataError(f"{dataset.source} has {len(real)} images to learn from where a batch needs {config.batch_size}.")
+        raise DataError(
+            f"{dataset.source} has {len(real)} images to learn from where a batch needs {config.batch_size}."
+        )
     state = _State(config, dataset.image_shape, device)
     checkpoint = out / "checkpoint.pt"
     if checkpoint.exists():
@@ -225,7 +262,7 @@ def _json_line(row: dict[str, float]) -> str:
 
 def _snapshot(
     state: _State, config: GeneratorTrainConfig, row: dict[str, float], reference: Tensor | None,
-    embedding: FeatureNetwork | None, out: Path,
+    embedding: Embedder | None, out: Path,
 ) -> None:  # fmt: skip
     """Score the average and keep it if it is the best so far."""
     card: dict[str, Any] = {"seed": config.seed, "kimg": state.images / 1000, "data": config.data.path}
@@ -315,6 +352,8 @@ def sample_grid(g: Generator, rows: int, columns: int, seed: int) -> Tensor:
     with torch.no_grad():
         images = pixels(g(z)).clamp(0, 1)
     n, channels, size, _ = images.shape
-    return images.reshape(rows, columns, channels, size, size).permute(2, 0, 3, 1, 4).reshape(
-        channels, rows * size, columns * size
+    return (
+        images.reshape(rows, columns, channels, size, size)
+        .permute(2, 0, 3, 1, 4)
+        .reshape(channels, rows * size, columns * size)
     )

@@ -1,0 +1,172 @@
+"""The command line: parses words, calls the rooms, prints where the results are. No logic of its own.
+
+Exit status: 0 done (gate: passed); 1 gate failed; 2 an error that the user can mend, or a gate that could not be
+decided; 130 interrupted.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from audit.errors import AuditError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    help="Audit image classifiers: do they decide for the right reason?",
+)  # fmt: skip
+train_app = typer.Typer(no_args_is_help=True, help="Train what an audit needs: classifiers, generator, encoder.")
+app.add_typer(train_app, name="train")
+
+Out = Annotated[Path, typer.Option("--out", help="folder for the outputs")]
+ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="configuration file")]
+CacheOption = Annotated[
+    Path | None, typer.Option("--cache", help="folder that keeps inversions and counterfactuals between runs")
+]
+
+
+def _default_cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "spruce-audit"
+
+
+def _audit(config: Path, out: Path, cache: Path | None) -> None:
+    from audit.runner import run_audit
+
+    result = run_audit(config, out, cache)
+    console = Console()
+    table = Table(title=result.name)
+    for heading in ("rank", "model", "index", "95 % interval", "clean", *_eps_columns(result.models)):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for model in sorted(result.models, key=lambda m: (m.rank is None, m.rank or 0, -(m.index or 0))):
+        interval = (
+            "-" if model.index_interval is None else f"{model.index_interval[0]:.1f} to {model.index_interval[1]:.1f}"
+        )
+        table.add_row(
+            "-" if model.rank is None else str(model.rank),
+            model.name,
+            "-" if model.index is None else f"{model.index:.1f}",
+            interval,
+            _percent(model.clean.accuracy.value),
+            *(_percent(a.robust_accuracy.value) for a in model.robust.pgd.values()),
+        )
+    console.print(table)
+    console.print(f"Report:  {out / 'report.html'}\nResults: {out / 'results.json'}", highlight=False, soft_wrap=True)
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"
+
+
+def _eps_columns(models: list) -> list[str]:  # type: ignore[type-arg]
+    return [f"PGD {eps}" for eps in models[0].robust.pgd] if models else []
+
+
+@app.command()
+def run(
+    config: ConfigFile,
+    out: Out = Path("reports/runs/audit"),
+    cache: CacheOption = None,
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="compute everything anew and keep nothing")] = False,
+) -> None:
+    """Audit the classifiers that CONFIG.toml names; writes results.json, the images and report.html."""
+    _audit(config, out, None if no_cache else cache or _default_cache())
+
+
+@app.command()
+def demo(out: Out = Path("spruce-audit-demo")) -> None:
+    """Audit the four shipped classifiers on the built-in phantom: offline, a few minutes on two cores."""
+    from audit.data.demo import demo_config
+
+    _audit(demo_config(), out, None)
+
+
+@app.command()
+def report(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS.json")],
+    out: Annotated[Path | None, typer.Option("--out", help="file to write; default: report.html beside it")] = None,
+) -> None:
+    """Render the HTML report of earlier results again."""
+    from audit.report.build import render_report
+
+    typer.echo(render_report(results, out))
+
+
+@app.command()
+def gate(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS.json")],
+    policy: Annotated[Path, typer.Option("--policy", help="TOML file of rules")],
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="earlier results to compare with")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="write JUnit XML to this file")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="write the Markdown summary to this file")] = None,
+) -> None:
+    """Check results against a policy: exit status 0 passed, 1 failed, 2 incomplete or not measured."""
+    from audit.gate import evaluate_gate, to_junit_xml, to_markdown
+    from audit.gate_policy import load_policy
+    from audit.results import read_results
+    from audit.store import atomic_write_text
+
+    outcome = evaluate_gate(
+        read_results(results), load_policy(policy), None if baseline is None else read_results(baseline)
+    )
+    summary = to_markdown(outcome)
+    if junit is not None:
+        atomic_write_text(junit, to_junit_xml(outcome))
+    if markdown is not None:
+        atomic_write_text(markdown, summary)
+    typer.echo(summary)
+    raise typer.Exit(outcome.exit_status)
+
+
+@train_app.command("classifier")
+def train_classifier_command(config: ConfigFile, out: Out = Path("runs/classifier")) -> None:
+    """Train a classifier (plain or TRADES) and write safetensors and card; a killed run goes on where it was."""
+    from audit.training.classifier import train_classifier
+    from audit.training.config import load_classifier_train_config
+
+    typer.echo(train_classifier(load_classifier_train_config(config), out))
+
+
+@train_app.command("factors")
+def train_factors_command(config: ConfigFile, out: Out = Path("runs/factors")) -> None:
+    """Train the phantom's embedding: a network that regresses its causal factors."""
+    from audit.training.config import load_factors_train_config
+    from audit.training.factors import train_factors
+
+    typer.echo(train_factors(load_factors_train_config(config), out))
+
+
+@train_app.command("generator")
+def train_generator_command(config: ConfigFile, out: Out = Path("runs/generator")) -> None:
+    """Train a StyleGAN2-ADA generator; a killed run goes on where it was."""
+    from audit.generator.train import load_generator_train_config, run_generator_training
+
+    typer.echo(run_generator_training(load_generator_train_config(config), out))
+
+
+@train_app.command("encoder")
+def train_encoder_command(config: ConfigFile, out: Out = Path("runs/encoder")) -> None:
+    """Train the encoder that brings images into a generator's latent space."""
+    from audit.inversion.train import load_encoder_train_config, run_encoder_training
+
+    typer.echo(run_encoder_training(load_encoder_train_config(config), out))
+
+
+def main() -> None:
+    """Run the command line; an error that the user can mend is one sentence and exit status 2."""
+    try:
+        app()
+    except AuditError as error:
+        typer.echo(f"spruce-audit: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("spruce-audit: interrupted; nothing half-written was left.", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,9 @@
+"""Where the configuration of the embedded demonstration lies."""
+
+from importlib.resources import files
+from pathlib import Path
+
+
+def demo_config() -> Path:
+    """Path of the shipped `demo.toml`, which a user may copy and change."""
+    return Path(str(files("audit.data") / "demo.toml"))

@@ -1,0 +1,107 @@
+"""Training moves, keeps its promises about resuming and leaves complete files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from audit.data.audit_set import AuditSet
+from audit.errors import ConfigError, DataError, GeneratorError
+from audit.generator.load import load_generator
+from audit.generator.train import (
+    GeneratorTrainConfig,
+    load_generator_train_config,
+    read_uint8,
+    run_generator_training,
+    sample_grid,
+    train_generator,
+)
+
+CPU = torch.device("cpu")
+
+
+def images(n=40, size=16):
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (n, size, size), dtype=np.uint8)
+    labels, splits = np.zeros(n, dtype=np.int64), np.full(n, "train")
+    return AuditSet(pixels.__getitem__, labels, ("a",), tuple(map(str, range(n))), splits, (1, size, size))
+
+
+def config(**changes):
+    base = {
+        "data": {"path": "phantom"}, "kimg": 0.064, "batch_size": 8, "z_dim": 8, "w_dim": 8, "channel_base": 64,
+        "channel_max": 8, "snapshot_kimg": 0.032, "r1_interval": 2, "path_length_interval": 2, "ada_kimg": 0.1,
+        "fid_images": 50,
+    }  # fmt: skip
+    return GeneratorTrainConfig(**(base | changes))
+
+
+def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
+    data = images()
+    whole = load_generator(train_generator(config(), data, tmp_path / "whole", None, CPU))
+    train_generator(config(kimg=0.032), data, tmp_path / "parts", None, CPU)
+    parts = load_generator(train_generator(config(), data, tmp_path / "parts", None, CPU))
+    z = torch.ones(2, 8)
+    assert_close(parts.generator(z), whole.generator(z))
+    start = load_generator(train_generator(config(kimg=0.008, snapshot_kimg=0.008), data, tmp_path / "s", None, CPU))
+    assert not torch.allclose(start.generator(z), whole.generator(z))
+
+
+def test_snapshots_are_chosen_by_fid_and_the_card_says_in_which_embedding(tmp_path):
+    class Means:
+        name, weights_sha256 = "means", "0" * 64
+
+        def embed(self, batch):
+            return torch.nn.functional.adaptive_avg_pool2d(batch, 2).flatten(1)
+
+    out = tmp_path / "out"
+    train_generator(config(), images(120), out, Means(), CPU)
+    card = json.loads((out / "generator.json").read_text())
+    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
+    assert card["fid"]["embedding"]["name"] == "means"
+    assert card["fid"]["value"] == pytest.approx(min(r["fid"] for r in rows), abs=1e-4)
+    assert card["seed"] == 0
+
+
+def test_the_global_random_stream_is_untouched(tmp_path):
+    before = torch.get_rng_state()
+    train_generator(config(kimg=0.016, snapshot_kimg=0.016), images(), tmp_path, None, CPU)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_fine_tuning_keeps_the_finest_discriminator_blocks(tmp_path):
+    first = train_generator(config(kimg=0.008), images(), tmp_path / "a", None, CPU)
+    changed = config(kimg=0.024, start_from=str(first), freeze_discriminator=1)
+    second = load_generator(train_generator(changed, images(), tmp_path / "b", None, CPU)).discriminator
+    before = load_generator(first).discriminator
+    assert_close(second.b16.conv0.weight, before.b16.conv0.weight, rtol=0, atol=0)
+    assert not torch.equal(second.b8.conv0.weight, before.b8.conv0.weight)
+
+
+def test_bad_input_is_named(tmp_path):
+    with pytest.raises(GeneratorError, match="power of two"):
+        train_generator(config(), images(size=24), tmp_path, None, CPU)
+    with pytest.raises(DataError, match="batch needs 8"):
+        train_generator(config(), images(n=4), tmp_path, None, CPU)
+    file = tmp_path / "g.toml"
+    file.write_text('kimgs = 1\n[data]\npath = "phantom"\n')
+    with pytest.raises(ConfigError, match="did you mean 'kimg'"):
+        load_generator_train_config(file)
+
+
+def test_the_configuration_file_runs_on_the_phantom(tmp_path):
+    file = tmp_path / "g.toml"
+    file.write_text(
+        "kimg = 0.016\nbatch_size = 8\nz_dim = 8\nw_dim = 8\nchannel_base = 128\nchannel_max = 8\nsnapshot_kimg = 0.016\n"
+        'fid_embedding = "none"\n[data]\npath = "phantom"\n[data.phantom]\ncalibration = 30\naudit = 6\n'
+    )
+    path = run_generator_training(load_generator_train_config(file), tmp_path / "out")
+    grid = sample_grid(load_generator(path).generator, 2, 3, seed=0)
+    assert grid.shape == (1, 128, 192)
+
+
+def test_reading_keeps_bytes():
+    data = images(5)
+    assert torch.equal(read_uint8(data, 2)[3, 0], torch.from_numpy(data.read_image(3)))
