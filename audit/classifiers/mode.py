@@ -13,17 +13,19 @@ def preserve_mode(model: nn.Module) -> Iterator[nn.Module]:
     Each submodule's training flag and each parameter's `requires_grad` is restored by itself, so that a frozen batch
     norm inside a training network stays frozen. Gradients with respect to the input flow inside the block.
     """
-    training = [(module, module.training) for module in model.modules()]
+    # A frozen TorchScript module has no mode any more.
+    training = [(module, module.training) for module in model.modules() if hasattr(module, "training")]
     gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     # Modules of torch.export have one fixed mode and refuse both calls.
-    with suppress(NotImplementedError):
-        model.eval()
+    if training:
+        with suppress(NotImplementedError):
+            model.eval()
     for parameter, _ in gradients:
         parameter.requires_grad_(False)
     try:
         yield model
     finally:
-        if training[0][1]:
+        if training and training[0][1]:
             # Called, and not only set by flag: some networks unmerge adapters or swap buffers when they turn to train.
             with suppress(NotImplementedError):
                 model.train()

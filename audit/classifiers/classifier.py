@@ -1,0 +1,163 @@
+"""A classifier under audit: pixels in [0, 1] to penultimate features and logits, whatever network is inside.
+
+Channels, size and normalisation are bridged inside and differentiably, so that a gradient with respect to the image the
+audit works on exists for every network. Grey to RGB repeats the channel; RGB to grey is the luma of ITU-R BT.601.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from audit.classifiers.trace import linear_of, trace_network
+from audit.errors import ClassifierError
+from audit.seeds import stage_generator
+
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in luma (ITU-R BT.601, section 2.5.1)."""
+
+PROBE_IMAGES = 4
+
+
+def weights_hash(state: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 over the tensors of a state dict in the order of their names: name, type, shape and bytes."""
+    digest = hashlib.sha256()
+    for key in sorted(state):
+        tensor = state[key].detach().cpu().contiguous()
+        digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def bridge_channels(images: Tensor, channels: int) -> Tensor:
+    """Return `images` `[N, 1 or 3, H, W]` in [0, 1] with `channels` (1 or 3) channels, differentiably."""
+    if images.shape[1] == channels:
+        return images
+    if images.shape[1] == 1:
+        return images.expand(-1, channels, -1, -1)
+    luma = torch.tensor(LUMA, dtype=images.dtype, device=images.device)
+    return (images * luma[:, None, None]).sum(dim=1, keepdim=True)
+
+
+def bridge_size(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return `images` `[N, C, h, w]` resized to `size` (H, W): bilinear with antialiasing, differentiably."""
+    if tuple(images.shape[2:]) == size:
+        return images
+    return functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def _per_channel(values: Sequence[float] | None, default: float, channels: int, what: str, name: str) -> Tensor:
+    given = [default] * channels if values is None else [float(v) for v in values]
+    if len(given) == 1:
+        given = given * channels
+    if len(given) != channels:
+        raise ClassifierError(
+            f"Classifier '{name}' has {len(given)} values of {what} for {channels} channel(s): give one per channel."
+        )
+    tensor = torch.tensor(given)[:, None, None]
+    if not torch.isfinite(tensor).all() or (what == "std" and bool((tensor <= 0).any())):
+        raise ClassifierError(f"Classifier '{name}' has {what} = {given}: give finite numbers, above 0 for std.")
+    return tensor
+
+
+class Classifier(nn.Module):
+    """A trained network behind the pixel contract: float32 images `[N, 1 or 3, h, w]` in [0, 1], logits `[N, K]`.
+
+    `network` takes normalised images of `input_shape` (C, H, W) and returns logits straight from a linear layer.
+    `class_names` are those of the data, in the data's order; `order[k]` is the position of class k in the network's
+    output (None: the same order). `mean` and `std` are in pixel units, one per channel (None: no normalisation).
+    The network is run once on random images to find its final linear layer; it keeps its mode and its gradients flags.
+    Raises ClassifierError if the network does not fit this.
+    """
+
+    mean: Tensor
+    std: Tensor
+    order: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        *,
+        name: str,
+        class_names: Sequence[str],
+        input_shape: tuple[int, int, int],
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        order: Sequence[int] | None = None,
+        source: str = "memory",
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.class_names = tuple(class_names)
+        self.input_shape = input_shape
+        self.source = source
+        self.weights_sha256 = weights_hash(network.state_dict())
+        channels = input_shape[0]
+        self.register_buffer("mean", _per_channel(mean, 0.0, channels, "mean", name), persistent=False)
+        self.register_buffer("std", _per_channel(std, 1.0, channels, "std", name), persistent=False)
+        parameter = next(network.parameters(), None)
+        if parameter is not None:
+            self.mean, self.std = self.mean.to(parameter.device), self.std.to(parameter.device)
+        probe = torch.rand(PROBE_IMAGES, *input_shape, generator=stage_generator(0, "classifier/probe"))
+        self.network = trace_network(network, (probe.to(self.mean) - self.mean) / self.std, name)
+        if self.network.head.out_features != self.num_classes:
+            raise ClassifierError(
+                f"Classifier '{name}' has {self.network.head.out_features} outputs for {self.num_classes} classes "
+                f"({', '.join(self.class_names)}): load a checkpoint for these classes, or give its own in 'classes'."
+            )
+        kept = order is None or list(order) == list(range(self.num_classes))
+        self.register_buffer("order", None if kept else torch.tensor(order, device=self.mean.device), persistent=False)
+        self._ordered_head: nn.Linear | None = None
+        if not kept:
+            found = self.network.head
+            rows = found.weight[self.order], None if found.bias is None else found.bias[self.order]
+            self._ordered_head = linear_of(*rows)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes K."""
+        return len(self.class_names)
+
+    @property
+    def head(self) -> nn.Linear:
+        """The final linear layer, its rows in the order of `class_names`."""
+        return self.network.head if self._ordered_head is None else self._ordered_head
+
+    @property
+    def feature_dim(self) -> int:
+        """Number of penultimate features d."""
+        return self.head.in_features
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Return `images` `[N, 1 or 3, h, w]` in [0, 1] as the network wants them: channels, size, normalised."""
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ClassifierError(
+                f"Classifier '{self.name}' was given images of shape {list(images.shape)}: give [N, 1 or 3, H, W]."
+            )
+        channels, height, width = self.input_shape
+        # Fewer channels first: a grey network on colour images then resizes one plane and not three.
+        bridged = bridge_size(bridge_channels(images, channels), (height, width))
+        return (bridged - self.mean) / self.std
+
+    def _in_order(self, logits: Tensor) -> Tensor:
+        return logits if self.order is None else logits.index_select(1, self.order)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[N, K]` of `images` `[N, 1 or 3, h, w]` in [0, 1], in the order of `class_names`."""
+        return self._in_order(self.network(self.prepare(images)))
+
+    def features(self, images: Tensor) -> Tensor:
+        """Penultimate features `[N, d]` of `images`: the input of the final linear layer (001 section 5.1)."""
+        return self.features_and_logits(images)[0]
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Penultimate features `[N, d]` and logits `[N, K]` of `images`, in one pass."""
+        features, logits = self.network.features_and_logits(self.prepare(images))
+        return features, self._in_order(logits)
+
+    def head_logits(self, features: Tensor) -> Tensor:
+        """Logits `[N, K]` of penultimate features `[N, d]`: the final linear layer alone."""
+        logits: Tensor = self.head(features)
+        return logits

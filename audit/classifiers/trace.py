@@ -1,0 +1,235 @@
+"""Find a network's final linear layer and penultimate features x = C(I) by running it, never by a layer's name.
+
+Networks in Python are observed: a hook on every linear layer tells whose output the logits are. Networks from a
+TorchScript or torch.export file run outside Python and call no hooks; there the weight W `[K, d]` of the final layer is
+*widened* to `[W; I]`, so that the same forward pass returns the logits and, unchanged, the features: (Wx + b, x). Both
+ways one pass gives both, gradients flow through either, and the result is accepted only if head(x) equals the logits.
+"""
+
+from contextlib import suppress
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from audit.classifiers.mode import preserve_mode
+from audit.errors import ClassifierError
+
+HOW = "return the output of the final nn.Linear, one logit per class."
+
+
+class ObservedNetwork(nn.Module):
+    """A network in Python whose layer `final` (one of its own submodules) produces the logits."""
+
+    def __init__(self, network: nn.Module, final: nn.Module, head: nn.Linear | None) -> None:
+        super().__init__()
+        self.network = network
+        # In a tuple, because as an attribute the layer would be registered a second time under another name.
+        self._final = (final,)
+        self._own_head = head
+
+    @property
+    def head(self) -> nn.Linear:
+        """The final linear layer: the network's own, or its copy where the network has a 1x1 convolution instead."""
+        if self._own_head is not None:
+            return self._own_head
+        final = self._final[0]
+        assert isinstance(final, nn.Linear)
+        return final
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[N, K]` of normalised images."""
+        logits: Tensor = self.network(images)
+        return logits
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[N, d]` and logits `[N, K]` of normalised images, in one pass."""
+        seen: list[Tensor] = []
+        handle = self._final[0].register_forward_hook(lambda _, args, __: seen.append(args[0]))
+        try:
+            logits: Tensor = self.network(images)
+        finally:
+            handle.remove()
+        return seen[-1].reshape(len(logits), -1), logits
+
+
+class WidenedNetwork(nn.Module):
+    """A TorchScript or exported network whose widened final weight returns logits and features side by side."""
+
+    def __init__(self, network: nn.Module, head: nn.Linear) -> None:
+        super().__init__()
+        self.network = network
+        self.head = head
+
+    def train(self, mode: bool = True) -> "WidenedNetwork":
+        """Pass the mode on, except to modules of torch.export, which have one fixed mode and refuse the call."""
+        self.training = mode
+        self.head.train(mode)
+        with suppress(NotImplementedError):
+            self.network.train(mode)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[N, K]` of normalised images."""
+        return self.features_and_logits(images)[1]
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Features `[N, d]` and logits `[N, K]` of normalised images, in one pass."""
+        out = self.network(images)
+        num_classes = self.head.out_features
+        return out[:, num_classes:].reshape(len(out), -1), out[:, :num_classes].reshape(len(out), -1)
+
+
+TracedNetwork = ObservedNetwork | WidenedNetwork
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a foreign error's text, or its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _run(network: nn.Module, images: Tensor, name: str) -> Tensor:
+    shape = list(images.shape)
+    try:
+        logits = network(images)
+    except Exception as error:
+        raise ClassifierError(
+            f"Classifier '{name}' fails on a batch of shape {shape} ({first_line(error)}): set its input_size and "
+            "channels to what it was trained on."
+        ) from error
+    if not isinstance(logits, Tensor):
+        raise ClassifierError(f"Classifier '{name}' returns a {type(logits).__name__} where a tensor is needed: {HOW}")
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise ClassifierError(
+            f"Classifier '{name}' returns shape {list(logits.shape)} for a batch of {len(images)} where "
+            f"[{len(images)}, number of classes] is needed: {HOW}"
+        )
+    if not torch.isfinite(logits).all():
+        raise ClassifierError(
+            f"Classifier '{name}' returns NaN or infinite logits on a random image: check its weights, mean and std."
+        )
+    return logits
+
+
+def _check_batch_size(network: nn.Module, probe: Tensor, name: str) -> None:
+    """Run a smaller batch: a traced or exported network may have the batch size of its example frozen in."""
+    try:
+        fits = len(network(probe[:-1])) == len(probe) - 1
+    except Exception:  # noqa: BLE001 - foreign code may raise anything
+        fits = False
+    if not fits:
+        raise ClassifierError(
+            f"Classifier '{name}' takes batches of {len(probe)} but not of {len(probe) - 1} images: export it with a "
+            "dynamic batch dimension."
+        )
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether `a` and `b` are equal up to what another order of summation does in float32."""
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-4 * (1 + b.abs().max()))
+
+
+def _is_final(module: nn.Module, num_classes: int) -> bool:
+    if isinstance(module, nn.Linear):
+        return module.out_features == num_classes
+    return (
+        isinstance(module, nn.Conv2d)
+        and module.out_channels == num_classes
+        and module.kernel_size == (1, 1)
+        and module.groups == 1
+    )
+
+
+def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """Return a linear layer of its own holding copies of `weight` `[K, d]` (or `[K, d, 1, 1]`) and `bias` `[K]`."""
+    matrix = weight.detach().flatten(1)
+    layer = nn.Linear(matrix.shape[1], matrix.shape[0], bias=bias is not None, device=matrix.device, dtype=matrix.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(matrix)
+        if bias is not None:
+            layer.bias.copy_(bias.detach())
+    return layer
+
+
+def _observe(network: nn.Module, probe: Tensor, num_classes: int) -> ObservedNetwork | None:
+    """Trace a Python network; None if no linear layer's output is the logits."""
+    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
+    final = [module for module in network.modules() if _is_final(module, num_classes)]
+    handles = [m.register_forward_hook(lambda m, args, out: calls.append((m, args[0], out))) for m in final]
+    try:
+        logits = network(probe)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for module, x, out in reversed(calls):
+        if out.numel() != logits.numel() or not same(out.reshape(logits.shape), logits):
+            continue
+        own = None if isinstance(module, nn.Linear) else linear_of(module.weight, module.bias)  # type: ignore[arg-type]
+        traced = ObservedNetwork(network, module, own)
+        if x.numel() == len(logits) * traced.head.in_features:
+            return traced
+    return None
+
+
+def _widen(network: nn.Module, probe: Tensor, logits: Tensor) -> WidenedNetwork | None:
+    """Trace a TorchScript or exported network; None if no weight is that of a final linear layer."""
+    parameters = dict(network.named_parameters())
+    num_classes = logits.shape[1]
+    for key, weight in reversed(parameters.items()):
+        if not key.endswith("weight") or weight.ndim not in (2, 4) or len(weight) != num_classes:
+            continue
+        if weight.ndim == 4 and tuple(weight.shape[2:]) != (1, 1):
+            continue
+        bias = parameters.get(key.removesuffix("weight") + "bias")
+        before = weight.detach(), None if bias is None else bias.detach()
+        head = linear_of(*before)
+        identity = torch.eye(head.in_features, dtype=weight.dtype, device=weight.device)
+        # By `.data`, because parameters of a script module cannot be replaced and their shape is not part of its type.
+        weight.data = torch.cat([before[0], identity.reshape(-1, *weight.shape[1:])])
+        if bias is not None:
+            bias.data = torch.cat([bias.detach(), bias.new_zeros(head.in_features)])
+        traced = WidenedNetwork(network, head)
+        try:
+            x, widened = traced.features_and_logits(probe)
+            if same(widened, logits) and x.shape[1] == head.in_features and same(head(x), logits):
+                return traced
+        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):
+            pass  # The layer lies elsewhere in the network: its wider output fits nothing.
+        weight.data = before[0]
+        if bias is not None and before[1] is not None:
+            bias.data = before[1]
+    return None
+
+
+def _why_no_head(network: nn.Module, logits: Tensor, name: str) -> str:
+    ones = torch.ones(len(logits), dtype=logits.dtype, device=logits.device)
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), ones, atol=1e-3):
+        return f"Classifier '{name}' returns probabilities (rows sum to 1) where logits are needed: {HOW}"
+    if bool((logits <= 0).all()) and torch.allclose(logits.exp().sum(dim=1), ones, atol=1e-3):
+        return f"Classifier '{name}' returns log-probabilities where logits are needed: {HOW}"
+    if isinstance(network, torch.jit.ScriptModule) and not dict(network.named_parameters()):
+        return f"Classifier '{name}' is a frozen TorchScript file without parameters: save it before torch.jit.freeze."
+    return (
+        f"Classifier '{name}' has no final linear layer whose output is the logits (something follows it, or there is "
+        f"none): {HOW}"
+    )
+
+
+def trace_network(network: nn.Module, probe: Tensor, name: str) -> TracedNetwork:
+    """Find the final linear layer of `network` by running `probe` `[N >= 2, C, H, W]`, normalised images.
+
+    Networks from TorchScript or torch.export are changed for good (their final weight is widened); others are left
+    untouched. Raises ClassifierError if the output is not finite logits `[N, K]` straight from a linear layer.
+    """
+    with preserve_mode(network), torch.no_grad():
+        logits = _run(network, probe, name)
+        _check_batch_size(network, probe, name)
+        foreign = isinstance(network, torch.jit.ScriptModule | GraphModule)
+        traced = _widen(network, probe, logits) if foreign else _observe(network, probe, logits.shape[1])
+        if traced is None:
+            raise ClassifierError(_why_no_head(network, logits, name))
+        x, again = traced.features_and_logits(probe)
+        if not same(traced.head(x), again):
+            raise ClassifierError(f"Classifier '{name}' has a final layer that does not reproduce its logits: {HOW}")
+    return traced
