@@ -7,13 +7,16 @@ decided; 130 interrupted.
 import os
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from audit.errors import AuditError
+
+if TYPE_CHECKING:
+    from audit.results import ModelResult
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -43,9 +46,7 @@ def _audit(config: Path, out: Path, cache: Path | None) -> None:
     for heading in ("rank", "model", "index", "95 % interval", "clean", *_eps_columns(result.models)):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for model in sorted(result.models, key=lambda m: (m.rank is None, m.rank or 0, -(m.index or 0))):
-        interval = (
-            "-" if model.index_interval is None else f"{model.index_interval[0]:.1f} to {model.index_interval[1]:.1f}"
-        )
+        interval = "-" if model.index_interval is None else "{:.1f} to {:.1f}".format(*model.index_interval)
         table.add_row(
             "-" if model.rank is None else str(model.rank),
             model.name,
@@ -62,7 +63,7 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _eps_columns(models: list) -> list[str]:  # type: ignore[type-arg]
+def _eps_columns(models: "list[ModelResult]") -> list[str]:
     return [f"PGD {eps}" for eps in models[0].robust.pgd] if models else []
 
 

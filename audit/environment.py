@@ -26,7 +26,7 @@ def choose_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError):
-        raise ConfigError(f'Device \'{name}\' cannot be used on this machine: set device = "auto" or "cpu".') from None
+        raise ConfigError(f'Device \'{name}\' cannot be used here: set device = "auto" or "cpu".') from None
     return device
 
 

@@ -20,18 +20,14 @@ from audit.counterfactual.spruce import Counterfactuals, explain
 from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets
 from audit.data.audit_set import AuditSet
 from audit.data.load import calibration_split, load_data
-from audit.embedded import path as embedded_path
 from audit.environment import Stopwatch, choose_device
-from audit.errors import DataError, GeneratorError, MetricError
-from audit.generator.features import DiscriminatorFeatures
-from audit.generator.load import LoadedGenerator, check_fits, load_generator
-from audit.inversion.encoder import load_encoder
+from audit.errors import DataError
+from audit.ground import Ground, load_ground
 from audit.inversion.invert import Inversion, invert
-from audit.metrics.canonical import Lpips, available, load_inception, load_lpips
+from audit.judges import all_verdicts, classifier_judge, domain_judge
 from audit.metrics.edit import edit_map
-from audit.metrics.embedding import Embedder, FeatureNetwork, embed_all
-from audit.metrics.phantom_factors import load_phantom_factors
-from audit.metrics.transfer import Verdicts, fit_judge
+from audit.metrics.embedding import embed_all
+from audit.metrics.transfer import fit_judge
 from audit.pictures import file_names, folder_name, save_edit, save_image, save_mask
 from audit.progress import stage_progress
 from audit.queries import Selection, select_queries
@@ -50,15 +46,12 @@ from audit.results import (
     Robust,
 )
 from audit.robustness.evaluate import clean_of_logits, predict, robust_accuracy
-from audit.robustness.pgd import pgd_attack
-from audit.scoring import Common, RealTargets, Scored, judge_images, named, score_model
+from audit.scoring import Common, RealTargets, Scored, named, score_model
 from audit.seeds import stage_generator
 from audit.store import Entry, Store, atomic_write_text, hash_tensor, staged_output
 
 REAL_TARGETS = 1000
 """Most real images of a target class that distributions and nearest neighbours are taken from."""
-JUDGE_EPS = 8 / 255
-"""Radius of the pixel-space adversarial examples by which a judge's power is measured."""
 
 
 @dataclass
@@ -82,19 +75,6 @@ class Explained:
     found: Counterfactuals
     targets: Tensor
     operating_point: Tensor
-
-
-@dataclass(frozen=True)
-class Ground:
-    """The networks that draw and measure: generator, encoder, embedding, canonical metrics."""
-
-    loaded: LoadedGenerator
-    encoder: torch.nn.Module | None
-    encoder_sha256: str | None
-    network: FeatureNetwork
-    inception: list[Embedder]
-    lpips: Lpips | None
-    missing: list[NotComputed]
 
 
 def run_audit(
@@ -121,7 +101,7 @@ def _run(config: AuditConfig, folder: Path | None, store: Store | None) -> Audit
         audited_set = data.split(config.data.audit_split)
     with watch.stage("classifiers"):
         classifiers = [load_classifier(c, data.image_shape, data.class_names).to(device) for c in config.classifiers]
-        ground = None if config.generator is None else _load_ground(config, data, device)
+        ground = None if config.generator is None else load_ground(config, data, device)
     models = [_measure(c, audited_set, config, watch, device) for c in classifiers]
     result = AuditResult(
         name=config.name,
@@ -173,64 +153,6 @@ def _model_result(model: Audited) -> ModelResult:
         clean=model.clean,
         robust=model.robust,
     )
-
-
-def _load_ground(config: AuditConfig, data: AuditSet, device: torch.device) -> Ground:
-    assert config.generator is not None
-    loaded = load_generator(config.generator.path, device)
-    check_fits(loaded.generator, data.image_shape)
-    encoder, encoder_sha = None, None
-    encoder_path = config.inversion.encoder or _encoder_beside(config.generator.path)
-    if encoder_path is not None:
-        found = load_encoder(encoder_path, loaded.sha256, device)
-        encoder, encoder_sha = found.encoder, found.sha256
-    missing: list[NotComputed] = []
-    inception: list[Embedder] = []
-    lpips: Lpips | None = None
-    if config.metrics.canonical != "off":
-        there = available()
-        for key, what in (
-            ("inception-v3-fid", "FID in Inception-v3"),
-            ("lpips-v0.1-vgg", "LPIPS v0.1 (VGG-16)"),
-            ("clip", "CMMD in CLIP ViT-L/14-336"),
-        ):
-            if isinstance(there[key], str):
-                missing.append(NotComputed(what=what, why=str(there[key])))
-        if config.metrics.canonical == "require" and len(missing) > 1:
-            raise MetricError(f"metrics.canonical is 'require' but {missing[0].what} is not there: {missing[0].why}.")
-        if not isinstance(there["inception-v3-fid"], str):
-            inception.append(load_inception().to(device))
-        if not isinstance(there["lpips-v0.1-vgg"], str):
-            lpips = load_lpips("vgg").to(device)
-    network = _domain_embedding(config, loaded, device)
-    return Ground(loaded, encoder, encoder_sha, network, inception, lpips, missing)
-
-
-def _encoder_beside(generator: str) -> str | None:
-    """The encoder that was shipped or trained with a generator, or None."""
-    if generator.startswith("embedded:"):
-        name = generator.removeprefix("embedded:")
-        return (
-            generator
-            if embedded_path("generators", name).parents[1].joinpath(f"encoders/{name}.safetensors").is_file()
-            else None
-        )
-    beside = Path(generator).with_name("encoder.safetensors")
-    return str(beside) if beside.is_file() else None
-
-
-def _domain_embedding(config: AuditConfig, loaded: LoadedGenerator, device: torch.device) -> FeatureNetwork:
-    """The network that no audited model had a part in (the choice is named in the results)."""
-    wanted = config.metrics.embedding
-    phantom = config.data.path == "phantom"
-    if wanted == "phantom-factors" or (wanted == "auto" and phantom):
-        return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
-    if loaded.discriminator is None:
-        raise GeneratorError(
-            "The generator file holds no discriminator, whose features are the ground of realism: train the generator "
-            "with `spruce-audit train generator`, which stores both."
-        )
-    return DiscriminatorFeatures(loaded.discriminator)
 
 
 def _cached(store: Store | None, stage: str, compute: Callable[[], Entry], **inputs: object) -> Entry:
@@ -351,69 +273,6 @@ def _real_targets(
     return found
 
 
-def _adversarial(
-    models: list[Audited], queries: Tensor, labels: Tensor, config: AuditConfig, device: torch.device
-) -> dict[str, Tensor]:
-    """Pixel-space adversarial examples of the query images against each model, for measuring the judges' power."""
-    made = {}
-    for model in models:
-        generator = stage_generator(config.seed, "judges", device)
-        made[model.classifier.name] = torch.cat([
-            pgd_attack(
-                model.classifier, images.to(device), y.to(device), eps=JUDGE_EPS, steps=20, generator=generator
-            ).cpu()
-            for images, y in zip(queries.split(64), labels.split(64), strict=True)
-        ])  # fmt: skip
-    return made
-
-
-@torch.no_grad()
-def _decide(classifier: Classifier, images: Tensor, device: torch.device) -> Tensor:
-    with preserve_mode(classifier):
-        return torch.cat([classifier(part.to(device)).argmax(1).cpu() for part in images.split(128)])
-
-
-def _all_verdicts(
-    models: list[Audited], explained: list[Explained], config: AuditConfig, ground: Ground, queries: Tensor,
-    labels: Tensor, inversions: Tensor, audited: AuditSet, calibration: AuditSet, device: torch.device,
-) -> list[list[Verdicts]]:  # fmt: skip
-    """Per model the verdicts of all judges that had no part in making its counterfactuals."""
-    adversarial = _adversarial(models, queries, labels, config, device)
-    fooled = {m.classifier.name: _decide(m.classifier, adversarial[m.classifier.name], device) for m in models}
-    embedded = embed_all(ground.network, calibration, 256, device)
-    domain = fit_judge(ground.network.name, embedded, calibration.row_labels)
-    real = domain.predict(embed_all(ground.network, audited, 256, device))
-    judges: list[tuple[str, float, Callable[[Tensor], Tensor]]] = [
-        (
-            m.classifier.name,
-            float((m.predicted == audited.row_labels).float().mean()),
-            lambda images, c=m.classifier: _decide(c, images, device),
-        )
-        for m in models
-    ]
-    judges.append(
-        (
-            domain.name,
-            float((real == audited.row_labels).float().mean()),
-            lambda images: judge_images(domain, ground.network, images, device),
-        )
-    )
-    verdicts: list[list[Verdicts]] = [[] for _ in models]
-    for name, accuracy, decide in judges:
-        on_inversions = decide(inversions)
-        rejected: list[Tensor] = []
-        for model, target in zip(models, (e.targets for e in explained), strict=True):
-            maker = model.classifier.name
-            works = fooled[maker] == target
-            if maker != name and bool(works.any()):
-                rejected.append(decide(adversarial[maker][works]) != target[works])
-        share = float(torch.cat(rejected).float().mean()) if rejected else None
-        for position, (model, one) in enumerate(zip(models, explained, strict=True)):
-            if model.classifier.name != name:
-                verdicts[position].append(Verdicts(name, accuracy, decide(one.found.images), on_inversions, share))
-    return verdicts
-
-
 def _explain_all(
     config: AuditConfig, ground: Ground, models: list[Audited], audited: AuditSet, calibration: AuditSet,
     result: AuditResult, folder: Path | None, store: Store | None, watch: Stopwatch, device: torch.device,
@@ -463,8 +322,21 @@ def _explain_all(
             class_names=audited.class_names,
             device=device,
         )
-        verdicts = _all_verdicts(
-            models, explained, config, ground, queries, labels, inversion.images, audited, calibration, device
+        embedded = embed_all(ground.network, calibration, 256, device)
+        domain = fit_judge(ground.network.name, embedded, calibration.row_labels)
+        judges = [classifier_judge(m.classifier, m.clean.accuracy.value or 0.0, device) for m in models]
+        audited_embedded = embed_all(ground.network, audited, 256, device)
+        judges.append(domain_judge(domain, ground.network, audited_embedded, audited.row_labels, device))
+        verdicts = all_verdicts(
+            [m.classifier for m in models],
+            judges,
+            [e.found.images for e in explained],
+            [e.targets for e in explained],
+            queries,
+            labels,
+            inversion.images,
+            config.seed,
+            device,
         )
         scored = [
             score_model(m.classifier.name, common, e.found, e.targets, e.operating_point, v, config)
@@ -479,7 +351,9 @@ def _explain_all(
     with watch.stage("ranking"):
         _rank(result, scored, config)
     result.inversion = _inversion_summary(inversion, ground)
-    _pictures(result, common, inversion, explained, folder)
+    _name_pictures(result, common, inversion)
+    if folder is not None:
+        _save_pictures(result, common, inversion, explained, folder)
 
 
 def _too_few(chosen: Selection, models: list[Audited]) -> str:
@@ -517,36 +391,41 @@ def _inversion_summary(inversion: Inversion, ground: Ground) -> InversionSummary
     )
 
 
-def _pictures(
-    result: AuditResult, common: Common, inversion: Inversion, explained: list[Explained], folder: Path | None
-) -> None:
-    """Name every picture in the results and, where there is an output folder, write it."""
+def _name_pictures(result: AuditResult, common: Common, inversion: Inversion) -> None:
+    """List the queries in the results and name every picture, relative to the results' folder."""
     files = file_names(common.ids)
     for i, name in enumerate(files):
-        masks = {region: f"images/queries/{name}-{region}.png" for region, m in common.regions.items() if m[i].any()}
-        query = Query(
-            id=common.ids[i],
-            label=common.class_names[int(common.labels[i])],
-            image=f"images/queries/{name}.png",
-            inversion_image=f"images/queries/{name}-inversion.png",
-            region_images=masks,
-            inversion_mse=float(inversion.mse[i]),
-            inversion_perceptual=None if inversion.perceptual is None else float(inversion.perceptual[i]),
+        result.queries.append(
+            Query(
+                id=common.ids[i],
+                label=common.class_names[int(common.labels[i])],
+                image=f"images/queries/{name}.png",
+                inversion_image=f"images/queries/{name}-inversion.png",
+                region_images={r: f"images/queries/{name}-{r}.png" for r, m in common.regions.items() if m[i].any()},
+                inversion_mse=float(inversion.mse[i]),
+                inversion_perceptual=None if inversion.perceptual is None else float(inversion.perceptual[i]),
+            )
         )
-        result.queries.append(query)
-        if folder is not None:
-            save_image(common.queries[i], folder / query.image)
-            save_image(inversion.images[i], folder / query.inversion_image)
-            for region, path in masks.items():
-                save_mask(common.regions[region][i], folder / path)
-    for position, (model, one) in enumerate(zip(result.models, explained, strict=True)):
+    for position, model in enumerate(result.models):
         base = f"images/{folder_name(model.name, position)}"
+        for name, row in zip(files, model.queries, strict=True):
+            row.counterfactual_image = f"{base}/{name}-counterfactual.png"
+            row.semifactual_image = f"{base}/{name}-semifactual.png"
+            row.edit_image = f"{base}/{name}-edit.png"
+
+
+def _save_pictures(
+    result: AuditResult, common: Common, inversion: Inversion, explained: list[Explained], folder: Path
+) -> None:
+    for i, query in enumerate(result.queries):
+        save_image(common.queries[i], folder / query.image)
+        save_image(inversion.images[i], folder / query.inversion_image)
+        for region, path in query.region_images.items():
+            save_mask(common.regions[region][i], folder / path)
+    for model, one in zip(result.models, explained, strict=True):
         edits = edit_map(one.found.images, inversion.images)
         for i, row in enumerate(model.queries):
-            row.counterfactual_image = f"{base}/{files[i]}-counterfactual.png"
-            row.semifactual_image = f"{base}/{files[i]}-semifactual.png"
-            row.edit_image = f"{base}/{files[i]}-edit.png"
-            if folder is not None:
-                save_image(one.found.images[i], folder / row.counterfactual_image)
-                save_image(one.found.semifactuals[i], folder / row.semifactual_image)
-                save_edit(edits[i], folder / row.edit_image)
+            assert row.counterfactual_image and row.semifactual_image and row.edit_image
+            save_image(one.found.images[i], folder / row.counterfactual_image)
+            save_image(one.found.semifactuals[i], folder / row.semifactual_image)
+            save_edit(edits[i], folder / row.edit_image)

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from audit.metrics.score import (
     sparsity_scores,
     target_kernels,
 )
-from audit.metrics.transfer import EmbeddingJudge, Verdicts, agreement, judge_row, transfer_scores
+from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scores
 from audit.results import Counterfactuals as CounterfactualSummary
 from audit.results import Distribution, Embedding, Interval, NotComputed, Perceptual, QueryRow
 from audit.robustness.evaluate import wilson_interval
@@ -97,8 +98,9 @@ def _distributions(
         real = common.real[target]
         generator = stage_generator(config.seed, f"distributions/{real.name}")
         try:
-            for kind in ("fid", "mmd"):
-                estimator = "biased" if kind == "fid" else "unbiased"
+            kinds: tuple[tuple[Literal["fid", "mmd"], Literal["biased", "unbiased"]], ...]
+            kinds = (("fid", "biased"), ("mmd", "unbiased"))
+            for kind, estimator in kinds:
                 row = distribution_row(
                     kind, common.network, embedded[rows], common.embedded_inversions[rows], real.embedded, real.name,
                     generator, fewest, estimator,
@@ -107,9 +109,8 @@ def _distributions(
             for network in common.canonical:
                 sets = [found.images[rows], common.inversions[rows], real.images]
                 e_cf, e_inv, e_real = (embed_all(network, s, 32, common.device) for s in sets)
-                kind = "fid" if "inception" in network.name else "mmd"
-                row = distribution_row(kind, network, e_cf, e_inv, e_real, real.name, generator, fewest)
-                tables[row.metric].append(row)
+                row = distribution_row("fid", network, e_cf, e_inv, e_real, real.name, generator, fewest)
+                tables["fid"].append(row)
             kernels.append(
                 target_kernels(
                     real.name, rows, embedded[rows], common.embedded_inversions[rows], real.embedded,
@@ -199,8 +200,3 @@ def score_model(
 
 def _or_none(value: Tensor) -> float | None:
     return float(value) if value.isfinite() else None
-
-
-def judge_images(judge: EmbeddingJudge, network: FeatureNetwork, images: Tensor, device: torch.device) -> Tensor:
-    """Labels `[N]` that a judge in the domain embedding gives to images `[N, C, H, W]`."""
-    return judge.predict(embed_all(network, images, 256, device))

@@ -1,4 +1,4 @@
-"""Building blocks of StyleGAN2: equalised learning rate, resampling with the [1, 3, 3, 1] filter, modulated convolution.
+"""Building blocks of StyleGAN2: equalised learning rate, [1, 3, 3, 1] resampling, modulated convolution.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), sections 2.2 and 4, and
 Karras et al., "Progressive Growing of GANs" (2018), section 4.1 for the equalised learning rate. Written from the

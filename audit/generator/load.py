@@ -86,11 +86,11 @@ def load_generator(path: str | Path, device: torch.device | str = "cpu") -> Load
     tensors, header = _read(file)
     generator = _build(Generator, "generator", "G.", header, tensors, file)
     assert isinstance(generator, Generator)
-    discriminator = None
+    discriminator: Discriminator | None = None
     if "discriminator" in header:
-        discriminator = _build(Discriminator, "discriminator", "D.", header, tensors, file)
-        assert isinstance(discriminator, Discriminator)
-        discriminator.to(device)
+        built = _build(Discriminator, "discriminator", "D.", header, tensors, file)
+        assert isinstance(built, Discriminator)
+        discriminator = built.to(device)
     return LoadedGenerator(generator.to(device), discriminator, hash_file(file), header)
 
 
@@ -99,7 +99,7 @@ def check_fits(generator: Generator, image_shape: tuple[int, int, int]) -> None:
     drawn = (generator.channels, generator.resolution, generator.resolution)
     if drawn != tuple(image_shape):
         raise GeneratorError(
-            f"The generator draws images of shape {drawn} (channels, height, width) but the data has {tuple(image_shape)}: "
-            f"set data.image_size = {generator.resolution} and data.channels = {generator.channels}, or train a generator "
-            "on these data."
+            f"The generator draws images of shape {drawn} (channels, height, width) but the data has "
+            f"{tuple(image_shape)}: set data.image_size = {generator.resolution} and data.channels = "
+            f"{generator.channels}, or train a generator on these data."
         )

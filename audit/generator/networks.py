@@ -121,7 +121,6 @@ class ToRGB(nn.Module):
 class SynthesisBlock(nn.Module):
     """One resolution of the skip generator: up to two convolutions and a contribution to the image."""
 
-    const: Tensor
     resample_filter: Tensor
 
     def __init__(self, name: str, inputs: int, outputs: int, w_dim: int, resolution: int, channels: int):

@@ -223,7 +223,7 @@ def train_generator(
     real = read_uint8(dataset)
     if len(real) < config.batch_size:
         raise DataError(
-            f"{dataset.source} has {len(real)} images to learn from where a batch needs {config.batch_size}."
+            f"{dataset.source} has {len(real)} images to learn from; a batch needs {config.batch_size}."
         )
     state = _State(config, dataset.image_shape, device)
     checkpoint = out / "checkpoint.pt"
@@ -351,7 +351,7 @@ def sample_grid(g: Generator, rows: int, columns: int, seed: int) -> Tensor:
     z = torch.randn(rows * columns, g.z_dim, generator=stage_generator(seed, "grid")).to(g.mapping.w_avg.device)
     with torch.no_grad():
         images = pixels(g(z)).clamp(0, 1)
-    n, channels, size, _ = images.shape
+    channels, size = images.shape[1:3]
     return (
         images.reshape(rows, columns, channels, size, size)
         .permute(2, 0, 3, 1, 4)

@@ -3,6 +3,8 @@
 Expected calibration error: Guo et al. 2017, eq. 3, with 15 equal-width bins. Interval: Wilson 1927.
 """
 
+from collections.abc import Sequence
+
 import torch
 from scipy.stats import binomtest
 from torch import Tensor, nn
@@ -60,14 +62,12 @@ def _device(classifier: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def clean_metrics(classifier: nn.Module, dataset: AuditSet, batch_size: int = 128) -> Clean:
-    """Measure accuracy, recall per class and calibration on all images of `dataset`; raises MetricError if empty."""
-    logits = predict(classifier, dataset, batch_size, _device(classifier))
-    labels = dataset.row_labels
+def clean_of_logits(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Clean:
+    """Accuracy, recall per class and calibration of `logits` `[N, K]` for `labels` `[N]`."""
     correct = logits.argmax(dim=1) == labels
     recall = {
         name: float(correct[labels == k].float().mean()) if bool((labels == k).any()) else None
-        for k, name in enumerate(dataset.class_names)
+        for k, name in enumerate(class_names)
     }
     return Clean(
         accuracy=wilson_interval(int(correct.sum()), len(labels)),
@@ -75,6 +75,12 @@ def clean_metrics(classifier: nn.Module, dataset: AuditSet, batch_size: int = 12
         ece=expected_calibration_error(logits.softmax(dim=1), labels),
         n=len(labels),
     )
+
+
+def clean_metrics(classifier: nn.Module, dataset: AuditSet, batch_size: int = 128) -> Clean:
+    """Measure accuracy, recall per class and calibration on all images of `dataset`; raises MetricError if empty."""
+    logits = predict(classifier, dataset, batch_size, _device(classifier))
+    return clean_of_logits(logits, dataset.row_labels, dataset.class_names)
 
 
 def attacked_rows(dataset: AuditSet, n: int, seed: int) -> AuditSet:

@@ -11,7 +11,7 @@ from audit.generator.networks import Discriminator, Generator
 
 VECTORS = Path(__file__).parents[2].parent / "shared/conformance/stylegan2_ada_32_gray.safetensors"
 pytestmark = pytest.mark.skipif(
-    not VECTORS.exists(), reason="reference vectors of StyleGAN2-ADA are not beside the checkout"
+    not VECTORS.exists(), reason="no reference vectors beside the checkout"
 )
 
 

@@ -1,0 +1,45 @@
+"""PneumoniaMNIST from the archive to the report: trains generator and classifiers on the train split, then audits.
+
+    python benchmarks/pneumonia/run.py --data pneumoniamnist.npz [--work runs/pneumonia] [--out reports/pneumonia]
+
+Every training can be killed and goes on where it was; what is finished is not trained again.
+"""
+
+import argparse
+import shutil
+from pathlib import Path
+
+from audit.config import load_config
+from audit.generator.train import load_generator_train_config, run_generator_training
+from audit.runner import run_audit
+from audit.training.classifier import train_classifier
+from audit.training.config import load_classifier_train_config
+
+HERE = Path(__file__).parent
+CLASSIFIERS = ("plain", "trades-small", "trades")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="PneumoniaMNIST in MedMNIST's .npz layout")
+    parser.add_argument("--work", type=Path, default=Path("runs/pneumonia"), help="folder for weights and checkpoints")
+    parser.add_argument("--out", type=Path, default=Path("reports/pneumonia"))
+    parser.add_argument("--only", choices=("generator", "classifiers", "audit"), help="do only this part")
+    args = parser.parse_args()
+    args.work.mkdir(parents=True, exist_ok=True)
+    for file in HERE.glob("*.toml"):
+        shutil.copy(file, args.work)
+    shutil.copy(args.data, args.work / "pneumoniamnist.npz")
+    if args.only in (None, "classifiers"):
+        for name in CLASSIFIERS:
+            if not (args.work / name / f"{name}.json").exists():
+                train_classifier(load_classifier_train_config(args.work / f"{name}.toml"), args.work / name)
+    if args.only in (None, "generator"):
+        run_generator_training(load_generator_train_config(args.work / "generator.toml"), args.work / "generator")
+    if args.only in (None, "audit"):
+        run_audit(args.work / "audit.toml", args.out, cache=args.work / "cache")
+        print(load_config(args.work / "audit.toml").name, "->", args.out / "report.html")
+
+
+if __name__ == "__main__":
+    main()
