@@ -1,6 +1,7 @@
 """One validated schema of an audit: what `audit.toml` may say, with defaults, units and clear errors."""
 
 import difflib
+import os
 import tomllib
 from collections.abc import Mapping
 from fractions import Fraction
@@ -90,7 +91,8 @@ class InversionConfig(Section):
     method: Literal["encoder", "optimise", "pti"] = "pti"
     encoder: str | None = Field(None, description="encoder weights; default: those beside the generator, else none")
     pivot_steps: int = Field(150, ge=0, description="steps of W+ optimisation from the encoder's (or mean) code")
-    pivot_lr: float = Field(0.05, gt=0)
+    pivot_lr: float = Field(0.05, gt=0, description="in units of the spread of random codes")
+    pivot_delta_weight: float = Field(0.001, ge=0, description="pull of the pivot towards W, in the same units")
     tuning_steps: int = Field(350, ge=0, description="steps of pivotal tuning of per-image generator weights")
     tuning_lr: float = Field(1e-3, gt=0)
     stop_mse: float = Field(1e-4, ge=0, description="an image stops being tuned at this mean squared error in [0, 1]")
@@ -109,6 +111,9 @@ class CounterfactualConfig(Section):
     exceptional_threshold: float = Field(0.05, gt=0, lt=0.5)
     sign_filter: Literal["contrast", "target"] = "contrast"
     loss: Literal["standardised", "raw"] = "standardised"
+    balance: Literal["adaptive", "fixed"] = Field(
+        "adaptive", description="adaptive: each image eases or tightens the sparsity terms to meet the operating point"
+    )
     steps: int = Field(100, ge=1)
     lr: float = Field(0.02, gt=0)
     perceptual_weight: float = Field(0.1, ge=0)
@@ -270,9 +275,15 @@ def read_toml(path: str | Path) -> dict[str, Any]:
 
 
 def resolve_path(value: str, base: Path) -> str:
-    """Make a path of a configuration absolute, relative to the folder `base`; `embedded:` names and 'phantom' stay."""
+    """Make a path of a configuration absolute, relative to the folder `base`; a name that is not a path stays.
+
+    Names are `embedded:NAME`, 'phantom' and `package.module:factory`; `folder/file.py:factory` is a path.
+    """
     if value.startswith("embedded:") or value == "phantom":
         return value
+    head, _, attribute = value.rpartition(":")
+    if attribute.isidentifier() and head:
+        return f"{resolve_path(head, base)}:{attribute}" if head.endswith(".py") else value
     return str((base / Path(value).expanduser()).resolve())
 
 
@@ -295,6 +306,21 @@ def resolve_paths(config: AuditConfig, base: Path) -> AuditConfig:
             "data": fix(config.data, ("path",)),
             "generator": None if config.generator is None else fix(config.generator, ("path",)),
             "inversion": fix(config.inversion, ("encoder",)),
-            "classifiers": tuple(fix(c, ("checkpoint", "file")) for c in config.classifiers),
+            "classifiers": tuple(fix(c, ("checkpoint", "file", "factory")) for c in config.classifiers),
         }
     )
+
+
+def recorded(config: AuditConfig, base: Path) -> dict[str, Any]:
+    """Plain JSON of `config` for the results: paths relative to the folder `base`, so that no machine's own show."""
+
+    def relative(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: relative(v) for k, v in value.items()}
+        if isinstance(value, list):
+            return [relative(v) for v in value]
+        if isinstance(value, str) and Path(value).is_absolute():
+            return Path(os.path.relpath(value, base)).as_posix()
+        return value
+
+    return dict(relative(config.model_dump(mode="json")))

@@ -1,13 +1,14 @@
 """SPRUCE latent optimisation: edit w+ until the model sees the target class, a whole batch at once.
 
-Source: thesis 001 §5.6; DESIGN formulas 5.4. Per image, with its own tuned generator G, the query I and s = 1:
+Source: thesis 001 §5.6; DESIGN formulas 5.4. Per image, with its own tuned generator G and the query image I:
 
     L = mean_i ((C(G(w))_i - x'_i) / sigma_i)^2
-        + s (lambda_perc perceptual(G(w), I) + lambda_latent 9216 mean|w - w_p| + lambda_image mean|G(w) - I|)
+        + (lambda_perc perceptual(G(w), I) + lambda_latent 9216 mean|w - w_p| + lambda_image mean|G(w) - I|) / push
 
-With `loss = "raw"` the feature and image terms are the thesis' literal sums. Images never see each other: losses are summed, gradients clipped
-image by image, and AdamW works element by element. Its weight decay is 0, for decay would pull w+ to the origin and
-not to the pivot.
+where x' and `push` follow the image's own balance (`balance.py`; push = 1 with `balance = "fixed"`). `loss = "raw"` takes
+the thesis' literal sums for the feature and the image term. Images never see each other: losses are summed, gradients
+clipped image by image, and AdamW works element by element. Its weight decay is 0, for decay would pull w+ to the origin
+and not to the pivot.
 """
 
 from dataclasses import dataclass, fields
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
-from audit.classifiers.load import preserve_mode
+from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
+from audit.counterfactual.balance import Push
 from audit.counterfactual.exceptional import Calibration, expected_features
 from audit.counterfactual.iterates import Iterates, goal_of
 from audit.generator.networks import Generator
@@ -132,7 +134,8 @@ def _explain_batch(
         expected, _ = expected_features(calibration, classifier.head, x, batch.sources, batch.targets)
         feature_flips = classifier.head_logits(expected).argmax(dim=1) == batch.targets
         query_maps = None if perceptual is None else unit_channels(perceptual.maps(batch.queries))
-    objective = Objective(config, expected, calibration.sigma.to(x), batch.pivots, batch.queries)
+    objective = Objective(config, calibration.sigma.to(x), batch.pivots, batch.queries)
+    push = Push(batch.goals)
     iterates = Iterates(batch.inversions, batch.sources, batch.targets, batch.goals)
     latents = batch.pivots.clone().requires_grad_(True)
     optimiser = torch.optim.AdamW([latents], lr=config.lr, weight_decay=0.0)
@@ -142,6 +145,8 @@ def _explain_batch(
             images = generator.images(latents, deltas=batch.deltas)
             features, logits = classifier.features_and_logits(images)
         iterates.observe(images.detach(), latents.detach(), logits.detach())
+        if config.balance == "adaptive":
+            push.observe(logits.detach(), batch.targets)
         if advance is not None:
             advance(len(images) / (config.steps + 1))
         if step == config.steps:
@@ -150,7 +155,8 @@ def _explain_batch(
             distance = None
             if perceptual is not None and query_maps is not None:
                 distance = distance_of_maps(unit_channels(perceptual.maps(images)), query_maps)
-            loss = objective.features(features) + objective.sparsity(images, latents, distance)
+            aim = x + push.reach[:, None] * (expected - x)
+            loss = objective.features(features, aim) + objective.sparsity(images, latents, distance) / push.value
         (gradient,) = torch.autograd.grad(loss.sum(), latents)
         latents.grad = clip_per_image(gradient, config.gradient_clip)
         optimiser.step()
@@ -171,19 +177,18 @@ def _explain_batch(
 
 @dataclass(frozen=True)
 class Objective:
-    """The terms of the loss, per image `[N]`, against the counterfactual features, the pivots and the queries."""
+    """The terms of the loss, one value per image `[N]`, in the units of sigma, the pivots and the query images."""
 
     config: CounterfactualConfig
-    expected: Tensor
     sigma: Tensor
     pivots: Tensor
     queries: Tensor
 
-    def features(self, x: Tensor) -> Tensor:
-        """Distance of the penultimate features `x [N, d]` to the counterfactual features (001 eq. 5.6.2)."""
+    def features(self, x: Tensor, aim: Tensor) -> Tensor:
+        """Distance of the penultimate features `x [N, d]` to the counterfactual features `aim` (001 eq. 5.6.2)."""
         if self.config.loss == "raw":
-            return (x - self.expected).square().sum(dim=1)
-        return ((x - self.expected) / self.sigma).square().mean(dim=1)
+            return (x - aim).square().sum(dim=1)
+        return ((x - aim) / self.sigma).square().mean(dim=1)
 
     def sparsity(self, images: Tensor, latents: Tensor, perceptual: Tensor | None) -> Tensor:
         """Size of the change (001 eqs. 5.6.3-5.6.5) of `images` and `latents`; `perceptual [N]` is the distance."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
-from audit.classifiers.load import preserve_mode
+from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
 from audit.counterfactual.spruce import Inverted, clip_per_image
 from audit.errors import ConfigError

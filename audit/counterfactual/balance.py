@@ -1,0 +1,58 @@
+"""The balance between feature alignment and sparsity, found by every image for itself.
+
+With one fixed balance the edits of two models stop at different depths: the same sparsity weight leaves a softly trained
+model far short of its operating point and drives a sharp one far past it. The question of an audit is a constrained
+one, the sparsest change *as convincing as a typical real image of the target class*, so each image carries a multiplier
+(its `push`) of that constraint, as in the Lagrangian method. It divides the sparsity terms of the loss, and, where the
+class mean itself is not convincing enough (a mean is less extreme than half of the images), carries the replaced
+features on in the direction in which thesis 001 §5.3.3 replaced them. The same rule holds for every model; it is
+smooth, so that rounding cannot throw an image onto another path, and knows nothing of the units of the features.
+"""
+
+import torch
+from torch import Tensor
+
+RATE = 1.2
+"""Largest factor per step by which the push changes."""
+WIDTH = 0.5
+"""Shortfall in log-odds at which the push changes by the whole RATE."""
+FORESIGHT = 5.0
+"""Steps the log-odds are extrapolated by, so that the push does not wind up while an edit is still under way."""
+AIM = 0.1
+"""Log-odds aimed for beyond the operating point, which is thereby met from above and not just from below."""
+SMALLEST, LARGEST = 1 / 64, 256.0
+"""Bounds of the push."""
+OVERSHOOT = 0.2
+"""The replaced features are carried `push ** OVERSHOOT` times as far; at most 3.03 times, and never less than once."""
+SATURATED = 16.0
+"""Log-odds beyond which float32 probabilities are 1 and nothing more is asked for."""
+
+
+def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-odds `[N]` of the target classes `[N]` under `logits [N, K]`."""
+    own = torch.nn.functional.one_hot(targets, logits.shape[1]).bool()
+    others = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
+    return (logits[own] - others).clamp(-SATURATED, SATURATED)
+
+
+class Push:
+    """Multiplier of the operating point's constraint, one per image; starts at 1, where the loss is the thesis'."""
+
+    def __init__(self, goals: Tensor) -> None:
+        """Take the confidences to reach, `[N]`."""
+        self.goals = torch.logit(goals.double().cpu()).clamp(-SATURATED, SATURATED).to(goals)
+        self.value = torch.ones_like(self.goals)
+        self.before: Tensor | None = None
+
+    def observe(self, logits: Tensor, targets: Tensor) -> None:
+        """Push harder where the target's log-odds are heading short of the goal, and less where past it."""
+        now = log_odds(logits, targets)
+        trend = torch.zeros_like(now) if self.before is None else now - self.before
+        shortfall = self.goals + AIM - now - FORESIGHT * trend
+        self.value = (self.value * RATE ** (shortfall / WIDTH).clamp(-1, 1)).clamp(SMALLEST, LARGEST)
+        self.before = now
+
+    @property
+    def reach(self) -> Tensor:
+        """How many times as far as x' the replaced features are carried, `[N]`, at least 1."""
+        return self.value.clamp_min(1) ** OVERSHOOT

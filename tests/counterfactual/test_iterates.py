@@ -1,0 +1,75 @@
+"""Which iterate is the counterfactual, which the semifactual, and how convincing is convincing enough."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from audit.counterfactual.iterates import Iterates, goal_of, operating_points
+from audit.errors import ClassifierError
+
+
+def play(path: list[tuple[float, float]], goal: float = 0.8, classes: int = 2) -> Iterates:
+    """One image of one pixel whose inversion is 0; `path` gives pixel and probability of the target class 1."""
+    iterates = Iterates(torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]), torch.tensor([goal]))
+    for pixel, probability in path:
+        iterates.observe(torch.full((1, 1, 1, 1), pixel), torch.full((1, 1, 1), pixel), binary(probability))
+    return iterates
+
+
+def binary(probability: float) -> Tensor:
+    return torch.tensor([[1 - probability, probability]]).log()
+
+
+def test_the_sparsest_iterate_at_the_operating_point_is_taken() -> None:
+    found = play([(0.0, 0.1), (0.1, 0.4), (0.5, 0.99), (0.3, 0.85), (0.2, 0.7), (0.4, 0.9)])
+    assert (found.step.item(), found.images.item(), found.latents.item()) == pytest.approx((3, 0.3, 0.3))
+    assert found.reached.item()
+    assert found.flipped.item()
+    assert found.confidence.item() == pytest.approx(0.85)
+    assert found.flip_step.item() == 2
+    assert found.semifactuals.item() == pytest.approx(0.1)
+
+
+def test_short_of_the_operating_point_the_most_confident_flip_is_taken() -> None:
+    found = play([(0.0, 0.1), (0.2, 0.6), (0.3, 0.7), (0.1, 0.55)])
+    assert found.step.item() == 2
+    assert found.flipped.item()
+    assert not found.reached.item()
+
+
+def test_without_a_flip_the_nearest_to_the_target_is_taken() -> None:
+    found = play([(0.0, 0.1), (0.2, 0.45), (0.3, 0.3)])
+    assert found.step.item() == 1
+    assert not found.flipped.item()
+    assert found.flip_step.item() == -1
+    assert found.semifactuals.item() == pytest.approx(0.3)
+
+
+def test_the_semifactual_is_the_last_before_the_first_flip_even_if_the_decision_returns() -> None:
+    found = play([(0.0, 0.1), (0.1, 0.3), (0.4, 0.9), (0.2, 0.2), (0.5, 0.9)])
+    assert found.semifactuals.item() == pytest.approx(0.1)
+    assert found.flip_step.item() == 2
+
+
+def test_an_inversion_that_already_is_the_target_is_its_own_counterfactual() -> None:
+    found = play([(0.0, 0.9), (0.1, 0.95)])
+    assert (found.step.item(), found.flip_step.item(), found.semifactuals.item()) == (0, 0, 0.0)
+
+
+def test_a_third_class_on_the_way_is_no_semifactual() -> None:
+    iterates = Iterates(torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5]))
+    for pixel, logits in ((0.0, [2.0, 0, 0]), (0.1, [1.0, 0, 0]), (0.2, [0, 0, 1.0]), (0.3, [0, 3.0, 0])):
+        iterates.observe(torch.full((1, 1, 1, 1), pixel), torch.zeros(1, 1, 1), torch.tensor([logits]))
+    assert iterates.semifactuals.item() == pytest.approx(0.1)
+    assert iterates.flip_step.item() == 3
+
+
+def test_operating_points_are_medians_over_correct_images() -> None:
+    probabilities = torch.tensor([[0.9, 0.1], [0.7, 0.3], [0.6, 0.4], [0.2, 0.8], [0.45, 0.55]])
+    labels = torch.tensor([0, 0, 0, 0, 0])
+    points = operating_points(probabilities, labels, probabilities.argmax(1))
+    assert points[0] == pytest.approx(0.7)
+    assert points[1].isnan()
+    torch.testing.assert_close(goal_of(points, torch.tensor([0, 0])), torch.tensor([0.7, 0.7]))
+    with pytest.raises(ClassifierError, match="class 1"):
+        goal_of(points, torch.tensor([0, 1]))

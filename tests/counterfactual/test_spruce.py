@@ -1,0 +1,192 @@
+"""The latent optimisation on a real (tiny) generator and classifier."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from audit.config import CounterfactualConfig
+from audit.counterfactual.spruce import Counterfactuals, Objective, clip_per_image, explain
+from audit.errors import ClassifierError
+
+
+class Edges:
+    """A feature network without weights: horizontal and vertical differences."""
+
+    name, weights_sha256 = "edges", "0" * 64
+
+    def embed(self, images: Tensor) -> Tensor:
+        return images.flatten(1)
+
+    def maps(self, images: Tensor) -> list[Tensor]:
+        return [torch.cat([images[..., 1:, 1:] - images[..., :-1, 1:], images[..., 1:, 1:] - images[..., 1:, :-1]], 1)]
+
+
+def run(world, rows: slice = slice(None), perceptual: Edges | None = None, **changes: object) -> Counterfactuals:
+    inversion = dataclasses.replace(
+        world.inversion,
+        pivots=world.inversion.pivots[rows],
+        deltas={k: v[rows] for k, v in world.inversion.deltas.items()},
+        images=world.inversion.images[rows],
+    )
+    return explain(
+        changes.pop("classifier", world.classifier),
+        world.generator,
+        inversion,
+        world.queries[rows],
+        world.sources[rows],
+        world.targets[rows],
+        changes.pop("calibration", world.calibration),
+        changes.pop("points", world.points),
+        world.config.model_copy(update=changes),
+        perceptual,
+    )
+
+
+@pytest.fixture(scope="module")
+def found(world) -> Counterfactuals:
+    return run(world)
+
+
+def test_every_image_reaches_the_operating_point(world, found: Counterfactuals) -> None:
+    assert found.flipped.all()
+    assert found.reached.all()
+    with torch.no_grad():
+        images = world.generator.images(found.latents, deltas=world.inversion.deltas)
+        probabilities = world.classifier(found.images).softmax(1)
+    torch.testing.assert_close(images, found.images, atol=1e-5, rtol=0)
+    assert torch.equal(probabilities.argmax(1), world.targets)
+    torch.testing.assert_close(probabilities.gather(1, world.targets[:, None])[:, 0], found.confidence)
+    assert (found.confidence >= world.points[world.targets]).all()
+    assert (found.images >= 0).all()
+    assert (found.images <= 1).all()
+
+
+def test_trace_and_semifactual_tell_the_way(world, found: Counterfactuals) -> None:
+    rows = torch.arange(len(found.step))
+    assert found.trace.shape == (len(rows), world.config.steps + 1)
+    torch.testing.assert_close(found.trace[rows, found.step], found.confidence)
+    with torch.no_grad():
+        start = world.classifier(world.inversion.images).softmax(1)
+        semifactual = world.classifier(found.semifactuals)
+    torch.testing.assert_close(found.trace[:, 0], start[rows, world.targets], atol=1e-5, rtol=1e-4)
+    assert torch.equal(semifactual.argmax(1), world.sources)
+    assert (found.flip_step > 0).all()
+    assert (found.trace[rows, found.flip_step] > 0.5).all()
+    for row, flip in enumerate(found.flip_step.tolist()):
+        assert (found.trace[row, :flip] <= 0.5).all()
+
+
+def test_a_batch_is_its_images_one_at_a_time(world, found: Counterfactuals) -> None:
+    for row in (0, 5):
+        alone = run(world, slice(row, row + 1))
+        torch.testing.assert_close(alone.trace[0], found.trace[row], atol=2e-3, rtol=0)
+        torch.testing.assert_close(alone.images[0], found.images[row], atol=2e-3, rtol=0)
+
+
+def test_repeating_gives_the_same_bits(world, found: Counterfactuals) -> None:
+    again = run(world)
+    for name, value in vars(found).items():
+        assert torch.equal(value, getattr(again, name)), name
+
+
+@pytest.mark.parametrize("factor", [16.0, 10.0])
+def test_rescaling_the_features_changes_nothing(world, found: Counterfactuals, images: Tensor, factor: float) -> None:
+    network = copy.deepcopy(world.network)
+    scaled = nn.Sequential(*network[:-1], Times(factor), network[-1]).eval()
+    with torch.no_grad():
+        scaled[-1].weight /= factor
+    classifier = world.wrap(scaled)
+    calibration, points = world.calibrate(classifier, images, world.config)
+    other = run(world, classifier=classifier, calibration=calibration, points=points)
+    torch.testing.assert_close(other.images, found.images, atol=2e-3, rtol=0)
+    torch.testing.assert_close(other.trace, found.trace, atol=2e-3, rtol=0)
+    assert torch.equal(other.reached, found.reached)
+
+
+class Times(nn.Module):
+    """Multiply by a constant."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+
+def test_networks_are_left_as_they_came(world) -> None:
+    network = world.network
+    network.train()
+    network[0].eval()
+    network[0].weight.requires_grad_(False)
+    world.generator.train()
+    state = torch.get_rng_state()
+    try:
+        run(world, slice(0, 2), steps=2)
+        assert network.training
+        assert network[1].training
+        assert not network[0].training
+        assert not network[0].weight.requires_grad
+        assert network[-1].weight.requires_grad
+        assert world.generator.training
+        assert all(p.requires_grad and p.grad is None for p in world.generator.parameters())
+        assert all(p.grad is None for p in network.parameters())
+        assert torch.equal(torch.get_rng_state(), state)
+    finally:
+        network[0].weight.requires_grad_(True)
+        network.eval()
+        world.generator.eval()
+
+
+def test_the_balance_is_what_makes_models_comparable(world, found: Counterfactuals) -> None:
+    stiff = run(world, balance="fixed", image_weight=3000.0)
+    assert not stiff.reached.any()
+    eased = run(world, image_weight=300.0)
+    assert eased.reached.float().mean() > 0.5
+
+
+def test_sparsity_is_not_worse_than_stopping_at_the_first_convincing_iterate(world, found: Counterfactuals) -> None:
+    change = (found.images - world.inversion.images).abs().flatten(1).mean(1)
+    free = run(world, balance="fixed", image_weight=0.0, latent_weight=0.0, perceptual_weight=0.0)
+    loose = (free.images - world.inversion.images).abs().flatten(1).mean(1)
+    assert change.mean() <= loose.mean()
+
+
+def test_the_perceptual_term_takes_part(world) -> None:
+    plain, weighted = (run(world, slice(0, 2), Edges(), steps=5, perceptual_weight=w) for w in (0.0, 50.0))
+    assert not torch.equal(plain.latents, weighted.latents)
+    torch.testing.assert_close(plain.trace, run(world, slice(0, 2), steps=5).trace, atol=1e-5, rtol=0)
+
+
+def test_raw_loss_is_the_literal_sum() -> None:
+    config = CounterfactualConfig(loss="raw")
+    x, aim = torch.randn(2, 7), torch.randn(2, 7)
+    pivots, queries = torch.randn(2, 18, 512), torch.rand(2, 3, 256, 256)
+    latents, images = torch.randn(2, 18, 512), torch.rand(2, 3, 256, 256)
+    objective = Objective(config, torch.full((7,), 5.0), pivots, queries)
+    torch.testing.assert_close(objective.features(x, aim), ((x - aim) ** 2).sum(1))
+    expected = 1e-4 * (latents - pivots).abs().sum((1, 2)) + 1e-6 * (images - queries).abs().sum((1, 2, 3))
+    torch.testing.assert_close(objective.sparsity(images, latents, None), expected)
+    with_distance = objective.sparsity(images, latents, torch.tensor([2.0, 3.0]))
+    torch.testing.assert_close(with_distance, expected + 0.1 * torch.tensor([2.0, 3.0]))
+
+
+def test_gradients_are_clipped_image_by_image() -> None:
+    gradient = torch.stack([torch.full((2, 3), 100.0), torch.full((2, 3), 1e-3), torch.zeros(2, 3)])
+    clipped = clip_per_image(gradient, 1.0)
+    assert clipped[0].norm() == pytest.approx(1.0)
+    assert torch.equal(clipped[1:], gradient[1:])
+
+
+def test_progress_adds_up_and_a_class_without_operating_point_is_refused(world) -> None:
+    done: list[float] = []
+    explain(
+        world.classifier, world.generator, world.inversion, world.queries, world.sources, world.targets,
+        world.calibration, world.points, world.config.model_copy(update={"steps": 2}), None, done.append,
+    )  # fmt: skip
+    assert sum(done) == pytest.approx(len(world.queries))
+    with pytest.raises(ClassifierError, match="choose another target class"):
+        run(world, points=torch.full((2,), torch.nan))
