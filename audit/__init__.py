@@ -1,1 +1,25 @@
-"""spruce-audit: does an image classifier decide for the right reason?"""
+"""spruce-audit: does an image classifier decide for the right reason?
+
+`run_audit` runs a whole audit; the command line `spruce-audit` does the same. Both are described in the README.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from audit.results import AuditResult
+    from audit.runner import run_audit
+
+__all__ = ["AuditResult", "run_audit"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when asked for: `import audit` and `spruce-audit --help` should not load torch.
+    if name == "run_audit":
+        from audit.runner import run_audit
+
+        return run_audit
+    if name == "AuditResult":
+        from audit.results import AuditResult
+
+        return AuditResult
+    raise AttributeError(f"module 'audit' has no attribute '{name}'")

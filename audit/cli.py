@@ -152,7 +152,7 @@ def train_generator_command(config: ConfigFile, out: Out = Path("runs/generator"
 @train_app.command("encoder")
 def train_encoder_command(config: ConfigFile, out: Out = Path("runs/encoder")) -> None:
     """Train the encoder that brings images into a generator's latent space."""
-    from audit.inversion.train import load_encoder_train_config, run_encoder_training
+    from audit.training.encoder import load_encoder_train_config, run_encoder_training
 
     typer.echo(run_encoder_training(load_encoder_train_config(config), out))
 

@@ -1,18 +1,16 @@
 """The networks that an audit's counterfactuals stand on: what draws, what inverts and what measures."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
-from audit.embedded import names as embedded_names
 from audit.embedded import path as embedded_path
 from audit.errors import GeneratorError, MetricError
 from audit.generator.features import DiscriminatorFeatures
 from audit.generator.load import LoadedGenerator, check_fits, load_generator
-from audit.inversion.encoder import load_encoder
+from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
 from audit.metrics.canonical import Lpips, available, load_inception, load_lpips
 from audit.metrics.embedding import Embedder, FeatureNetwork
 from audit.metrics.phantom_factors import load_phantom_factors
@@ -24,8 +22,7 @@ class Ground:
     """The networks that draw and measure: generator, encoder, embedding, canonical metrics."""
 
     loaded: LoadedGenerator
-    encoder: torch.nn.Module | None
-    encoder_sha256: str | None
+    encoder: Encoder | None
     network: FeatureNetwork
     inception: list[Embedder]
     lpips: Lpips | None
@@ -33,14 +30,15 @@ class Ground:
 
 
 def load_ground(config: AuditConfig, data: AuditSet, device: torch.device) -> Ground:
+    """Load what `config` names for images like those of `data`. Raises GeneratorError or MetricError."""
     assert config.generator is not None
     loaded = load_generator(config.generator.path, device)
     check_fits(loaded.generator, data.image_shape)
-    encoder, encoder_sha = None, None
-    encoder_path = config.inversion.encoder or _encoder_beside(config.generator.path)
+    encoder = None
+    encoder_path = config.inversion.encoder or encoder_beside(config.generator.path)
     if encoder_path is not None:
-        found = load_encoder(encoder_path, loaded.sha256, device)
-        encoder, encoder_sha = found.encoder, found.sha256
+        encoder = load_encoder(encoder_path, device)
+        encoder.check_generator(loaded.generator)
     missing: list[NotComputed] = []
     inception: list[Embedder] = []
     lpips: Lpips | None = None
@@ -59,24 +57,16 @@ def load_ground(config: AuditConfig, data: AuditSet, device: torch.device) -> Gr
             inception.append(load_inception().to(device))
         if not isinstance(there["lpips-v0.1-vgg"], str):
             lpips = load_lpips("vgg").to(device)
-    network = _domain_embedding(config, loaded, device)
-    return Ground(loaded, encoder, encoder_sha, network, inception, lpips, missing)
+    network = domain_embedding(config.metrics.embedding, config.data.path, loaded, device)
+    return Ground(loaded, encoder, network, inception, lpips, missing)
 
 
-def _encoder_beside(generator: str) -> str | None:
-    """The encoder that was shipped or trained with a generator, or None."""
-    if generator.startswith("embedded:"):
-        name = generator.removeprefix("embedded:")
-        return generator if name in embedded_names("encoders") else None
-    beside = Path(generator).with_name("encoder.safetensors")
-    return str(beside) if beside.is_file() else None
+def domain_embedding(wanted: str, data_path: str, loaded: LoadedGenerator, device: torch.device) -> FeatureNetwork:
+    """The network that no audited model had a part in, by `metrics.embedding`; it is named in the results.
 
-
-def _domain_embedding(config: AuditConfig, loaded: LoadedGenerator, device: torch.device) -> FeatureNetwork:
-    """The network that no audited model had a part in (the choice is named in the results)."""
-    wanted = config.metrics.embedding
-    phantom = config.data.path == "phantom"
-    if wanted == "phantom-factors" or (wanted == "auto" and phantom):
+    "auto" takes the factor network for the phantom, else the discriminator. Raises GeneratorError if it is missing.
+    """
+    if wanted == "phantom-factors" or (wanted == "auto" and data_path == "phantom"):
         return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
     if loaded.discriminator is None:
         raise GeneratorError(
@@ -84,5 +74,3 @@ def _domain_embedding(config: AuditConfig, loaded: LoadedGenerator, device: torc
             "with `spruce-audit train generator`, which stores both."
         )
     return DiscriminatorFeatures(loaded.discriminator)
-
-

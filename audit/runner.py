@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from audit.classifiers.classifier import Classifier
+from audit.classifiers.classifier import Classifier, weights_hash
 from audit.classifiers.load import load_classifier
 from audit.classifiers.mode import preserve_mode
-from audit.config import AuditConfig, load_config
+from audit.config import AuditConfig, load_config, recorded
 from audit.counterfactual.exceptional import fit_calibration
 from audit.counterfactual.iterates import operating_points
 from audit.counterfactual.spruce import Counterfactuals, explain
@@ -24,13 +24,14 @@ from audit.environment import Stopwatch, choose_device
 from audit.errors import DataError
 from audit.ground import Ground, load_ground
 from audit.inversion.invert import Inversion, invert
+from audit.inversion.storing import from_entry, to_entry
 from audit.judges import all_verdicts, classifier_judge, domain_judge
 from audit.metrics.edit import edit_map
 from audit.metrics.embedding import embed_all
 from audit.metrics.transfer import fit_judge
 from audit.pictures import file_names, folder_name, save_edit, save_image, save_mask
 from audit.progress import stage_progress
-from audit.queries import Selection, select_queries
+from audit.queries import Selection, select_queries, source_classes
 from audit.ranking import rank_models
 from audit.report.build import render_report
 from audit.results import (
@@ -87,18 +88,27 @@ def run_audit(
     name no files. `cache` is a folder in which inversions and counterfactuals are kept for later runs. Raises
     AuditError (one sentence: what, where, how to mend) for whatever the caller can mend.
     """
-    settings = config if isinstance(config, AuditConfig) else load_config(config)
+    if isinstance(config, AuditConfig):
+        base, settings = Path.cwd(), config
+    else:
+        base, settings = Path(config).resolve().parent, load_config(config)
     store = None if cache is None else Store(Path(cache).expanduser())
     with staged_output(Path(out)) if out is not None else nullcontext() as folder:
-        return _run(settings, folder, store)
+        result = _run(settings, base, folder, store)
+    return result
 
 
-def _run(config: AuditConfig, folder: Path | None, store: Store | None) -> AuditResult:
+def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | None) -> AuditResult:
     watch = Stopwatch()
     device = choose_device(config.device)
     with watch.stage("data"):
         data = load_data(config.data, config.seed)
         audited_set = data.split(config.data.audit_split)
+        calibration = None
+        if config.generator is not None:
+            # Said before the long stages begin: a wrong split or class name should not cost an hour.
+            calibration = data.split(calibration_split(config.data, data))
+            source_classes(config.queries, data.class_names)
     with watch.stage("classifiers"):
         classifiers = [load_classifier(c, data.image_shape, data.class_names).to(device) for c in config.classifiers]
         ground = None if config.generator is None else load_ground(config, data, device)
@@ -107,19 +117,23 @@ def _run(config: AuditConfig, folder: Path | None, store: Store | None) -> Audit
         name=config.name,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         complete=True,
-        config=config.model_dump(mode="json"),
+        config=recorded(config, base),
         seed=config.seed,
         classes=list(data.class_names),
-        data={"source": data.source, "images": len(data), "audited": len(audited_set), "shape": list(data.image_shape)},
+        data={
+            "source": Path(config.data.path).name,
+            "images": len(data),
+            "audited": len(audited_set),
+            "shape": list(data.image_shape),
+        },
         models=[_model_result(m) for m in models],
         environment=watch.environment(device),
     )
-    if ground is None:
+    if ground is None or calibration is None:
         result.not_computed.append(
             NotComputed(what="counterfactuals, index and ranking", why="the configuration names no generator")
         )
     else:
-        calibration = data.split(calibration_split(config.data, data))
         _explain_all(config, ground, models, audited_set, calibration, result, folder, store, watch, device)
     result.environment = watch.environment(device)
     if folder is not None:
@@ -164,28 +178,28 @@ def _cached(store: Store | None, stage: str, compute: Callable[[], Entry], **inp
 def _invert(
     config: AuditConfig, ground: Ground, queries: Tensor, store: Store | None, device: torch.device
 ) -> Inversion:
-    """Inversions depend on generator, images and settings only: computed once, shared by all models, kept in the store."""
+    """Invert the query images once for all models; an inversion depends on generator, image and settings only."""
 
     def compute() -> Entry:
         with stage_progress("inversion (images)", len(queries)) as advance:
             found = invert(
-                ground.loaded.generator, queries.to(device), config.inversion, config.seed, ground.network, ground.encoder,
-                advance,
+                ground.loaded.generator, queries.to(device), config.inversion, config.seed, ground.network,
+                ground.encoder, advance,
             )  # fmt: skip
-        return found.to_entry()
+        return to_entry(found)
 
     entry = _cached(
         store,
         "inversion",
         compute,
         generator=ground.loaded.sha256,
-        encoder=ground.encoder_sha256,
+        encoder=None if ground.encoder is None else weights_hash(ground.encoder.state_dict()),
         embedding=ground.network.weights_sha256,
         images=queries,
         settings=config.inversion,
         seed=config.seed,
     )
-    return Inversion.from_entry(entry)
+    return from_entry(entry)
 
 
 @torch.no_grad()
@@ -278,7 +292,8 @@ def _explain_all(
     result: AuditResult, folder: Path | None, store: Store | None, watch: Stopwatch, device: torch.device,
 ) -> None:  # fmt: skip
     """Query images, inversion, counterfactuals, metrics, ranking and pictures; fills `result`."""
-    result.generator_sha256, result.encoder_sha256 = ground.loaded.sha256, ground.encoder_sha256
+    result.generator_sha256 = ground.loaded.sha256
+    result.encoder_sha256 = None if ground.encoder is None else weights_hash(ground.encoder.state_dict())
     result.realism_embedding = result.perceptual_embedding = named(ground.network)
     result.not_computed += ground.missing
     predicted = {m.classifier.name: m.predicted for m in models}
@@ -425,7 +440,6 @@ def _save_pictures(
     for model, one in zip(result.models, explained, strict=True):
         edits = edit_map(one.found.images, inversion.images)
         for i, row in enumerate(model.queries):
-            assert row.counterfactual_image and row.semifactual_image and row.edit_image
-            save_image(one.found.images[i], folder / row.counterfactual_image)
-            save_image(one.found.semifactuals[i], folder / row.semifactual_image)
-            save_edit(edits[i], folder / row.edit_image)
+            save_image(one.found.images[i], folder / str(row.counterfactual_image))
+            save_image(one.found.semifactuals[i], folder / str(row.semifactual_image))
+            save_edit(edits[i], folder / str(row.edit_image))

@@ -1,0 +1,29 @@
+"""Training of the encoder from a configuration file: generator, domain embedding and images put together."""
+
+from pathlib import Path
+
+from audit.config import parse_config, read_toml, resolve_path
+from audit.data.load import calibration_split, load_data
+from audit.environment import choose_device
+from audit.generator.load import check_fits, load_generator
+from audit.ground import domain_embedding
+from audit.inversion.train import EncoderTrainConfig, train_encoder
+
+
+def load_encoder_train_config(path: str | Path) -> EncoderTrainConfig:
+    """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
+    config = parse_config(EncoderTrainConfig, read_toml(path), f"'{path}'")
+    base = Path(path).resolve().parent
+    data = config.data.model_copy(update={"path": resolve_path(config.data.path, base)})
+    return config.model_copy(update={"data": data, "generator": resolve_path(config.generator, base)})
+
+
+def run_encoder_training(config: EncoderTrainConfig, out: Path) -> Path:
+    """Load generator and data that `config` names, train, and return the path of the encoder."""
+    device = choose_device(config.device)
+    loaded = load_generator(config.generator, device)
+    data = load_data(config.data, config.seed)
+    check_fits(loaded.generator, data.image_shape)
+    perceptual = domain_embedding("auto", config.data.path, loaded, device)
+    split = config.split or calibration_split(config.data, data)
+    return train_encoder(config, loaded.generator, data.split(split), out, perceptual, device)

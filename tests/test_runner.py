@@ -1,0 +1,268 @@
+"""The main job end to end on a small set: every stage real, two classes, a 16x16 generator, two classifiers."""
+
+import json
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from typer.testing import CliRunner
+
+import audit
+from audit.cli import app, main
+from audit.config import load_config
+from audit.generator.load import save_generator
+from audit.generator.train import GeneratorTrainConfig, run_generator_training
+from audit.results import json_schema, read_results
+
+FACTORY = '''
+import torch
+from torch import nn
+
+
+def build():
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.GELU(),
+        nn.Flatten(), nn.Linear(128, 12), nn.GELU(), nn.Linear(12, 2),
+    )
+'''
+
+
+def draw(n, seed):
+    """Grey 16x16 images with a soft bright spot on the left (class 0) or the right (class 1)."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    y, x = np.mgrid[:16, :16]
+    cx = np.where(labels == 0, 4.5, 11.5) + rng.normal(0, 0.7, n)
+    cy = 8 + rng.normal(0, 1, n)
+    spot = np.exp(-((x - cx[:, None, None]) ** 2 + (y - cy[:, None, None]) ** 2) / 8)
+    images = 0.2 + 0.6 * spot + rng.normal(0, 0.01, (n, 16, 16))
+    return (images.clip(0, 1) * 255).round().astype(np.uint8), labels.astype(np.uint8)[:, None]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A data archive, a small generator trained on it, and two classifiers that are one function."""
+    root = tmp_path_factory.mktemp("audit")
+    arrays = {}
+    for seed, (split, n) in enumerate({"train": 400, "val": 20, "test": 120}.items()):
+        arrays[f"{split}_images"], arrays[f"{split}_labels"] = draw(n, seed)
+    np.savez(root / "data.npz", **arrays)
+    (root / "networks.py").write_text(FACTORY)
+    scope: dict = {}
+    exec(FACTORY, scope)  # the very factory that the audit imports
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = scope["build"]()
+        images = torch.from_numpy(arrays["train_images"])[:, None].float() / 255
+        labels = torch.from_numpy(arrays["train_labels"][:, 0]).long()
+        optimiser = torch.optim.AdamW(network.parameters(), lr=1e-2)
+        for _ in range(60):
+            loss = nn.functional.cross_entropy(network(images), labels)
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    save_file(network.state_dict(), root / "a.safetensors")
+    config = GeneratorTrainConfig(
+        data={"path": str(root / "data.npz"), "calibration_split": "train"}, kimg=6, batch_size=16, z_dim=16, w_dim=16,
+        channel_base=128, channel_max=8, snapshot_kimg=6, fid_embedding="none", path_length_weight=0,
+    )  # fmt: skip
+    run_generator_training(config, root / "generator")
+    write_config(root, "audit.toml")
+    return root
+
+
+def write_config(root: Path, name: str, *, classifiers=("a", "b"), extra="", data="data.npz", **changes) -> Path:
+    """An audit of the named classifiers; `changes` replace lines `key = value` of the shipped text."""
+    text = f"""
+name = "spots"
+seed = 3
+[data]
+path = "{data}"
+classes = ["left", "right"]
+[queries]
+n = 20
+target = "right"
+[generator]
+path = "generator/generator.safetensors"
+[inversion]
+pivot_steps = 40
+tuning_steps = 40
+[counterfactual]
+steps = 30
+[robustness]
+n = 30
+steps = 3
+eps = ["8/255"]
+[metrics]
+canonical = "off"
+[ranking]
+bootstrap = 100
+{extra}
+"""
+    for key, value in changes.items():
+        lines = [f"{key} = {value}" if line.startswith(f"{key} =") else line for line in text.splitlines()]
+        text = "\n".join(lines)
+    for one in classifiers:
+        text += f'[[classifiers]]\nname = "{one}"\nfactory = "networks.py:build"\ncheckpoint = "a.safetensors"\n'
+    file = root / name
+    file.write_text(text)
+    return file
+
+
+@pytest.fixture(scope="module")
+def outcome(folder):
+    result = audit.run_audit(folder / "audit.toml", folder / "out", cache=folder / "cache")
+    return result, folder / "out"
+
+
+def test_results_are_complete_and_valid(outcome):
+    result, out = outcome
+    values = json.loads((out / "results.json").read_text())
+    jsonschema.validate(values, json_schema())
+    assert read_results(out / "results.json") == result
+    assert result.complete
+    assert [m.name for m in result.models] == ["a", "b"]
+    for model in result.models:
+        assert model.clean.accuracy.value > 0.9
+        assert "8/255" in model.robust.pgd
+        assert model.counterfactuals.n == len(model.queries) == len(result.queries) == 20
+        assert len(model.queries[0].trace) == 31
+        assert {d.embedding.name for d in model.counterfactuals.fid + model.counterfactuals.mmd} == {"discriminator"}
+        for one in ("validity", "sparsity", "transfer"):
+            assert 0 <= getattr(model.components, one) <= 1
+        assert model.components.localisation is None
+    assert "localisation" in " ".join(n.what for n in result.not_computed + result.models[0].not_computed)
+    assert set(result.environment.seconds) >= {"data", "inversion", "counterfactuals", "metrics"}
+
+
+def test_no_path_of_the_machine_is_recorded(outcome, folder):
+    assert str(folder) not in (outcome[1] / "results.json").read_text()
+
+
+def test_pictures_and_report_are_there(outcome):
+    result, out = outcome
+    for query in result.queries:
+        assert (out / query.image).is_file()
+        assert (out / query.inversion_image).is_file()
+    for row in result.models[1].queries:
+        for name in (row.counterfactual_image, row.semifactual_image, row.edit_image):
+            assert (out / name).is_file()
+    page = (out / "report.html").read_text()
+    assert "spots" in page
+    assert "<script src" not in page
+
+
+def test_one_function_under_two_names_gets_one_rank(outcome):
+    a, b = outcome[0].models
+    assert a.index == b.index
+    assert a.rank == b.rank == 1
+    assert outcome[0].comparisons[0].probability == 0.5
+
+
+def test_rescaled_features_change_nothing(folder):
+    """Features times 10 and head divided by 10 is the same function, so it must be the same audit."""
+    state = {}
+    from safetensors.torch import load_file
+
+    original = load_file(folder / "a.safetensors")
+    state = dict(original)
+    scaled = FACTORY.replace("nn.GELU(), nn.Linear(12, 2)", "nn.GELU(), Ten(), nn.Linear(12, 2)").replace(
+        "def build", "class Ten(nn.Module):\n    def forward(self, x):\n        return 10 * x\n\n\ndef build"
+    )
+    (folder / "scaled.py").write_text(scaled)
+    state["8.weight"], state["8.bias"] = state.pop("7.weight") / 10, state.pop("7.bias")
+    save_file(state, folder / "scaled.safetensors")
+    file = write_config(folder, "scaled.toml", classifiers=("a",))
+    file.write_text(
+        file.read_text() + '[[classifiers]]\nname = "scaled"\nfactory = "scaled.py:build"\n'
+        'checkpoint = "scaled.safetensors"\n'
+    )
+    result = audit.run_audit(file, cache=folder / "cache")
+    a, b = result.models
+    assert b.index == pytest.approx(a.index, rel=1e-2)
+    assert b.counterfactuals.flip_ratio.value == a.counterfactuals.flip_ratio.value
+    for one, other in zip(a.queries, b.queries, strict=True):
+        assert other.l1 == pytest.approx(one.l1, abs=2e-3)
+        assert other.confidence == pytest.approx(one.confidence, abs=2e-2)
+
+
+def test_a_second_run_reads_the_cache_and_agrees(outcome, folder):
+    again = audit.run_audit(folder / "audit.toml", cache=folder / "cache")
+    first = outcome[0]
+    assert again.models == first.models
+    assert again.environment.seconds["inversion"] < first.environment.seconds["inversion"]
+
+
+def test_without_a_generator_only_robustness_is_measured(folder):
+    file = write_config(folder, "robust.toml", classifiers=("a",))
+    text = file.read_text().replace('[generator]\npath = "generator/generator.safetensors"\n', "")
+    file.write_text(text)
+    result = audit.run_audit(file, folder / "robust")
+    assert result.models[0].index is None
+    assert result.models[0].counterfactuals is None
+    assert any("generator" in n.why for n in result.not_computed)
+    assert (folder / "robust" / "report.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": "none.npz"}, "does not exist"),
+        ({"target": '"rihgt"'}, "queries.target"),
+        ({"path": '"data.npz"'}, "safetensors"),
+        ({"extra": "calibration_spilt = 1"}, "Unknown key"),
+        ({"extra": '[[classifiers]]\nname = "a"\nfile = "none.pt"'}, "none.pt|differ"),
+        ({"eps": '["9"]'}, r"not in \(0, 1\]"),
+        ({"classes": '["left", "middle", "right"]'}, "class"),
+    ],
+)
+def test_bad_input_is_one_sentence_status_2_and_nothing_written(folder, changes, said, capsys, monkeypatch):
+    file = write_config(folder, "bad.toml", **changes)
+    out = folder / "bad-out"
+    monkeypatch.setattr("sys.argv", ["spruce-audit", "run", str(file), "--out", str(out), "--no-cache"])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    message = capsys.readouterr().err.strip()
+    assert message.startswith("spruce-audit: ")
+    assert len(message.splitlines()) == 1
+    assert "Traceback" not in message
+    import re
+
+    assert re.search(said, message), message
+    assert not out.exists()
+    assert not list(folder.glob(".bad-out*"))
+
+
+def test_a_generator_of_another_size_is_refused(folder, tmp_path):
+    from audit.errors import GeneratorError
+    from audit.generator.networks import Discriminator, Generator
+
+    save_generator(tmp_path / "g.safetensors", Generator(8, 8, 32, 1, 64, 8), Discriminator(32, 1, 64, 8), {})
+    config = load_config(folder / "audit.toml")
+    config = config.model_copy(
+        update={"generator": config.generator.model_copy(update={"path": str(tmp_path / "g.safetensors")})}
+    )
+    with pytest.raises(GeneratorError, match=r"data\.image_size = 32"):
+        audit.run_audit(config)
+
+
+def test_report_and_gate_commands(outcome, tmp_path):
+    _, out = outcome
+    runner = CliRunner()
+    shown = runner.invoke(app, ["report", str(out / "results.json"), "--out", str(tmp_path / "r.html")])
+    assert shown.exit_code == 0
+    assert (tmp_path / "r.html").is_file()
+    policy = tmp_path / "gate.toml"
+    policy.write_text('[[rule]]\nmetric = "clean.accuracy"\nmin = 0.5\n')
+    arguments = ["gate", str(out / "results.json"), "--policy", str(policy), "--junit", str(tmp_path / "j.xml")]
+    assert runner.invoke(app, arguments).exit_code == 0
+    assert (tmp_path / "j.xml").is_file()
+    policy.write_text('[[rule]]\nmetric = "clean.accuracy"\nmin = 1.1\n')
+    assert runner.invoke(app, arguments).exit_code == 1
+    policy.write_text('[[rule]]\nmetric = "components.localisation"\nmin = 0.1\n')
+    assert runner.invoke(app, arguments).exit_code == 2
