@@ -242,7 +242,7 @@ def _network_and_wants(
     # Building draws initial weights from the global generator: lend it a copy.
     with torch.random.fork_rng(devices=[]):
         if architecture is None:
-            network, called = _build_by_factory(config), str(config.factory)
+            network, called = _build_by_factory(config), Path(str(config.factory)).name
         else:
             wants = wants.over(_wants_of_timm(architecture, args, checkpoint))
             classes = num_data_classes if wants.classes is None else len(wants.classes)

@@ -17,6 +17,9 @@ from audit.errors import ClassifierError
 
 HOW = "return the output of the final nn.Linear, one logit per class."
 
+REVERSAL = -3.0
+"""The final layer's output is also tried times this: a rectifier or clamp behind it may do nothing on the probe."""
+
 
 class ObservedNetwork(nn.Module):
     """A network in Python whose layer `final` (one of its own submodules) produces the logits."""
@@ -167,7 +170,12 @@ def _observe(network: nn.Module, probe: Tensor, num_classes: int) -> ObservedNet
             continue
         own = None if isinstance(module, nn.Linear) else linear_of(module.weight, module.bias)  # type: ignore[arg-type]
         traced = ObservedNetwork(network, module, own)
-        if x.numel() == len(logits) * traced.head.in_features:
+        handle = module.register_forward_hook(lambda _, __, out: REVERSAL * out)
+        try:
+            reversed_too = same(network(probe), REVERSAL * logits)
+        finally:
+            handle.remove()
+        if reversed_too and x.numel() == len(logits) * traced.head.in_features:
             return traced
     return None
 
@@ -184,18 +192,22 @@ def _widen(network: nn.Module, probe: Tensor, logits: Tensor) -> WidenedNetwork 
         bias = parameters.get(key.removesuffix("weight") + "bias")
         before = weight.detach(), None if bias is None else bias.detach()
         head = linear_of(*before)
-        identity = torch.eye(head.in_features, dtype=weight.dtype, device=weight.device)
-        # By `.data`, because parameters of a script module cannot be replaced and their shape is not part of its type.
-        weight.data = torch.cat([before[0], identity.reshape(-1, *weight.shape[1:])])
-        if bias is not None:
-            bias.data = torch.cat([bias.detach(), bias.new_zeros(head.in_features)])
+        identity = torch.eye(head.in_features, dtype=weight.dtype, device=weight.device).reshape(-1, *weight.shape[1:])
         traced = WidenedNetwork(network, head)
-        try:
-            x, widened = traced.features_and_logits(probe)
-            if same(widened, logits) and x.shape[1] == head.in_features and same(head(x), logits):
-                return traced
-        except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):
-            pass  # The layer lies elsewhere in the network: its wider output fits nothing.
+        found = True
+        for factor in (REVERSAL, 1.0):
+            # By `.data`: parameters of a script module cannot be replaced, and their shape is not part of its type.
+            weight.data = torch.cat([factor * before[0], identity])
+            if bias is not None and before[1] is not None:
+                bias.data = torch.cat([factor * before[1], before[1].new_zeros(head.in_features)])
+            try:
+                x, out = traced.features_and_logits(probe)
+                fits = x.shape[1] == head.in_features and same(out, factor * logits) and same(head(x), logits)
+            except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):
+                fits = False  # The layer lies elsewhere in the network: its wider output fits nothing.
+            found = found and fits
+        if found:
+            return traced
         weight.data = before[0]
         if bias is not None and before[1] is not None:
             bias.data = before[1]
