@@ -75,7 +75,7 @@ def objective_of(config: ClassifierTrainConfig, class_counts: Tensor) -> Objecti
     clean = CrossEntropy(chosen.label_smoothing, weights)
     if chosen.kind == "plain":
         return clean
-    return Trades(eps_value(chosen.eps), chosen.beta, chosen.steps, chosen.step_size, clean)
+    return Trades(eps_value(chosen.eps), chosen.beta, chosen.steps, chosen.step_size, chosen.ramp, clean)
 
 
 def normalisation(config: ClassifierTrainConfig, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -16,6 +16,7 @@ class ObjectiveConfig(Section):
     beta: float = Field(6.0, gt=0, description="TRADES: weight of the divergence")
     steps: int = Field(10, ge=1, description="TRADES: steps of the inner maximisation")
     step_size: float | None = Field(None, gt=0, description="TRADES: in pixel units; default 2 * eps / steps")
+    ramp: float = Field(0.0, ge=0, lt=1, description="TRADES: share of the training over which the radius grows to eps")
     label_smoothing: float = Field(0.0, ge=0, lt=1)
     class_weights: tuple[float, ...] | Literal["balanced"] | None = Field(
         None, description="weight of each class in label order, or 'balanced': inverse to its frequency in training"

@@ -24,6 +24,8 @@ MEASURED_IMAGES = 4096
 """Images on which mean and standard deviation of every factor are measured."""
 STRESSED = (*phantom.FINDING_FACTORS, *phantom.MARKER_FACTORS)
 """The factors that carry the finding or the marker: what an audit of the phantom is about."""
+DISTURBED = ("blur", "noise")
+"""Factors that the disturbance of the input overwrites; they are no targets."""
 BLUR_KERNEL = 7
 EVALUATION_BATCH = 256
 
@@ -39,14 +41,23 @@ def disturb(images: Tensor, noise: float, blur: float, generator: torch.Generato
     return (images + amplitude * torch.randn(images.shape, generator=generator)).clamp(0, 1)
 
 
+TARGETS = tuple(name for name in phantom.FACTOR_NAMES if name not in DISTURBED)
+
+
+def targets_of(batch: phantom.PhantomBatch) -> Tensor:
+    """Return the regressed factors `[N, F]` of a phantom batch in the order of `TARGETS`."""
+    return torch.stack([batch.factor(name) for name in TARGETS], dim=1)
+
+
 def r_squared(network: PhantomFactors, n: int, seed: int, stage: str, correlation: float = 0.0) -> Tensor:
     """Return the share of each factor's variance that the network explains, `[F]`, on `n` held-out phantom images."""
     batch = phantom.sample(n, stage_seed(seed, stage), marker_correlation=correlation)
     device = network.factor_mean.device
     with torch.no_grad():
         parts = [network.factors(images.to(device)).cpu() for images in batch.images.split(EVALUATION_BATCH)]
-    residual = (torch.cat(parts) - batch.factors).square().sum(dim=0)
-    total = (batch.factors - batch.factors.mean(dim=0)).square().sum(dim=0)
+    truth = targets_of(batch)
+    residual = (torch.cat(parts) - truth).square().sum(dim=0)
+    total = (truth - truth.mean(dim=0)).square().sum(dim=0)
     return 1 - residual / total.clamp_min(1e-12)
 
 
@@ -59,9 +70,10 @@ def train_factors(config: FactorsTrainConfig, out: Path) -> Path:
     measured = phantom.sample(MEASURED_IMAGES, stage_seed(config.seed, "factors/measure"))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(config.seed, "factors/initialise"))
-        network = PhantomFactors(tuple(measured.factor_names))
-    network.factor_mean.copy_(measured.factors.mean(dim=0))
-    network.factor_std.copy_(measured.factors.std(dim=0).clamp_min(1e-6))
+        network = PhantomFactors(TARGETS)
+    known = targets_of(measured)
+    network.factor_mean.copy_(known.mean(dim=0))
+    network.factor_std.copy_(known.std(dim=0).clamp_min(1e-6))
     mean, std = network.factor_mean.clone(), network.factor_std.clone()
     weights = torch.tensor([config.finding_weight if f in STRESSED else 1.0 for f in network.factor_names])
     weights = weights / weights.mean()
@@ -70,9 +82,9 @@ def train_factors(config: FactorsTrainConfig, out: Path) -> Path:
     def batch(step: int) -> tuple[Tensor, Tensor]:
         drawn = phantom.sample(size, stage_seed(config.seed, f"factors/phantom/{step}"))
         generator = stage_generator(config.seed, f"factors/disturb/{step}")
-        return disturb(drawn.images, config.noise, config.blur, generator), (drawn.factors - mean) / std
+        return disturb(drawn.images, config.noise, config.blur, generator), (targets_of(drawn) - mean) / std
 
-    def loss(model: nn.Module, images: Tensor, targets: Tensor, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, images: Tensor, targets: Tensor, generator: torch.Generator, progress: float) -> Tensor:
         return (functional.smooth_l1_loss(model(images), targets, reduction="none") * weights.to(images)).mean()
 
     def score(model: nn.Module) -> float:

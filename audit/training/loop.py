@@ -30,13 +30,13 @@ CHECKPOINT_SECONDS = 30.0
 class Task:
     """What is trained and how it is judged.
 
-    `batch(step)` gives images and targets; `loss(model, images, targets, generator)` a scalar; `score(model)` the
-    validation score, of which the highest is kept.
+    `batch(step)` gives images and targets; `loss(model, images, targets, generator, progress)` a scalar, where
+    `progress` is the share of the steps done; `score(model)` the validation score, of which the highest is kept.
     """
 
     name: str
     batch: Callable[[int], tuple[Tensor, Tensor]]
-    loss: Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
+    loss: Callable[[nn.Module, Tensor, Tensor, torch.Generator, float], Tensor]
     score: Callable[[nn.Module], float]
 
 
@@ -142,7 +142,8 @@ def train(
             # Dropout and stochastic depth of foreign architectures draw from the global RNG: lend them a copy.
             with torch.random.fork_rng(devices=cuda):
                 torch.manual_seed(stage_seed(seed, f"train/step/{step}"))
-                loss = task.loss(model, images, targets, stage_generator(seed, f"train/noise/{step}", device))
+                generator = stage_generator(seed, f"train/noise/{step}", device)
+                loss = task.loss(model, images, targets, generator, step / steps)
             adamw.zero_grad(set_to_none=True)
             loss.backward()
             if optimiser.gradient_clip is not None:

@@ -15,8 +15,9 @@ from audit.classifiers.mode import preserve_mode
 START_DEVIATION = 0.001
 """Standard deviation of the normal noise the inner maximisation starts from (Zhang et al. 2019, algorithm 1)."""
 
-Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
-"""Maps (model over pixels, images `[N, C, H, W]` in [0, 1], labels `[N]`, generator) to the scalar loss."""
+Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator, float], Tensor]
+"""Maps (model over pixels, images `[N, C, H, W]` in [0, 1], labels `[N]`, generator, share of the training that is
+done) to the scalar loss."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,9 @@ class CrossEntropy:
         weights = None if self.class_weights is None else self.class_weights.to(logits)
         return functional.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing)
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, progress: float = 1.0
+    ) -> Tensor:
         return self.of_logits(model(images), labels)
 
 
@@ -62,20 +65,26 @@ def divergence_ascent(
 class Trades:
     """TRADES: the clean loss plus `beta` times the batch mean of the divergence between clean and attacked output.
 
-    `eps` and `step_size` are in pixel units. Gradients flow through the clean output in the divergence as well: it is
-    a term of the objective there and not a fixed target.
+    `eps` and `step_size` (default `2 * eps / steps`) are in pixel units. Gradients flow through the clean output in the
+    divergence as well: it is a term of the objective there and not a fixed target. Over the share `ramp` of the
+    training the radius grows from 0 to `eps`: a network that meets the full radius before it knows a faint class
+    settles on never naming that class, which is perfectly robust.
     """
 
     eps: float
     beta: float = 6.0
     steps: int = 10
     step_size: float | None = None
+    ramp: float = 0.0
     clean_loss: CrossEntropy = CrossEntropy()
 
-    def __call__(self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        step_size = self.eps / self.steps * 2 if self.step_size is None else self.step_size
+    def __call__(
+        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, progress: float = 1.0
+    ) -> Tensor:
+        grown = 1.0 if self.ramp == 0 else min(1.0, progress / self.ramp)
+        step_size = 2 * self.eps / self.steps if self.step_size is None else self.step_size
         adversarial = divergence_ascent(
-            model, images, eps=self.eps, steps=self.steps, step_size=step_size, generator=generator
+            model, images, eps=grown * self.eps, steps=self.steps, step_size=grown * step_size, generator=generator
         )
         # Two calls, not one on the concatenation: batch norm must normalise either half by its own statistics.
         clean_logits, attacked_logits = model(images), model(adversarial)

@@ -32,7 +32,7 @@ def batch(step: int) -> tuple[Tensor, Tensor]:
     return images, (images.mean(dim=(1, 2, 3)) > 0.5).long()
 
 
-def loss(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+def loss(network: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, progress: float) -> Tensor:
     noise = 0.01 * torch.randn(images.shape, generator=generator)
     return nn.functional.cross_entropy(network(images + noise), labels)
 
