@@ -1,0 +1,1 @@
+"""Real images into the generator's latent space: encoder, W+ optimisation and batched pivotal tuning."""

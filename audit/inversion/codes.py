@@ -1,0 +1,38 @@
+"""Random codes of a generator: their spread, and the best of a seeded set as the start of an inversion."""
+
+import torch
+from torch import Tensor
+
+from audit.generator.networks import Generator
+from audit.seeds import stage_generator
+
+CANDIDATES = 512
+
+
+@torch.no_grad()
+def random_codes(generator: Generator, n: int, rng: torch.Generator) -> Tensor:
+    """Draw `n` codes of W: `[n, w_dim]` on the generator's device (classes of a conditional one drawn uniformly)."""
+    device = generator.mapping.w_avg.device
+    z = torch.randn(n, generator.z_dim, generator=rng, device=rng.device).to(device)
+    c = None
+    if generator.c_dim:
+        drawn = torch.randint(generator.c_dim, (n,), generator=rng, device=rng.device).to(device)
+        c = torch.nn.functional.one_hot(drawn, generator.c_dim).float()
+    return generator.mapping(z, c=c)[:, 0].float()
+
+
+def spread(codes: Tensor) -> float:
+    """Standard deviation of codes `[n, w_dim]` about their mean, over all dimensions: the unit of steps in W."""
+    return float((codes - codes.mean(0)).square().mean().sqrt().clamp_min(1e-6))
+
+
+def candidate_codes(generator: Generator, seed: int) -> Tensor:
+    """The seeded set of codes that every image of an inversion chooses its start from, `[CANDIDATES, w_dim]`."""
+    return random_codes(generator, CANDIDATES, stage_generator(seed, "inversion starts"))
+
+
+@torch.no_grad()
+def nearest_codes(images: Tensor, codes: Tensor, drawn: Tensor) -> Tensor:
+    """Of `codes` `[K, w]`, drawn as `[K, C, R, R]`, the one whose image is nearest to each of `images`: `[N, w]`."""
+    squared = torch.cdist(images.flatten(1), drawn.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
+    return codes[squared.argmin(1)]

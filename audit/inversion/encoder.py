@@ -1,0 +1,133 @@
+"""Encoder of images into W+: one code w and small offsets per layer; its files, and whose generator it belongs to.
+
+Source: Tov et al., "Designing an Encoder for StyleGAN Image Manipulation" (e4e, 2021), section 4.1; thesis 001 section
+5.5.4. The residual trunk keeps the 4x4 places to its end, because where a thing lies is part of the code.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from audit.embedded import path as embedded_path
+from audit.errors import ConfigError, GeneratorError
+from audit.generator.networks import Generator, network_range
+from audit.store import hash_tensor
+
+FORMAT = "spruce-audit encoder 1"
+GROUPS = 8
+
+
+def generator_hash(generator: Generator) -> str:
+    """SHA-256 of a generator's tensors, hexadecimal: the same for every file and device that hold them."""
+    state = generator.state_dict()
+    return hash_tensor(torch.cat([state[name].flatten().float().cpu() for name in sorted(state)]))
+
+
+class ResidualBlock(nn.Module):
+    """Two normalised 3x3 convolutions and a pooled skip; halves the resolution."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.norm0, self.norm1 = nn.GroupNorm(GROUPS, inputs), nn.GroupNorm(GROUPS, outputs)
+        self.conv0 = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1)
+        self.conv1 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.skip = nn.Conv2d(inputs, outputs, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv0(F.silu(self.norm0(x)))
+        return self.skip(F.avg_pool2d(x, 2)) + self.conv1(F.silu(self.norm1(y)))
+
+
+class Encoder(nn.Module):
+    """Images `[N, C, R, R]` in [0, 1] to codes `[N, L, w_dim]`; R a power of two from 16 to 1024.
+
+    `width` is the number of maps at 16x16 and below (a multiple of 16). The first layer takes w itself, layer i > 0
+    takes w + offset i. Codes come out in the generator's units by way of the buffers `mean` `[w_dim]` and `unit` `[]`.
+    """
+
+    mean: Tensor
+    unit: Tensor
+
+    def __init__(self, resolution: int, channels: int, num_ws: int, w_dim: int, width: int, generator_sha256: str):
+        super().__init__()
+        self.num_ws, self.w_dim, self.generator_sha256 = num_ws, w_dim, generator_sha256
+        self.settings = {
+            "resolution": resolution,
+            "channels": channels,
+            "num_ws": num_ws,
+            "w_dim": w_dim,
+            "width": width,
+            "generator_sha256": generator_sha256,
+        }
+
+        def maps(size: int) -> int:
+            return min(width, max(16, 16 * width // size))
+
+        self.stem = nn.Conv2d(channels, maps(resolution), 3, padding=1)
+        blocks = []
+        while resolution > 4:
+            blocks.append(ResidualBlock(maps(resolution), maps(resolution // 2)))
+            resolution //= 2
+        self.trunk = nn.Sequential(*blocks, nn.GroupNorm(GROUPS, width), nn.SiLU(), nn.Flatten())
+        self.code = nn.Linear(16 * width, w_dim)
+        self.offsets = nn.Linear(16 * width, (num_ws - 1) * w_dim)
+        nn.init.zeros_(self.offsets.weight)
+        nn.init.zeros_(self.offsets.bias)
+        self.register_buffer("mean", torch.zeros(w_dim))
+        self.register_buffer("unit", torch.ones([]))
+
+    def forward(self, images: Tensor, unlocked: int | None = None) -> Tensor:
+        """Return codes `[N, L, w_dim]`; only the first `unlocked` offsets are used (all when None)."""
+        features = self.trunk(self.stem(network_range(images)))
+        offsets = self.offsets(features).reshape(len(images), self.num_ws - 1, self.w_dim)
+        if unlocked is not None:
+            used = torch.arange(self.num_ws - 1, device=offsets.device) < unlocked
+            offsets = offsets * used[:, None]
+        return self.mean + self.unit * (self.code(features)[:, None] + F.pad(offsets, (0, 0, 1, 0)))
+
+    def check_generator(self, generator: Generator) -> None:
+        """Raise GeneratorError unless the encoder was trained for exactly this generator."""
+        found = generator_hash(generator)
+        if found != self.generator_sha256:
+            raise GeneratorError(
+                f"The encoder belongs to another generator (weights {self.generator_sha256[:12]}) than the audit's "
+                f"(weights {found[:12]}): train one with `spruce-audit train encoder`, or leave out inversion.encoder."
+            )
+
+
+def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encoder:
+    """Open `embedded:NAME` or a safetensors file, frozen and in evaluation mode; raises GeneratorError."""
+    text = str(path)
+    file = embedded_path("encoders", text.removeprefix("embedded:")) if text.startswith("embedded:") else Path(text)
+    if not file.is_file():
+        raise GeneratorError(f"Encoder file '{file}' does not exist: check inversion.encoder.")
+    try:
+        with safe_open(file, framework="pt") as opened:
+            tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 (not a mapping)
+            encoder = Encoder(**json.loads((opened.metadata() or {})["encoder"]))
+        encoder.load_state_dict(tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise GeneratorError(
+            f"Encoder file '{file}' cannot be read ({reason}): train one with `spruce-audit train encoder`."
+        ) from None
+    for name, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise GeneratorError(f"Tensor '{name}' of encoder file '{file}' holds NaN or infinity: train again.")
+    return encoder.to(device).eval().requires_grad_(False)
+
+
+def encoder_beside(generator_path: str) -> str | None:
+    """The encoder that comes with a generator: shipped under the same name, or `encoder.safetensors` in its folder."""
+    if generator_path.startswith("embedded:"):
+        try:
+            embedded_path("encoders", generator_path.removeprefix("embedded:"))
+        except ConfigError:
+            return None
+        return generator_path
+    file = Path(generator_path).parent / "encoder.safetensors"
+    return str(file) if file.is_file() else None

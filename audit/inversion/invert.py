@@ -1,0 +1,187 @@
+"""Query images into the generator's latent space, once for all audited models: encoder, pivot, tuning.
+
+Source: thesis 001 section 5.5; stages and their order as in Roich et al. (2021).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from audit.config import InversionConfig
+from audit.errors import DataError, GeneratorError
+from audit.generator.load import check_fits
+from audit.generator.networks import Generator
+from audit.inversion.codes import candidate_codes, nearest_codes, spread
+from audit.inversion.encoder import Encoder
+from audit.inversion.loss import squared_error, targets_of
+from audit.inversion.pivot import optimise_pivots
+from audit.inversion.pivotal import tune
+from audit.metrics.embedding import FeatureNetwork, check_images
+from audit.metrics.perceptual import perceptual_distance
+from audit.progress import Advance
+
+DRAWN_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """Codes and tuned weights that draw given images, with the error after every stage.
+
+    `pivots` `[N, L, w]`; `deltas` additions to the generator's weights by name `[N, *shape]`, empty where nothing was
+    tuned; `images` `[N, C, R, R]` in [0, 1]; mean squared errors `[N]` of images in [0, 1].
+    """
+
+    pivots: Tensor
+    deltas: dict[str, Tensor]
+    images: Tensor
+    mse: Tensor
+    perceptual: Tensor | None
+    encoder_mse: Tensor | None
+    pivot_mse: Tensor
+    method: str
+
+    def select(self, indices: Sequence[int] | Tensor) -> "Inversion":
+        """Return the inversions at `indices`."""
+        rows = torch.as_tensor(indices, device=self.pivots.device)
+        return Inversion(
+            pivots=self.pivots[rows],
+            deltas={name: value[rows] for name, value in self.deltas.items()},
+            images=self.images[rows],
+            mse=self.mse[rows],
+            perceptual=None if self.perceptual is None else self.perceptual[rows],
+            encoder_mse=None if self.encoder_mse is None else self.encoder_mse[rows],
+            pivot_mse=self.pivot_mse[rows],
+            method=self.method,
+        )
+
+
+def join(parts: Sequence[Inversion]) -> Inversion:
+    """Put inversions of one method behind one another."""
+
+    def optional(values: Sequence[Tensor | None]) -> Tensor | None:
+        given = [v for v in values if v is not None]
+        return torch.cat(given) if given else None
+
+    return Inversion(
+        pivots=torch.cat([p.pivots for p in parts]),
+        deltas={name: torch.cat([p.deltas[name] for p in parts]) for name in parts[0].deltas},
+        images=torch.cat([p.images for p in parts]),
+        mse=torch.cat([p.mse for p in parts]),
+        perceptual=optional([p.perceptual for p in parts]),
+        encoder_mse=optional([p.encoder_mse for p in parts]),
+        pivot_mse=torch.cat([p.pivot_mse for p in parts]),
+        method=parts[0].method,
+    )
+
+
+class _Units:
+    """Spread the steps of a chunk over its images, so that a bar of images moves evenly."""
+
+    def __init__(self, advance: Advance | None, images: int, steps: int):
+        self._advance, self._left, self._share = advance, float(images), images / max(steps, 1)
+
+    def step(self) -> None:
+        amount = min(self._share, self._left)
+        self._left -= amount
+        if self._advance is not None:
+            self._advance(amount)
+
+    def finish(self) -> None:
+        if self._advance is not None:
+            self._advance(self._left)
+
+
+def invert(
+    generator: Generator,
+    images: Tensor,
+    config: InversionConfig,
+    seed: int,
+    perceptual: FeatureNetwork | None,
+    encoder: Encoder | None = None,
+    advance: Advance | None = None,
+) -> Inversion:
+    """Invert `images` `[N, C, R, R]` in [0, 1], `config.batch_size` at a time, on the generator's device.
+
+    Start: the encoder's code, else the best of a seeded set of random codes. Then, by `config.method`: nothing more
+    (`encoder`), optimisation of the pivot (`optimise`), or that and pivotal tuning (`pti`). An image's inversion does
+    not depend on the others. `advance` is told images done, in fractions. Raises GeneratorError if the sizes
+    differ, the encoder is missing or belongs to another generator, or an image diverges; DataError without images.
+    """
+    check_images(images, "images to invert")
+    if len(images) == 0:
+        raise DataError("There are no images to invert: check the query selection.")
+    check_fits(generator, (images.shape[1], images.shape[2], images.shape[3]))
+    if encoder is not None:
+        encoder.check_generator(generator)
+    elif config.method == "encoder":
+        raise GeneratorError(
+            'inversion.method = "encoder" needs an encoder: set inversion.encoder, or choose "pti" or "optimise".'
+        )
+    codes = candidate_codes(generator, seed)
+    drawn = None
+    if encoder is None:
+        with torch.no_grad():
+            drawn = torch.cat(
+                [
+                    generator.images(part[:, None].expand(-1, generator.num_ws, -1))
+                    for part in codes.split(DRAWN_AT_ONCE)
+                ]
+            )
+    parts = []
+    for chunk in images.to(codes.device).split(config.batch_size):
+        with torch.no_grad():
+            if encoder is not None:
+                start = encoder(chunk)
+            else:
+                assert drawn is not None
+                start = nearest_codes(chunk, codes, drawn)[:, None].expand(-1, generator.num_ws, -1)
+        parts.append(
+            _invert_chunk(
+                generator, chunk, start, encoder is not None, config, seed, perceptual, spread(codes), advance
+            )
+        )
+    return join(parts)
+
+
+def _invert_chunk(
+    generator: Generator,
+    images: Tensor,
+    start: Tensor,
+    encoded: bool,
+    config: InversionConfig,
+    seed: int,
+    perceptual: FeatureNetwork | None,
+    unit: float,
+    advance: Advance | None,
+) -> Inversion:
+    optimised, tuned = config.method != "encoder", config.method == "pti"
+    steps = (config.pivot_steps if optimised else 0) + (config.tuning_steps if tuned else 0)
+    units = _Units(advance, len(images), steps)
+    weighted = perceptual if config.perceptual_weight > 0 else None
+    targets = targets_of(images, weighted)
+    start_mse = _errors(generator, start, {}, images)[1]
+    pivots, deltas = start.contiguous(), {}
+    if optimised:
+        pivots = optimise_pivots(generator, pivots, targets, config, weighted, unit, units.step)
+    drawn, pivot_mse = _errors(generator, pivots, {}, images)
+    mse = pivot_mse
+    if tuned:
+        deltas = tune(generator, pivots, targets, config, weighted, seed, units.step)
+        drawn, mse = _errors(generator, pivots, deltas, images)
+    if not torch.isfinite(mse).all():
+        raise GeneratorError(
+            f"Inversion of {int((~torch.isfinite(mse)).sum())} image(s) diverged: "
+            "lower inversion.pivot_lr or inversion.tuning_lr."
+        )
+    units.finish()
+    with torch.no_grad():
+        seen = None if perceptual is None else perceptual_distance(perceptual, drawn, images)
+    return Inversion(pivots, deltas, drawn, mse, seen, start_mse if encoded else None, pivot_mse, config.method)
+
+
+@torch.no_grad()
+def _errors(generator: Generator, ws: Tensor, deltas: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    drawn = generator.images(ws, deltas=deltas or None)
+    return drawn, squared_error(drawn, images)

@@ -1,0 +1,56 @@
+"""The distance that pivot and tuning minimise, per image: weighted mean squared error and perceptual distance.
+
+Source: Roich et al., "Pivotal Tuning for Latent-based Editing of Real Images" (2021), equations 2 and 4; thesis 001
+equations 5.5.8 and 5.5.10.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from audit.generator.layers import Deltas
+from audit.generator.networks import Generator, pixels
+from audit.metrics.embedding import FeatureNetwork
+from audit.metrics.perceptual import distance_of_maps, unit_channels
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Images to reach `[N, C, R, R]` in [0, 1] and, where a perceptual term is wanted, their unit-length maps."""
+
+    images: Tensor
+    maps: tuple[Tensor, ...] | None = None
+
+    def select(self, rows: Tensor) -> "Targets":
+        """Return the targets at `rows` (indices or mask)."""
+        return Targets(self.images[rows], None if self.maps is None else tuple(m[rows] for m in self.maps))
+
+
+@torch.no_grad()
+def targets_of(images: Tensor, perceptual: FeatureNetwork | None) -> Targets:
+    """Compute once what every step compares with."""
+    return Targets(images, None if perceptual is None else tuple(unit_channels(perceptual.maps(images))))
+
+
+def draw(generator: Generator, ws: Tensor, deltas: Deltas | None = None) -> Tensor:
+    """Draw `[N, C, R, R]` in pixel units without clamping, so that values out of range have a gradient back."""
+    return pixels(generator.synthesis(ws, "const", deltas))
+
+
+def squared_error(drawn: Tensor, targets: Tensor) -> Tensor:
+    """Mean squared error per image `[N]`."""
+    return (drawn - targets).square().mean((1, 2, 3))
+
+
+def distance(
+    drawn: Tensor, targets: Targets, perceptual: FeatureNetwork | None, l2_weight: float, perceptual_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Return the weighted distance and the mean squared error alone, each `[N]`."""
+    mse = squared_error(drawn, targets.images)
+    loss = l2_weight * mse
+    if perceptual is not None and targets.maps is not None:
+        # The feature network keeps the pixel contract; what is out of range is pulled back by the squared error.
+        maps = unit_channels(perceptual.maps(drawn.clamp(0, 1)))
+        loss = loss + perceptual_weight * distance_of_maps(maps, list(targets.maps))
+    return loss, mse

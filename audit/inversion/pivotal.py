@@ -1,0 +1,127 @@
+"""Pivotal tuning of a whole batch: pivots stay, every image has its own additions to the generator's weights.
+
+Source: Roich et al., "Pivotal Tuning for Latent-based Editing of Real Images" (2021), sections 3.2-3.3; thesis 001
+equations 5.5.8 to 5.5.11. The modulated convolution takes per-image weights as a grouped convolution, so a batch costs
+what its images cost one by one without the overhead, and an image that is done leaves the batch.
+
+The locality term is evaluated at every `LOCALITY_INTERVAL`-th step with as many times the weight (as StyleGAN2 does
+with its regularisers).
+
+Memory: additions, gradient and two moments are four float32 copies of the tuned weights per image
+of a chunk, and one copy per image is kept: for a generator of 25 M weights 100 MB an image, so keep `batch_size` small.
+"""
+
+from collections.abc import Callable
+from math import prod
+
+import torch
+from torch import Tensor
+
+from audit.config import InversionConfig
+from audit.generator.layers import Deltas
+from audit.generator.networks import Generator
+from audit.inversion.adam import RowAdam, cosine
+from audit.inversion.codes import random_codes
+from audit.inversion.loss import Targets, distance, draw, targets_of
+from audit.metrics.embedding import FeatureNetwork
+from audit.seeds import stage_generator
+from audit.store import hash_tensor
+
+LOCALITY_INTERVAL = 4
+LR_FLOOR = 0.05
+
+
+def tuned_shapes(generator: Generator) -> dict[str, torch.Size]:
+    """Names and shapes of the synthesis parameters that are tuned: weights and biases of the convolutions and image
+    layers and the constant; the affine layers keep the meaning of the code, the noise strengths are left."""
+    return {
+        name: parameter.shape
+        for name, parameter in generator.synthesis.named_parameters()
+        if ".affine." not in name and not name.endswith("noise_strength")
+    }
+
+
+def unpack(rows: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
+    """View rows `[N, P]` as additions by name, `[N, *shape]` each."""
+    parts = rows.split([prod(shape) for shape in shapes.values()], 1)
+    return {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def locality_codes(generator: Generator, pivots: Tensor, images: Tensor, steps: int, alpha: float, seed: int) -> Tensor:
+    """Codes at distance `alpha` from the pivots `[N, L, w]` towards random ones (equation 5.5.9): `[N, steps, L, w]`.
+
+    An image's random codes depend on its pixels and the seed, not on its place in the batch.
+    """
+    drawn = torch.stack(
+        [random_codes(generator, steps, stage_generator(seed, f"locality/{hash_tensor(image)}")) for image in images]
+    )
+    away = drawn[:, :, None] - pivots[:, None]
+    return pivots[:, None] + alpha * away / away.norm(dim=-1, keepdim=True).clamp_min(1e-8)
+
+
+def tune(
+    generator: Generator,
+    pivots: Tensor,
+    targets: Targets,
+    config: InversionConfig,
+    perceptual: FeatureNetwork | None,
+    seed: int,
+    on_step: Callable[[], None] = lambda: None,
+) -> dict[str, Tensor]:
+    """Tune additions to the generator's weights so that `pivots` `[N, L, w]` draw `targets`.
+
+    Returns additions by parameter name, `[N, *shape]`. An image stops at `config.stop_mse` or after
+    `config.tuning_steps`. Images do not influence one another.
+    """
+    shapes = tuned_shapes(generator)
+    n, device = len(pivots), pivots.device
+    done = torch.zeros(n, sum(prod(s) for s in shapes.values()), device=device)
+    rows, active = done.clone(), torch.arange(n, device=device)
+    adam = RowAdam(rows)
+    held: Tensor | None = None
+    if config.locality_weight > 0 and config.tuning_steps > 0:
+        terms = -(-config.tuning_steps // LOCALITY_INTERVAL)
+        held = locality_codes(generator, pivots, targets.images, terms, config.locality_alpha, seed)
+
+    def weighted(drawn: Tensor, aims: Targets) -> tuple[Tensor, Tensor]:
+        return distance(drawn, aims, perceptual, config.l2_weight, config.perceptual_weight)
+
+    for step in range(config.tuning_steps + 1):
+        with torch.enable_grad():
+            leaf = rows.detach().requires_grad_()
+            deltas = unpack(leaf, shapes)
+            loss, mse = weighted(draw(generator, pivots, deltas), targets)
+            reached = mse.detach() <= config.stop_mse
+            if reached.any() or step == config.tuning_steps:
+                leaving = reached if step < config.tuning_steps else torch.ones_like(reached)
+                done[active[leaving]] = rows[leaving]
+                if leaving.all():
+                    break
+            if held is not None and step % LOCALITY_INTERVAL == 0:
+                near = held[:, step // LOCALITY_INTERVAL]
+                with torch.no_grad():
+                    original = targets_of(draw(generator, near).clamp(0, 1), perceptual if targets.maps else None)
+                away, _ = weighted(draw(generator, near, deltas), original)
+                loss = loss + config.locality_weight * LOCALITY_INTERVAL * away
+            (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        adam.update(rows, gradient, config.tuning_lr * cosine(step, config.tuning_steps, LR_FLOOR))
+        if reached.any():
+            stay = ~reached
+            rows, active, pivots, targets = rows[stay], active[stay], pivots[stay], targets.select(stay)
+            held = None if held is None else held[stay]
+            adam.keep(stay)
+        on_step()
+    return unpack(done, shapes)
+
+
+@torch.no_grad()
+def editability(generator: Generator, pivots: Tensor, deltas: Deltas, seed: int, share: float = 0.5) -> Tensor:
+    """Correlation `[N]` of the image change by a random latent step before and after tuning; 1: edits are unchanged.
+
+    The step goes `share` of the way from each pivot to a random code. This is what pivotal tuning must not damage.
+    """
+    codes = random_codes(generator, len(pivots), stage_generator(seed, "editability"))
+    moved = pivots.lerp(codes[:, None].expand_as(pivots), share)
+    before = (draw(generator, moved) - draw(generator, pivots)).flatten(1)
+    after = (draw(generator, moved, deltas) - draw(generator, pivots, deltas)).flatten(1)
+    return torch.cosine_similarity(before - before.mean(1, keepdim=True), after - after.mean(1, keepdim=True), dim=1)

@@ -1,0 +1,121 @@
+"""The stages of an inversion together: errors fall from stage to stage, images do not influence one another."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from audit.config import InversionConfig
+from audit.errors import DataError, GeneratorError
+from audit.generator.features import DiscriminatorFeatures
+from audit.generator.networks import Discriminator, Generator
+from audit.inversion.codes import candidate_codes, nearest_codes, spread
+from audit.inversion.encoder import Encoder, generator_hash
+from audit.inversion.invert import invert
+from audit.inversion.loss import targets_of
+from audit.inversion.pivot import distance_to_w, optimise_pivots
+
+
+def config(**values: object) -> InversionConfig:
+    return InversionConfig.model_validate({"pivot_steps": 15, "tuning_steps": 20, "batch_size": 2} | values)
+
+
+def encoder_for(generator: Generator) -> Encoder:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        encoder = Encoder(16, 1, generator.num_ws, generator.w_dim, 16, generator_hash(generator))
+    return encoder.eval().requires_grad_(False)
+
+
+def test_stages_lower_the_error(
+    generator: Generator, discriminator: Discriminator, draw_images: Callable[[int, int], Tensor]
+) -> None:
+    images, done = draw_images(3, 2), []
+    network = DiscriminatorFeatures(discriminator)
+    found = invert(generator, images, config(), 0, network, advance=lambda amount=1: done.append(amount))
+    assert found.pivots.shape == (3, generator.num_ws, generator.w_dim)
+    assert found.encoder_mse is None
+    assert found.perceptual is not None
+    assert found.perceptual.shape == (3,)
+    assert found.mse.mean() < found.pivot_mse.mean()
+    assert_close(found.images, generator.images(found.pivots, deltas=found.deltas))
+    assert_close(found.mse, (found.images - images).square().mean((1, 2, 3)))
+    assert sum(done) == pytest.approx(3)
+
+
+def test_an_inversion_does_not_depend_on_the_others(
+    generator: Generator, draw_images: Callable[[int, int], Tensor]
+) -> None:
+    images = draw_images(3, 4)
+    whole = invert(generator, images, config(batch_size=3), 1, None)
+    alone = invert(generator, images[2:], config(), 1, None)
+    assert_close(whole.select([2]).images, alone.images, atol=1e-4, rtol=1e-3)
+    assert_close(whole.select([2]).pivots, alone.pivots, atol=1e-3, rtol=1e-3)
+
+
+def test_equal_seeds_give_equal_inversions(generator: Generator, draw_images: Callable[[int, int], Tensor]) -> None:
+    images, state = draw_images(2, 4), torch.get_rng_state()
+    one, two = (invert(generator, images, config(), 1, None) for _ in range(2))
+    assert torch.equal(one.images, two.images)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_methods_stop_at_their_stage(generator: Generator, draw_images: Callable[[int, int], Tensor]) -> None:
+    images, encoder = draw_images(2, 4), encoder_for(generator)
+    first = invert(generator, images, config(method="encoder"), 0, None, encoder)
+    assert first.deltas == {}
+    assert first.encoder_mse is not None
+    assert_close(first.mse, first.encoder_mse)
+    assert_close(first.pivots, encoder(images))
+    second = invert(generator, images, config(method="optimise"), 0, None, encoder)
+    assert second.deltas == {}
+    assert second.encoder_mse is not None
+    assert_close(second.encoder_mse, first.mse)
+    assert second.mse.mean() < first.mse.mean()
+
+
+def test_select_takes_rows_of_everything(generator: Generator, draw_images: Callable[[int, int], Tensor]) -> None:
+    found = invert(generator, draw_images(3, 4), config(), 0, None)
+    chosen = found.select([2, 0])
+    assert torch.equal(chosen.pivots, found.pivots[[2, 0]])
+    assert all(torch.equal(chosen.deltas[name], delta[[2, 0]]) for name, delta in found.deltas.items())
+    assert chosen.method == "pti"
+
+
+def test_user_errors_say_how_to_mend(generator: Generator, draw_images: Callable[[int, int], Tensor]) -> None:
+    images = draw_images(2, 4)
+    with pytest.raises(GeneratorError, match=r"inversion\.encoder"):
+        invert(generator, images, config(method="encoder"), 0, None)
+    with pytest.raises(GeneratorError, match=r"data\.image_size"):
+        invert(generator, torch.rand(2, 1, 32, 32), config(), 0, None)
+    with pytest.raises(DataError, match="no images"):
+        invert(generator, images[:0], config(), 0, None)
+    with pytest.raises(GeneratorError, match="tuning_lr"):
+        invert(generator, images, config(tuning_lr=1e30), 0, None)
+    other = encoder_for(generator)
+    other.generator_sha256 = "0" * 64
+    with pytest.raises(GeneratorError, match="another generator"):
+        invert(generator, images, config(), 0, None, other)
+
+
+def test_the_pull_towards_w_shortens_the_offsets(
+    generator: Generator, draw_images: Callable[[int, int], Tensor]
+) -> None:
+    images, codes = draw_images(3, 6), candidate_codes(generator, 0)
+    start = codes[:3, None].expand(-1, generator.num_ws, -1)
+    found = [
+        optimise_pivots(
+            generator, start, targets_of(images, None), config(pivot_delta_weight=weight), None, spread(codes)
+        )
+        for weight in (0.0, 1.0)
+    ]
+    free, held = (distance_to_w(ws, generator.mapping.w_avg, spread(codes)).mean() for ws in found)
+    assert held < free
+
+
+def test_nearest_codes_finds_its_own_image(generator: Generator) -> None:
+    codes = candidate_codes(generator, 0)[:10]
+    drawn = generator.images(codes[:, None].expand(-1, generator.num_ws, -1))
+    assert torch.equal(nearest_codes(drawn[[7, 2]], codes, drawn), codes[[7, 2]])
