@@ -1,7 +1,7 @@
 """The balance between feature alignment and sparsity, found by every image for itself.
 
-With one fixed balance the edits of two models stop at different depths: the same sparsity weight leaves a softly trained
-model far short of its operating point and drives a sharp one far past it. The question of an audit is a constrained
+With one fixed balance the edits of two models stop at different depths: the same sparsity weight leaves a softly
+trained model far short of its operating point and drives a sharp one past it. The question of an audit is a constrained
 one, the sparsest change *as convincing as a typical real image of the target class*, so each image carries a multiplier
 (its `push`) of that constraint, as in the Lagrangian method. It divides the sparsity terms of the loss, and, where the
 class mean itself is not convincing enough (a mean is less extreme than half of the images), carries the replaced
@@ -11,6 +11,8 @@ smooth, so that rounding cannot throw an image onto another path, and knows noth
 
 import torch
 from torch import Tensor
+
+from audit.counterfactual.iterates import log_odds
 
 RATE = 1.2
 """Largest factor per step by which the push changes."""
@@ -24,24 +26,15 @@ SMALLEST, LARGEST = 1 / 64, 256.0
 """Bounds of the push."""
 OVERSHOOT = 0.2
 """The replaced features are carried `push ** OVERSHOOT` times as far; at most 3.03 times, and never less than once."""
-SATURATED = 16.0
-"""Log-odds beyond which float32 probabilities are 1 and nothing more is asked for."""
-
-
-def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-odds `[N]` of the target classes `[N]` under `logits [N, K]`."""
-    own = torch.nn.functional.one_hot(targets, logits.shape[1]).bool()
-    others = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
-    return (logits[own] - others).clamp(-SATURATED, SATURATED)
 
 
 class Push:
     """Multiplier of the operating point's constraint, one per image; starts at 1, where the loss is the thesis'."""
 
     def __init__(self, goals: Tensor) -> None:
-        """Take the confidences to reach, `[N]`."""
-        self.goals = torch.logit(goals.double().cpu()).clamp(-SATURATED, SATURATED).to(goals)
-        self.value = torch.ones_like(self.goals)
+        """Take the log-odds to reach, `[N]`."""
+        self.goals = goals
+        self.value = torch.ones_like(goals)
         self.before: Tensor | None = None
 
     def observe(self, logits: Tensor, targets: Tensor) -> None:

@@ -21,7 +21,7 @@ from audit.seeds import stage_generator
 ZERO_SHARE = 0.05
 """Share of exact zeros among a class's activations above which `auto` takes the hurdle model."""
 FIT_IMAGES = 4000
-"""Most images a class is fitted on: a seeded subset beyond it changes nothing that matters and bounds time and memory."""
+"""Most images a class is fitted on; beyond it a seeded subset, which bounds time and memory."""
 SIGMA_FLOOR = 0.01
 """Smallest sigma, as a share of the root mean square sigma over the features."""
 
@@ -82,8 +82,8 @@ def fit_calibration(
         if count < config.min_calibration:
             raise ClassifierError(
                 f"{who} assigns {count} of {len(predicted)} calibration images to class '{class_names[index]}' where "
-                f"{config.min_calibration} are needed to say what is usual for it: give more calibration images or lower "
-                "counterfactual.min_calibration."
+                f"{config.min_calibration} are needed to say what is usual for it: give more calibration images or "
+                "lower counterfactual.min_calibration."
             )
     distributions: list[FeatureDistribution] = []
     kinds: list[str] = []
@@ -107,7 +107,7 @@ def fit_calibration(
 
 
 def feature_scale(features: Tensor) -> Tensor:
-    """Standard deviation of each column of `features [n, d]`, float32 `[d]`; a dead feature gets a share of the others'.
+    """Standard deviation of each column of `features [n, d]`, float32 `[d]`, with a floor for dead features.
 
     The floor keeps a feature that never moved on real images from outweighing all others in the standardised loss.
     """

@@ -1,14 +1,17 @@
 """Choosing among the iterates of a latent optimisation at a matched operating point, without keeping them all.
 
-Models differ in how confident they ever are, so "convincing" is measured in each model's own terms (DESIGN formulas 5.4):
-an iterate has *reached* the operating point if it is assigned to the target class with at least the model's median
-confidence on correctly classified real images of that class.
+Models differ in how confident they ever are, so "convincing" is measured in each model's own terms (DESIGN formulas
+5.4): an iterate has *reached* the operating point if it is assigned to the target class with at least the model's
+median confidence on correctly classified real images of that class.
 """
 
 import torch
 from torch import Tensor
 
 from audit.errors import ClassifierError
+
+SATURATED = 16.0
+"""Log-odds beyond which float32 probabilities are 1 and nothing more is asked for."""
 
 
 def operating_points(probabilities: Tensor, labels: Tensor, predicted: Tensor) -> Tensor:
@@ -25,7 +28,7 @@ def operating_points(probabilities: Tensor, labels: Tensor, predicted: Tensor) -
 
 
 def goal_of(points: Tensor, targets: Tensor) -> Tensor:
-    """Return the operating point `[N]` of each target class; raises ClassifierError where a class has none."""
+    """Return the operating point of each target class `[N]` in log-odds; raises ClassifierError where there is none."""
     goals = points[targets]
     if goals.isnan().any():
         index = int(targets[goals.isnan()][0])
@@ -33,7 +36,14 @@ def goal_of(points: Tensor, targets: Tensor) -> Tensor:
             f"The classifier gets no calibration image of class {index} right, so that nothing says how convincing a "
             "counterfactual towards it should be: choose another target class or a better classifier."
         )
-    return goals
+    return torch.logit(goals.double()).clamp(-SATURATED, SATURATED).float()
+
+
+def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-odds `[N]` of the target classes `[N]` under `logits [N, K]`, exact also near 1."""
+    own = torch.nn.functional.one_hot(targets, logits.shape[1]).bool()
+    others = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
+    return (logits[own] - others).clamp(-SATURATED, SATURATED)
 
 
 class Iterates:
@@ -45,11 +55,11 @@ class Iterates:
     """
 
     def __init__(self, inversions: Tensor, sources: Tensor, targets: Tensor, goals: Tensor) -> None:
-        """Take the inversions `[N, C, H, W]`, classes `[N]` and confidences to reach `[N]`."""
+        """Take the inversions `[N, C, H, W]`, classes `[N]` and log-odds to reach `[N]`."""
         n, device = len(inversions), inversions.device
         self.inversions, self.sources, self.targets, self.goals = inversions, sources, targets, goals
         self.images, self.semifactuals = inversions.clone(), inversions.clone()
-        self.latents: Tensor | None = None
+        self.latents = torch.empty(0, device=device)
         self.level = torch.full((n,), -1, device=device)
         self.key = torch.full((n,), -torch.inf, device=device)
         self.confidence = torch.zeros(n, device=device)
@@ -75,7 +85,7 @@ class Iterates:
         confidence = logits.softmax(dim=1).gather(1, self.targets[:, None])[:, 0]
         self.trace.append(confidence)
         flipped = decision == self.targets
-        reached = flipped & (confidence >= self.goals)
+        reached = flipped & (log_odds(logits, self.targets) >= self.goals)
         before_flip = (self.flip_step < 0) & ~flipped & (decision == self.sources)
         _assign(self.semifactuals, images, before_flip if step else torch.ones_like(before_flip))
         self.flip_step[(self.flip_step < 0) & flipped] = step
@@ -83,7 +93,7 @@ class Iterates:
         change = (images - self.inversions).abs().flatten(1).mean(dim=1)
         key = torch.where(reached, -change, confidence)
         better = (level > self.level) | ((level == self.level) & (key > self.key))
-        if self.latents is None:
+        if step == 0:
             self.latents = latents.clone()
         for kept, new in (
             (self.images, images),

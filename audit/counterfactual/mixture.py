@@ -63,11 +63,11 @@ class Mixture:
 def fit_mixture(x: Tensor, components: int = 5, tolerance: float = 1e-4, max_steps: int = 200) -> Mixture:
     """Fit every column of `x [n, d]` by EM from equal-count blocks of the sorted values; deterministic.
 
-    A column stops when its mean log-likelihood changes by less than `tolerance` (scikit-learn's rule, ten times tighter). Constant columns
-    give a narrow mixture round their value, never NaN. `x` must be finite and have at least one row.
+    A column stops when its mean log-likelihood changes by less than `tolerance` (scikit-learn's rule, ten times tighter
+    by default). Constant columns give a narrow mixture round their value, never NaN. `x` must be finite and not empty.
     """
     x = x.detach().cpu().double()
-    n, d = x.shape
+    n = len(x)
     centre = x.mean(dim=0)
     scale = x.std(dim=0, unbiased=False)
     scale = torch.maximum(scale, x.abs().amax(dim=0) * FLOAT32_RESOLUTION).clamp_min(ABSOLUTE_TINY)

@@ -5,10 +5,10 @@ Source: thesis 001 §5.6; DESIGN formulas 5.4. Per image, with its own tuned gen
     L = mean_i ((C(G(w))_i - x'_i) / sigma_i)^2
         + (lambda_perc perceptual(G(w), I) + lambda_latent 9216 mean|w - w_p| + lambda_image mean|G(w) - I|) / push
 
-where x' and `push` follow the image's own balance (`balance.py`; push = 1 with `balance = "fixed"`). `loss = "raw"` takes
-the thesis' literal sums for the feature and the image term. Images never see each other: losses are summed, gradients
-clipped image by image, and AdamW works element by element. Its weight decay is 0, for decay would pull w+ to the origin
-and not to the pivot.
+where x' and `push` follow the image's own balance (`balance.py`; push = 1 with `balance = "fixed"`). `loss = "raw"`
+takes the thesis' literal sums for the feature and the image term. Images never see each other: losses are summed,
+gradients clipped image by image, and AdamW works element by element. Its weight decay is 0, for decay would pull w+ to
+the origin and not to the pivot.
 """
 
 from dataclasses import dataclass, fields
@@ -34,10 +34,12 @@ REFERENCE_LATENTS = 18 * 512
 """Latent values behind the thesis' lambda_latent."""
 IMAGE_WEIGHT = {"standardised": 30.0, "raw": 1e-6}
 """Default lambda_image: of the mean absolute change, and the thesis' of the sum."""
+ADAM_EPS = 1e-5
+"""Gradients of an image have norm <= 1: components below this are rounding, and must not be blown up to whole steps."""
 
 
 class Inverted(Protocol):
-    """What is needed of an inversion: w+ codes `[N, L, w]`, per-image weights `[N, ...]` by name, images `[N, C, H, W]`."""
+    """What is needed of an inversion: w+ codes `[N, L, w]`, per-image weights by name, images `[N, C, H, W]`."""
 
     @property
     def pivots(self) -> Tensor: ...
@@ -51,12 +53,12 @@ class Inverted(Protocol):
 class Counterfactuals:
     """One model's counterfactuals of N query images, on the CPU.
 
-    `images` and `semifactuals` are `[N, C, H, W]` in [0, 1], `latents [N, L, w]` the counterfactuals' w+ codes. `flipped`
-    and `reached` say whether the counterfactual is assigned to the target class, and with at least the operating
-    point's confidence; `confidence` is its probability of the target class and `step` its iterate. `flip_step` is the
-    first iterate assigned to the target (-1: none; 0: already the inversion); `trace [N, T + 1]` the probability of
-    the target class at every iterate from the inversion on. `feature_target_flips` says whether the head alone assigns
-    the replaced features x' to the target class.
+    `images` and `semifactuals` are `[N, C, H, W]` in [0, 1], `latents [N, L, w]` the counterfactuals' w+ codes.
+    `flipped` and `reached` say whether the counterfactual is assigned to the target class, and with at least the
+    operating point's confidence; `confidence` is its probability of the target class and `step` its iterate.
+    `flip_step` is the first iterate assigned to the target (-1: none; 0: already the inversion); `trace [N, T + 1]` the
+    probability of the target class at every iterate from the inversion on. `feature_target_flips` says whether the head
+    alone assigns the replaced features x' (as in the thesis, not carried further) to the target class.
     """
 
     images: Tensor
@@ -138,7 +140,7 @@ def _explain_batch(
     push = Push(batch.goals)
     iterates = Iterates(batch.inversions, batch.sources, batch.targets, batch.goals)
     latents = batch.pivots.clone().requires_grad_(True)
-    optimiser = torch.optim.AdamW([latents], lr=config.lr, weight_decay=0.0)
+    optimiser = torch.optim.AdamW([latents], lr=config.lr, eps=ADAM_EPS, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.steps)
     for step in range(config.steps + 1):
         with torch.set_grad_enabled(step < config.steps):
@@ -202,7 +204,7 @@ class Objective:
 
 
 def clip_per_image(gradient: Tensor, largest: float) -> Tensor:
-    """Scale each image's gradient `[N, ...]` down to a norm of at most `largest`; images do not influence each other."""
+    """Scale each image's gradient `[N, ...]` down to a norm of at most `largest`, by itself."""
     norm = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
     factor = (largest / norm).clamp(max=1)
     return gradient * factor.view(-1, *[1] * (gradient.ndim - 1))

@@ -14,7 +14,7 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
-from audit.counterfactual.spruce import Inverted, clip_per_image
+from audit.counterfactual.spruce import ADAM_EPS, Inverted, clip_per_image
 from audit.errors import ConfigError
 from audit.generator.networks import Generator
 
@@ -50,8 +50,8 @@ def choose_targets(
         chosen = torch.where(predicted == index, NOT_EXPLAINED, index)
     else:
         raise ConfigError(
-            f"Key 'queries.target' names '{target}', which is not one of the classes: give 'nearest', 'runner-up' or one "
-            f"of {', '.join(class_names)}."
+            f"Key 'queries.target' names '{target}', which is not one of the classes: give 'nearest', 'runner-up' or "
+            f"one of {', '.join(class_names)}."
         )
     return torch.where(predicted == labels, chosen, labels)
 
@@ -88,7 +88,7 @@ def _climb(
 ) -> Tensor:
     found = torch.full_like(sources, NOT_EXPLAINED)
     latents = pivots.clone().requires_grad_(True)
-    optimiser = torch.optim.AdamW([latents], lr=config.lr, weight_decay=0.0, maximize=True)
+    optimiser = torch.optim.AdamW([latents], lr=config.lr, eps=ADAM_EPS, weight_decay=0.0, maximize=True)
     for step in range(config.steps + 1):
         with torch.set_grad_enabled(step < config.steps):
             logits = classifier(generator.images(latents, deltas=deltas))

@@ -92,11 +92,11 @@ def world() -> World:
     optimiser = torch.optim.Adam(network.parameters(), 5e-3)
     for _ in range(60):
         optimiser.zero_grad()
-        nn.functional.cross_entropy(network(images), labels).backward()
+        nn.functional.cross_entropy(network(images), labels, label_smoothing=0.2).backward()
         optimiser.step()
     optimiser.zero_grad()
     classifier = wrap(network.eval())
-    config = CounterfactualConfig(steps=40, lr=0.1, batch_size=4, min_calibration=20, mixture_components=3)
+    config = CounterfactualConfig(steps=100, lr=0.05, batch_size=4, min_calibration=20, mixture_components=3)
     calibration, points = calibrate(classifier, images, config)
     with torch.no_grad():
         predicted = classifier(images).argmax(1)

@@ -76,7 +76,9 @@ def test_the_target_filter_reads_the_targets_own_weights() -> None:
         head.weight.copy_(torch.tensor([[2.0], [1.0], [0.0]]))
     x, source, target = torch.tensor([[-9.0]]), torch.tensor([0]), torch.tensor([1])
     replaced = {
-        name: bool(expected_features(fit(features, torch.arange(300) % 3, sign_filter=name), head, x, source, target)[1])
+        name: bool(
+            expected_features(fit(features, torch.arange(300) % 3, sign_filter=name), head, x, source, target)[1]
+        )
         for name in ("contrast", "target")
     }
     assert replaced == {"contrast": False, "target": True}

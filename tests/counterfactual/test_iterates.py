@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from audit.counterfactual.iterates import Iterates, goal_of, operating_points
+from audit.counterfactual.iterates import SATURATED, Iterates, goal_of, log_odds, operating_points
 from audit.errors import ClassifierError
 
 
-def play(path: list[tuple[float, float]], goal: float = 0.8, classes: int = 2) -> Iterates:
+def play(path: list[tuple[float, float]], goal: float = 0.8) -> Iterates:
     """One image of one pixel whose inversion is 0; `path` gives pixel and probability of the target class 1."""
-    iterates = Iterates(torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]), torch.tensor([goal]))
+    iterates = Iterates(
+        torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]), torch.logit(torch.tensor([goal]))
+    )
     for pixel, probability in path:
         iterates.observe(torch.full((1, 1, 1, 1), pixel), torch.full((1, 1, 1), pixel), binary(probability))
     return iterates
@@ -57,11 +59,24 @@ def test_an_inversion_that_already_is_the_target_is_its_own_counterfactual() -> 
 
 
 def test_a_third_class_on_the_way_is_no_semifactual() -> None:
-    iterates = Iterates(torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]), torch.tensor([0.5]))
+    iterates = Iterates(torch.zeros(1, 1, 1, 1), torch.tensor([0]), torch.tensor([1]), torch.tensor([0.0]))
     for pixel, logits in ((0.0, [2.0, 0, 0]), (0.1, [1.0, 0, 0]), (0.2, [0, 0, 1.0]), (0.3, [0, 3.0, 0])):
         iterates.observe(torch.full((1, 1, 1, 1), pixel), torch.zeros(1, 1, 1), torch.tensor([logits]))
     assert iterates.semifactuals.item() == pytest.approx(0.1)
     assert iterates.flip_step.item() == 3
+
+
+def test_saturated_confidence_asks_for_nothing_more() -> None:
+    goal = goal_of(torch.tensor([1.0]), torch.tensor([0]))
+    assert goal.item() == SATURATED
+    assert log_odds(torch.tensor([[50.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 0])).tolist() == [SATURATED, 3.0]
+
+
+def test_log_odds_are_of_the_class_against_all_others() -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    targets = torch.tensor([0, 1, 2, 3, 0])
+    probability = logits.softmax(1).gather(1, targets[:, None])[:, 0]
+    torch.testing.assert_close(log_odds(logits, targets), torch.logit(probability), atol=1e-5, rtol=1e-5)
 
 
 def test_operating_points_are_medians_over_correct_images() -> None:
@@ -70,6 +85,6 @@ def test_operating_points_are_medians_over_correct_images() -> None:
     points = operating_points(probabilities, labels, probabilities.argmax(1))
     assert points[0] == pytest.approx(0.7)
     assert points[1].isnan()
-    torch.testing.assert_close(goal_of(points, torch.tensor([0, 0])), torch.tensor([0.7, 0.7]))
+    torch.testing.assert_close(goal_of(points, torch.tensor([0, 0])).sigmoid(), torch.tensor([0.7, 0.7]))
     with pytest.raises(ClassifierError, match="class 1"):
         goal_of(points, torch.tensor([0, 1]))

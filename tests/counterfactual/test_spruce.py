@@ -59,7 +59,7 @@ def test_every_image_reaches_the_operating_point(world, found: Counterfactuals) 
     torch.testing.assert_close(images, found.images, atol=1e-5, rtol=0)
     assert torch.equal(probabilities.argmax(1), world.targets)
     torch.testing.assert_close(probabilities.gather(1, world.targets[:, None])[:, 0], found.confidence)
-    assert (found.confidence >= world.points[world.targets]).all()
+    assert (found.confidence >= world.points[world.targets] - 1e-6).all()
     assert (found.images >= 0).all()
     assert (found.images <= 1).all()
 
@@ -79,11 +79,13 @@ def test_trace_and_semifactual_tell_the_way(world, found: Counterfactuals) -> No
         assert (found.trace[row, :flip] <= 0.5).all()
 
 
-def test_a_batch_is_its_images_one_at_a_time(world, found: Counterfactuals) -> None:
-    for row in (0, 5):
-        alone = run(world, slice(row, row + 1))
-        torch.testing.assert_close(alone.trace[0], found.trace[row], atol=2e-3, rtol=0)
-        torch.testing.assert_close(alone.images[0], found.images[row], atol=2e-3, rtol=0)
+def test_a_batch_is_its_images_one_at_a_time(world) -> None:
+    # Few steps: a convolution rounds a batch of one differently, and an optimisation with L1 terms amplifies rounding.
+    together = run(world, steps=20)
+    for row in (0, 2, 5):
+        alone = run(world, slice(row, row + 1), steps=20)
+        torch.testing.assert_close(alone.trace[0], together.trace[row], atol=1e-4, rtol=0)
+        torch.testing.assert_close(alone.images[0], together.images[row], atol=1e-4, rtol=0)
 
 
 def test_repeating_gives_the_same_bits(world, found: Counterfactuals) -> None:
@@ -101,8 +103,8 @@ def test_rescaling_the_features_changes_nothing(world, found: Counterfactuals, i
     classifier = world.wrap(scaled)
     calibration, points = world.calibrate(classifier, images, world.config)
     other = run(world, classifier=classifier, calibration=calibration, points=points)
-    torch.testing.assert_close(other.images, found.images, atol=2e-3, rtol=0)
-    torch.testing.assert_close(other.trace, found.trace, atol=2e-3, rtol=0)
+    torch.testing.assert_close(other.images, found.images, atol=1e-4, rtol=0)
+    torch.testing.assert_close(other.trace, found.trace, atol=1e-4, rtol=0)
     assert torch.equal(other.reached, found.reached)
 
 
@@ -142,15 +144,14 @@ def test_networks_are_left_as_they_came(world) -> None:
 
 
 def test_the_balance_is_what_makes_models_comparable(world, found: Counterfactuals) -> None:
-    stiff = run(world, balance="fixed", image_weight=3000.0)
+    stiff, eased = (run(world, balance=b, image_weight=200.0) for b in ("fixed", "adaptive"))
     assert not stiff.reached.any()
-    eased = run(world, image_weight=300.0)
-    assert eased.reached.float().mean() > 0.5
+    assert eased.reached.all()
 
 
 def test_sparsity_is_not_worse_than_stopping_at_the_first_convincing_iterate(world, found: Counterfactuals) -> None:
     change = (found.images - world.inversion.images).abs().flatten(1).mean(1)
-    free = run(world, balance="fixed", image_weight=0.0, latent_weight=0.0, perceptual_weight=0.0)
+    free = run(world, balance="fixed", image_weight=0.0, latent_weight=0.0)
     loose = (free.images - world.inversion.images).abs().flatten(1).mean(1)
     assert change.mean() <= loose.mean()
 

@@ -24,7 +24,7 @@ def test_fixed_runner_up_and_misclassified(world) -> None:
     assert choose(world, "runner-up", logits, labels, names) == [1, 1, 0, 0]
     assert choose(world, "a", logits, labels, names) == [NOT_EXPLAINED, 0, 0, 0]
     assert choose(world, "c", logits, labels, names) == [2, NOT_EXPLAINED, 2, 0]
-    with pytest.raises(ConfigError, match="'d'.*a, b, c"):
+    with pytest.raises(ConfigError, match=r"'d'.*a, b, c"):
         choose(world, "d", logits, labels, names)
 
 
