@@ -4,14 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 
-from audit.classifiers.architectures import small_convnext
+from audit.classifiers.architectures import build_architecture
 from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
+from audit.environment import choose_device
 from audit.errors import ConfigError
 from audit.robustness.evaluate import clean_metrics, robust_accuracy
 from audit.seeds import stage_seed
@@ -43,21 +43,10 @@ class PixelModel(nn.Module):
 
 
 def build_network(architecture: str, num_classes: int, channels: int, args: dict[str, Any], seed: int) -> nn.Module:
-    """Build 'small-convnext' or a timm architecture with weights drawn from `seed`, global RNG untouched."""
+    """Build an architecture with weights drawn from `seed`, global RNG untouched; raises ClassifierError if unknown."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(stage_seed(seed, "train/initialise"))
-        if architecture == "small-convnext":
-            if args:
-                raise ConfigError("architecture 'small-convnext' takes no architecture_args: remove them.")
-            return small_convnext(num_classes, in_chans=channels)
-        try:
-            network: nn.Module = timm.create_model(architecture, num_classes=num_classes, in_chans=channels, **args)
-        except (RuntimeError, TypeError) as error:
-            raise ConfigError(
-                f"architecture '{architecture}' cannot be built by timm ({error}): give 'small-convnext' or a "
-                "name from timm.list_models()."
-            ) from None
-    return network
+        return build_architecture(architecture, num_classes, channels, args)
 
 
 def objective_of(config: ClassifierTrainConfig, class_counts: Tensor) -> Objective:
@@ -140,7 +129,7 @@ def train_classifier(config: ClassifierTrainConfig, out: Path) -> Path:
     """Train a classifier and write `NAME.safetensors` and its card `NAME.json` to the folder `out`; returns the former.
 
     A checkpoint in `out` lets a killed run go on where it was; it is removed once the card is written. Raises
-    ConfigError, DataError (a split is missing) or ClassifierError (logits not finite).
+    ConfigError, DataError (a split is missing) or ClassifierError (unknown architecture, logits not finite).
     """
     out.mkdir(parents=True, exist_ok=True)
     stream = phantom_stream(config) if is_phantom(config.data) else set_stream(config)
@@ -169,7 +158,7 @@ def train_classifier(config: ClassifierTrainConfig, out: Path) -> Path:
         seed=config.seed,
         checkpoint=checkpoint,
         key=fingerprint(config.model_dump_json(exclude={"evaluation"})),
-        device=config.device,
+        device=choose_device(config.device),
     )
     path = out / f"{config.name}.safetensors"
     digest = save_weights(network.state_dict(), _metadata(config, stream, mean, std), path)

@@ -72,7 +72,7 @@ class ClassifierTrainConfig(Section):
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(0, ge=0)
-    device: str = "cpu"
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
     data: DataConfig
     train_split: str = "train"
     validation_split: str = "val"
@@ -92,7 +92,7 @@ class FactorsTrainConfig(Section):
 
     name: str = Field("phantom-factors", pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(0, ge=0)
-    device: str = "cpu"
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
     optimiser: OptimiserConfig
     noise: float = Field(0.05, ge=0, description="images get normal noise of a deviation drawn from [0, noise]")
     blur: float = Field(1.0, ge=0, description="half of the images are blurred by a deviation up to this, in pixels")

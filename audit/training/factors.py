@@ -14,6 +14,7 @@ from torch.nn import functional
 from torchvision.transforms.functional import gaussian_blur
 
 from audit.data import phantom
+from audit.environment import choose_device
 from audit.metrics.phantom_factors import PhantomFactors
 from audit.seeds import stage_generator, stage_seed
 from audit.training.card import save_weights, write_card
@@ -103,7 +104,7 @@ def train_factors(config: FactorsTrainConfig, out: Path) -> Path:
         seed=config.seed,
         checkpoint=checkpoint,
         key=fingerprint(config.model_dump_json(exclude={"n_evaluation"})),
-        device=config.device,
+        device=choose_device(config.device),
     )
     path = out / f"{config.name}.safetensors"
     network.eval()

@@ -7,11 +7,14 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from audit.config import parse_config
-from audit.errors import ConfigError
+from audit.classifiers.load import load_classifier
+from audit.config import ClassifierConfig, parse_config
+from audit.errors import ClassifierError, ConfigError
+from audit.robustness.evaluate import clean_metrics
 from audit.training.classifier import PixelModel, build_network, normalisation, objective_of, train_classifier
 from audit.training.config import ClassifierTrainConfig, load_classifier_train_config, load_factors_train_config
 from audit.training.objectives import CrossEntropy, Trades
+from audit.training.stream import held_out_phantom
 
 CONFIGS = Path(__file__).parents[2] / "benchmarks" / "phantom"
 
@@ -36,13 +39,16 @@ def test_a_trained_classifier_has_weights_metadata_and_card(tmp_path: Path) -> N
         tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
     assert metadata["classes"] == ["healthy", "opacity", "cardiomegaly"]
     assert (metadata["architecture"], metadata["channels"], metadata["input_size"]) == ("small-convnext", 1, 64)
-    build_network("small-convnext", 3, 1, {}, seed=0).load_state_dict(tensors)
+    assert set(tensors) == set(build_network("small-convnext", 3, 1, {}, seed=0).state_dict())
+    source = ClassifierConfig(name="x", architecture="small-convnext", checkpoint=str(path))
+    loaded = load_classifier(source, (1, 64, 64), metadata["classes"])
     card = json.loads(path.with_suffix(".json").read_text())
     assert [score["data"] for score in card["scores"]] == [
         "phantom, marker correlation 0",
         "phantom, marker correlation 1",
     ]
-    assert card["scores"][0]["clean"]["accuracy"]["n"] == 8
+    held_out = held_out_phantom(8, config().seed, "evaluation", 0.0)
+    assert card["scores"][0]["clean"] == clean_metrics(loaded, held_out).model_dump(), "the file holds what was scored"
     assert card["scores"][0]["robust"]["pgd"]["2/255"]["robust_accuracy"]["n"] == 4
     assert card["images_seen"] == 18
     assert {"torch", "timm", "python"} <= set(card["versions"])
@@ -81,9 +87,9 @@ def test_objectives_follow_the_configuration() -> None:
 
 
 def test_unknown_architectures_and_arguments_are_refused() -> None:
-    with pytest.raises(ConfigError, match="timm"):
+    with pytest.raises(ClassifierError, match="timm"):
         build_network("no-such-network", 3, 1, {}, seed=0)
-    with pytest.raises(ConfigError, match="architecture_args"):
+    with pytest.raises(ClassifierError, match="architecture_args"):
         build_network("small-convnext", 3, 1, {"depth": 3}, seed=0)
 
 

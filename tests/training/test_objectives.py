@@ -78,6 +78,17 @@ def test_ascent_leaves_mode_and_batch_statistics_as_they_were() -> None:
     assert torch.equal(model[1].running_mean, running)
 
 
+def test_the_radius_grows_over_the_ramp() -> None:
+    model, (images, labels) = network().eval(), batch()
+    objective = Trades(eps=0.1, steps=2, ramp=0.5)
+
+    def value(progress: float) -> float:
+        return objective(model, images, labels, torch.Generator().manual_seed(0), progress).item()
+
+    at_once = Trades(eps=0.1, steps=2)(model, images, labels, torch.Generator().manual_seed(0), 0.0).item()
+    assert value(0.0) < value(0.25) < value(0.5) == value(1.0) == at_once
+
+
 def test_cross_entropy_takes_weights_and_smoothing() -> None:
     model, (images, labels) = network().eval(), batch()
     weights = torch.tensor([1.0, 2.0, 0.5])
