@@ -90,16 +90,18 @@ class InversionConfig(Section):
 
     method: Literal["encoder", "optimise", "pti"] = "pti"
     encoder: str | None = Field(None, description="encoder weights; default: those beside the generator, else none")
-    pivot_steps: int = Field(150, ge=0, description="steps of W+ optimisation from the encoder's (or mean) code")
-    pivot_lr: float = Field(0.05, gt=0, description="in units of the spread of random codes")
-    pivot_delta_weight: float = Field(0.001, ge=0, description="pull of the pivot towards W, in the same units")
-    tuning_steps: int = Field(350, ge=0, description="steps of pivotal tuning of per-image generator weights")
-    tuning_lr: float = Field(1e-3, gt=0)
-    stop_mse: float = Field(1e-4, ge=0, description="an image stops being tuned at this mean squared error in [0, 1]")
+    pivot_steps: int = Field(80, ge=0, description="steps of W+ optimisation from the encoder's code, else a random one")
+    pivot_lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")
+    pivot_delta_weight: float = Field(3e-4, ge=0, description="pull of the pivot towards W, in the same units")
+    tuning_steps: int = Field(300, ge=0, description="steps of pivotal tuning of per-image generator weights")
+    tuning_lr: float = Field(5e-3, gt=0)
+    stop_mse: float = Field(2e-4, ge=0, description="an image stops being tuned at this mean squared error in [0, 1]")
     l2_weight: float = Field(1.0, ge=0)
-    perceptual_weight: float = Field(0.1, ge=0)
+    perceptual_weight: float = Field(5e-3, ge=0)
     locality_weight: float = Field(0.1, ge=0)
-    locality_alpha: float = Field(1.0, gt=0, description="distance from the pivot at which locality is held")
+    locality_alpha: float | None = Field(
+        None, gt=0, description="distance from the pivot at which locality is held; default: sqrt(w_dim)"
+    )
     batch_size: int = Field(16, ge=1)
 
 
@@ -115,7 +117,7 @@ class CounterfactualConfig(Section):
         "adaptive", description="adaptive: each image eases or tightens the sparsity terms to meet the operating point"
     )
     steps: int = Field(100, ge=1)
-    lr: float = Field(0.02, gt=0)
+    lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")
     perceptual_weight: float = Field(0.1, ge=0)
     latent_weight: float = Field(1e-4, ge=0)
     image_weight: float | None = Field(

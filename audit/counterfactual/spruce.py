@@ -24,9 +24,11 @@ from audit.counterfactual.balance import Push
 from audit.counterfactual.exceptional import Calibration, expected_features
 from audit.counterfactual.iterates import Iterates, goal_of
 from audit.generator.networks import Generator
+from audit.inversion.codes import random_codes, spread
 from audit.metrics.embedding import FeatureNetwork
 from audit.metrics.perceptual import distance_of_maps, unit_channels
 from audit.progress import Advance
+from audit.seeds import stage_generator
 
 REFERENCE_PIXELS = 3 * 256 * 256
 """Image values behind the thesis' lambda_image."""
@@ -36,6 +38,8 @@ IMAGE_WEIGHT = {"standardised": 30.0, "raw": 1e-6}
 """Default lambda_image: of the mean absolute change, and the thesis' of the sum."""
 ADAM_EPS = 1e-5
 """Gradients of an image have norm <= 1: components below this are rounding, and must not be blown up to whole steps."""
+UNIT_CODES = 512
+"""Random codes that the unit of steps is measured on."""
 
 
 class Inverted(Protocol):
@@ -140,7 +144,7 @@ def _explain_batch(
     push = Push(batch.goals)
     iterates = Iterates(batch.inversions, batch.sources, batch.targets, batch.goals)
     latents = batch.pivots.clone().requires_grad_(True)
-    optimiser = torch.optim.AdamW([latents], lr=config.lr, eps=ADAM_EPS, weight_decay=0.0)
+    optimiser = torch.optim.AdamW([latents], lr=config.lr * code_unit(generator), eps=ADAM_EPS, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.steps)
     for step in range(config.steps + 1):
         with torch.set_grad_enabled(step < config.steps):
@@ -201,6 +205,11 @@ class Objective:
         loss = image_weight * (images - self.queries).abs().flatten(1).mean(dim=1)
         loss = loss + config.latent_weight * REFERENCE_LATENTS * (latents - self.pivots).abs().flatten(1).mean(dim=1)
         return loss if perceptual is None else loss + config.perceptual_weight * perceptual
+
+
+def code_unit(generator: Generator) -> float:
+    """Spread of random codes, the unit of steps: `config.lr` thereby carries over to other generators."""
+    return spread(random_codes(generator, UNIT_CODES, stage_generator(0, "counterfactual/unit")))
 
 
 def clip_per_image(gradient: Tensor, largest: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
-from audit.counterfactual.spruce import ADAM_EPS, Inverted, clip_per_image
+from audit.counterfactual.spruce import ADAM_EPS, Inverted, clip_per_image, code_unit
 from audit.errors import ConfigError
 from audit.generator.networks import Generator
 
@@ -66,7 +66,7 @@ def nearest_targets(
 ) -> Tensor:
     """Return the first class other than `sources [N]` that gradient ascent from the pivots meets, int64 `[N]`.
 
-    At most `config.steps` steps of size `config.lr`; NOT_EXPLAINED where no boundary was crossed.
+    At most `config.steps` steps of `config.lr` spreads of random codes; NOT_EXPLAINED where no boundary was crossed.
     """
     device = next(generator.parameters()).device
     found = torch.full((len(sources),), NOT_EXPLAINED)
@@ -88,7 +88,9 @@ def _climb(
 ) -> Tensor:
     found = torch.full_like(sources, NOT_EXPLAINED)
     latents = pivots.clone().requires_grad_(True)
-    optimiser = torch.optim.AdamW([latents], lr=config.lr, eps=ADAM_EPS, weight_decay=0.0, maximize=True)
+    optimiser = torch.optim.AdamW(
+        [latents], lr=config.lr * code_unit(generator), eps=ADAM_EPS, weight_decay=0.0, maximize=True
+    )
     for step in range(config.steps + 1):
         with torch.set_grad_enabled(step < config.steps):
             logits = classifier(generator.images(latents, deltas=deltas))
