@@ -1,10 +1,11 @@
 """The command line: parses words, calls the rooms, prints where the results are. No logic of its own.
 
 Exit status: 0 done (gate: passed); 1 gate failed; 2 an error that the user can mend, or a gate that could not be
-decided; 130 interrupted.
+decided; 130 interrupted, 143 terminated.
 """
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -159,6 +160,8 @@ def train_encoder_command(config: ConfigFile, out: Out = Path("runs/encoder")) -
 
 def main() -> None:
     """Run the command line; an error that the user can mend is one sentence and exit status 2."""
+    # A terminated run unwinds like an interrupted one, so that its half-written output vanishes.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         app()
     except AuditError as error:

@@ -31,7 +31,7 @@ def read(path: Path) -> torch.Tensor:
 
 
 def distance_to_truth(result: AuditResult, folder: Path, config: AuditConfig) -> dict[str, float]:
-    """Per model the median over queries of |edit - true edit| / |true edit| (sums over pixels); 1 for no edit at all."""
+    """Per model the median over queries of |edit - true edit| / |true edit|, sums over pixels; 1 for no edit."""
     phantom = config.data.phantom
     labels = load_data(config.data, config.seed).split("test").row_labels
     with_finding = torch.where(labels == 0, 1, labels)  # healthy images have no twin and are never queries here

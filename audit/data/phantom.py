@@ -339,15 +339,15 @@ def phantom_set(calibration: int, audit: int, seed: int, marker_correlation: flo
     """Return the phantom as an audit's data: disjointly seeded splits "calibration" and "test", bytes in memory.
 
     Regions: "region" carries the class's meaning (lesion mask of an opacity, heart mask of a cardiomegaly, none when
-    healthy); "lesion", "heart" and "marker" are the masks themselves.
+    healthy); "lesion" and "marker" are the masks themselves.
     """
     sizes = {"calibration": calibration, "test": audit}
     parts = {name: sample(n, stage_seed(seed, f"phantom/{name}"), marker_correlation) for name, n in sizes.items()}
     batches = list(parts.values())
     images = torch.cat([(b.images[:, 0] * 255).round().to(torch.uint8) for b in batches]).numpy()
     labels = torch.cat([b.labels for b in batches]).numpy()
-    masks = {name: torch.cat([b.regions[name] for b in batches]).numpy() for name in ("lesion", "heart", "marker")}
-    by_class = masks["lesion"] | (masks["heart"] & (labels == CARDIOMEGALY)[:, None, None])
+    masks = {name: torch.cat([b.regions[name] for b in batches]).numpy() for name in ("lesion", "marker", "heart")}
+    by_class = masks["lesion"] | (masks.pop("heart") & (labels == CARDIOMEGALY)[:, None, None])
     return AuditSet(
         read_image=lambda row: images[row],
         labels=labels,
