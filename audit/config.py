@@ -90,7 +90,7 @@ class InversionConfig(Section):
 
     method: Literal["encoder", "optimise", "pti"] = "pti"
     encoder: str | None = Field(None, description="encoder weights; default: those beside the generator, else none")
-    pivot_steps: int = Field(80, ge=0, description="steps of W+ optimisation from the encoder's code, else a random one")
+    pivot_steps: int = Field(80, ge=0, description="steps of W+ optimisation from the encoder's or a random code")
     pivot_lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")
     pivot_delta_weight: float = Field(3e-4, ge=0, description="pull of the pivot towards W, in the same units")
     tuning_steps: int = Field(300, ge=0, description="steps of pivotal tuning of per-image generator weights")

@@ -81,7 +81,9 @@ def tune(
     held: Tensor | None = None
     if config.locality_weight > 0 and config.tuning_steps > 0:
         terms = -(-config.tuning_steps // LOCALITY_INTERVAL)
-        held = locality_codes(generator, pivots, targets.images, terms, config.locality_alpha, seed)
+        # Random codes lie about sqrt(2 w_dim) apart where W has unit spread: locality is held most of the way there.
+        alpha = generator.w_dim**0.5 if config.locality_alpha is None else config.locality_alpha
+        held = locality_codes(generator, pivots, targets.images, terms, alpha, seed)
 
     def weighted(drawn: Tensor, aims: Targets) -> tuple[Tensor, Tensor]:
         return distance(drawn, aims, perceptual, config.l2_weight, config.perceptual_weight)

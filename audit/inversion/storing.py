@@ -1,5 +1,7 @@
 """Inversions as entries of the store: computed once for an audit's images, read again by every later run."""
 
+from typing import Any
+
 from audit.inversion.invert import Inversion
 from audit.store import Entry
 
@@ -18,6 +20,6 @@ def to_entry(inversion: Inversion) -> Entry:
 def from_entry(entry: Entry) -> Inversion:
     """The inversion that `to_entry` put away."""
     deltas = {k.removeprefix(_DELTA): v for k, v in entry.tensors.items() if k.startswith(_DELTA)}
-    always = {name: entry.tensors[name] for name in _ALWAYS}
-    optional = {name: entry.tensors.get(name) for name in _OPTIONAL}
-    return Inversion(deltas=deltas, method=str(entry.metadata["method"]), **always, **optional)
+    fields: dict[str, Any] = {name: entry.tensors[name] for name in _ALWAYS}
+    fields |= {name: entry.tensors.get(name) for name in _OPTIONAL}
+    return Inversion(deltas=deltas, method=str(entry.metadata["method"]), **fields)

@@ -19,7 +19,8 @@ from audit.inversion.pivot import distance_to_w, optimise_pivots
 
 
 def config(**values: object) -> InversionConfig:
-    return InversionConfig.model_validate({"pivot_steps": 15, "tuning_steps": 20, "batch_size": 2} | values)
+    base = {"pivot_steps": 15, "tuning_steps": 20, "stop_mse": 0.0, "batch_size": 2}
+    return InversionConfig.model_validate(base | values)
 
 
 def encoder_for(generator: Generator) -> Encoder:
