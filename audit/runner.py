@@ -25,7 +25,7 @@ from audit.errors import DataError
 from audit.ground import Ground, load_ground
 from audit.inversion.invert import Inversion, invert
 from audit.inversion.storing import from_entry, to_entry
-from audit.judges import all_verdicts, classifier_judge, domain_judge
+from audit.judges import all_verdicts, classifier_judge, decisions, domain_judge
 from audit.metrics.edit import edit_map
 from audit.metrics.embedding import embed_all
 from audit.metrics.transfer import fit_judge
@@ -311,13 +311,27 @@ def _explain_all(
             )
         )
     rows = audited.select(chosen.indices)
-    queries, labels = rows.images(), rows.row_labels
     with watch.stage("inversion"):
-        inversion = _invert(config, ground, queries, store, device)
+        inversion = _invert(config, ground, rows.images(), store, device)
+    kept = _kept_by_inversion(models, rows.row_labels, inversion, device)
+    if len(kept) < len(rows):
+        result.not_computed.append(
+            NotComputed(
+                what=f"counterfactuals of {len(rows) - len(kept)} query images",
+                why="a model decides otherwise on their inversion already, so that nothing is left to be edited",
+            )
+        )
+    if len(kept) < 2:
+        raise DataError(
+            f"The models keep their decision on {len(kept)} of {len(rows)} inverted query images: the inversions (mean "
+            f"squared error {float(inversion.mse.mean()):.2g}) are too poor; train the generator longer."
+        )
+    rows, inversion = rows.select(kept), inversion.select(kept)
+    queries, labels = rows.images(), rows.row_labels
     explained = []
     for model in models:
         with watch.stage("counterfactuals"):
-            logits = model.logits[chosen.indices]
+            logits = model.logits[chosen.indices[kept]]
             explained.append(
                 _explain_model(model, config, ground, queries, labels, logits, inversion, calibration, store, device)
             )
@@ -369,6 +383,17 @@ def _explain_all(
     _name_pictures(result, common, inversion)
     if folder is not None:
         _save_pictures(result, common, inversion, explained, folder)
+
+
+def _kept_by_inversion(models: list[Audited], labels: Tensor, inversion: Inversion, device: torch.device) -> Tensor:
+    """Positions of the images whose inversion every model still assigns to their label.
+
+    An inversion that has flipped on its own would count as a counterfactual without any edit.
+    """
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    for model in models:
+        kept &= decisions(model.classifier, inversion.images, device) == labels
+    return kept.nonzero()[:, 0]
 
 
 def _too_few(chosen: Selection, models: list[Audited]) -> str:
