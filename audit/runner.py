@@ -2,9 +2,8 @@
 
 import datetime as dt
 import json
-from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,25 +11,19 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier, weights_hash
 from audit.classifiers.load import load_classifier
-from audit.classifiers.mode import preserve_mode
 from audit.config import AuditConfig, load_config, recorded
-from audit.counterfactual.exceptional import fit_calibration
-from audit.counterfactual.iterates import operating_points
-from audit.counterfactual.spruce import Counterfactuals, explain
-from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets
 from audit.data.audit_set import AuditSet
 from audit.data.load import calibration_split, load_data
 from audit.environment import Stopwatch, choose_device
 from audit.errors import DataError
+from audit.explaining import Explained, explain_model, invert_queries
 from audit.ground import Ground, load_ground
-from audit.inversion.invert import Inversion, invert
-from audit.inversion.storing import from_entry, to_entry
+from audit.inversion.invert import Inversion
 from audit.judges import all_verdicts, classifier_judge, decisions, domain_judge
 from audit.metrics.edit import edit_map
 from audit.metrics.embedding import embed_all
 from audit.metrics.transfer import fit_judge
 from audit.pictures import file_names, folder_name, save_edit, save_image, save_mask
-from audit.progress import stage_progress
 from audit.queries import Selection, select_queries, source_classes
 from audit.ranking import rank_models
 from audit.report.build import render_report
@@ -49,7 +42,7 @@ from audit.results import (
 from audit.robustness.evaluate import clean_of_logits, predict, robust_accuracy
 from audit.scoring import Common, RealTargets, Scored, named, score_model
 from audit.seeds import stage_generator
-from audit.store import Entry, Store, atomic_write_text, hash_tensor, staged_output
+from audit.store import Store, atomic_write_text, staged_output
 
 REAL_TARGETS = 1000
 """Most real images of a target class that distributions and nearest neighbours are taken from."""
@@ -67,15 +60,6 @@ class Audited:
     @property
     def predicted(self) -> Tensor:
         return self.logits.argmax(1)
-
-
-@dataclass(frozen=True)
-class Explained:
-    """One model's counterfactuals towards its targets."""
-
-    found: Counterfactuals
-    targets: Tensor
-    operating_point: Tensor
 
 
 def run_audit(
@@ -169,104 +153,6 @@ def _model_result(model: Audited) -> ModelResult:
     )
 
 
-def _cached(store: Store | None, stage: str, compute: Callable[[], Entry], **inputs: object) -> Entry:
-    if store is None:
-        return compute()
-    return store.get_or_compute(store.key(stage, **inputs), compute)
-
-
-def _invert(
-    config: AuditConfig, ground: Ground, queries: Tensor, store: Store | None, device: torch.device
-) -> Inversion:
-    """Invert the query images once for all models; an inversion depends on generator, image and settings only."""
-
-    def compute() -> Entry:
-        with stage_progress("inversion (images)", len(queries)) as advance:
-            found = invert(
-                ground.loaded.generator, queries.to(device), config.inversion, config.seed, ground.network,
-                ground.encoder, advance,
-            )  # fmt: skip
-        return to_entry(found)
-
-    entry = _cached(
-        store,
-        "inversion",
-        compute,
-        generator=ground.loaded.sha256,
-        encoder=None if ground.encoder is None else weights_hash(ground.encoder.state_dict()),
-        embedding=ground.network.weights_sha256,
-        images=queries,
-        settings=config.inversion,
-        seed=config.seed,
-    )
-    return from_entry(entry)
-
-
-@torch.no_grad()
-def _calibration_features(
-    classifier: Classifier, calibration: AuditSet, batch_size: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    features, logits = [], []
-    with preserve_mode(classifier), stage_progress(f"calibration {classifier.name}", len(calibration)) as advance:
-        for images, _, _ in calibration.batches(batch_size):
-            x, y = classifier.features_and_logits(images.to(device))
-            features.append(x.cpu())
-            logits.append(y.cpu())
-            advance(len(images))
-    return torch.cat(features), torch.cat(logits)
-
-
-def _explain_model(
-    model: Audited, config: AuditConfig, ground: Ground, queries: Tensor, labels: Tensor, logits: Tensor,
-    inversion: Inversion, calibration: AuditSet, store: Store | None, device: torch.device,
-) -> Explained:  # fmt: skip
-    classifier, generator = model.classifier, ground.loaded.generator
-
-    def compute() -> Entry:
-        features, real_logits = _calibration_features(classifier, calibration, config.robustness.batch_size, device)
-        decided = real_logits.argmax(1)
-        fitted = fit_calibration(
-            features, decided, classifier.num_classes, config.counterfactual, classifier.class_names, config.seed,
-            classifier.name,
-        )  # fmt: skip
-        points = operating_points(real_logits.softmax(1), calibration.row_labels, decided)
-        targets = choose_targets(
-            config.queries.target, logits, labels, classifier.class_names, classifier, generator, inversion,
-            config.counterfactual,
-        )  # fmt: skip
-        assert not bool((targets == NOT_EXPLAINED).any()), "query images of the target class are never selected"
-        with stage_progress(f"counterfactuals {classifier.name}", len(queries)) as advance:
-            found = explain(
-                classifier, generator, inversion, queries, labels, targets, fitted, points, config.counterfactual,
-                ground.network, advance,
-            )  # fmt: skip
-        tensors = {f.name: getattr(found, f.name) for f in fields(Counterfactuals)}
-        return Entry(tensors | {"targets": targets, "operating_point": points}, {})
-
-    entry = _cached(
-        store,
-        "counterfactuals",
-        compute,
-        classifier=classifier.weights_sha256,
-        source=classifier.source,
-        mean=classifier.mean,
-        std=classifier.std,
-        input_shape=list(classifier.input_shape),
-        inversion=inversion.images,
-        pivots=inversion.pivots,
-        images=queries,
-        embedding=ground.network.weights_sha256,
-        calibration=[calibration.source, hash_tensor(calibration.row_labels), len(calibration)],
-        data=config.data,
-        settings=config.counterfactual,
-        target=config.queries.target,
-        seed=config.seed,
-    )
-    tensors = dict(entry.tensors)
-    targets, points = tensors.pop("targets"), tensors.pop("operating_point")
-    return Explained(Counterfactuals(**tensors), targets, points)
-
-
 def _real_targets(
     calibration: AuditSet, targets: list[int], ground: Ground, config: AuditConfig, device: torch.device
 ) -> dict[int, RealTargets]:
@@ -312,7 +198,7 @@ def _explain_all(
         )
     rows = audited.select(chosen.indices)
     with watch.stage("inversion"):
-        inversion = _invert(config, ground, rows.images(), store, device)
+        inversion = invert_queries(config, ground, rows.images(), store, device)
     kept = _kept_by_inversion(models, rows.row_labels, inversion, device)
     if len(kept) < len(rows):
         result.not_computed.append(
@@ -333,7 +219,9 @@ def _explain_all(
         with watch.stage("counterfactuals"):
             logits = model.logits[chosen.indices[kept]]
             explained.append(
-                _explain_model(model, config, ground, queries, labels, logits, inversion, calibration, store, device)
+                explain_model(
+                    model.classifier, config, ground, queries, labels, logits, inversion, calibration, store, device
+                )
             )
     with watch.stage("metrics"):
         names = ["region", *(r for r in rows.regions if r != "region")] if rows.regions else []
