@@ -17,9 +17,13 @@ Deltas = Mapping[str, Tensor]
 """Per-image additions to parameters, by the parameter's name: `[N, *parameter.shape]`."""
 
 
-def leaky(x: Tensor, gain: float = 1.0) -> Tensor:
-    """Leaky ReLU (slope 0.2) scaled by `sqrt(2) * gain`, which keeps the variance of a unit Gaussian input."""
-    return F.leaky_relu(x, 0.2) * (SQRT2 * gain)
+def leaky(x: Tensor) -> Tensor:
+    """Leaky ReLU with slope 0.2, without its gain.
+
+    StyleGAN2 multiplies by sqrt(2) afterwards to keep the variance of a unit Gaussian input. The function is positively
+    homogeneous, so callers put that gain into the weights and biases before it and save a pass over the maps.
+    """
+    return F.leaky_relu(x, 0.2)
 
 
 def blur_filter() -> Tensor:
@@ -55,7 +59,8 @@ class EqualLinear(nn.Module):
         self.act = act
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.linear(x, self.weight * self.weight_gain, self.bias * self.bias_gain)
+        gain = SQRT2 if self.act else 1.0
+        out = F.linear(x, self.weight * (self.weight_gain * gain), self.bias * (self.bias_gain * gain))
         return leaky(out) if self.act else out
 
 
@@ -73,19 +78,17 @@ class EqualConv(nn.Module):
         self.act, self.down = act, down
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
-        weight = self.weight * self.weight_gain
+        gain = gain * SQRT2 if self.act else gain
+        weight = self.weight * (self.weight_gain * gain)
+        bias = None if self.bias is None else self.bias * gain
         padding = weight.shape[-1] // 2
         if self.down and padding == 0:  # a 1x1 convolution commutes with dropping pixels: filter and drop first
-            x = F.conv2d(blur(x, self.resample_filter, padding=1, stride=2), weight)
+            x = F.conv2d(blur(x, self.resample_filter, padding=1, stride=2), weight, bias)
         elif self.down:
-            x = F.conv2d(blur(x, self.resample_filter, padding=2), weight, stride=2)
+            x = F.conv2d(blur(x, self.resample_filter, padding=2), weight, bias, stride=2)
         else:
-            x = F.conv2d(x, weight, padding=padding)
-        if self.bias is not None:
-            x = x + self.bias.to(x.dtype)[:, None, None]
-        if self.act:
-            return leaky(x, gain)
-        return x * gain if gain != 1.0 else x
+            x = F.conv2d(x, weight, bias, padding=padding)
+        return leaky(x) if self.act else x
 
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
@@ -99,18 +102,24 @@ def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
 
 
 def modulated_conv(
-    x: Tensor, weight: Tensor, styles: Tensor, demodulate: bool, up: bool = False, filt: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    styles: Tensor,
+    demodulate: bool,
+    up: bool = False,
+    filt: Tensor | None = None,
+    gain: float = 1.0,
 ) -> Tensor:
     """Convolve `x` `[N, I, H, W]` by weights modulated with `styles` `[N, I]` (StyleGAN2 equations 1 and 3).
 
     Modulating the input and demodulating the output gives the same result as modulating the weights and lets a batch
     share one dense convolution. Only weights that differ by image (`[N, O, I, k, k]`) need a grouped one.
-    With `up` the resolution doubles and `filt` (4x4) removes the aliases.
+    With `up` the resolution doubles and `filt` (4x4) removes the aliases. `gain` scales the demodulated output.
     """
     n, _, height, width = x.shape
     padding = weight.shape[-1] // 2
     shared = weight.ndim == 4
-    scale = demodulation(weight, styles) if demodulate else None
+    scale = demodulation(weight, styles) * gain if demodulate else None
     x = x * styles[:, :, None, None].to(x.dtype)
     weight = weight.to(x.dtype)
     if not shared:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audit.generator.layers import (
+    SQRT2,
     Deltas,
     EqualConv,
     EqualLinear,
@@ -81,7 +82,6 @@ class SynthesisLayer(nn.Module):
         self.name, self.up, self.resolution = name, up, resolution
         self.affine = EqualLinear(w_dim, inputs, bias=1.0)
         self.weight = nn.Parameter(torch.randn(outputs, inputs, 3, 3))
-        self.weight_gain = 1.0  # demodulation cancels any scale of the weights
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.noise_strength = nn.Parameter(torch.zeros([]))
         self.register_buffer("noise_const", torch.randn(resolution, resolution))
@@ -91,14 +91,15 @@ class SynthesisLayer(nn.Module):
         self, x: Tensor, w: Tensor, noise: str, deltas: Deltas | None, generator: torch.Generator | None
     ) -> Tensor:
         weight = _tuned(self.weight, f"{self.name}.weight", deltas)
-        x = modulated_conv(x, weight, self.affine(w), demodulate=True, up=self.up, filt=self.resample_filter)
+        bias = _per_channel(_tuned(self.bias, f"{self.name}.bias", deltas)).to(x.dtype) * SQRT2
+        x = modulated_conv(x, weight, self.affine(w), True, self.up, self.resample_filter, gain=SQRT2)
         if noise == "const":
-            x = x + (self.noise_const * self.noise_strength).to(x.dtype)
+            bias = bias + (self.noise_const * (self.noise_strength * SQRT2)).to(x.dtype)
         elif noise == "random":
             shape = (x.shape[0], 1, self.resolution, self.resolution)
             drawn = torch.randn(shape, device=x.device, dtype=x.dtype, generator=generator)
-            x = x + drawn * self.noise_strength.to(x.dtype)
-        return leaky(x + _per_channel(_tuned(self.bias, f"{self.name}.bias", deltas)).to(x.dtype))
+            bias = bias + drawn * (self.noise_strength * SQRT2).to(x.dtype)
+        return leaky(x + bias)
 
 
 class ToRGB(nn.Module):
