@@ -248,15 +248,20 @@ def test_page_is_whole_in_a_browser(pages: dict[str, Path], tmp_path: Path):
         "<!doctype html><body><pre id=out></pre><script>addEventListener('message', e => "
         "document.getElementById('out').append(JSON.stringify(e.data) + '\\n'))</script>" + "".join(frames)
     )
-    command = [
-        str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
-        f"--user-data-dir={tmp_path / 'profile'}", "--virtual-time-budget=20000", "--dump-dom", host.as_uri(),
-    ]  # fmt: skip
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
-    found = re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)
-    assert found
-    reports = [json.loads(line) for line in found[1].splitlines()]
-    assert len(reports) == len(frames)
+    reports: list[dict] = []
+    for budget in (20_000, 100_000, 500_000):  # virtual time stands still for scripts, but not for decoding images
+        command = [
+            str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", "--disable-background-networking",
+            f"--user-data-dir={tmp_path / f'profile-{budget}'}", f"--virtual-time-budget={budget}", "--dump-dom",
+            host.as_uri(),
+        ]  # fmt: skip
+        dom = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+        found = re.search(r'<pre id="out">(.*?)</pre>', dom, re.DOTALL)
+        assert found
+        reports = [json.loads(line) for line in found[1].splitlines()]
+        if len(reports) == len(frames):
+            break
+    assert len(reports) == len(frames), "not every page answered: the browser was too slow"
     for report in reports:
         assert report["broken"] == report["fetched"] == 0, report
         assert report["page"] <= report["width"], report
