@@ -343,10 +343,10 @@ class Discriminator(nn.Module):
 def average_parameters(target: nn.Module, source: nn.Module, decay: float) -> None:
     """Move `target` towards `source` by exponential moving average; buffers are copied."""
     with torch.no_grad():
-        for a, b in zip(target.parameters(), source.parameters(), strict=True):
-            a.lerp_(b, 1 - decay)
-        for a, b in zip(target.buffers(), source.buffers(), strict=True):
-            a.copy_(b)
+        for average, new in zip(target.parameters(), source.parameters(), strict=True):
+            average.lerp_(new, 1 - decay)
+        for kept, buffer in zip(target.buffers(), source.buffers(), strict=True):
+            kept.copy_(buffer)
 
 
 def path_lengths(images: Tensor, ws: Tensor, generator: torch.Generator | None = None) -> Tensor:
