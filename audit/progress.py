@@ -28,7 +28,8 @@ def stage_progress(stage: str, total: float) -> Iterator[Advance]:
         TextColumn("left"),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    # The remaining time rests on the last ten minutes: slow stages report less often than rich's default window.
+    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as progress:
         task = progress.add_task(stage, total=total)
 
         def advance(amount: float = 1) -> None:
