@@ -167,6 +167,9 @@ def main() -> None:
     except AuditError as error:
         typer.echo(f"spruce-audit: {error}", err=True)
         sys.exit(2)
+    except OSError as error:
+        typer.echo(f"spruce-audit: '{error.filename or 'a file'}' cannot be used: {error.strerror or error}.", err=True)
+        sys.exit(2)
     except KeyboardInterrupt:
         typer.echo("spruce-audit: interrupted; nothing half-written was left.", err=True)
         sys.exit(130)

@@ -67,8 +67,13 @@ class DataConfig(Section):
     image_size: int | None = Field(None, ge=8, le=1024, description="resize (antialiased) to this side; default: as is")
     channels: Literal[1, 3] | None = Field(None, description="convert to grey (1) or RGB (3); default: as the data is")
     audit_split: str = "test"
-    calibration_split: str | None = Field(None, description="default: 'calibration' if present, else 'train'")
+    calibration_split: str | None = Field(None, description="default: the first there is of calibration, val and train")
     phantom: PhantomConfig = PhantomConfig()
+
+    @property
+    def is_phantom(self) -> bool:
+        """Whether the data are the built-in phantom."""
+        return self.format == "phantom" or (self.format == "auto" and self.path == "phantom")
 
 
 class QueryConfig(Section):
@@ -196,6 +201,13 @@ class ClassifierConfig(Section):
             )
         if given and given[0] != "file" and self.checkpoint is None:
             raise ValueError(f"classifier '{self.name}' needs a checkpoint beside its {given[0]}")
+        idle = {
+            "checkpoint": self.file is not None and self.checkpoint is not None,
+            "architecture_args": bool(self.architecture_args) and self.architecture is None,
+            "factory_args": bool(self.factory_args) and self.factory is None,
+        }
+        for key in (k for k, unused in idle.items() if unused):
+            raise ValueError(f"'{key}' of classifier '{self.name}' would have no effect: remove it")
         return self
 
 

@@ -9,16 +9,30 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier, weights_hash
 from audit.classifiers.mode import preserve_mode
 from audit.config import AuditConfig
-from audit.counterfactual.exceptional import fit_calibration
+from audit.counterfactual.exceptional import Calibration, fit_calibration
 from audit.counterfactual.iterates import operating_points
 from audit.counterfactual.spruce import Counterfactuals, explain
 from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets
 from audit.data.audit_set import AuditSet
+from audit.errors import ClassifierError
 from audit.ground import Ground
 from audit.inversion.invert import Inversion, invert
 from audit.inversion.storing import from_entry, to_entry
 from audit.progress import stage_progress
 from audit.store import Entry, Store, hash_tensor
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """What a classifier's features and confidence look like on the calibration split.
+
+    `operating_point` `[K]` is NaN for a class of which no calibration image is classified correctly. `key` stands for
+    everything that was seen: the features and logits of these very images.
+    """
+
+    fitted: Calibration
+    operating_point: Tensor
+    key: str
 
 
 @dataclass(frozen=True)
@@ -64,71 +78,77 @@ def invert_queries(
 
 
 @torch.no_grad()
-def _calibration_features(
-    classifier: Classifier, calibration: AuditSet, batch_size: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
+def calibrate(classifier: Classifier, calibration: AuditSet, config: AuditConfig, device: torch.device) -> Calibrated:
+    """Learn what is usual for `classifier` on the calibration images, `robustness.batch_size` at a time.
+
+    Raises ClassifierError where it assigns too few images to a class.
+    """
     features, logits = [], []
     with preserve_mode(classifier), stage_progress(f"calibration {classifier.name}", len(calibration)) as advance:
-        for images, _, _ in calibration.batches(batch_size):
+        for images, _, _ in calibration.batches(config.robustness.batch_size):
             x, y = classifier.features_and_logits(images.to(device))
             features.append(x.cpu())
             logits.append(y.cpu())
             advance(len(images))
-    return torch.cat(features), torch.cat(logits)
+    seen, answers = torch.cat(features), torch.cat(logits)
+    decided = answers.argmax(1)
+    fitted = fit_calibration(
+        seen, decided, classifier.num_classes, config.counterfactual, classifier.class_names, config.seed,
+        classifier.name,
+    )  # fmt: skip
+    points = operating_points(answers.softmax(1), calibration.row_labels, decided)
+    return Calibrated(fitted, points, hash_tensor(seen) + hash_tensor(answers))
 
 
 def explain_model(
-    classifier: Classifier, config: AuditConfig, ground: Ground, queries: Tensor, labels: Tensor, logits: Tensor,
-    inversion: Inversion, calibration: AuditSet, store: Store | None, device: torch.device,
+    classifier: Classifier, calibrated: Calibrated, config: AuditConfig, ground: Ground, queries: Tensor,
+    labels: Tensor, logits: Tensor, inversion: Inversion, store: Store | None, device: torch.device,
 ) -> Explained:  # fmt: skip
-    """Calibrate one classifier on the calibration split and draw its counterfactuals of the query images.
+    """Draw one classifier's counterfactuals of the query images.
 
     `queries` `[N, C, H, W]`, their `labels` `[N]` and the classifier's `logits` `[N, K]` on them belong together.
-    Raises ClassifierError where the classifier assigns too few calibration images to a class.
+    Raises ClassifierError where a target class has no operating point.
     """
     generator = ground.loaded.generator
 
     def compute() -> Entry:
-        features, real_logits = _calibration_features(classifier, calibration, config.robustness.batch_size, device)
-        decided = real_logits.argmax(1)
-        fitted = fit_calibration(
-            features, decided, classifier.num_classes, config.counterfactual, classifier.class_names, config.seed,
-            classifier.name,
-        )  # fmt: skip
-        points = operating_points(real_logits.softmax(1), calibration.row_labels, decided)
         targets = choose_targets(
             config.queries.target, logits, labels, classifier.class_names, classifier, generator, inversion,
             config.counterfactual,
         )  # fmt: skip
         assert not bool((targets == NOT_EXPLAINED).any()), "query images of the target class are never selected"
+        for target in targets.unique().tolist():
+            if calibrated.operating_point[target].isnan():
+                raise ClassifierError(
+                    f"Classifier '{classifier.name}' gets no calibration image of class "
+                    f"'{classifier.class_names[target]}' right, so that nothing says how convincing a counterfactual "
+                    "towards it should be: choose another target or leave the classifier out."
+                )
         with stage_progress(f"counterfactuals {classifier.name}", len(queries)) as advance:
             found = explain(
-                classifier, generator, inversion, queries, labels, targets, fitted, points, config.counterfactual,
-                ground.network, advance,
+                classifier, generator, inversion, queries, labels, targets, calibrated.fitted,
+                calibrated.operating_point, config.counterfactual, ground.network, advance,
             )  # fmt: skip
         tensors = {f.name: getattr(found, f.name) for f in fields(Counterfactuals)}
-        return Entry(tensors | {"targets": targets, "operating_point": points}, {})
+        return Entry(tensors | {"targets": targets}, {})
 
     entry = _cached(
         store,
         "counterfactuals",
         compute,
-        classifier=classifier.weights_sha256,
-        source=classifier.source,
+        # The features and logits stand for weights, code, preprocessing and class order of the classifier alike.
+        classifier=calibrated.key,
+        logits=logits,
         generator=ground.loaded.sha256,
-        mean=classifier.mean,
-        std=classifier.std,
-        input_shape=list(classifier.input_shape),
         inversion=inversion.images,
         pivots=inversion.pivots,
-        images=queries,
+        queries=queries,
+        labels=labels,
         embedding=ground.network.weights_sha256,
-        calibration=[calibration.source, hash_tensor(calibration.row_labels), len(calibration)],
-        data=config.data,
         settings=config.counterfactual,
         target=config.queries.target,
         seed=config.seed,
     )
     tensors = dict(entry.tensors)
-    targets, points = tensors.pop("targets"), tensors.pop("operating_point")
-    return Explained(Counterfactuals(**tensors), targets, points)
+    targets = tensors.pop("targets")
+    return Explained(Counterfactuals(**tensors), targets, calibrated.operating_point)

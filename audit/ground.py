@@ -11,7 +11,7 @@ from audit.errors import GeneratorError, MetricError
 from audit.generator.features import DiscriminatorFeatures
 from audit.generator.load import LoadedGenerator, check_fits, load_generator
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
-from audit.metrics.canonical import Lpips, available, load_inception, load_lpips
+from audit.metrics.canonical import LPIPS_SMALLEST, Lpips, available, load_inception, load_lpips
 from audit.metrics.embedding import Embedder, FeatureNetwork
 from audit.metrics.phantom_factors import load_phantom_factors
 from audit.results import NotComputed
@@ -44,29 +44,32 @@ def load_ground(config: AuditConfig, data: AuditSet, device: torch.device) -> Gr
     lpips: Lpips | None = None
     if config.metrics.canonical != "off":
         there = available()
-        for key, what in (
-            ("inception-v3-fid", "FID in Inception-v3"),
-            ("lpips-v0.1-vgg", "LPIPS v0.1 (VGG-16)"),
-            ("clip", "CMMD in CLIP ViT-L/14-336"),
-        ):
+        wanted = {"inception-v3-fid": "FID in Inception-v3", "lpips-v0.1-vgg": "LPIPS v0.1 (VGG-16)"}
+        for key, what in wanted.items():
             if isinstance(there[key], str):
                 missing.append(NotComputed(what=what, why=str(there[key])))
-        if config.metrics.canonical == "require" and len(missing) > 1:
+        if config.metrics.canonical == "require" and missing:
             raise MetricError(f"metrics.canonical is 'require' but {missing[0].what} is not there: {missing[0].why}.")
+        missing.append(NotComputed(what="CMMD in CLIP ViT-L/14-336", why=str(there["clip"])))
         if not isinstance(there["inception-v3-fid"], str):
             inception.append(load_inception().to(device))
         if not isinstance(there["lpips-v0.1-vgg"], str):
-            lpips = load_lpips("vgg").to(device)
-    network = domain_embedding(config.metrics.embedding, config.data.path, loaded, device)
+            side = min(data.image_shape[1:])
+            if side >= LPIPS_SMALLEST["vgg"]:
+                lpips = load_lpips("vgg").to(device)
+            else:
+                missing.append(NotComputed(what=wanted["lpips-v0.1-vgg"], why=f"images of side {side} are too small"))
+    network = domain_embedding(config.metrics.embedding, config.data.is_phantom, loaded, device)
+    network.embed(torch.zeros(1, *data.image_shape, device=device))  # a wrong size is said before the long stages
     return Ground(loaded, encoder, network, inception, lpips, missing)
 
 
-def domain_embedding(wanted: str, data_path: str, loaded: LoadedGenerator, device: torch.device) -> FeatureNetwork:
+def domain_embedding(wanted: str, phantom: bool, loaded: LoadedGenerator, device: torch.device) -> FeatureNetwork:
     """The network that no audited model had a part in, by `metrics.embedding`; it is named in the results.
 
     "auto" takes the factor network for the phantom, else the discriminator. Raises GeneratorError if it is missing.
     """
-    if wanted == "phantom-factors" or (wanted == "auto" and data_path == "phantom"):
+    if wanted == "phantom-factors" or (wanted == "auto" and phantom):
         return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
     if loaded.discriminator is None:
         raise GeneratorError(

@@ -15,6 +15,7 @@ from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.metrics.embedding import FeatureNetwork, embed_all
 from audit.metrics.transfer import EmbeddingJudge, Verdicts
+from audit.progress import stage_progress
 from audit.robustness.pgd import pgd_attack
 from audit.seeds import stage_generator
 
@@ -56,7 +57,7 @@ def adversarial_examples(
     classifier: Classifier, queries: Tensor, labels: Tensor, seed: int, device: torch.device
 ) -> Tensor:
     """Pixel-space adversarial examples `[N, C, H, W]` of the query images against one model."""
-    generator = stage_generator(seed, "judges", device)
+    generator = stage_generator(seed, "judges")
     return torch.cat(
         [
             pgd_attack(
@@ -83,7 +84,11 @@ def all_verdicts(
     `made` and `targets` hold each classifier's counterfactuals `[N, C, H, W]` and their target classes `[N]`.
     Adversarial examples count only where they bring the model they were made for to its target.
     """
-    adversarial = [adversarial_examples(c, queries, labels, seed, device) for c in classifiers]
+    adversarial = []
+    with stage_progress("adversarial examples for the judges", len(classifiers)) as advance:
+        for c in classifiers:
+            adversarial.append(adversarial_examples(c, queries, labels, seed, device))
+            advance()
     works = [
         decisions(c, images, device) == target
         for c, images, target in zip(classifiers, adversarial, targets, strict=True)

@@ -34,7 +34,7 @@ def source_classes(config: QueryConfig, class_names: Sequence[str]) -> tuple[int
             raise ConfigError(
                 f"Key 'queries.classes' names '{name}', which is not one of the classes: {', '.join(class_names)}."
             )
-    sources = tuple(class_names.index(name) for name in names if name != config.target)
+    sources = tuple(class_names.index(name) for name in dict.fromkeys(names) if name != config.target)
     if not sources:
         raise ConfigError("Key 'queries.classes' leaves nothing to explain: name a class other than the target.")
     return sources

@@ -152,14 +152,13 @@ class QueryRow(Row):
     confidence: float
     l1: float
     perceptual: float | None = None
-    realism_weight: float | None = None
     mass: dict[str, float | None] = Field(default_factory=dict, description="share of the edit in each named region")
     area: dict[str, float | None] = Field(default_factory=dict)
     agreed_by: dict[str, bool] = Field(default_factory=dict)
     trace: list[float] = Field(default_factory=list, description="probability of the target class at each step")
     counterfactual_image: str | None = Field(None, description="path relative to results.json")
     semifactual_image: str | None = None
-    edit_image: str | None = Field(None, description="edit map |x_cf - x_inv|, mean over channels, 8-bit, full scale 0.25")
+    edit_image: str | None = Field(None, description="|x_cf - x_inv|, mean over channels, 8-bit, full scale 0.25")
 
 
 class NotComputed(Row):
@@ -187,6 +186,9 @@ class ModelResult(Row):
     not_computed: list[NotComputed] = Field(default_factory=list)
     left_out: dict[str, int] = Field(
         default_factory=dict, description="candidate query images this model misclassifies, by class"
+    )
+    left_out_by_inversion: int = Field(
+        default=0, description="candidate query images whose unedited inversion this model decides otherwise"
     )
 
 
@@ -263,7 +265,7 @@ def json_schema() -> dict[str, Any]:
 
 
 def read_results(path: str | Path) -> AuditResult:
-    """Read a `results.json`; raises ResultsError naming file and remedy if it is missing, broken or of another major."""
+    """Read a `results.json`; raises ResultsError naming file and remedy if missing, broken or of another major."""
     file = Path(path)
     if not file.is_file():
         raise ResultsError(f"Results file '{file}' does not exist: run `spruce-audit run` first or check the path.")

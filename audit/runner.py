@@ -5,25 +5,25 @@ import json
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
 from audit.classifiers.classifier import Classifier, weights_hash
 from audit.classifiers.load import load_classifier
+from audit.common import embed_with_bar, gather, named
 from audit.config import AuditConfig, load_config, recorded
 from audit.data.audit_set import AuditSet
 from audit.data.load import calibration_split, load_data
 from audit.environment import Stopwatch, choose_device
-from audit.errors import DataError
-from audit.explaining import Explained, explain_model, invert_queries
+from audit.errors import ConfigError, DataError
+from audit.explaining import Calibrated, calibrate, explain_model, invert_queries
+from audit.gallery import name_pictures, save_pictures
 from audit.ground import Ground, load_ground
 from audit.inversion.invert import Inversion
 from audit.judges import all_verdicts, classifier_judge, decisions, domain_judge
-from audit.metrics.edit import edit_map
-from audit.metrics.embedding import embed_all
 from audit.metrics.transfer import fit_judge
-from audit.pictures import file_names, folder_name, save_edit, save_image, save_mask
 from audit.queries import Selection, select_queries, source_classes
 from audit.ranking import rank_models
 from audit.report.build import render_report
@@ -36,16 +36,17 @@ from audit.results import (
     ModelResult,
     NotComputed,
     Perceptual,
-    Query,
     Robust,
 )
 from audit.robustness.evaluate import clean_of_logits, predict, robust_accuracy
-from audit.scoring import Common, RealTargets, Scored, named, score_model
+from audit.scoring import Scored, score_model
 from audit.seeds import stage_generator
 from audit.store import Store, atomic_write_text, staged_output
 
-REAL_TARGETS = 1000
-"""Most real images of a target class that distributions and nearest neighbours are taken from."""
+CALIBRATION_PER_CLASS = 4000
+"""Most calibration images a class is learnt from: more change nothing that matters and cost memory."""
+SPARE = 12
+"""One query image more is inverted for this many asked for."""
 
 
 @dataclass
@@ -76,10 +77,20 @@ def run_audit(
         base, settings = Path.cwd(), config
     else:
         base, settings = Path(config).resolve().parent, load_config(config)
-    store = None if cache is None else Store(Path(cache).expanduser())
+    store = None if cache is None else _open_store(Path(cache).expanduser())
     with staged_output(Path(out)) if out is not None else nullcontext() as folder:
         result = _run(settings, base, folder, store)
     return result
+
+
+def _open_store(root: Path) -> Store:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=root):
+            pass
+    except OSError as error:
+        raise ConfigError(f"Cache folder '{root}' cannot be written ({error.strerror}): name another one.") from None
+    return Store(root)
 
 
 def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | None) -> AuditResult:
@@ -91,11 +102,15 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
         calibration = None
         if config.generator is not None:
             # Said before the long stages begin: a wrong split or class name should not cost an hour.
-            calibration = data.split(calibration_split(config.data, data))
+            calibration = _capped(data.split(calibration_split(config.data, data)), config.seed)
             source_classes(config.queries, data.class_names)
     with watch.stage("classifiers"):
         classifiers = [load_classifier(c, data.image_shape, data.class_names).to(device) for c in config.classifiers]
         ground = None if config.generator is None else load_ground(config, data, device)
+    calibrated: list[Calibrated] = []
+    if calibration is not None:
+        with watch.stage("calibration"):
+            calibrated = [calibrate(c, calibration, config, device) for c in classifiers]
     models = [_measure(c, audited_set, config, watch, device) for c in classifiers]
     result = AuditResult(
         name=config.name,
@@ -118,7 +133,7 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
             NotComputed(what="counterfactuals, index and ranking", why="the configuration names no generator")
         )
     else:
-        _explain_all(config, ground, models, audited_set, calibration, result, folder, store, watch, device)
+        _explain_all(config, ground, models, calibrated, audited_set, calibration, result, folder, store, watch, device)
     result.environment = watch.environment(device)
     if folder is not None:
         text = json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False)
@@ -126,6 +141,14 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
         with watch.stage("report"):
             render_report(folder / "results.json")
     return result
+
+
+def _capped(calibration: AuditSet, seed: int) -> AuditSet:
+    """At most CALIBRATION_PER_CLASS images of every class, drawn by `seed`."""
+    labels = calibration.row_labels
+    order = torch.randperm(len(labels), generator=stage_generator(seed, "calibration"))
+    rows = [order[labels[order] == c][:CALIBRATION_PER_CLASS] for c in range(len(calibration.class_names))]
+    return calibration.select(torch.cat(rows).sort().values)
 
 
 def _measure(
@@ -153,108 +176,56 @@ def _model_result(model: Audited) -> ModelResult:
     )
 
 
-def _real_targets(
-    calibration: AuditSet, targets: list[int], ground: Ground, config: AuditConfig, device: torch.device
-) -> dict[int, RealTargets]:
-    found = {}
-    labels = calibration.row_labels
-    for target in targets:
-        rows = (labels == target).nonzero()[:, 0]
-        if len(rows) == 0:
-            raise DataError(
-                f"The calibration split of {calibration.source} has no image of the target class "
-                f"'{calibration.class_names[target]}': add some or choose another target."
-            )
-        order = torch.randperm(len(rows), generator=stage_generator(config.seed, f"real targets/{target}"))
-        images = calibration.images(rows[order[:REAL_TARGETS]])
-        found[target] = RealTargets(
-            calibration.class_names[target], images, embed_all(ground.network, images, 256, device)
-        )
-    return found
-
-
 def _explain_all(
-    config: AuditConfig, ground: Ground, models: list[Audited], audited: AuditSet, calibration: AuditSet,
-    result: AuditResult, folder: Path | None, store: Store | None, watch: Stopwatch, device: torch.device,
+    config: AuditConfig, ground: Ground, models: list[Audited], calibrated: list[Calibrated], audited: AuditSet,
+    calibration: AuditSet, result: AuditResult, folder: Path | None, store: Store | None, watch: Stopwatch,
+    device: torch.device,
 ) -> None:  # fmt: skip
     """Query images, inversion, counterfactuals, metrics, ranking and pictures; fills `result`."""
     result.generator_sha256 = ground.loaded.sha256
     result.encoder_sha256 = None if ground.encoder is None else weights_hash(ground.encoder.state_dict())
     result.realism_embedding = result.perceptual_embedding = named(ground.network)
     result.not_computed += ground.missing
-    predicted = {m.classifier.name: m.predicted for m in models}
-    chosen = select_queries(audited.row_labels, predicted, config.queries, audited.class_names, config.seed)
-    result.queries_asked = config.queries.n
-    for row in result.models:
-        row.left_out = chosen.left_out[row.name]
-    if len(chosen.indices) < 2:
-        raise DataError(_too_few(chosen, models))
-    if len(chosen.indices) < config.queries.n:
-        result.not_computed.append(
-            NotComputed(
-                what=f"{config.queries.n - len(chosen.indices)} of {config.queries.n} query images",
-                why="the audit split has no more images of the source classes that all models classify correctly",
-            )
-        )
-    rows = audited.select(chosen.indices)
     with watch.stage("inversion"):
-        inversion = invert_queries(config, ground, rows.images(), store, device)
-    kept = _kept_by_inversion(models, rows.row_labels, inversion, device)
-    if len(kept) < len(rows):
-        result.not_computed.append(
-            NotComputed(
-                what=f"counterfactuals of {len(rows) - len(kept)} query images",
-                why="a model decides otherwise on their inversion already, so that nothing is left to be edited",
-            )
-        )
-    if len(kept) < 2:
-        raise DataError(
-            f"The models keep their decision on {len(kept)} of {len(rows)} inverted query images: the inversions (mean "
-            f"squared error {float(inversion.mse.mean()):.2g}) are too poor; train the generator longer."
-        )
-    rows, inversion = rows.select(kept), inversion.select(kept)
+        rows, indices, inversion = _queries(config, ground, models, audited, result, store, device)
     queries, labels = rows.images(), rows.row_labels
     explained = []
-    for model in models:
+    for model, known in zip(models, calibrated, strict=True):
         with watch.stage("counterfactuals"):
-            logits = model.logits[chosen.indices[kept]]
-            explained.append(
-                explain_model(
-                    model.classifier, config, ground, queries, labels, logits, inversion, calibration, store, device
-                )
+            made = explain_model(
+                model.classifier,
+                known,
+                config,
+                ground,
+                queries,
+                labels,
+                model.logits[indices],
+                inversion,
+                store,
+                device,
             )
-    with watch.stage("metrics"):
-        names = ["region", *(r for r in rows.regions if r != "region")] if rows.regions else []
-        targets = sorted({int(t) for e in explained for t in e.targets.unique()})
-        common = Common(
-            ids=rows.row_ids,
-            labels=labels,
-            queries=queries,
-            inversions=inversion.images,
-            embedded_inversions=embed_all(ground.network, inversion.images, 256, device),
-            regions={name: rows.region(name) for name in names},
-            real=_real_targets(calibration, targets, ground, config, device),
-            network=ground.network,
-            canonical=ground.inception,
-            class_names=audited.class_names,
-            device=device,
+            explained.append(made)
+    targets = [e.targets for e in explained]
+    if any(not torch.equal(targets[0], other) for other in targets[1:]):
+        result.not_computed.append(
+            NotComputed(
+                what="distribution metrics and realism at one n and target for all models",
+                why=f"with queries.target = '{config.queries.target}' models were asked for different target classes; "
+                "name a fixed target class to compare them exactly",
+            )
         )
-        embedded = embed_all(ground.network, calibration, 256, device)
+    with watch.stage("metrics"):
+        embedded = embed_with_bar(ground.network, calibration, device, "embedding calibration images")
+        asked = sorted({int(t) for one in targets for t in one.unique()})
+        common = gather(rows, inversion, calibration, embedded, asked, ground, config.seed, device)
         domain = fit_judge(ground.network.name, embedded, calibration.row_labels)
         judges = [classifier_judge(m.classifier, m.clean.accuracy.value or 0.0, device) for m in models]
-        audited_embedded = embed_all(ground.network, audited, 256, device)
-        judges.append(domain_judge(domain, ground.network, audited_embedded, audited.row_labels, device))
+        real = embed_with_bar(ground.network, audited, device, "embedding audited images")
+        judges.append(domain_judge(domain, ground.network, real, audited.row_labels, device))
         verdicts = all_verdicts(
-            [m.classifier for m in models],
-            judges,
-            [e.found.images for e in explained],
-            [e.targets for e in explained],
-            queries,
-            labels,
-            inversion.images,
-            config.seed,
-            device,
-        )
+            [m.classifier for m in models], judges, [e.found.images for e in explained], targets, queries, labels,
+            inversion.images, config.seed, device,
+        )  # fmt: skip
         scored = [
             score_model(m.classifier.name, common, e.found, e.targets, e.operating_point, v, config)
             for m, e, v in zip(models, explained, verdicts, strict=True)
@@ -268,20 +239,51 @@ def _explain_all(
     with watch.stage("ranking"):
         _rank(result, scored, config)
     result.inversion = _inversion_summary(inversion, ground)
-    _name_pictures(result, common, inversion)
+    name_pictures(result, common, inversion)
     if folder is not None:
-        _save_pictures(result, common, inversion, explained, folder)
+        save_pictures(result, common, [e.found for e in explained], folder)
 
 
-def _kept_by_inversion(models: list[Audited], labels: Tensor, inversion: Inversion, device: torch.device) -> Tensor:
-    """Positions of the images whose inversion every model still assigns to their label.
+def _queries(
+    config: AuditConfig, ground: Ground, models: list[Audited], audited: AuditSet, result: AuditResult,
+    store: Store | None, device: torch.device,
+) -> tuple[AuditSet, Tensor, Inversion]:  # fmt: skip
+    """Choose the query images and invert them: the rows, their positions in the audit split, their inversions.
 
-    An inversion that has flipped on its own would count as a counterfactual without any edit.
+    A few more than asked for are inverted, to replace those that a model decides otherwise after inversion alone: they
+    would count as counterfactuals without an edit.
     """
-    kept = torch.ones(len(labels), dtype=torch.bool)
-    for model in models:
-        kept &= decisions(model.classifier, inversion.images, device) == labels
-    return kept.nonzero()[:, 0]
+    wanted = config.queries.n
+    spare = config.queries.model_copy(update={"n": wanted + max(2, wanted // SPARE)})
+    predicted = {m.classifier.name: m.predicted for m in models}
+    chosen = select_queries(audited.row_labels, predicted, spare, audited.class_names, config.seed)
+    result.queries_asked = wanted
+    for row in result.models:
+        row.left_out = chosen.left_out[row.name]
+    if len(chosen.indices) < 2:
+        raise DataError(_too_few(chosen, models))
+    rows = audited.select(chosen.indices)
+    inversion = invert_queries(config, ground, rows.images(), store, device)
+    stable = torch.ones(len(rows), dtype=torch.bool)
+    for model, row in zip(models, result.models, strict=True):
+        same = decisions(model.classifier, inversion.images, device) == rows.row_labels
+        row.left_out_by_inversion = int((~same).sum())
+        stable &= same
+    kept = stable.nonzero()[:wanted, 0]
+    if len(kept) < 2:
+        raise DataError(
+            f"The models keep their decision on {len(kept)} of {len(rows)} inverted query images: the inversions (mean "
+            f"squared error {float(inversion.mse.mean()):.2g}) are too poor; train the generator longer."
+        )
+    if len(kept) < wanted:
+        result.not_computed.append(
+            NotComputed(
+                what=f"counterfactuals of {wanted - len(kept)} of {wanted} query images",
+                why="the audit split has no more images of the source classes that all models classify correctly, as "
+                "they are and as inversions",
+            )
+        )
+    return rows.select(kept), chosen.indices[kept], inversion.select(kept)
 
 
 def _too_few(chosen: Selection, models: list[Audited]) -> str:
@@ -317,42 +319,3 @@ def _inversion_summary(inversion: Inversion, ground: Ground) -> InversionSummary
         pivot_mse=mean(inversion.pivot_mse),
         perceptual=None if perceptual is None else Perceptual(value=perceptual, embedding=named(ground.network)),
     )
-
-
-def _name_pictures(result: AuditResult, common: Common, inversion: Inversion) -> None:
-    """List the queries in the results and name every picture, relative to the results' folder."""
-    files = file_names(common.ids)
-    for i, name in enumerate(files):
-        result.queries.append(
-            Query(
-                id=common.ids[i],
-                label=common.class_names[int(common.labels[i])],
-                image=f"images/queries/{name}.png",
-                inversion_image=f"images/queries/{name}-inversion.png",
-                region_images={r: f"images/queries/{name}-{r}.png" for r, m in common.regions.items() if m[i].any()},
-                inversion_mse=float(inversion.mse[i]),
-                inversion_perceptual=None if inversion.perceptual is None else float(inversion.perceptual[i]),
-            )
-        )
-    for position, model in enumerate(result.models):
-        base = f"images/{folder_name(model.name, position)}"
-        for name, row in zip(files, model.queries, strict=True):
-            row.counterfactual_image = f"{base}/{name}-counterfactual.png"
-            row.semifactual_image = f"{base}/{name}-semifactual.png"
-            row.edit_image = f"{base}/{name}-edit.png"
-
-
-def _save_pictures(
-    result: AuditResult, common: Common, inversion: Inversion, explained: list[Explained], folder: Path
-) -> None:
-    for i, query in enumerate(result.queries):
-        save_image(common.queries[i], folder / query.image)
-        save_image(inversion.images[i], folder / query.inversion_image)
-        for region, path in query.region_images.items():
-            save_mask(common.regions[region][i], folder / path)
-    for model, one in zip(result.models, explained, strict=True):
-        edits = edit_map(one.found.images, inversion.images)
-        for i, row in enumerate(model.queries):
-            save_image(one.found.images[i], folder / str(row.counterfactual_image))
-            save_image(one.found.semifactuals[i], folder / str(row.semifactual_image))
-            save_edit(edits[i], folder / str(row.edit_image))

@@ -7,12 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from audit.common import MAIN_REGION, Common, named
 from audit.config import AuditConfig
 from audit.counterfactual.spruce import Counterfactuals
 from audit.errors import MetricError
 from audit.metrics.distribution import distribution_row
-from audit.metrics.edit import changed_share, edit_map, mean_absolute, nearest_distance
-from audit.metrics.embedding import Embedder, FeatureNetwork, embed_all
+from audit.metrics.edit import changed_share, edit_map, mean_absolute
+from audit.metrics.embedding import embed_all
 from audit.metrics.localisation import localise, region_share
 from audit.metrics.perceptual import perceptual_all
 from audit.metrics.score import (
@@ -24,38 +25,11 @@ from audit.metrics.score import (
 )
 from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scores
 from audit.results import Counterfactuals as CounterfactualSummary
-from audit.results import Distribution, Embedding, Interval, NotComputed, Perceptual, QueryRow
+from audit.results import Distribution, Interval, NotComputed, Perceptual, QueryRow
 from audit.robustness.evaluate import wilson_interval
 from audit.seeds import stage_generator
 
-MAIN_REGION = "region"
 PERMUTATIONS = 999
-
-
-@dataclass(frozen=True)
-class RealTargets:
-    """Real images of one target class from the calibration split: pixels `[m, C, H, W]` and embedding `[m, d]`."""
-
-    name: str
-    images: Tensor
-    embedded: Tensor
-
-
-@dataclass(frozen=True)
-class Common:
-    """What all models' scores share: the query images, their inversions, masks, and the ground of the metrics."""
-
-    ids: tuple[str, ...]
-    labels: Tensor
-    queries: Tensor
-    inversions: Tensor
-    embedded_inversions: Tensor
-    regions: dict[str, Tensor]
-    real: dict[int, RealTargets]
-    network: FeatureNetwork
-    canonical: Sequence[Embedder]
-    class_names: tuple[str, ...]
-    device: torch.device
 
 
 def mean_interval(values: Tensor, level: float = 0.95) -> Interval:
@@ -70,11 +44,6 @@ def mean_interval(values: Tensor, level: float = 0.95) -> Interval:
     return Interval(value=mean, low=mean - half, high=mean + half, level=level, n=len(finite))
 
 
-def named(network: Embedder) -> Embedding:
-    """The line that says which network a number rests on."""
-    return Embedding(name=network.name, weights_sha256=network.weights_sha256)
-
-
 @dataclass(frozen=True)
 class Scored:
     """One model's part of the results."""
@@ -86,37 +55,43 @@ class Scored:
 
 
 def _distributions(
-    common: Common, found: Counterfactuals, targets: Tensor, embedded: Tensor, config: AuditConfig, model: str
+    common: Common, found: Counterfactuals, targets: Tensor, embedded: Tensor, config: AuditConfig
 ) -> tuple[dict[str, list[Distribution]], tuple[TargetKernels, ...], list[NotComputed], dict[str, str]]:
+    """Rows of FID and MMD, the kernels behind realism, and what was refused on too few images, by target class."""
     tables: dict[str, list[Distribution]] = {"fid": [], "cmmd": [], "mmd": []}
     kernels: list[TargetKernels] = []
     missing: list[NotComputed] = []
     reasons: dict[str, str] = {}
     fewest = config.metrics.min_images
+    kinds: tuple[tuple[Literal["fid", "mmd"], Literal["biased", "unbiased"]], ...]
+    kinds = (("fid", "biased"), ("mmd", "biased"), ("mmd", "unbiased"))
+    canonical = {n.name: embed_all(n, found.images, 32, common.device) for n in common.canonical}
     for target in targets.unique().tolist():
         rows = (targets == target).nonzero()[:, 0]
-        real = common.real[target]
-        generator = stage_generator(config.seed, f"distributions/{real.name}")
+        real, inverted = common.real[target], common.embedded_inversions[rows]
+
+        def generator(name: str = real.name) -> torch.Generator:
+            # The same splits of the real images for every row and model, so that floors compare.
+            return stage_generator(config.seed, f"distributions/{name}")
+
         try:
-            kinds: tuple[tuple[Literal["fid", "mmd"], Literal["biased", "unbiased"]], ...]
-            kinds = (("fid", "biased"), ("mmd", "unbiased"))
             for kind, estimator in kinds:
                 row = distribution_row(
-                    kind, common.network, embedded[rows], common.embedded_inversions[rows], real.embedded, real.name,
-                    generator, fewest, estimator,
+                    kind, common.network, embedded[rows], inverted, real.embedded, real.name, generator(), fewest,
+                    estimator,
                 )  # fmt: skip
                 tables[row.metric].append(row)
             for network in common.canonical:
-                sets = [found.images[rows], common.inversions[rows], real.images]
-                e_cf, e_inv, e_real = (embed_all(network, s, 32, common.device) for s in sets)
-                row = distribution_row("fid", network, e_cf, e_inv, e_real, real.name, generator, fewest)
+                made, before = canonical[network.name][rows], common.canonical_inversions[network.name][rows]
+                row = distribution_row(
+                    "fid", network, made, before, real.canonical[network.name], real.name, generator(), fewest
+                )
                 tables["fid"].append(row)
             kernels.append(
                 target_kernels(
-                    real.name, rows, embedded[rows], common.embedded_inversions[rows], real.embedded,
-                    found.flipped[rows], generator, fewest,
+                    real.name, rows, embedded[rows], inverted, real.embedded, found.flipped[rows], generator(), fewest
                 )
-            )  # fmt: skip
+            )
         except MetricError as refused:
             missing.append(NotComputed(what=f"FID, MMD and realism towards '{real.name}'", why=str(refused)))
             reasons["realism"] = str(refused)
@@ -139,11 +114,11 @@ def score_model(
     edit = edit_map(found.images, common.inversions)
     l1 = mean_absolute(found.images, common.inversions)
     embedded = embed_all(common.network, found.images, 256, common.device)
-    tables, kernels, missing, reasons = _distributions(common, found, targets, embedded, config, name)
+    tables, kernels, missing, reasons = _distributions(common, found, targets, embedded, config)
     nearest = torch.empty(len(targets))
     for target in targets.unique().tolist():
         rows = targets == target
-        nearest[rows] = nearest_distance(common.queries[rows], common.real[target].images)[0]
+        nearest[rows] = common.real[target].nearest[rows]
     local = {region: localise(edit, mask) for region, mask in common.regions.items()}
     main = local.get(MAIN_REGION)
     if main is None or not main["mass"].isfinite().any():

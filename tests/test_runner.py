@@ -52,7 +52,7 @@ def folder(tmp_path_factory):
     """A data archive, a small generator trained on it, and two classifiers that are one function."""
     root = tmp_path_factory.mktemp("audit")
     arrays = {}
-    for seed, (split, n) in enumerate({"train": 400, "val": 20, "test": 120}.items()):
+    for seed, (split, n) in enumerate({"train": 400, "val": 200, "test": 120}.items()):
         arrays[f"{split}_images"], arrays[f"{split}_labels"] = draw(n, seed)
     np.savez(root / "data.npz", **arrays)
     (root / "networks.py").write_text(FACTORY)
@@ -218,7 +218,7 @@ def audit_status(file: Path, out: Path, monkeypatch) -> int:
 
 def folder_of_images(root: Path, broken: str) -> None:
     """A folder per class with one defect, and weights with another: what users really hand in."""
-    images, labels = draw(60, seed=9)
+    images, labels = draw(240, seed=9)
     for i, (image, label) in enumerate(zip(images, labels[:, 0], strict=True)):
         place = root / ("train" if i % 2 else "test") / ("left", "right")[label]
         place.mkdir(parents=True, exist_ok=True)

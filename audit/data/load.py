@@ -81,23 +81,37 @@ def _check_split(name: str, key: str, dataset: AuditSet) -> None:
 
 
 def calibration_split(config: DataConfig, dataset: AuditSet) -> str:
-    """Name of the split to calibrate on: as configured, else 'calibration' if present, else 'train'.
+    """Name of the split to calibrate on: as configured, else the first there is of 'calibration', 'val' and 'train'.
+
+    Images that a model was trained on flatter its confidence, so 'train' comes last.
 
     Raises DataError if there is no such split or it is the audited one, for the two must be disjoint.
     """
     name = config.calibration_split
     if name is None:
         present = _splits(dataset)
-        found = [split for split in ("calibration", "train") if split in present and split != config.audit_split]
+        found = [split for split in ("calibration", "val", "train") if split in present and split != config.audit_split]
         if not found:
             raise DataError(
-                f"{dataset.source[:1].upper()}{dataset.source[1:]} has no split 'calibration' or 'train' beside the "
-                f"audited one (its splits: {', '.join(present)}): set data.calibration_split."
+                f"{dataset.source[:1].upper()}{dataset.source[1:]} has no split 'calibration', 'val' or 'train' beside "
+                f"the audited one (its splits: {', '.join(present)}): set data.calibration_split."
             )
         return found[0]
     _check_split(name, "calibration_split", dataset)
     if name == config.audit_split:
         raise DataError(f"data.calibration_split and data.audit_split are both '{name}': they must be disjoint.")
+    return name
+
+
+def training_split(config: DataConfig, dataset: AuditSet, wanted: str | None) -> str:
+    """Name of the split to train on: `wanted`, else data.calibration_split, else 'train', else the calibration split.
+
+    Raises DataError if there is no such split.
+    """
+    name = wanted or config.calibration_split or ("train" if "train" in _splits(dataset) else None)
+    if name is None:
+        return calibration_split(config, dataset)
+    _check_split(name, "split", dataset)
     return name
 
 

@@ -68,8 +68,8 @@ def _find(source: _Source) -> Path | str:
     for folder in _folders():
         if (folder / source.file).is_file():
             return folder / source.file
-    looked = " or ".join(str(folder) for folder in _folders())
-    return f"the weights {source.file} are not in {looked}"
+    # The folders themselves stay unsaid: the sentence goes into results that travel.
+    return f"the weights {source.file} are neither in ${WEIGHTS_VARIABLE} nor in torch hub's checkpoint folder"
 
 
 def _find_script() -> Path | None:

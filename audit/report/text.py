@@ -215,8 +215,8 @@ def findings(result: AuditResult) -> list[Markup]:
     if result.models and result.models[0].counterfactuals and len(result.queries) < result.queries_asked:
         notes.append(
             Markup(
-                "{} of the {} query images asked for were explained: those that all models classify correctly, as they are and "
-                "as inversions."
+                "{} of the {} query images asked for were explained: those that all models classify correctly, as they "
+                "are and as inversions."
             ).format(len(result.queries), result.queries_asked)
         )
     ranked = [model for model in in_order(result) if _is_ranked(model)]

@@ -19,7 +19,7 @@ from audit.training.card import save_weights, write_card
 from audit.training.config import ClassifierTrainConfig
 from audit.training.loop import Task, fingerprint, train
 from audit.training.objectives import CrossEntropy, Objective, Trades
-from audit.training.stream import Stream, held_out_phantom, is_phantom, phantom_stream, set_stream, training_steps
+from audit.training.stream import Stream, held_out_phantom, phantom_stream, set_stream, training_steps
 
 MIN_STD = 1e-3
 """Floor of a channel's standard deviation: a constant channel must not divide by zero."""
@@ -89,7 +89,7 @@ def validation_score(config: ClassifierTrainConfig, model: nn.Module, validation
 def scores(config: ClassifierTrainConfig, model: nn.Module) -> list[dict[str, Any]]:
     """Measure the finished model for its card: on held-out phantom images, or on the audit split of its data."""
     wanted = config.evaluation
-    if is_phantom(config.data):
+    if config.data.is_phantom:
         sets = [
             (f"phantom, marker correlation {c:g}", held_out_phantom(wanted.n, config.seed, "evaluation", c))
             for c in wanted.marker_correlations
@@ -132,7 +132,7 @@ def train_classifier(config: ClassifierTrainConfig, out: Path) -> Path:
     ConfigError, DataError (a split is missing) or ClassifierError (unknown architecture, logits not finite).
     """
     out.mkdir(parents=True, exist_ok=True)
-    stream = phantom_stream(config) if is_phantom(config.data) else set_stream(config)
+    stream = phantom_stream(config) if config.data.is_phantom else set_stream(config)
     images, labels = stream.measured()
     mean, std = normalisation(config, images)
     counts = torch.bincount(labels, minlength=len(stream.class_names))
@@ -186,7 +186,7 @@ def train_classifier(config: ClassifierTrainConfig, out: Path) -> Path:
             "scores": scores(config, model),
             "seconds": round(outcome.seconds, 1),
             "config": config.model_dump(
-                mode="json", exclude={"device"} | ({"data"} if not is_phantom(config.data) else set())
+                mode="json", exclude={"device"} | ({"data"} if not config.data.is_phantom else set())
             ),
         },
     )

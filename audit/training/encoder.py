@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from audit.config import parse_config, read_toml, resolve_path
-from audit.data.load import calibration_split, load_data
+from audit.data.load import load_data, training_split
 from audit.environment import choose_device
 from audit.generator.load import check_fits, load_generator
 from audit.ground import domain_embedding
@@ -24,6 +24,6 @@ def run_encoder_training(config: EncoderTrainConfig, out: Path) -> Path:
     loaded = load_generator(config.generator, device)
     data = load_data(config.data, config.seed)
     check_fits(loaded.generator, data.image_shape)
-    perceptual = domain_embedding("auto", config.data.path, loaded, device)
-    split = config.split or calibration_split(config.data, data)
+    perceptual = domain_embedding("auto", config.data.is_phantom, loaded, device)
+    split = training_split(config.data, data, config.split)
     return train_encoder(config, loaded.generator, data.split(split), out, perceptual, device)

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audit.config import DataConfig
 from audit.data import phantom
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
@@ -33,11 +32,6 @@ class Stream:
     image_shape: tuple[int, int, int]
     validation: AuditSet
     description: dict[str, Any]
-
-
-def is_phantom(data: DataConfig) -> bool:
-    """Say whether `data` asks for the built-in phantom."""
-    return data.format == "phantom" or data.path == "phantom"
 
 
 def held_out_phantom(n: int, seed: int, stage: str, marker_correlation: float) -> AuditSet:

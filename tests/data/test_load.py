@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from audit.config import DataConfig
-from audit.data.load import calibration_split, converted, detect_format, load_data
+from audit.data.load import calibration_split, converted, detect_format, load_data, training_split
 from audit.errors import DataError
 
 shared = pathlib.Path(__file__).parents[2].parent / "shared"
@@ -41,12 +41,22 @@ def test_configured_calibration_split(tmp_path: pathlib.Path) -> None:
 
 def test_calibration_is_disjoint_from_the_audited_split(tmp_path: pathlib.Path) -> None:
     config = _npz(tmp_path, "train", "test").model_copy(update={"audit_split": "train"})
-    with pytest.raises(DataError, match=r"has no split 'calibration' or 'train' beside the audited one"):
+    with pytest.raises(DataError, match=r"has no split 'calibration', 'val' or 'train' beside the audited one"):
         calibration_split(config, load_data(config, 0))
     alone = _npz(tmp_path, "test")
     dataset = load_data(alone, 0)  # loading is enough for an audit of robustness alone
     with pytest.raises(DataError, match=r"set data\.calibration_split"):
         calibration_split(alone, dataset)
+
+
+def test_images_a_model_was_not_trained_on_come_first(tmp_path: pathlib.Path) -> None:
+    config = _npz(tmp_path, "train", "val", "test")
+    data = load_data(config, 0)
+    assert calibration_split(config, data) == "val"
+    assert training_split(config, data, None) == "train"
+    assert training_split(config, data, "test") == "test"
+    with pytest.raises(DataError, match="'vall'"):
+        training_split(config, data, "vall")
 
 
 def test_kinds_of_data(tmp_path: pathlib.Path) -> None:
@@ -128,5 +138,5 @@ def test_mnist_has_no_calibration_split() -> None:
     data = load_data(config, seed=0)
     assert len(data) == 10000
     assert data.class_names[9] == "class 9"
-    with pytest.raises(DataError, match=r"has no split 'calibration' or 'train'"):
+    with pytest.raises(DataError, match=r"has no split 'calibration', 'val' or 'train'"):
         calibration_split(config, data)

@@ -1,0 +1,49 @@
+"""The pictures of an audit: their names in the results and their files beside `results.json`."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from audit.common import Common
+from audit.counterfactual.spruce import Counterfactuals
+from audit.inversion.invert import Inversion
+from audit.metrics.edit import edit_map
+from audit.pictures import file_names, folder_name, save_edit, save_image, save_mask
+from audit.results import AuditResult, Query
+
+
+def name_pictures(result: AuditResult, common: Common, inversion: Inversion) -> None:
+    """List the query images in the results and name every picture, relative to the results' folder."""
+    files = file_names(common.ids)
+    for i, name in enumerate(files):
+        result.queries.append(
+            Query(
+                id=common.ids[i],
+                label=common.class_names[int(common.labels[i])],
+                image=f"images/queries/{name}.png",
+                inversion_image=f"images/queries/{name}-inversion.png",
+                region_images={r: f"images/queries/{name}-{r}.png" for r, m in common.regions.items() if m[i].any()},
+                inversion_mse=float(inversion.mse[i]),
+                inversion_perceptual=None if inversion.perceptual is None else float(inversion.perceptual[i]),
+            )
+        )
+    for position, model in enumerate(result.models):
+        base = f"images/{folder_name(model.name, position)}"
+        for name, row in zip(files, model.queries, strict=True):
+            row.counterfactual_image = f"{base}/{name}-counterfactual.png"
+            row.semifactual_image = f"{base}/{name}-semifactual.png"
+            row.edit_image = f"{base}/{name}-edit.png"
+
+
+def save_pictures(result: AuditResult, common: Common, made: Sequence[Counterfactuals], folder: Path) -> None:
+    """Write the named pictures; `made` holds each model's counterfactuals in the order of the results."""
+    for i, query in enumerate(result.queries):
+        save_image(common.queries[i], folder / query.image)
+        save_image(common.inversions[i], folder / query.inversion_image)
+        for region, path in query.region_images.items():
+            save_mask(common.regions[region][i], folder / path)
+    for model, found in zip(result.models, made, strict=True):
+        edits = edit_map(found.images, common.inversions)
+        for i, row in enumerate(model.queries):
+            save_image(found.images[i], folder / str(row.counterfactual_image))
+            save_image(found.semifactuals[i], folder / str(row.semifactual_image))
+            save_edit(edits[i], folder / str(row.edit_image))
