@@ -14,7 +14,7 @@ from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
 from audit.metrics.embedding import check_images
-from audit.progress import stage_progress
+from audit.progress import Advance, stage_progress
 from audit.results import Attack, Clean, Interval, Robust
 from audit.robustness.pgd import check_labels, checked_logits, pgd_attack
 from audit.seeds import stage_generator
@@ -44,7 +44,15 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
 
 
 def predict(classifier: nn.Module, dataset: AuditSet, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return the logits `[N, K]` (on the CPU) of `classifier` for all images of `dataset`."""
+    """Return the logits `[N, K]` (on the CPU) of `classifier` for all images of `dataset`, behind a progress bar."""
+    name = getattr(classifier, "name", type(classifier).__name__)
+    with stage_progress(f"predictions {name}", len(dataset)) as advance:
+        return _logits(classifier, dataset, batch_size, device, advance)
+
+
+def _logits(
+    classifier: nn.Module, dataset: AuditSet, batch_size: int, device: torch.device | str, advance: Advance | None
+) -> Tensor:
     parts = []
     with preserve_mode(classifier), torch.no_grad():
         for images, labels, _ in dataset.batches(batch_size):
@@ -52,6 +60,8 @@ def predict(classifier: nn.Module, dataset: AuditSet, batch_size: int, device: t
             logits = checked_logits(classifier, images.to(device)).cpu()
             check_labels(labels, len(images), logits.shape[1])
             parts.append(logits)
+            if advance is not None:
+                advance(len(images))
     if not parts:
         raise MetricError(f"There is no image of {dataset.source} to classify: check data.audit_split.")
     return torch.cat(parts)
@@ -78,8 +88,11 @@ def clean_of_logits(logits: Tensor, labels: Tensor, class_names: Sequence[str]) 
 
 
 def clean_metrics(classifier: nn.Module, dataset: AuditSet, batch_size: int = 128) -> Clean:
-    """Measure accuracy, recall per class and calibration on all images of `dataset`; raises MetricError if empty."""
-    logits = predict(classifier, dataset, batch_size, _device(classifier))
+    """Measure accuracy, recall per class and calibration on all images of `dataset`; raises MetricError if empty.
+
+    Shows no bar, because it is called again and again inside a training, which shows its own.
+    """
+    logits = _logits(classifier, dataset, batch_size, _device(classifier), None)
     return clean_of_logits(logits, dataset.row_labels, dataset.class_names)
 
 
@@ -94,8 +107,8 @@ def robust_accuracy(
 ) -> Robust:
     """Measure accuracy under PGD (L-inf) at every radius of `config.eps` on `config.n` images of `dataset`.
 
-    Images and random starts depend on `seed` and radius only, so models are compared on equal terms; `stage` labels
-    the progress bar. Raises MetricError if `dataset` is empty.
+    Images and random starts depend on `seed`, radius and `config.batch_size` only, so models are compared on equal
+    terms; `stage` labels the progress bar. Raises MetricError if `dataset` is empty.
     """
     chosen = attacked_rows(dataset, config.n, seed)
     if len(chosen) == 0:
@@ -105,9 +118,10 @@ def robust_accuracy(
     with stage_progress(stage, len(chosen) * len(config.eps)) as advance:
         for text in config.eps:
             eps = eps_value(text)
-            generator = stage_generator(seed, f"robustness/pgd/{eps:.8f}")
             standing = 0
-            for images, labels, _ in chosen.batches(config.batch_size):
+            for images, labels, rows in chosen.batches(config.batch_size):
+                # A generator a batch: were it shared, a fooled model's fewer draws would shift the next batch's starts.
+                generator = stage_generator(seed, f"robustness/pgd/{eps:.8f}/{int(rows[0])}")
                 images, labels = images.to(device), labels.to(device)
                 adversarial = pgd_attack(
                     classifier,

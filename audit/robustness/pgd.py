@@ -141,7 +141,8 @@ def pgd_attack(
     `labels` are int64 `[N]`; `step_size` is in pixel units, default `2.5 * eps / steps`. Per image the iterate kept is
     the first that fools the classifier (the image itself if it is misclassified already), else the one of highest
     cross-entropy over all `restarts`. Random starts come from `generator` alone and are drawn for the whole batch, so
-    that two models attacked with equal generators are attacked from equal points. The classifier keeps its mode.
+    that two models attacked with equal generators are attacked from equal points; how far the generator has run
+    afterwards depends on the model, so give each batch one of its own. The classifier keeps its mode.
     Raises MetricError on images outside [0, 1], labels out of range or eps outside (0, 1] for L-inf (> 0 for L2), and
     ClassifierError on logits that are not finite.
     """
@@ -161,10 +162,10 @@ def pgd_attack(
         result, result_loss = images.clone(), torch.full((len(images),), -torch.inf, device=images.device)
         robust = logits.argmax(dim=1) == labels
         for _ in range(restarts):
-            offset = random_offset(images.shape, eps, norm, generator).to(images)
             left = robust.nonzero().flatten()
             if len(left) == 0:
                 break
+            offset = random_offset(images.shape, eps, norm, generator).to(images)
             start = project(images[left] + offset[left], images[left], eps, norm)
             best, loss, fooled = _one_restart(classifier, images[left], labels[left], start, eps, steps, step, norm)
             better = fooled | (loss > result_loss[left])

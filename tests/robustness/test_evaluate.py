@@ -1,5 +1,8 @@
 """Clean and robust accuracy: intervals, calibration, the same images for every model."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import pytest
 import torch
@@ -10,10 +13,13 @@ from torch import Tensor, nn
 from audit.config import RobustnessConfig
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
+from audit.progress import Advance
+from audit.robustness import evaluate
 from audit.robustness.evaluate import (
     attacked_rows,
     clean_metrics,
     expected_calibration_error,
+    predict,
     robust_accuracy,
     wilson_interval,
 )
@@ -93,6 +99,63 @@ def test_the_same_images_are_attacked_for_every_model_and_count() -> None:
     assert attacked_rows(data, 20, seed=4).row_ids[:10] == attacked_rows(data, 10, seed=4).row_ids
     assert attacked_rows(data, 20, seed=4).row_ids != attacked_rows(data, 20, seed=5).row_ids
     assert len(attacked_rows(data, 500, seed=4)) == 50
+
+
+def test_models_are_attacked_from_equal_points_whatever_they_do_before() -> None:
+    levels = [0.1 + 0.05 * i for i in range(12)]
+    data = grey_levels(levels, [0] * 12)
+    config = RobustnessConfig(n=12, eps=("0.01",), steps=2, restarts=3, batch_size=1)
+
+    class Recording(Brightness):
+        """Keeps the first noisy image it sees of every grey level: the start of the first attack on it."""
+
+        def __init__(self, threshold: float) -> None:
+            super().__init__()
+            self.threshold = threshold
+            self.starts: dict[int, Tensor] = {}
+
+        def forward(self, images: Tensor) -> Tensor:
+            images, given = images.detach(), images
+            if float(images.std()) > 1e-4:
+                self.starts.setdefault(round(float(images.mean()) / 0.05), images.clone())
+            return super().forward(given + 0.5 - self.threshold)
+
+    standing, fooled = Recording(0.99), Recording(0.38)
+    values = [
+        robust_accuracy(model, data, config, seed=0).pgd["0.01"].robust_accuracy.value for model in (standing, fooled)
+    ]
+    assert values[0] == 1 > values[1] > 0
+    assert 0 < len(fooled.starts) < len(standing.starts) == 12
+    assert all(torch.equal(start, standing.starts[level]) for level, start in fooled.starts.items())
+
+
+def test_batches_start_from_different_points() -> None:
+    data = grey_levels([0.2] * 4, [0] * 4)
+    seen: list[Tensor] = []
+    model = Brightness()
+    model.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach().clone()))
+    robust_accuracy(model, data, RobustnessConfig(n=4, eps=("0.01",), steps=1, batch_size=1), seed=0)
+    starts = [images for images in seen if float(images.std()) > 1e-4]
+    assert not torch.equal(starts[0], starts[len(starts) // 4])
+
+
+def test_predictions_show_a_bar_and_trainings_scores_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, float]] = []
+
+    @contextmanager
+    def bar(stage: str, total: float) -> Iterator[Advance]:
+        done: list[float] = []
+        yield lambda amount=1: done.append(amount)
+        assert sum(done) == total
+        shown.append((stage, total))
+
+    monkeypatch.setattr(evaluate, "stage_progress", bar)
+    data = grey_levels([0.1, 0.9, 0.3], [0, 1, 0])
+    logits = predict(Brightness(), data, 2)
+    assert logits.argmax(1).tolist() == [0, 1, 0]
+    assert shown == [("predictions Brightness", 3)]
+    clean_metrics(Brightness(), data, 2)
+    assert len(shown) == 1
 
 
 def test_empty_set_and_foreign_labels_are_refused() -> None:
