@@ -30,7 +30,8 @@ class Inversion:
     """Codes and tuned weights that draw given images, with the error after every stage.
 
     `pivots` `[N, L, w]`; `deltas` additions to the generator's weights by name `[N, *shape]`, empty where nothing was
-    tuned; `images` `[N, C, R, R]` in [0, 1]; mean squared errors `[N]` of images in [0, 1].
+    tuned; `images` `[N, C, R, R]` in [0, 1]; mean squared errors `[N]` of images in [0, 1]. `invert` leaves all on
+    the CPU: tuned weights of many images are larger than an accelerator's memory.
     """
 
     pivots: Tensor
@@ -55,6 +56,24 @@ class Inversion:
             pivot_mse=self.pivot_mse[rows],
             method=self.method,
         )
+
+
+def to_cpu(part: Inversion) -> Inversion:
+    """Copy everything to the CPU."""
+
+    def optional(value: Tensor | None) -> Tensor | None:
+        return None if value is None else value.cpu()
+
+    return Inversion(
+        pivots=part.pivots.cpu(),
+        deltas={name: value.cpu() for name, value in part.deltas.items()},
+        images=part.images.cpu(),
+        mse=part.mse.cpu(),
+        perceptual=optional(part.perceptual),
+        encoder_mse=optional(part.encoder_mse),
+        pivot_mse=part.pivot_mse.cpu(),
+        method=part.method,
+    )
 
 
 def join(parts: Sequence[Inversion]) -> Inversion:
@@ -130,18 +149,18 @@ def invert(
                 ]
             )
     parts = []
-    for chunk in images.to(codes.device).split(config.batch_size):
+    for given in images.split(config.batch_size):
+        chunk = given.to(codes.device)
         with torch.no_grad():
             if encoder is not None:
                 start = encoder(chunk)
             else:
                 assert drawn is not None
                 start = nearest_codes(chunk, codes, drawn)[:, None].expand(-1, generator.num_ws, -1)
-        parts.append(
-            _invert_chunk(
-                generator, chunk, start, encoder is not None, config, seed, perceptual, spread(codes), advance
-            )
+        found = _invert_chunk(
+            generator, chunk, start, encoder is not None, config, seed, perceptual, spread(codes), advance
         )
+        parts.append(to_cpu(found))
     return join(parts)
 
 

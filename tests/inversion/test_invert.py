@@ -1,6 +1,8 @@
 """The stages of an inversion together: errors fall from stage to stage, images do not influence one another."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import fields
 
 import pytest
 import torch
@@ -13,7 +15,7 @@ from audit.generator.features import DiscriminatorFeatures
 from audit.generator.networks import Discriminator, Generator
 from audit.inversion.codes import candidate_codes, nearest_codes, spread
 from audit.inversion.encoder import Encoder, generator_hash
-from audit.inversion.invert import invert
+from audit.inversion.invert import invert, to_cpu
 from audit.inversion.loss import targets_of
 from audit.inversion.pivot import distance_to_w, optimise_pivots
 
@@ -83,6 +85,29 @@ def test_select_takes_rows_of_everything(generator: Generator, draw_images: Call
     assert torch.equal(chosen.pivots, found.pivots[[2, 0]])
     assert all(torch.equal(chosen.deltas[name], delta[[2, 0]]) for name, delta in found.deltas.items())
     assert chosen.method == "pti"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: results must leave it")
+def test_inversions_of_a_device_come_back_to_the_cpu(
+    generator: Generator, draw_images: Callable[[int, int], Tensor]
+) -> None:
+    there = copy.deepcopy(generator).cuda()
+    found = invert(there, draw_images(3, 4), config(), 0, None)
+    tensors = [found.pivots, found.images, found.mse, found.pivot_mse, *found.deltas.values()]
+    assert all(tensor.device.type == "cpu" for tensor in tensors)
+
+
+def test_moving_to_the_cpu_keeps_every_field(
+    generator: Generator, discriminator: Discriminator, draw_images: Callable[[int, int], Tensor]
+) -> None:
+    network = DiscriminatorFeatures(discriminator)
+    found = invert(generator, draw_images(2, 4), config(), 0, network, encoder_for(generator))
+    moved = to_cpu(found)
+    for name in (field.name for field in fields(found)):
+        assert getattr(moved, name) is not None
+        if name != "method":
+            assert_close(getattr(moved, name), getattr(found, name))
+    assert moved.method == found.method
 
 
 def test_user_errors_say_how_to_mend(generator: Generator, draw_images: Callable[[int, int], Tensor]) -> None:
