@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from audit.embedded import path as embedded_path
 from audit.errors import GeneratorError
 from audit.generator.networks import Discriminator, Generator
-from audit.store import hash_file
+from audit.store import atomic_write_bytes, hash_file
 
 FORMAT = "spruce-audit generator 1"
 
@@ -31,14 +31,14 @@ class LoadedGenerator:
 def save_generator(
     path: Path, generator: Generator, discriminator: Discriminator | None, metadata: dict[str, Any]
 ) -> None:
-    """Write both networks and their architecture to the safetensors file `path`."""
+    """Write both networks and their architecture to the safetensors file `path`, whole or not at all."""
     tensors = {f"G.{k}": v.detach().cpu().contiguous() for k, v in generator.state_dict().items()}
     header = {"format": FORMAT, "generator": json.dumps(generator.settings)}
     if discriminator is not None:
         tensors |= {f"D.{k}": v.detach().cpu().contiguous() for k, v in discriminator.state_dict().items()}
         header["discriminator"] = json.dumps(discriminator.settings)
     header |= {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
-    save_file(tensors, path, metadata=header)
+    atomic_write_bytes(path, save(tensors, metadata=header))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

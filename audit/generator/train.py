@@ -12,17 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torchvision.transforms.functional import to_pil_image
 
+from audit.checkpoint import Resumable, fingerprint
 from audit.config import DataConfig, Section, Weights, parse_config, read_toml, resolve_path
 from audit.data.audit_set import AuditSet
-from audit.data.load import calibration_split, load_data
+from audit.data.load import load_data, training_split
 from audit.embedded import path as embedded_path
 from audit.environment import choose_device
 from audit.errors import DataError, GeneratorError
 from audit.generator.augment import adapt, augment
-from audit.generator.load import load_generator, save_generator
+from audit.generator.load import LoadedGenerator, load_generator, save_generator
 from audit.generator.networks import (
     Discriminator,
     Generator,
@@ -30,7 +32,6 @@ from audit.generator.networks import (
     logistic,
     network_range,
     path_lengths,
-    pixels,
 )
 from audit.metrics.canonical import available, load_inception
 from audit.metrics.embedding import Embedder, embed_all
@@ -38,14 +39,16 @@ from audit.metrics.fid import frechet_distance
 from audit.metrics.phantom_factors import load_phantom_factors
 from audit.progress import stage_progress
 from audit.seeds import stage_generator
-from audit.store import atomic_write_bytes, atomic_write_text
+from audit.store import atomic_write_bytes, atomic_write_text, hash_tensor
+
+GRID_ROWS, GRID_COLUMNS = 6, 8
 
 
 class GeneratorTrainConfig(Section):
     """What `spruce-audit train generator CONFIG.toml` may say."""
 
     data: DataConfig
-    split: str | None = Field(None, description="split to learn from; default: data.calibration_split")
+    split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
     seed: int = Field(0, ge=0)
     device: str = "auto"
     z_dim: int = Field(64, ge=4)
@@ -74,6 +77,12 @@ class GeneratorTrainConfig(Section):
     )
     bfloat16: bool = Field(False, description="autocast the convolutions (faster where the processor has it)")
 
+    @model_validator(mode="after")
+    def _freezing_needs_weights(self) -> "GeneratorTrainConfig":
+        if self.freeze_discriminator > 0 and self.start_from is None:
+            raise ValueError("freeze_discriminator keeps blocks of a trained discriminator: name it in start_from")
+        return self
+
 
 def load_generator_train_config(path: str | Path) -> GeneratorTrainConfig:
     """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
@@ -87,7 +96,7 @@ def load_generator_train_config(path: str | Path) -> GeneratorTrainConfig:
 def fid_network(config: GeneratorTrainConfig, device: torch.device) -> Embedder | None:
     """The embedding that snapshots are chosen by; None: the last average is kept. Raises MetricError."""
     wanted = config.fid_embedding
-    if wanted == "phantom-factors" or (wanted == "auto" and config.data.path == "phantom"):
+    if wanted == "phantom-factors" or (wanted == "auto" and config.data.is_phantom):
         return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
     if wanted == "inception" or (wanted == "auto" and not isinstance(available()["inception-v3-fid"], str)):
         return load_inception().to(device)
@@ -98,12 +107,15 @@ def run_generator_training(config: GeneratorTrainConfig, out: Path) -> Path:
     """Load the data that `config` names, train, and return the path of the generator."""
     device = choose_device(config.device)
     data = load_data(config.data, config.seed)
-    split = config.split or calibration_split(config.data, data)
+    split = training_split(config.data, data, config.split)
     return train_generator(config, data.split(split), out, fid_network(config, device), device)
 
 
-class _State:
+class _State(Resumable):
     """Everything that a resumed run needs."""
+
+    _modules = ("g", "d", "ema", "g_opt", "d_opt")
+    _plain = ("p", "path_mean", "images", "step", "best_fid", "seconds", "history", "signs")
 
     def __init__(self, config: GeneratorTrainConfig, image_shape: tuple[int, int, int], device: torch.device):
         channels, size, width = image_shape
@@ -112,10 +124,12 @@ class _State:
                 f"A generator needs square images whose side is a power of two from 16 to 1024, not {size}x{width}: "
                 "set data.image_size."
             )
+        loaded = None if config.start_from is None else load_generator(config.start_from)
+        self.start_sha256 = None if loaded is None else loaded.sha256
         # Initial weights come from a forked global stream: torch's initialisers take no generator.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.g, self.d = self._networks(config, channels, size)
+            self.g, self.d = self._networks(config, loaded, channels, size)
         self.g.to(device).train()
         self.d.to(device).train()
         self.ema = copy.deepcopy(self.g).eval().requires_grad_(False)
@@ -129,9 +143,10 @@ class _State:
         self.seconds = 0.0
 
     @staticmethod
-    def _networks(config: GeneratorTrainConfig, channels: int, size: int) -> tuple[Generator, Discriminator]:
-        if config.start_from is not None:
-            loaded = load_generator(config.start_from)
+    def _networks(
+        config: GeneratorTrainConfig, loaded: LoadedGenerator | None, channels: int, size: int
+    ) -> tuple[Generator, Discriminator]:
+        if loaded is not None:
             g, d = loaded.generator.requires_grad_(True), loaded.discriminator
             if d is None or (g.channels, g.resolution) != (channels, size):
                 raise GeneratorError(
@@ -146,23 +161,22 @@ class _State:
         g = Generator(config.z_dim, config.w_dim, size, channels, mapping_layers=config.mapping_layers, **sizes)
         return g, Discriminator(size, channels, **sizes)
 
-    _modules = ("g", "d", "ema", "g_opt", "d_opt")
-    _plain = ("p", "path_mean", "images", "step", "best_fid", "seconds", "history", "signs")
 
-    def save(self, path: Path) -> None:
-        state = {k: getattr(self, k).state_dict() for k in self._modules}
-        state |= {k: getattr(self, k) for k in self._plain} | {"rng": self.rng.get_state()}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        atomic_write_bytes(path, buffer.getvalue())
-
-    def load(self, path: Path, device: torch.device) -> None:
-        state = torch.load(path, map_location=device, weights_only=True)
-        for k in self._modules:
-            getattr(self, k).load_state_dict(state[k])
-        for k in self._plain:
-            setattr(self, k, state[k])
-        self.rng.set_state(state["rng"].cpu())
+def _run_key(
+    config: GeneratorTrainConfig, start_sha256: str | None, real: Tensor, embedding: Embedder | None,
+    device: torch.device,
+) -> str:  # fmt: skip
+    """Fingerprint of a run but its length: files stand by what they hold; a stream is of one kind of device."""
+    inputs = {
+        "settings": config.model_dump(
+            mode="json", exclude={"kimg", "data", "split", "start_from", "fid_embedding", "device"}
+        ),
+        "images": hash_tensor(real),
+        "start": start_sha256,
+        "embedding": None if embedding is None else embedding.weights_sha256,
+        "device": device.type,
+    }
+    return fingerprint(json.dumps(inputs, sort_keys=True))
 
 
 def _adam(network: nn.Module, lr: float, lazy_interval: int | None) -> torch.optim.Adam:
@@ -191,6 +205,13 @@ def _draw_real(images: Tensor, n: int, rng: torch.Generator, device: torch.devic
     return network_range(images[rows].to(device).float() / 255)
 
 
+def portable(config: Section, *paths: str) -> dict[str, Any]:
+    """Return a training's settings for its card: `data.path` and the keys `paths` by file name, without folders."""
+    content = config.model_dump(mode="json")
+    content["data"]["path"] = Path(content["data"]["path"]).name
+    return content | {key: Path(content[key]).name for key in paths if content[key] is not None}
+
+
 def read_uint8(dataset: AuditSet, batch_size: int = 256) -> Tensor:
     """Read a whole set as uint8 `[N, C, H, W]`: what a discriminator sees again and again, at a byte a pixel."""
     out = torch.empty(len(dataset), *dataset.image_shape, dtype=torch.uint8)
@@ -207,7 +228,7 @@ def generator_fid(g: Generator, real_embedding: Tensor, network: Embedder, n: in
     with torch.no_grad():
         for start in range(0, n, 100):
             z = torch.randn(min(100, n - start), g.z_dim, generator=rng).to(device)
-            drawn.append(network.embed(g.images(g.mapping(z))))
+            drawn.append(network.embed(g.images(g.mapping(z))).float().cpu())
     return frechet_distance(torch.cat(drawn), real_embedding)
 
 
@@ -217,22 +238,20 @@ def train_generator(
     """Train on the images of `dataset` and return the path of the best snapshot by FID in `embedding`.
 
     Without an embedding the last average is kept. Files in `out`: `generator.safetensors`, its card
-    `generator.json`, `checkpoint.pt` (to resume from). Raises GeneratorError for sizes that are no power of two.
+    `generator.json`, images it draws `samples.png`, `history.jsonl`, and `checkpoint.pt` to resume from. Raises
+    GeneratorError for sizes that are no power of two, ConfigError if `out` holds a run of another configuration.
     """
     out.mkdir(parents=True, exist_ok=True)
     real = read_uint8(dataset)
     if len(real) < config.batch_size:
-        raise DataError(
-            f"{dataset.source} has {len(real)} images to learn from; a batch needs {config.batch_size}."
-        )
+        raise DataError(f"{dataset.source} has {len(real)} images to learn from; a batch needs {config.batch_size}.")
     state = _State(config, dataset.image_shape, device)
-    checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        state.load(checkpoint, device)
+    checkpoint, key = out / "checkpoint.pt", _run_key(config, state.start_sha256, real, embedding, device)
+    state.resume(checkpoint, key)
     reference = None
     if embedding is not None:
         rows = torch.randperm(len(real), generator=stage_generator(config.seed, "fid reals"))[: config.fid_images]
-        reference = embed_all(embedding, real[rows].float() / 255, 100)
+        reference = embed_all(embedding, real[rows].float() / 255, 100, device)
     total = int(config.kimg * 1000)
     with stage_progress("generator (images)", total) as advance:
         advance(state.images)
@@ -251,7 +270,7 @@ def train_generator(
             row["images_per_second"] = steps * config.batch_size / (time.monotonic() - began)
             _snapshot(state, config, row, reference, embedding, out)
             state.history.append(row)
-            state.save(checkpoint)
+            state.save(checkpoint, key)
             atomic_write_text(out / "history.jsonl", "".join(_json_line(r) for r in state.history))
     return out / "generator.safetensors"
 
@@ -265,7 +284,8 @@ def _snapshot(
     embedding: Embedder | None, out: Path,
 ) -> None:  # fmt: skip
     """Score the average and keep it if it is the best so far."""
-    card: dict[str, Any] = {"seed": config.seed, "kimg": state.images / 1000, "data": config.data.path}
+    card: dict[str, Any] = {"seed": config.seed, "kimg": state.images / 1000}
+    card["data"] = Path(config.data.path).name
     if embedding is not None and reference is not None:
         row["fid"] = generator_fid(state.ema, reference, embedding, config.fid_images, config.seed)
         if row["fid"] >= state.best_fid:
@@ -279,9 +299,10 @@ def _snapshot(
             "embedding": {"name": embedding.name, "weights_sha256": embedding.weights_sha256},
         }
     card["training_seconds"] = round(state.seconds)
-    card["config"] = config.model_dump(mode="json")
+    card["config"] = portable(config, "start_from")
     save_generator(out / "generator.safetensors", state.ema, state.d, {"card": card})
     atomic_write_text(out / "generator.json", json.dumps(card, indent=2) + "\n")
+    save_samples(state.ema, config.seed, out / "samples.png")
 
 
 def _step(state: _State, config: GeneratorTrainConfig, real: Tensor, device: torch.device) -> dict[str, float]:
@@ -350,10 +371,13 @@ def sample_grid(g: Generator, rows: int, columns: int, seed: int) -> Tensor:
     """Draw `rows * columns` images and tile them: `[C, rows * R, columns * R]` in [0, 1]."""
     z = torch.randn(rows * columns, g.z_dim, generator=stage_generator(seed, "grid")).to(g.mapping.w_avg.device)
     with torch.no_grad():
-        images = pixels(g(z)).clamp(0, 1)
-    channels, size = images.shape[1:3]
-    return (
-        images.reshape(rows, columns, channels, size, size)
-        .permute(2, 0, 3, 1, 4)
-        .reshape(channels, rows * size, columns * size)
-    )
+        lines = [g.images(g.mapping(part)) for part in z.split(columns)]
+    return torch.cat([torch.cat(list(line), dim=2) for line in lines], dim=1)
+
+
+def save_samples(g: Generator, seed: int, path: Path) -> None:
+    """Write a PNG of 6 x 8 images that `g` draws, with the same z on every call."""
+    buffer = io.BytesIO()
+    levels = (sample_grid(g, GRID_ROWS, GRID_COLUMNS, seed) * 255).round().byte().cpu()
+    to_pil_image(levels).save(buffer, "PNG")
+    atomic_write_bytes(path, buffer.getvalue())

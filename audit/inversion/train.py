@@ -5,7 +5,6 @@ another. On drawn images the code is known, so they are also taught by it. The l
 mapping network from the encoder's, layer by layer, with R1 on the former.
 """
 
-import io
 import json
 import time
 from pathlib import Path
@@ -16,12 +15,13 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audit.checkpoint import Resumable, fingerprint
 from audit.config import DataConfig, Section, Weights
 from audit.data.audit_set import AuditSet
 from audit.errors import DataError
 from audit.generator.load import check_fits
 from audit.generator.networks import Generator, logistic
-from audit.generator.train import read_uint8
+from audit.generator.train import portable, read_uint8
 from audit.inversion.adam import cosine
 from audit.inversion.codes import candidate_codes, random_codes, spread
 from audit.inversion.encoder import FORMAT, Encoder, generator_hash
@@ -30,7 +30,7 @@ from audit.inversion.pivot import distance_to_w
 from audit.metrics.embedding import FeatureNetwork
 from audit.progress import stage_progress
 from audit.seeds import stage_generator, stage_seed
-from audit.store import atomic_write_bytes, atomic_write_text
+from audit.store import atomic_write_bytes, atomic_write_text, hash_tensor
 
 R1_INTERVAL = 16
 HELD_OUT = 256
@@ -40,7 +40,7 @@ class EncoderTrainConfig(Section):
     """What `spruce-audit train encoder CONFIG.toml` may say."""
 
     data: DataConfig
-    split: str | None = Field(None, description="split to learn from; default: data.calibration_split")
+    split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
     generator: Weights = Field("embedded:phantom", description="the generator whose codes are learnt")
     seed: int = Field(0, ge=0)
     device: str = "auto"
@@ -83,7 +83,7 @@ class LatentDiscriminator(nn.Sequential):
         super().__init__(nn.Linear(w_dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1))
 
 
-class _State:
+class _State(Resumable):
     """Everything that a resumed run needs."""
 
     _modules = ("encoder", "critic", "encoder_opt", "critic_opt")
@@ -109,20 +109,18 @@ class _State:
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
 
-    def save(self, path: Path) -> None:
-        state = {k: getattr(self, k).state_dict() for k in self._modules}
-        state |= {k: getattr(self, k) for k in self._plain} | {"rng": self.rng.get_state()}
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        atomic_write_bytes(path, buffer.getvalue())
 
-    def load(self, path: Path, device: torch.device) -> None:
-        state = torch.load(path, map_location=device, weights_only=True)
-        for k in self._modules:
-            getattr(self, k).load_state_dict(state[k])
-        for k in self._plain:
-            setattr(self, k, state[k])
-        self.rng.set_state(state["rng"].cpu())
+def _run_key(
+    config: EncoderTrainConfig, generator_sha256: str, images: Tensor, perceptual: FeatureNetwork | None
+) -> str:
+    """Fingerprint of a run; its steps belong to it, because learning rate and unlocking are shares of them."""
+    inputs = {
+        "settings": config.model_dump(mode="json", exclude={"data", "split", "generator", "device"}),
+        "generator": generator_sha256,
+        "images": hash_tensor(images),
+        "perceptual": None if perceptual is None else perceptual.weights_sha256,
+    }
+    return fingerprint(json.dumps(inputs, sort_keys=True))
 
 
 def train_encoder(
@@ -137,7 +135,7 @@ def train_encoder(
 
     Beside it its card `encoder.json`, `history.jsonl` and `checkpoint.pt`, from which an interrupted run goes on. A few
     images (5 %, at most 256) are held out for the card. Raises GeneratorError if sizes differ, DataError if there
-    are too few images.
+    are too few images, ConfigError if `out` holds a run of another configuration or for another generator.
     """
     check_fits(generator, dataset.image_shape)
     images = read_uint8(dataset)
@@ -150,8 +148,8 @@ def train_encoder(
     out.mkdir(parents=True, exist_ok=True)
     state = _State(config, generator, device)
     checkpoint = out / "checkpoint.pt"
-    if checkpoint.exists():
-        state.load(checkpoint, device)
+    key = _run_key(config, state.encoder.generator_sha256, images, perceptual)
+    state.resume(checkpoint, key)
     with stage_progress("encoder (steps)", config.steps) as advance:
         advance(state.step)
         while state.step < config.steps:
@@ -166,7 +164,7 @@ def train_encoder(
             state.seconds += time.monotonic() - began
             row = {"step": float(state.step)} | {k: v / steps for k, v in sums.items()}
             state.history.append(row | held_out_errors(state.encoder, generator, held_out, device))
-            state.save(checkpoint)
+            state.save(checkpoint, key)
             _write(state, config, out, held)
     return out / "encoder.safetensors"
 
@@ -189,10 +187,10 @@ def _write(state: _State, config: EncoderTrainConfig, out: Path, held: int) -> N
         "generator_sha256": state.encoder.generator_sha256,
         "seed": config.seed,
         "steps": state.step,
-        "data": config.data.path,
+        "data": Path(config.data.path).name,
         "held_out": {"n": held, "mse": last["held_out_mse"], "distance_to_w": last["held_out_distance_to_w"]},
         "training_seconds": round(state.seconds),
-        "config": config.model_dump(mode="json"),
+        "config": portable(config, "generator"),
     }
     header = {
         "format": FORMAT,

@@ -4,9 +4,7 @@ Batch, noise and dropout of step s depend on the seed and s alone; what has to b
 the optimiser, the moving average, the best weights so far and s. Optimiser: AdamW (Loshchilov & Hutter 2019).
 """
 
-import hashlib
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from audit.checkpoint import fingerprint as fingerprint
+from audit.checkpoint import load_checkpoint, save_checkpoint
 from audit.errors import ConfigError
 from audit.progress import stage_progress
 from audit.seeds import stage_generator, stage_seed
@@ -68,29 +68,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
-def _save_atomically(state: dict[str, Any], path: Path) -> None:
-    partial = path.with_name(path.name + ".partial")
-    torch.save(state, partial)
-    os.replace(partial, path)
-
-
-def fingerprint(text: str) -> str:
-    """Return a short hash that tells whether a checkpoint belongs to a configuration."""
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _restore(path: Path, key: str, device: torch.device | str) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
-    if state["key"] != key:
-        raise ConfigError(
-            f"Checkpoint '{path}' was written with another configuration: delete it to start afresh, or choose another "
-            "output folder."
-        )
-    return state
-
-
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
@@ -121,7 +98,7 @@ def train(
     step, spent, loss_value = 0, 0.0, math.nan
     best, best_score, best_step = _snapshot(model), -math.inf, 0
     history: list[tuple[int, float]] = []
-    state = _restore(checkpoint, key, device)
+    state = load_checkpoint(checkpoint, key)
     if state is not None:
         model.load_state_dict(state["model"])
         adamw.load_state_dict(state["optimiser"])
@@ -164,9 +141,10 @@ def train(
                     best, best_score, best_step = _snapshot(judged), value, step
             if time.monotonic() - saved > CHECKPOINT_SECONDS or step == steps:
                 saved = time.monotonic()
-                _save_atomically(
+                save_checkpoint(
+                    checkpoint,
+                    key,
                     {
-                        "key": key,
                         "step": step,
                         "seconds": spent + saved - start,
                         "loss": loss_value,
@@ -178,7 +156,6 @@ def train(
                         "best_step": best_step,
                         "history": [list(entry) for entry in history],
                     },
-                    checkpoint,
                 )
     model.load_state_dict(best)
     return Outcome(best_score, best_step, history, loss_value, spent + time.monotonic() - start)

@@ -36,6 +36,19 @@ def test_a_file_without_discriminator_loads(networks, tmp_path):
     assert load_generator(tmp_path / "g.safetensors").discriminator is None
 
 
+def test_writing_replaces_the_file_in_one_move(networks, tmp_path):
+    file = tmp_path / "g.safetensors"
+    save_generator(file, *networks, {})
+    before = file.read_bytes()
+    with torch.no_grad():
+        networks[0].synthesis.b8.conv0.weight.zero_()
+    link = tmp_path / "same-file"  # a write into the file itself would change what the second name shows
+    link.hardlink_to(file)
+    save_generator(file, *networks, {})
+    assert link.read_bytes() == before != file.read_bytes()
+    assert {f.name for f in tmp_path.iterdir()} == {"g.safetensors", "same-file"}
+
+
 def test_broken_files_are_named(networks, tmp_path):
     with pytest.raises(GeneratorError, match="does not exist"):
         load_generator(tmp_path / "none.safetensors")

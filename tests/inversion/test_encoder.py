@@ -1,5 +1,6 @@
 """The encoder: shapes, files, the generator that it belongs to, and a short training that can be interrupted."""
 
+import copy
 import itertools
 import json
 from collections.abc import Callable
@@ -109,10 +110,44 @@ def test_training_learns_resumes_and_writes_its_card(
     assert len((tmp_path / "whole/history.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_checkpoint_of_another_configuration_is_refused(
+    generator: Generator, dataset: AuditSet, tmp_path: Path
+) -> None:
+    path = train_encoder(config(steps=2), generator, dataset, tmp_path, None, CPU)
+    before = path.read_bytes()
+    retrained = copy.deepcopy(generator)
+    retrained.mapping.w_avg.add_(0.1)
+    for changed, of, seen in (
+        (config(steps=2, width=32), generator, dataset),
+        (config(steps=2, seed=1), generator, dataset),
+        (config(steps=2, lr=1e-4), generator, dataset),
+        (config(steps=4), generator, dataset),  # steps set the schedule of learning rate and offsets
+        (config(steps=2), retrained, dataset),
+        (config(steps=2), generator, dataset.select(range(30))),
+    ):
+        with pytest.raises(ConfigError, match="another configuration: name another --out or delete it"):
+            train_encoder(changed, of, seen, tmp_path, None, CPU)
+    assert path.read_bytes() == before
+    moved = config(steps=2, data={"path": "/elsewhere/unused"}, generator="elsewhere.safetensors", device="cpu")
+    assert train_encoder(moved, generator, dataset, tmp_path, None, CPU).read_bytes() == before
+
+
+def test_card_and_metadata_name_files_without_their_folders(
+    generator: Generator, dataset: AuditSet, tmp_path: Path
+) -> None:
+    away = config(steps=1, data={"path": "/home/someone/chest"}, generator="/home/someone/runs/generator.safetensors")
+    path = train_encoder(away, generator, dataset, tmp_path, None, CPU)
+    with safe_open(path, framework="pt") as file:
+        texts = [file.metadata()["card"], (tmp_path / "encoder.json").read_text()]
+    for text in texts:
+        card = json.loads(text)
+        assert "someone" not in text
+        assert card["data"] == card["config"]["data"]["path"] == "chest"
+        assert card["config"]["generator"] == "generator.safetensors"
+
+
 def test_training_lowers_the_error(generator: Generator, dataset: AuditSet, tmp_path: Path) -> None:
-    train_encoder(
-        config(steps=90, snapshot_steps=30, batch_size=8, lr=3e-3), generator, dataset, tmp_path, None, CPU
-    )
+    train_encoder(config(steps=90, snapshot_steps=30, batch_size=8, lr=3e-3), generator, dataset, tmp_path, None, CPU)
     rows = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert rows[-1]["mse"] < 0.8 * rows[0]["mse"]
 
