@@ -197,7 +197,7 @@ class ClassifierConfig(Section):
         if len(given) > 1 or (not given and not embedded):
             raise ValueError(
                 f"classifier '{self.name}' needs exactly one of architecture (timm name), factory, file, "
-                f"or checkpoint = \"embedded:NAME\"; given: {', '.join(given) or 'none'}"
+                f'or checkpoint = "embedded:NAME"; given: {", ".join(given) or "none"}'
             )
         if given and given[0] != "file" and self.checkpoint is None:
             raise ValueError(f"classifier '{self.name}' needs a checkpoint beside its {given[0]}")

@@ -30,13 +30,14 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the numbers; 'source' for one that is not installed."""
     found = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
+            found[package] = "source"
     return found
 
 
@@ -65,7 +66,7 @@ class Stopwatch:
         """Everything a reader needs to judge the numbers' provenance."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return Environment(
-            versions=_versions(),
+            versions=versions(),
             device=name,
             platform=platform.platform(),
             seconds=dict(self.seconds),

@@ -221,6 +221,9 @@ class InversionSummary(Row):
     mse_max: float
     encoder_mse: float | None = None
     pivot_mse: float | None = None
+    editability: float | None = Field(
+        default=None, description="mean correlation of a latent step's image change before and after tuning"
+    )
     perceptual: Perceptual | None = None
 
 

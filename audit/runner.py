@@ -22,6 +22,7 @@ from audit.explaining import Calibrated, calibrate, explain_model, invert_querie
 from audit.gallery import name_pictures, save_pictures
 from audit.ground import Ground, load_ground
 from audit.inversion.invert import Inversion
+from audit.inversion.pivotal import editability
 from audit.judges import all_verdicts, classifier_judge, decisions, domain_judge
 from audit.metrics.transfer import fit_judge
 from audit.queries import Selection, select_queries, source_classes
@@ -238,7 +239,7 @@ def _explain_all(
                 )
     with watch.stage("ranking"):
         _rank(result, scored, config)
-    result.inversion = _inversion_summary(inversion, ground)
+    result.inversion = _inversion_summary(inversion, ground, config, device)
     name_pictures(result, common, inversion)
     if folder is not None:
         save_pictures(result, common, [e.found for e in explained], folder)
@@ -305,7 +306,21 @@ def _rank(result: AuditResult, scored: list[Scored], config: AuditConfig) -> Non
     result.not_computed += ranking.not_computed
 
 
-def _inversion_summary(inversion: Inversion, ground: Ground) -> InversionSummary:
+@torch.no_grad()
+def _editability(inversion: Inversion, ground: Ground, config: AuditConfig, device: torch.device) -> float | None:
+    """Mean over the images of `pivotal.editability`; None where no weights were tuned."""
+    if not inversion.deltas:
+        return None
+    parts = []
+    for rows in torch.arange(len(inversion.pivots)).split(config.inversion.batch_size):
+        deltas = {name: values[rows].to(device) for name, values in inversion.deltas.items()}
+        parts.append(editability(ground.loaded.generator, inversion.pivots[rows].to(device), deltas, config.seed).cpu())
+    return float(torch.cat(parts).mean())
+
+
+def _inversion_summary(
+    inversion: Inversion, ground: Ground, config: AuditConfig, device: torch.device
+) -> InversionSummary:
     def mean(values: Tensor | None) -> float | None:
         return None if values is None else float(values.mean())
 
@@ -317,5 +332,6 @@ def _inversion_summary(inversion: Inversion, ground: Ground) -> InversionSummary
         mse_max=float(inversion.mse.max()),
         encoder_mse=mean(inversion.encoder_mse),
         pivot_mse=mean(inversion.pivot_mse),
+        editability=_editability(inversion, ground, config, device),
         perceptual=None if perceptual is None else Perceptual(value=perceptual, embedding=named(ground.network)),
     )

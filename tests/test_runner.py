@@ -22,7 +22,7 @@ from audit.generator.networks import Discriminator, Generator
 from audit.generator.train import GeneratorTrainConfig, run_generator_training
 from audit.results import json_schema, read_results
 
-FACTORY = '''
+FACTORY = """
 import torch
 from torch import nn
 
@@ -32,7 +32,7 @@ def build():
         nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.GELU(), nn.Conv2d(8, 8, 3, stride=2, padding=1), nn.GELU(),
         nn.Flatten(), nn.Linear(128, 12), nn.GELU(), nn.Linear(12, 2),
     )
-'''
+"""
 
 
 def draw(n, seed):
@@ -240,7 +240,7 @@ def folder_of_images(root: Path, broken: str) -> None:
         ({"eps": '["9"]'}, r"not in \(0, 1\]"),
         ({"classes": '["left", "middle", "right"]'}, "class"),
         ({"classes": '["left"]'}, "class"),
-        ({"seed": '3\n[data2]'}, "Unknown key 'data2'.*'data'"),
+        ({"seed": "3\n[data2]"}, "Unknown key 'data2'.*'data'"),
     ],
 )
 def test_bad_configuration_is_one_sentence_status_2_and_nothing_written(folder, changes, said, capsys, monkeypatch):

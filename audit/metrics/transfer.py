@@ -101,16 +101,6 @@ def agreement(predicted: Tensor, targets: Tensor, flipped: Tensor) -> Tensor:
     return (predicted == targets) & flipped
 
 
-def agreement_matrix(predicted: Tensor, targets: Tensor, flipped: Tensor) -> Tensor:
-    """Share of each model's flips that each model agrees with, float64 `[M, M]` (judge, maker).
-
-    `predicted` `[M, M, N]` holds labels (judge, maker, image), `targets` and `flipped` `[M, N]` belong to the maker. A
-    column is NaN where the maker flipped nothing; the diagonal is 1 where a model's judgement of its own flips repeats.
-    """
-    agreed = agreement(predicted, targets[None], flipped[None]).sum(2).double()
-    return agreed / flipped.sum(1)[None]
-
-
 def judge_row(verdicts: Verdicts, targets: Tensor, flipped: Tensor) -> Judge:
     """The judge's line in the results: accuracy, agreement with the flips, and how often it says no."""
     flips = int(flipped.sum())

@@ -1,28 +1,15 @@
 """The card beside shipped or trained weights: data, seed, steps, scores, time and versions, as JSON."""
 
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 from torch import Tensor
 
-PACKAGES = ("spruce-audit", "torch", "timm", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the packages that decide the numbers; a package run from its source tree is 'source'."""
-    out = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            out[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            out[package] = "source"
-    return out
+from audit.environment import versions
 
 
 def _safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audit.checkpoint import fingerprint
 from audit.classifiers.architectures import build_architecture
 from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
@@ -17,7 +18,7 @@ from audit.robustness.evaluate import clean_metrics, robust_accuracy
 from audit.seeds import stage_seed
 from audit.training.card import save_weights, write_card
 from audit.training.config import ClassifierTrainConfig
-from audit.training.loop import Task, fingerprint, train
+from audit.training.loop import Task, train
 from audit.training.objectives import CrossEntropy, Objective, Trades
 from audit.training.stream import Stream, held_out_phantom, phantom_stream, set_stream, training_steps
 

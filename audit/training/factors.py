@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torchvision.transforms.functional import gaussian_blur
 
+from audit.checkpoint import fingerprint
 from audit.data import phantom
 from audit.environment import choose_device
 from audit.metrics.phantom_factors import PhantomFactors
 from audit.seeds import stage_generator, stage_seed
 from audit.training.card import save_weights, write_card
 from audit.training.config import FactorsTrainConfig
-from audit.training.loop import Task, fingerprint, train
+from audit.training.loop import Task, train
 
 MEASURED_IMAGES = 4096
 """Images on which mean and standard deviation of every factor are measured."""

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from audit.checkpoint import fingerprint as fingerprint
 from audit.checkpoint import load_checkpoint, save_checkpoint
 from audit.errors import ConfigError
 from audit.progress import stage_progress

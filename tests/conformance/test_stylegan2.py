@@ -10,9 +10,7 @@ from torch.testing import assert_close
 from audit.generator.networks import Discriminator, Generator
 
 VECTORS = Path(__file__).parents[2].parent / "shared/conformance/stylegan2_ada_32_gray.safetensors"
-pytestmark = pytest.mark.skipif(
-    not VECTORS.exists(), reason="no reference vectors beside the checkout"
-)
+pytestmark = pytest.mark.skipif(not VECTORS.exists(), reason="no reference vectors beside the checkout")
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ import torch
 from audit.errors import MetricError
 from audit.metrics.transfer import (
     Verdicts,
-    agreement_matrix,
     fit_judge,
     judge_row,
     power,
@@ -82,13 +81,3 @@ def test_judge_row_counts_flips_only() -> None:
     assert (row.agreement, row.rejects_inversion) == (3 / 5, pytest.approx(5 / 6))
     assert (row.accuracy, row.rejects_adversarial) == (0.9, 0.7)
     assert judge_row(verdicts([0] * 6), TARGETS, torch.zeros(6, dtype=torch.bool)).agreement is None
-
-
-def test_agreement_matrix_is_judge_by_maker() -> None:
-    targets = torch.zeros(2, 3, dtype=torch.int64)
-    flipped = torch.tensor([[True, True, False], [False, False, False]])
-    predicted = torch.zeros(2, 2, 3, dtype=torch.int64)
-    predicted[1, 0] = torch.tensor([0, 1, 0])
-    matrix = agreement_matrix(predicted, targets, flipped)
-    assert matrix[:, 0].tolist() == [1, 0.5]
-    assert torch.isnan(matrix[:, 1]).all()
