@@ -219,5 +219,8 @@ def test_bad_policies_name_the_key(tmp_path: Path, toml: str, words: str):
 
 
 def test_the_example_policy_passes_the_example_audit(results: AuditResult):
-    outcome = evaluate_gate(results, load_policy(ROOT / "benchmarks" / "gate.toml"))
+    policy = load_policy(ROOT / "benchmarks" / "gate.toml")
+    told_apart = [c.model_copy(update={"probability": 0.97}) for c in results.comparisons]
+    outcome = evaluate_gate(results.model_copy(update={"comparisons": told_apart}), policy)
     assert outcome.exit_status == 0, to_markdown(outcome)
+    assert evaluate_gate(results, policy).exit_status == 1  # plain and shortcut cannot be told apart there
