@@ -97,7 +97,7 @@ def scores(config: ClassifierTrainConfig, model: nn.Module) -> list[dict[str, An
         ]
     else:
         whole = load_data(config.data, config.seed)
-        sets = [(f"{whole.source}, split '{config.data.audit_split}'", whole.split(config.data.audit_split))]
+        sets = [(f"{Path(config.data.path).name}, split '{config.data.audit_split}'", whole.split(config.data.audit_split))]
     attack = RobustnessConfig(n=wanted.attacked, eps=wanted.eps, steps=wanted.steps)
     return [
         {

@@ -5,6 +5,7 @@ No more than one batch is held as floats; the order of a pass depends on seed an
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,7 +118,7 @@ def set_stream(config: ClassifierTrainConfig) -> Stream:
         class_names=whole.class_names,
         image_shape=whole.image_shape,
         validation=validation.select(order[: config.selection.n]),
-        description={"source": whole.source, "train": len(training), "validation": len(validation)},
+        description={"source": Path(config.data.path).name, "train": len(training), "validation": len(validation)},
     )
 
 
