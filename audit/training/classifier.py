@@ -97,7 +97,8 @@ def scores(config: ClassifierTrainConfig, model: nn.Module) -> list[dict[str, An
         ]
     else:
         whole = load_data(config.data, config.seed)
-        sets = [(f"{Path(config.data.path).name}, split '{config.data.audit_split}'", whole.split(config.data.audit_split))]
+        split = config.data.audit_split
+        sets = [(f"{Path(config.data.path).name}, split '{split}'", whole.split(split))]
     attack = RobustnessConfig(n=wanted.attacked, eps=wanted.eps, steps=wanted.steps)
     return [
         {
