@@ -10,6 +10,7 @@ Sources: Heusel et al. 2017 (arXiv:1706.08500); Zhang et al. 2018 (arXiv:1801.03
 import hashlib
 import importlib.util
 import os
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -161,7 +162,11 @@ def load_inception(allow_download: bool = False) -> InceptionFeatures:
     script = _find_script()
     if script is not None:
         digest = _checked(script, _INCEPTION_SCRIPT.sha256)
-        return InceptionFeatures(torch.jit.load(str(script), map_location="cpu"), digest)
+        with warnings.catch_warnings():
+            # The file exists as TorchScript only; that the format is on its way out is nothing a user can change.
+            warnings.simplefilter("ignore", FutureWarning)
+            network = torch.jit.load(str(script), map_location="cpu")
+        return InceptionFeatures(network, digest)
     path = _obtain(_INCEPTION, allow_download)
     digest = _checked(path, _INCEPTION.sha256)
     return InceptionFeatures(_inception_layers(path), digest)
