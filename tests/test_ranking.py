@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from audit.config import RankingConfig
 from audit.errors import MetricError
@@ -122,8 +123,10 @@ def test_a_zero_component_is_printed_as_zero_and_does_not_erase_the_order() -> N
 
 
 def test_no_weight_no_index() -> None:
-    config = RankingConfig(validity=0, realism=0, sparsity=0, localisation=0, transfer=0, bootstrap=100)
-    ranking = rank_models([model("a", 0.5)], config, 0)
+    with pytest.raises(ValidationError, match="at least one component needs a weight"):
+        RankingConfig(validity=0, realism=0, sparsity=0, localisation=0, transfer=0)
+    config = RankingConfig(validity=0, realism=0, sparsity=0, localisation=0, transfer=1, bootstrap=100)
+    ranking = rank_models([model("a", 0.5, transfer=None)], config, 0)
     assert (ranking.models[0].index, ranking.models[0].rank, ranking.models[0].interval) == (None, None, None)
     assert any(note.what == "index" for note in ranking.not_computed)
 

@@ -94,8 +94,11 @@ def test_repeating_gives_the_same_bits(world, found: Counterfactuals) -> None:
         assert torch.equal(value, getattr(again, name)), name
 
 
-@pytest.mark.parametrize("factor", [16.0, 10.0])
-def test_rescaling_the_features_changes_nothing(world, found: Counterfactuals, images: Tensor, factor: float) -> None:
+@pytest.mark.parametrize(("factor", "tolerance"), [(16.0, 1e-6), (10.0, 1e-3)])
+def test_rescaling_the_features_changes_nothing(
+    world, found: Counterfactuals, images: Tensor, factor: float, tolerance: float
+) -> None:
+    """A power of two rescales float32 exactly; ten rounds, and the steps carry the rounding on: a quarter of a level."""
     network = copy.deepcopy(world.network)
     scaled = nn.Sequential(*network[:-1], Times(factor), network[-1]).eval()
     with torch.no_grad():
@@ -103,8 +106,8 @@ def test_rescaling_the_features_changes_nothing(world, found: Counterfactuals, i
     classifier = world.wrap(scaled)
     calibration, points = world.calibrate(classifier, images, world.config)
     other = run(world, classifier=classifier, calibration=calibration, points=points)
-    torch.testing.assert_close(other.images, found.images, atol=1e-4, rtol=0)
-    torch.testing.assert_close(other.trace, found.trace, atol=1e-4, rtol=0)
+    torch.testing.assert_close(other.images, found.images, atol=tolerance, rtol=0)
+    torch.testing.assert_close(other.trace, found.trace, atol=tolerance, rtol=0)
     assert torch.equal(other.reached, found.reached)
 
 
