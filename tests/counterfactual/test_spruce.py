@@ -98,7 +98,7 @@ def test_repeating_gives_the_same_bits(world, found: Counterfactuals) -> None:
 def test_rescaling_the_features_changes_nothing(
     world, found: Counterfactuals, images: Tensor, factor: float, tolerance: float
 ) -> None:
-    """A power of two rescales float32 exactly; ten rounds, and the steps carry the rounding on: a quarter of a level."""
+    """A power of two rescales float32 exactly; ten rounds, and the steps carry that on to a quarter of a level."""
     network = copy.deepcopy(world.network)
     scaled = nn.Sequential(*network[:-1], Times(factor), network[-1]).eval()
     with torch.no_grad():

@@ -1,0 +1,82 @@
+"""The commands: each reaches its room, prints where its output is, and ends with the documented status."""
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from audit.cli import app, main
+
+PHANTOM = '[data]\npath = "phantom"\n[data.phantom]\ncalibration = 60\naudit = 6\n'
+
+
+@pytest.fixture
+def run(tmp_path):
+    def call(*arguments: str, config: str = "", out: str = "out") -> tuple[int, str]:
+        if config:
+            (tmp_path / "c.toml").write_text(config)
+            arguments = (*arguments, str(tmp_path / "c.toml"), "--out", str(tmp_path / out))
+        result = CliRunner().invoke(app, list(arguments))
+        return result.exit_code, result.output
+
+    return call
+
+
+def test_help_and_version(run):
+    assert run("--version")[1].startswith("spruce-audit ")
+    status, text = run("--help")
+    assert status == 0
+    for command in ("run", "demo", "report", "gate", "train"):
+        assert command in text
+
+
+def test_train_generator_then_its_encoder(run, tmp_path):
+    generator = (
+        "kimg = 0.032\nbatch_size = 8\nz_dim = 8\nw_dim = 8\nchannel_base = 128\nchannel_max = 8\n"
+        'snapshot_kimg = 0.032\nfid_embedding = "none"\n'
+    )
+    status, text = run("train", "generator", config=generator + PHANTOM)
+    assert status == 0, text
+    drawn = tmp_path / "out" / "generator.safetensors"
+    assert drawn.is_file()
+    assert json.loads((tmp_path / "out" / "generator.json").read_text())["kimg"] == pytest.approx(0.032)
+    encoder = f'generator = "{drawn}"\nsteps = 2\nbatch_size = 4\nwidth = 16\nsnapshot_steps = 2\n'
+    status, text = run("train", "encoder", config=encoder + PHANTOM, out="encoder")
+    assert status == 0, text
+    assert (tmp_path / "encoder" / "encoder.safetensors").is_file()
+
+
+def test_train_classifier_and_factors(run, tmp_path):
+    classifier = (
+        'name = "tiny"\n[optimiser]\nsteps = 2\nbatch_size = 8\n[selection]\nevery = 2\nn = 8\n'
+        "[evaluation]\nn = 8\nattacked = 4\nsteps = 1\n"
+    )
+    status, text = run("train", "classifier", config=classifier + PHANTOM)
+    assert status == 0, text
+    assert (tmp_path / "out" / "tiny.safetensors").is_file()
+    factors = "n_evaluation = 10\n[optimiser]\nsteps = 2\nbatch_size = 8\n[selection]\nevery = 2\nn = 10\n"
+    status, text = run("train", "factors", config=factors)
+    assert status == 0, text
+    assert (tmp_path / "out" / "phantom-factors.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("run", "none.toml"), "none.toml.*does not exist"),
+        (("report", "none.json"), "none.json.*does not exist"),
+        (("gate", "none.json", "--policy", "none.toml"), "does not exist"),
+        (("train", "generator", "none.toml"), "does not exist"),
+    ],
+)
+def test_a_missing_file_is_one_sentence_and_status_2(arguments, said, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["spruce-audit", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    message = capsys.readouterr().err.strip()
+    assert stop.value.code == 2
+    assert len(message.splitlines()) == 1
+
+    assert re.search(said, message), message
