@@ -13,7 +13,6 @@ from audit.inversion.invert import Inversion
 from audit.metrics.edit import nearest_distance
 from audit.metrics.embedding import Embedder, FeatureNetwork, embed_all
 from audit.progress import stage_progress
-from audit.results import Embedding
 from audit.seeds import stage_generator
 
 MAIN_REGION = "region"
@@ -53,11 +52,6 @@ class Common:
     real: dict[int, RealTargets] = field(default_factory=dict)
 
 
-def named(network: Embedder) -> Embedding:
-    """The line that says which network a number rests on."""
-    return Embedding(name=network.name, weights_sha256=network.weights_sha256)
-
-
 def embed_with_bar(network: Embedder, images: AuditSet, device: torch.device, stage: str) -> Tensor:
     """Embed a whole set `[N, d]` behind a progress bar, a batch at a time."""
     parts = []
@@ -69,15 +63,14 @@ def embed_with_bar(network: Embedder, images: AuditSet, device: torch.device, st
 
 
 def gather(
-    rows: AuditSet, inversion: Inversion, calibration: AuditSet, embedded: Tensor, targets: Sequence[int],
-    ground: Ground, seed: int, device: torch.device,
+    rows: AuditSet, queries: Tensor, inversion: Inversion, calibration: AuditSet, embedded: Tensor,
+    targets: Sequence[int], ground: Ground, seed: int, device: torch.device,
 ) -> Common:  # fmt: skip
-    """Put together what is shared for the query images `rows` and the target classes that some model was asked for.
+    """Put together what is shared for the query images and the target classes that some model was asked for.
 
-    `embedded` `[M, d]` are the calibration images in the domain embedding. Raises DataError if a target class has no
-    calibration image.
+    `rows` are the query images' rows and `queries` `[N, C, H, W]` their pixels; `embedded` `[M, d]` are the calibration
+    images in the domain embedding. Raises DataError if a target class has no calibration image.
     """
-    queries = rows.images()
     names = [MAIN_REGION, *(r for r in rows.regions if r != MAIN_REGION)] if rows.regions else []
     common = Common(
         ids=rows.row_ids,

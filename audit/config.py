@@ -76,6 +76,12 @@ class DataConfig(Section):
         return self.format == "phantom" or (self.format == "auto" and self.path == "phantom")
 
 
+class Training(Section):
+    """What every training on images says: which images."""
+
+    data: DataConfig
+
+
 class QueryConfig(Section):
     """Which images are explained, and towards which class."""
 
@@ -237,6 +243,7 @@ class AuditConfig(Section):
 
 
 S = TypeVar("S", bound=Section)
+T = TypeVar("T", bound="Training")
 
 
 def _valid_keys(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
@@ -286,6 +293,18 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         return tomllib.loads(file.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"Configuration file '{file}' is not valid TOML: {error}.") from None
+
+
+def load_training(model: type[T], path: str | Path, *files: str) -> T:
+    """Read a training's TOML file as `model`; `data.path` and the keys `files` are made absolute against its folder.
+
+    Raises ConfigError.
+    """
+    config = parse_config(model, read_toml(path), f"'{path}'")
+    base = Path(path).resolve().parent
+    resolved: dict[str, Any] = {"data": config.data.model_copy(update={"path": resolve_path(config.data.path, base)})}
+    resolved |= {k: resolve_path(getattr(config, k), base) for k in files if getattr(config, k) is not None}
+    return config.model_copy(update=resolved)
 
 
 def resolve_path(value: str, base: Path) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from audit.classifiers.classifier import Classifier, weights_hash
+from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.config import AuditConfig
 from audit.counterfactual.exceptional import Calibration, fit_calibration
@@ -68,7 +68,7 @@ def invert_queries(
         "inversion",
         compute,
         generator=ground.loaded.sha256,
-        encoder=None if ground.encoder is None else weights_hash(ground.encoder.state_dict()),
+        encoder=ground.encoder_sha256,
         embedding=ground.network.weights_sha256,
         images=queries,
         settings=config.inversion,

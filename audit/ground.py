@@ -1,9 +1,11 @@
 """The networks that an audit's counterfactuals stand on: what draws, what inverts and what measures."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
+from audit.classifiers.classifier import weights_hash
 from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
 from audit.embedded import path as embedded_path
@@ -27,6 +29,11 @@ class Ground:
     inception: list[Embedder]
     lpips: Lpips | None
     missing: list[NotComputed]
+
+    @cached_property
+    def encoder_sha256(self) -> str | None:
+        """Hash of the encoder's weights; None without an encoder."""
+        return None if self.encoder is None else weights_hash(self.encoder.state_dict())
 
 
 def load_ground(config: AuditConfig, data: AuditSet, device: torch.device) -> Ground:

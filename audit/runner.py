@@ -10,9 +10,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
-from audit.classifiers.classifier import Classifier, weights_hash
+from audit.classifiers.classifier import Classifier
 from audit.classifiers.load import load_classifier
-from audit.common import embed_with_bar, gather, named
+from audit.common import embed_with_bar, gather
 from audit.config import AuditConfig, load_config, recorded
 from audit.data.audit_set import AuditSet
 from audit.data.load import calibration_split, load_data
@@ -24,6 +24,7 @@ from audit.ground import Ground, load_ground
 from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
 from audit.judges import all_verdicts, classifier_judge, decisions, domain_judge
+from audit.metrics.embedding import named
 from audit.metrics.transfer import fit_judge
 from audit.queries import Selection, select_queries, source_classes
 from audit.ranking import rank_models
@@ -32,7 +33,6 @@ from audit.results import (
     AuditResult,
     Clean,
     Components,
-    Embedding,
     InversionSummary,
     ModelResult,
     NotComputed,
@@ -184,7 +184,7 @@ def _explain_all(
 ) -> None:  # fmt: skip
     """Query images, inversion, counterfactuals, metrics, ranking and pictures; fills `result`."""
     result.generator_sha256 = ground.loaded.sha256
-    result.encoder_sha256 = None if ground.encoder is None else weights_hash(ground.encoder.state_dict())
+    result.encoder_sha256 = ground.encoder_sha256
     result.realism_embedding = result.perceptual_embedding = named(ground.network)
     result.not_computed += ground.missing
     with watch.stage("inversion"):
@@ -218,7 +218,7 @@ def _explain_all(
     with watch.stage("metrics"):
         embedded = embed_with_bar(ground.network, calibration, device, "embedding calibration images")
         asked = sorted({int(t) for one in targets for t in one.unique()})
-        common = gather(rows, inversion, calibration, embedded, asked, ground, config.seed, device)
+        common = gather(rows, queries, inversion, calibration, embedded, asked, ground, config.seed, device)
         domain = fit_judge(ground.network.name, embedded, calibration.row_labels)
         judges = [classifier_judge(m.classifier, m.clean.accuracy.value or 0.0, device) for m in models]
         real = embed_with_bar(ground.network, audited, device, "embedding audited images")
@@ -235,7 +235,7 @@ def _explain_all(
             for one, made in zip(scored, explained, strict=True):
                 one.summary.lpips = Perceptual(
                     value=float(ground.lpips.distance_all(made.found.images, inversion.images).mean()),
-                    embedding=Embedding(name=ground.lpips.name, weights_sha256=ground.lpips.weights_sha256),
+                    embedding=named(ground.lpips),
                 )
     with watch.stage("ranking"):
         _rank(result, scored, config)

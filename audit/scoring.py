@@ -7,13 +7,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from audit.common import MAIN_REGION, Common, named
+from audit.common import MAIN_REGION, Common
 from audit.config import AuditConfig
 from audit.counterfactual.spruce import Counterfactuals
 from audit.errors import MetricError
 from audit.metrics.distribution import distribution_row
 from audit.metrics.edit import changed_share, edit_map, mean_absolute
-from audit.metrics.embedding import embed_all
+from audit.metrics.embedding import embed_all, named
 from audit.metrics.localisation import localise, region_share
 from audit.metrics.perceptual import perceptual_all
 from audit.metrics.score import (

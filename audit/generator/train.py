@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import to_pil_image
 
 from audit.checkpoint import Resumable, fingerprint
-from audit.config import DataConfig, Section, Weights, parse_config, read_toml, resolve_path
+from audit.config import Section, Training, Weights, load_training
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data, training_split
 from audit.embedded import path as embedded_path
@@ -44,10 +44,9 @@ from audit.store import atomic_write_bytes, atomic_write_text, hash_tensor
 GRID_ROWS, GRID_COLUMNS = 6, 8
 
 
-class GeneratorTrainConfig(Section):
+class GeneratorTrainConfig(Training):
     """What `spruce-audit train generator CONFIG.toml` may say."""
 
-    data: DataConfig
     split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
     seed: int = Field(0, ge=0)
     device: str = "auto"
@@ -86,11 +85,7 @@ class GeneratorTrainConfig(Section):
 
 def load_generator_train_config(path: str | Path) -> GeneratorTrainConfig:
     """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
-    config = parse_config(GeneratorTrainConfig, read_toml(path), f"'{path}'")
-    base = Path(path).resolve().parent
-    data = config.data.model_copy(update={"path": resolve_path(config.data.path, base)})
-    start = None if config.start_from is None else resolve_path(config.start_from, base)
-    return config.model_copy(update={"data": data, "start_from": start})
+    return load_training(GeneratorTrainConfig, path, "start_from")
 
 
 def fid_network(config: GeneratorTrainConfig, device: torch.device) -> Embedder | None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audit.checkpoint import Resumable, fingerprint
-from audit.config import DataConfig, Section, Weights
+from audit.config import Training, Weights
 from audit.data.audit_set import AuditSet
 from audit.errors import DataError
 from audit.generator.load import check_fits
@@ -36,10 +36,9 @@ R1_INTERVAL = 16
 HELD_OUT = 256
 
 
-class EncoderTrainConfig(Section):
+class EncoderTrainConfig(Training):
     """What `spruce-audit train encoder CONFIG.toml` may say."""
 
-    data: DataConfig
     split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
     generator: Weights = Field("embedded:phantom", description="the generator whose codes are learnt")
     seed: int = Field(0, ge=0)

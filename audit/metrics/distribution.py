@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from audit.metrics.cmmd import metric_name, mmd
-from audit.metrics.embedding import Embedder, check_embeddings
+from audit.metrics.embedding import Embedder, check_embeddings, named
 from audit.metrics.fid import frechet_distance
-from audit.results import Distribution, Embedding
+from audit.results import Distribution
 
 FLOOR_SPLITS = 5
 
@@ -61,5 +61,5 @@ def distribution_row(
         n=len(counterfactuals),
         n_real=len(real),
         target=target,
-        embedding=Embedding(name=network.name, weights_sha256=network.weights_sha256),
+        embedding=named(network),
     )

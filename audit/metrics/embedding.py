@@ -12,11 +12,11 @@ from torch import Tensor
 
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
+from audit.results import Embedding
 
 
-@runtime_checkable
-class Embedder(Protocol):
-    """A named network that maps images to vectors."""
+class Named(Protocol):
+    """A network that results name."""
 
     @property
     def name(self) -> str:
@@ -25,6 +25,16 @@ class Embedder(Protocol):
     @property
     def weights_sha256(self) -> str:
         """SHA-256 of the weights, hexadecimal."""
+
+
+def named(network: Named) -> Embedding:
+    """The line of the results that says which network a number rests on."""
+    return Embedding(name=network.name, weights_sha256=network.weights_sha256)
+
+
+@runtime_checkable
+class Embedder(Named, Protocol):
+    """A named network that maps images to vectors."""
 
     def embed(self, images: Tensor) -> Tensor:
         """Map images `[N, C, H, W]` in [0, 1] to vectors `[N, d]`."""

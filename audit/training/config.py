@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from audit.config import DataConfig, Eps, Section, parse_config, read_toml, resolve_path
+from audit.config import Eps, Section, Training, load_training, parse_config, read_toml
 
 
 class ObjectiveConfig(Section):
@@ -67,13 +67,12 @@ class EvaluationConfig(Section):
     marker_correlations: tuple[float, ...] = Field((0.0,), description="phantom: one evaluation for each")
 
 
-class ClassifierTrainConfig(Section):
+class ClassifierTrainConfig(Training):
     """One classifier to train."""
 
     name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
-    data: DataConfig
     train_split: str = "train"
     validation_split: str = "val"
     architecture: str = Field("small-convnext", description="'small-convnext' or a timm model name")
@@ -103,9 +102,7 @@ class FactorsTrainConfig(Section):
 
 def load_classifier_train_config(path: str | Path) -> ClassifierTrainConfig:
     """Read a training's TOML file; `data.path` is made absolute against its folder. Raises ConfigError."""
-    config = parse_config(ClassifierTrainConfig, read_toml(path), f"'{path}'")
-    resolved = resolve_path(config.data.path, Path(path).resolve().parent)
-    return config.model_copy(update={"data": config.data.model_copy(update={"path": resolved})})
+    return load_training(ClassifierTrainConfig, path)
 
 
 def load_factors_train_config(path: str | Path) -> FactorsTrainConfig:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from audit.config import parse_config, read_toml, resolve_path
+from audit.config import load_training
 from audit.data.load import load_data, training_split
 from audit.environment import choose_device
 from audit.generator.load import check_fits, load_generator
@@ -12,10 +12,7 @@ from audit.inversion.train import EncoderTrainConfig, train_encoder
 
 def load_encoder_train_config(path: str | Path) -> EncoderTrainConfig:
     """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
-    config = parse_config(EncoderTrainConfig, read_toml(path), f"'{path}'")
-    base = Path(path).resolve().parent
-    data = config.data.model_copy(update={"path": resolve_path(config.data.path, base)})
-    return config.model_copy(update={"data": data, "generator": resolve_path(config.generator, base)})
+    return load_training(EncoderTrainConfig, path, "generator")
 
 
 def run_encoder_training(config: EncoderTrainConfig, out: Path) -> Path:

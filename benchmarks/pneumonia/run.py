@@ -29,7 +29,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     for file in HERE.glob("*.toml"):
         shutil.copy(file, args.work)
-    shutil.copy(args.data, args.work / "pneumoniamnist.npz")
+    shutil.copyfile(args.data, args.work / "pneumoniamnist.npz")
     if args.only in (None, "classifiers"):
         for name in CLASSIFIERS:
             if not (args.work / name / f"{name}.json").exists():

@@ -319,10 +319,7 @@ def test_unknown_shipped_weights_are_named() -> None:
 
 @pytest.mark.parametrize("name", ["plain", "trades", "trades-small", "shortcut"])
 def test_shipped_classifiers(name: str) -> None:
-    try:
-        it = load(shape=(1, 64, 64), checkpoint=f"embedded:{name}")
-    except AuditError as error:
-        pytest.skip(f"these weights are not trained yet: {error}")
+    it = load(shape=(1, 64, 64), checkpoint=f"embedded:{name}")
     assert it.feature_dim == 128
     assert it(images(side=64)).shape == (2, 3)
 
