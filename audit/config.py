@@ -8,7 +8,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from audit.errors import ConfigError
 
@@ -32,6 +41,21 @@ def _check_eps(value: Any) -> str:
 
 Eps = Annotated[str, BeforeValidator(_check_eps)]
 """Radius in pixel units, kept as written (`8/255`) because the text is the key under `robust.pgd` in the results."""
+
+
+def _check_eps_l2(value: Any) -> str:
+    text = str(value).strip()
+    try:
+        number = Fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"'{text}' is not a number such as 0.5 or \"128/255\"") from None
+    if not number > 0:
+        raise ValueError(f"'{text}' is not above 0; an L2 radius is the Euclidean length over all pixels in [0, 1]")
+    return text
+
+
+EpsL2 = Annotated[str, BeforeValidator(_check_eps_l2)]
+"""L2 radius, kept as written."""
 
 
 def eps_value(eps: str) -> float:
@@ -69,6 +93,9 @@ class DataConfig(Section):
     audit_split: str = "test"
     calibration_split: str | None = Field(None, description="default: the first there is of calibration, val and train")
     phantom: PhantomConfig = PhantomConfig()
+    shift: str | None = Field(
+        None, description="second set of the same classes from another source, read as 'path' is; its whole audit split"
+    )
 
     @property
     def is_phantom(self) -> bool:
@@ -139,15 +166,84 @@ class CounterfactualConfig(Section):
     min_calibration: int = Field(30, ge=2, description="fewest calibration images that a model assigns to a class")
 
 
+class EnsembleConfig(Section):
+    """The cascade of attacks called `ensemble`; each stage attacks only what the stages before it left standing."""
+
+    stages: tuple[Literal["apgd-ce", "apgd-t", "fab-t", "square"], ...] = Field(
+        ("apgd-ce", "apgd-t", "fab-t", "square"), min_length=1
+    )
+    apgd_steps: int = Field(100, ge=1, description="steps of Auto-PGD, for each loss and target class")
+    apgd_restarts: int = Field(1, ge=1)
+    target_classes: int = Field(9, ge=1, description="most target classes of apgd-t and fab-t; never more than K - 1")
+    fab_steps: int = Field(100, ge=1, description="steps of FAB for each target class")
+    square_queries: int = Field(5000, ge=1, description="queries of Square for each image")
+
+
+class TrustConfig(Section):
+    """Checks that tell whether robust accuracy may be believed; a failed one marks it untrusted."""
+
+    n: int = Field(64, ge=8, description="images (the first of those attacked) on which the checks are run")
+    square_queries: int = Field(500, ge=1, description="queries of the black-box attack that must not beat PGD")
+    more_steps: int = Field(5, ge=2, description="factor by which the number of PGD steps is raised")
+
+
+class DistanceConfig(Section):
+    """Smallest perturbation that fools the model, for each image, by bisection over eps."""
+
+    norms: tuple[Literal["Linf", "L2"], ...] = Field(("Linf",), min_length=1)
+    n: int = Field(100, ge=1, description="images (the first of those attacked)")
+    largest_linf: Eps = Field("64/255", description="a distance beyond this is only known to be larger")
+    largest_l2: float = Field(5.0, gt=0)
+    bisections: int = Field(8, ge=1, description="halvings of the interval that holds the distance")
+
+
+class CorruptionsConfig(Section):
+    """Accuracy under the corruptions of ImageNet-C (Hendrycks & Dietterich 2019)."""
+
+    names: tuple[str, ...] | None = Field(None, min_length=1, description="default: all 15")
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    n: int = Field(500, ge=1, description="images of the audit split (first n of the attacked order)")
+
+
+class VulnerabilityConfig(Section):
+    """Which pixels of an attack a model really needs, learnt by a small U-Net."""
+
+    eps: Eps = Field("8/255", description="radius of the PGD attack that is thinned out")
+    share: float = Field(0.1, gt=0, lt=1, description="share of pixels the map is trained to keep")
+    shares: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0), min_length=2, description="shares at which accuracy is measured"
+    )
+    steps: int = Field(300, ge=1, description="training steps of the U-Net")
+    batch_size: int = Field(32, ge=1)
+    lr: float = Field(1e-3, gt=0)
+    temperature: float = Field(1.0, gt=0, description="of the relaxed choice of pixels")
+    n: int = Field(200, ge=1, description="images of the audit split on which the map is judged")
+    tolerance: float = Field(0.05, ge=0, lt=1, description="loss of success at which a thinned attack still counts")
+
+
 class RobustnessConfig(Section):
-    """Clean and adversarial accuracy."""
+    """Clean, adversarial and natural robustness; every model meets the same images."""
 
     n: int = Field(500, ge=1, description="images of the audit split that are attacked (first n of a seeded order)")
-    eps: tuple[Eps, ...] = ("2/255", "8/255")
+    attacks: tuple[Literal["pgd", "ensemble"], ...] = Field(("pgd",), min_length=1)
+    eps: tuple[Eps, ...] = Field(("2/255", "8/255"), description="L-inf radii")
+    l2_eps: tuple[EpsL2, ...] = Field((), description="L2 radii, Euclidean over all pixels of an image in [0, 1]")
     steps: int = Field(20, ge=1)
-    step_size: float | None = Field(None, gt=0, description="in pixel units; default 2.5 * eps / steps")
+    step_size: float | None = Field(None, gt=0, description="PGD: in pixel units; default 2.5 * eps / steps")
+    momentum: float = Field(0.0, ge=0, description="PGD: decay of the accumulated gradient (MI-FGSM); 0: none")
     restarts: int = Field(1, ge=1)
     batch_size: int = Field(128, ge=1)
+    ensemble: EnsembleConfig = EnsembleConfig()
+    trust: TrustConfig | None = Field(TrustConfig(), description="false: no checks, and robust accuracy is unverified")
+    distance: DistanceConfig | None = Field(None, description="absent: minimal distances are not measured")
+    corruptions: CorruptionsConfig | None = Field(None, description="absent: natural corruptions are not measured")
+    vulnerability: VulnerabilityConfig | None = Field(None, description="absent: no vulnerability map")
+
+    @field_validator("trust", "distance", "corruptions", "vulnerability", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        """Read `true` as the table with its defaults and `false` as none."""
+        return {} if value is True else None if value is False else value
 
 
 class MetricsConfig(Section):
@@ -336,7 +432,7 @@ def resolve_paths(config: AuditConfig, base: Path) -> AuditConfig:
 
     return config.model_copy(
         update={
-            "data": fix(config.data, ("path",)),
+            "data": fix(config.data, ("path", "shift")),
             "generator": None if config.generator is None else fix(config.generator, ("path",)),
             "inversion": fix(config.inversion, ("encoder",)),
             "classifiers": tuple(fix(c, ("checkpoint", "file", "factory")) for c in config.classifiers),

@@ -44,6 +44,14 @@ class Clean(Row):
     n: int
 
 
+class CascadeStage(Row):
+    """One attack of the cascade: it meets what the stages before it left standing."""
+
+    attack: Literal["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    attacked: int = Field(description="images still classified correctly before this stage")
+    standing: int = Field(description="images still classified correctly after it")
+
+
 class Attack(Row):
     """Robust accuracy under one attack."""
 
@@ -52,12 +60,89 @@ class Attack(Row):
     norm: Literal["Linf", "L2"] = "Linf"
     steps: int
     restarts: int
+    stages: list[CascadeStage] = Field(default_factory=list, description="of the ensemble, in their order")
+    untrusted: list[str] = Field(
+        default_factory=list, description="why the number must not be believed, a sentence each; empty: no check failed"
+    )
+
+
+class TrustCheck(Row):
+    """One check of whether robust accuracy may be believed."""
+
+    name: str
+    passed: bool | None = Field(description="None: it could not be made; `finding` says why")
+    value: float | None = Field(description="what was measured")
+    limit: float | None = Field(description="bound that `value` may not exceed")
+    n: int = Field(description="images it was made on")
+    finding: str = Field(description="one sentence: what was seen, and what it means")
+    attacks: tuple[Literal["pgd", "ensemble"], ...] = Field(
+        ("pgd", "ensemble"), description="attacks whose numbers a failure marks as untrusted"
+    )
+
+
+class MinimalDistance(Row):
+    """Smallest perturbation that fools the model, in pixel units of `norm`."""
+
+    norm: Literal["Linf", "L2"]
+    median: Interval = Field(description="None: more than half of the images stand at `largest`")
+    largest: float = Field(description="radius beyond which was not searched")
+    n: int
+    standing: int = Field(description="images that no attack within `largest` fooled")
+    distances: dict[str, float | None] = Field(description="by image id; 0: misclassified as it is; None: stands")
+
+
+class Corruption(Row):
+    """Accuracy under one corruption of ImageNet-C."""
+
+    name: str
+    accuracy: dict[int, Interval] = Field(description="by severity, 1 to 5")
+    mean: float = Field(description="over the severities")
+
+
+class Corruptions(Row):
+    """Accuracy under natural corruptions."""
+
+    mean_accuracy: Interval = Field(description="mean over corruptions and severities; bootstrap over images")
+    corruptions: list[Corruption]
+    n: int
+
+
+class VulnerabilityShare(Row):
+    """What is left of an attack when only a share of its pixels is kept."""
+
+    share: float
+    accuracy: Interval
+    random_accuracy: float = Field(description="accuracy when as many pixels are kept at random")
+    l2: float = Field(description="mean Euclidean size of what is kept")
+
+
+class Vulnerability(Row):
+    """Which pixels an attack really needs (Pixel Vulnerability Adversary Refinement)."""
+
+    eps: float
+    n: int
+    attack_accuracy: float = Field(description="accuracy under the whole attack")
+    shares: list[VulnerabilityShare]
+    smallest_share: float | None = Field(description="smallest share that keeps the attack effective; None: none does")
+    l2_saved: float | None = Field(description="share of the attack's Euclidean size saved at `smallest_share`")
+    regions: list["RegionShare"] = Field(default_factory=list, description="where the map's mass lies")
+    map_image: str | None = Field(None, description="mean map over the images; path relative to results.json")
+    map_images: dict[str, str] = Field(default_factory=dict, description="map of each query image, by its id")
 
 
 class Robust(Row):
-    """Robust accuracy by attack; keys of `pgd` are eps as written in the configuration."""
+    """Robustness of one model; keys of the attacks are radii as written in the configuration."""
 
     pgd: dict[str, Attack] = Field(default_factory=dict)
+    pgd_l2: dict[str, Attack] = Field(default_factory=dict)
+    ensemble: dict[str, Attack] = Field(default_factory=dict)
+    ensemble_l2: dict[str, Attack] = Field(default_factory=dict)
+    trusted: bool | None = Field(None, description="False: a check failed; None: no checks were made")
+    checks: list[TrustCheck] = Field(default_factory=list)
+    distances: list[MinimalDistance] = Field(default_factory=list)
+    corruptions: Corruptions | None = None
+    shift: Clean | None = Field(None, description="performance on a second set of the same classes")
+    vulnerability: Vulnerability | None = None
 
 
 class Components(Row):
@@ -200,6 +285,15 @@ class Comparison(Row):
     probability: float
 
 
+class Difference(Row):
+    """Paired difference of two models on the same images: `a` minus `b`."""
+
+    a: str
+    b: str
+    metric: str = Field(description="dotted path of the number, for instance 'robust.pgd.8/255'")
+    difference: Interval
+
+
 class Query(Row):
     """A query image that all models classify correctly."""
 
@@ -252,6 +346,7 @@ class AuditResult(Row):
     data: dict[str, Any] = Field(description="source, split sizes, image shape")
     models: list[ModelResult]
     comparisons: list[Comparison] = Field(default_factory=list)
+    differences: list[Difference] = Field(default_factory=list)
     queries: list[Query] = Field(default_factory=list)
     queries_asked: int = 0
     inversion: InversionSummary | None = None

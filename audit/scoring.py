@@ -14,6 +14,7 @@ from audit.errors import MetricError
 from audit.metrics.distribution import distribution_row
 from audit.metrics.edit import changed_share, edit_map, mean_absolute
 from audit.metrics.embedding import embed_all, named
+from audit.metrics.intervals import wilson_interval
 from audit.metrics.localisation import localise, region_share
 from audit.metrics.perceptual import perceptual_all
 from audit.metrics.score import (
@@ -26,7 +27,6 @@ from audit.metrics.score import (
 from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scores
 from audit.results import Counterfactuals as CounterfactualSummary
 from audit.results import Distribution, Interval, NotComputed, Perceptual, QueryRow
-from audit.robustness.evaluate import wilson_interval
 from audit.seeds import stage_generator
 
 PERMUTATIONS = 999

@@ -1,12 +1,11 @@
 """Clean accuracy, recall and calibration, and robust accuracy over a list of radii, with Wilson intervals.
 
-Expected calibration error: Guo et al. 2017, eq. 3, with 15 equal-width bins. Interval: Wilson 1927.
+Expected calibration error: Guo et al. 2017, eq. 3, with 15 equal-width bins.
 """
 
 from collections.abc import Sequence
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
@@ -14,20 +13,14 @@ from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
 from audit.metrics.embedding import check_images
+from audit.metrics.intervals import wilson_interval
 from audit.progress import Advance, stage_progress
-from audit.results import Attack, Clean, Interval, Robust
-from audit.robustness.pgd import check_labels, checked_logits, pgd_attack
+from audit.results import Attack, Clean, Robust
+from audit.robustness.door import check_labels, checked_logits
+from audit.robustness.pgd import pgd_attack
 from audit.seeds import stage_generator
 
 ECE_BINS = 15
-
-
-def wilson_interval(successes: int, n: int, level: float = 0.95) -> Interval:
-    """Return the share `successes / n` with its Wilson score interval; all None for `n` = 0."""
-    if n == 0:
-        return Interval(value=None, n=0, level=level)
-    bounds = binomtest(successes, n).proportion_ci(confidence_level=level, method="wilson")
-    return Interval(value=successes / n, low=float(bounds.low), high=float(bounds.high), level=level, n=n)
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:

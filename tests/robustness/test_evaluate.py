@@ -6,8 +6,6 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from audit.config import RobustnessConfig
@@ -21,7 +19,6 @@ from audit.robustness.evaluate import (
     expected_calibration_error,
     predict,
     robust_accuracy,
-    wilson_interval,
 )
 
 
@@ -47,20 +44,6 @@ def grey_levels(levels: list[float], labels: list[int], classes: tuple[str, ...]
         splits=np.array(["test"] * len(levels)),
         image_shape=(1, 4, 4),
     )
-
-
-@settings(max_examples=25, deadline=None)
-@given(n=st.integers(1, 500), share=st.floats(0, 1))
-def test_wilson_interval_holds_the_share(n: int, share: float) -> None:
-    k = round(share * n)
-    interval = wilson_interval(k, n)
-    assert interval.n == n
-    assert 0 <= interval.low <= interval.value + 1e-12
-    assert interval.value <= interval.high + 1e-12 <= 1 + 2e-12
-
-
-def test_wilson_interval_of_nothing_has_no_value() -> None:
-    assert wilson_interval(0, 0).value is None
 
 
 def test_calibration_error_by_hand() -> None:

@@ -10,7 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from audit.errors import ClassifierError, MetricError
-from audit.robustness.pgd import ascent, pgd_attack, project, random_offset
+from audit.robustness.ball import ascent, project, random_offset
+from audit.robustness.pgd import pgd_attack
 
 
 def small_network(seed: int = 0, classes: int = 3) -> nn.Module:

@@ -1,0 +1,50 @@
+"""The door of every attack: what it may be given, and one clear sentence for what it may not."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from audit.errors import ClassifierError, MetricError
+from audit.metrics.embedding import check_images
+from audit.robustness.ball import Norm
+
+
+def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
+    """Return the classifier's logits `[N, K]`; raises ClassifierError if any is not finite."""
+    logits = classifier(images)
+    if not torch.isfinite(logits).all():
+        name = getattr(classifier, "name", type(classifier).__name__)
+        raise ClassifierError(f"Classifier '{name}' returns NaN or infinite logits: check its weights and mean/std.")
+    return logits
+
+
+def check_labels(labels: Tensor, n: int, num_classes: int) -> None:
+    """Raise MetricError unless `labels` are `n` integers in [0, num_classes)."""
+    if labels.shape != (n,):
+        raise MetricError(f"Labels have shape {tuple(labels.shape)} where one per image, ({n},), is expected.")
+    if n and (int(labels.min()) < 0 or int(labels.max()) >= num_classes):
+        raise MetricError(
+            f"Labels run from {int(labels.min())} to {int(labels.max())} but the classifier has {num_classes} classes, "
+            f"0 to {num_classes - 1}: check the order of data.classes."
+        )
+
+
+def float_images(images: Tensor, what: str) -> Tensor:
+    """Return `images` detached and in float32, checked to be `[N, C, H, W]` in [0, 1]; raises MetricError.
+
+    In 16 bits the spacing of numbers near 1 is 1/256 (bfloat16), the size of many an eps: no ball could be kept.
+    """
+    check_images(images, what)
+    return images.detach().float()
+
+
+def check_eps(eps: float, norm: Norm, image_shape: Sequence[int]) -> None:
+    """Raise MetricError unless `eps` is in (0, 1] for L-inf, or in (0, sqrt(C * H * W)] for L2: the cube's diagonal."""
+    largest = 1.0 if norm == "Linf" else math.sqrt(math.prod(image_shape))
+    if not 0 < eps <= largest:
+        raise MetricError(
+            f"eps is {eps:.6g} where an {norm} radius in pixel units in (0, {largest:.4g}] is expected, for instance "
+            + ("8/255." if norm == "Linf" else "0.5.")
+        )
