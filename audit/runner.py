@@ -39,7 +39,8 @@ from audit.results import (
     Perceptual,
     Robust,
 )
-from audit.robustness.evaluate import clean_of_logits, predict, robust_accuracy
+from audit.robustness.clean import clean_of_logits, predict
+from audit.robustness.evaluate import robust_accuracy
 from audit.scoring import Scored, score_model
 from audit.seeds import stage_generator
 from audit.store import Store, atomic_write_text, staged_output

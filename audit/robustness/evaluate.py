@@ -1,9 +1,11 @@
-"""Clean accuracy, recall and calibration, and robust accuracy over a list of radii, with Wilson intervals.
+"""Robust accuracy over radii and attacks, on the same images and from equal starts for all models.
 
-Expected calibration error: Guo et al. 2017, eq. 3, with 15 equal-width bins.
+Radii are attacked in rising order. An image that is fooled within a small ball is fooled within every larger one, so it
+is not attacked again: the curve falls monotonically and costs less.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,81 +14,24 @@ from audit.classifiers.mode import preserve_mode
 from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
-from audit.metrics.embedding import check_images
 from audit.metrics.intervals import wilson_interval
-from audit.progress import Advance, stage_progress
-from audit.results import Attack, Clean, Robust
-from audit.robustness.door import check_labels, checked_logits
+from audit.progress import stage_progress
+from audit.results import Attack, Robust
+from audit.robustness.ball import Norm
+from audit.robustness.clean import device_of
+from audit.robustness.door import checked_logits
 from audit.robustness.pgd import pgd_attack
 from audit.seeds import stage_generator
 
-ECE_BINS = 15
+Kind = Literal["pgd", "ensemble"]
 
 
-def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:
-    """Return the mean gap between confidence and accuracy, in [0, 1], of `probabilities` `[N, K]` for `labels` `[N]`.
+@dataclass(frozen=True)
+class Attacked:
+    """Robust accuracies, and which images stood: bool `[n]` by the number's path, for instance 'robust.pgd.8/255'."""
 
-    Bins are of equal width, closed on the right, weighted by the images in them.
-    """
-    confidence, predicted = probabilities.double().max(dim=1)
-    edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
-    chosen = torch.bucketize(confidence, edges[1:-1])
-    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    gap.index_add_(0, chosen, confidence - (predicted == labels).double())
-    return float(gap.abs().sum() / len(labels))
-
-
-def predict(classifier: nn.Module, dataset: AuditSet, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return the logits `[N, K]` (on the CPU) of `classifier` for all images of `dataset`, behind a progress bar."""
-    name = getattr(classifier, "name", type(classifier).__name__)
-    with stage_progress(f"predictions {name}", len(dataset)) as advance:
-        return _logits(classifier, dataset, batch_size, device, advance)
-
-
-def _logits(
-    classifier: nn.Module, dataset: AuditSet, batch_size: int, device: torch.device | str, advance: Advance | None
-) -> Tensor:
-    parts = []
-    with preserve_mode(classifier), torch.no_grad():
-        for images, labels, _ in dataset.batches(batch_size):
-            check_images(images, f"images of {dataset.source}")
-            logits = checked_logits(classifier, images.to(device)).cpu()
-            check_labels(labels, len(images), logits.shape[1])
-            parts.append(logits)
-            if advance is not None:
-                advance(len(images))
-    if not parts:
-        raise MetricError(f"There is no image of {dataset.source} to classify: check data.audit_split.")
-    return torch.cat(parts)
-
-
-def _device(classifier: nn.Module) -> torch.device:
-    first = next(classifier.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
-
-
-def clean_of_logits(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Clean:
-    """Accuracy, recall per class and calibration of `logits` `[N, K]` for `labels` `[N]`."""
-    correct = logits.argmax(dim=1) == labels
-    recall = {
-        name: float(correct[labels == k].float().mean()) if bool((labels == k).any()) else None
-        for k, name in enumerate(class_names)
-    }
-    return Clean(
-        accuracy=wilson_interval(int(correct.sum()), len(labels)),
-        recall=recall,
-        ece=expected_calibration_error(logits.softmax(dim=1), labels),
-        n=len(labels),
-    )
-
-
-def clean_metrics(classifier: nn.Module, dataset: AuditSet, batch_size: int = 128) -> Clean:
-    """Measure accuracy, recall per class and calibration on all images of `dataset`; raises MetricError if empty.
-
-    Shows no bar, because it is called again and again inside a training, which shows its own.
-    """
-    logits = _logits(classifier, dataset, batch_size, _device(classifier), None)
-    return clean_of_logits(logits, dataset.row_labels, dataset.class_names)
+    robust: Robust
+    standing: dict[str, Tensor]
 
 
 def attacked_rows(dataset: AuditSet, n: int, seed: int) -> AuditSet:
@@ -106,8 +51,9 @@ def robust_accuracy(
     chosen = attacked_rows(dataset, config.n, seed)
     if len(chosen) == 0:
         raise MetricError(f"There is no image of {dataset.source} to attack: check data.audit_split.")
-    device = _device(classifier)
+    device = device_of(classifier)
     attacks: dict[str, Attack] = {}
+    norm: Norm = "Linf"
     with stage_progress(stage, len(chosen) * len(config.eps)) as advance:
         for text in config.eps:
             eps = eps_value(text)
@@ -124,6 +70,7 @@ def robust_accuracy(
                     steps=config.steps,
                     step_size=config.step_size,
                     restarts=config.restarts,
+                    norm=norm,
                     generator=generator,
                 )
                 with preserve_mode(classifier), torch.no_grad():

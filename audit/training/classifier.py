@@ -14,7 +14,8 @@ from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
 from audit.environment import choose_device
 from audit.errors import ConfigError
-from audit.robustness.evaluate import clean_metrics, robust_accuracy
+from audit.robustness.clean import clean_metrics
+from audit.robustness.evaluate import robust_accuracy
 from audit.seeds import stage_seed
 from audit.training.card import save_weights, write_card
 from audit.training.config import ClassifierTrainConfig

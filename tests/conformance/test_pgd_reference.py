@@ -65,7 +65,7 @@ def test_robust_accuracy_of_the_mnist_classifiers(name: str, low: float, high: f
 
 def test_calibration_error_agrees_with_torchmetrics() -> None:
     calibration = pytest.importorskip("torchmetrics.functional.classification")
-    from audit.robustness.evaluate import expected_calibration_error
+    from audit.robustness.clean import expected_calibration_error
 
     generator = torch.Generator().manual_seed(0)
     probabilities = torch.randn(500, 4, generator=generator).softmax(dim=1)

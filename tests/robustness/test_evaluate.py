@@ -1,69 +1,13 @@
-"""Clean and robust accuracy: intervals, calibration, the same images for every model."""
+"""Robust accuracy: the same images and equal starts for every model, a curve that falls."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from support_models import Brightness, grey_levels
+from torch import Tensor
 
 from audit.config import RobustnessConfig
-from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
-from audit.progress import Advance
-from audit.robustness import evaluate
-from audit.robustness.evaluate import (
-    attacked_rows,
-    clean_metrics,
-    expected_calibration_error,
-    predict,
-    robust_accuracy,
-)
-
-
-class Brightness(nn.Module):
-    """Decides by the mean pixel: class 1 above a half; its robust accuracy can be told by hand."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sharpness = nn.Parameter(torch.tensor(40.0))
-
-    def forward(self, images: Tensor) -> Tensor:
-        score = self.sharpness * (images.mean(dim=(1, 2, 3)) - 0.5)
-        return torch.stack([-score, score], dim=1)
-
-
-def grey_levels(levels: list[float], labels: list[int], classes: tuple[str, ...] = ("dark", "bright")) -> AuditSet:
-    images = np.stack([np.full((4, 4), level, dtype=np.float32) for level in levels]) if levels else np.empty((0, 4, 4))
-    return AuditSet(
-        read_image=lambda row: images[row],
-        labels=np.array(labels),
-        class_names=classes,
-        ids=tuple(str(i) for i in range(len(levels))),
-        splits=np.array(["test"] * len(levels)),
-        image_shape=(1, 4, 4),
-    )
-
-
-def test_calibration_error_by_hand() -> None:
-    probabilities = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.4, 0.6], [0.3, 0.7]])
-    labels = torch.tensor([0, 1, 1, 1])
-    # Bins: two at 0.9 with accuracy 1/2, one at 0.6 and one at 0.7 that are right: (2 * 0.4 + 0.4 + 0.3) / 4.
-    assert expected_calibration_error(probabilities, labels) == pytest.approx(0.375)
-
-
-def test_clean_metrics_by_hand() -> None:
-    data = grey_levels([0.1, 0.2, 0.9, 0.3], [0, 0, 1, 1], ("dark", "bright", "absent"))
-
-    class ThreeWay(Brightness):
-        def forward(self, images: Tensor) -> Tensor:
-            return torch.cat([super().forward(images), torch.full((len(images), 1), -100.0)], dim=1)
-
-    clean = clean_metrics(ThreeWay(), data, batch_size=3)
-    assert clean.accuracy.value == 0.75
-    assert clean.recall == {"dark": 1.0, "bright": 0.5, "absent": None}
-    assert clean.n == 4
+from audit.robustness.evaluate import attacked_rows, robust_accuracy
 
 
 def test_robust_accuracy_counts_the_images_farther_than_eps() -> None:
@@ -122,29 +66,6 @@ def test_batches_start_from_different_points() -> None:
     assert not torch.equal(starts[0], starts[len(starts) // 4])
 
 
-def test_predictions_show_a_bar_and_trainings_scores_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    shown: list[tuple[str, float]] = []
-
-    @contextmanager
-    def bar(stage: str, total: float) -> Iterator[Advance]:
-        done: list[float] = []
-        yield lambda amount=1: done.append(amount)
-        assert sum(done) == total
-        shown.append((stage, total))
-
-    monkeypatch.setattr(evaluate, "stage_progress", bar)
-    data = grey_levels([0.1, 0.9, 0.3], [0, 1, 0])
-    logits = predict(Brightness(), data, 2)
-    assert logits.argmax(1).tolist() == [0, 1, 0]
-    assert shown == [("predictions Brightness", 3)]
-    clean_metrics(Brightness(), data, 2)
-    assert len(shown) == 1
-
-
-def test_empty_set_and_foreign_labels_are_refused() -> None:
-    with pytest.raises(MetricError, match="no image"):
-        clean_metrics(Brightness(), grey_levels([], []))
+def test_an_empty_set_is_refused() -> None:
     with pytest.raises(MetricError, match="no image"):
         robust_accuracy(Brightness(), grey_levels([], []), RobustnessConfig(), seed=0)
-    with pytest.raises(MetricError, match="2 classes"):
-        clean_metrics(Brightness(), grey_levels([0.1], [2]))

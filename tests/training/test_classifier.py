@@ -10,7 +10,7 @@ from safetensors import safe_open
 from audit.classifiers.load import load_classifier
 from audit.config import ClassifierConfig, parse_config
 from audit.errors import ClassifierError, ConfigError
-from audit.robustness.evaluate import clean_metrics
+from audit.robustness.clean import clean_metrics
 from audit.training.classifier import PixelModel, build_network, normalisation, objective_of, train_classifier
 from audit.training.config import ClassifierTrainConfig, load_classifier_train_config, load_factors_train_config
 from audit.training.objectives import CrossEntropy, Trades

@@ -11,7 +11,7 @@ import audit
 from audit.classifiers.load import load_classifier
 from audit.config import ClassifierConfig
 from audit.data import phantom
-from audit.robustness.evaluate import clean_metrics
+from audit.robustness.clean import clean_metrics
 from audit.training.config import load_classifier_train_config, load_factors_train_config
 from audit.training.stream import held_out_phantom
 
