@@ -1,5 +1,7 @@
 """The gate: does an audit keep a policy? Pass, failed, or not measured - and what is not measured never passes.
 
+A robust accuracy that failed a trust check counts as not measured: nobody knows how far it over-states.
+
 Exit status: 1 when anything measured breaks its bound; else 2 when anything asked for was not measured, cannot be
 compared with the baseline, or the audit did not finish; else 0. A failure comes first: more measuring cannot undo it.
 """
@@ -12,7 +14,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from audit.gate_policy import Measured, Policy, Rule, Use, load_policy, metrics_of
+from audit.gate_policy import Measured, Policy, Rule, Use, attack_of, load_policy, metrics_of
 from audit.results import AuditResult, ModelResult, Row
 
 __all__ = ["Check", "GateOutcome", "Policy", "Rule", "evaluate_gate", "load_policy", "to_junit_xml", "to_markdown"]
@@ -107,6 +109,18 @@ def _check_above(number: int, rule: Rule, name: str, results: AuditResult) -> Ch
 
 
 def _check_bounds(
+    rule_number: int, rule: Rule, model: ModelResult, results: AuditResult, baseline: AuditResult | None
+) -> Iterator[Check]:
+    for check in _bounds(rule_number, rule, model, results, baseline):
+        attack = attack_of(model, rule.metric or "")
+        if check.status == "pass" and attack is not None and attack.untrusted and not rule.allow_untrusted:
+            reason = f"{check.metric} of {model.name} is untrusted: {attack.untrusted[0]}"
+            yield check.model_copy(update={"status": "not measured", "sentence": reason})
+        else:
+            yield check
+
+
+def _bounds(
     number: int, rule: Rule, model: ModelResult, results: AuditResult, baseline: AuditResult | None
 ) -> Iterator[Check]:
     metric = rule.metric or ""
@@ -192,12 +206,12 @@ def _other_instrument(
             baseline.perceptual_embedding,
         ):
             return "it rests on another embedding"
-    for eps, attack in now.robust.pgd.items():
-        other = before.robust.pgd.get(eps)
-        if other is None or metric not in (f"robust.pgd.{eps}", f"robust.pgd.{eps}.robust_accuracy"):
-            continue
+    attack, other = attack_of(now, metric), attack_of(before, metric)
+    if attack is not None and other is not None:
         if (attack.norm, attack.steps, attack.restarts) != (other.norm, other.steps, other.restarts):
             return "the attack had another norm, number of steps or of restarts"
+        if [stage.attack for stage in attack.stages] != [stage.attack for stage in other.stages]:
+            return "the cascade had other stages"
     return None
 
 

@@ -1,8 +1,9 @@
 """What a gate may ask of an audit: the schema of `gate.toml`, and the flat table of numbers that its rules name.
 
 A policy is a list of `[[rule]]` tables. Each names a metric by its dotted path in a model's result (`index`,
-`components.localisation`, `clean.accuracy`, `robust.pgd.8/255`, `counterfactuals.regions.marker.mass`) and at least one
-bound, or asks by `above` that a model be ranked above another one. `benchmarks/gate.toml` is a commented example.
+`components.localisation`, `clean.accuracy`, `robust.ensemble.8/255`, `counterfactuals.regions.marker.mass`) and at least
+one bound, or asks by `above` that a model be ranked above another one. A robust accuracy that failed a trust check passes
+no bound unless the rule allows it. `benchmarks/gate.toml` is a commented example.
 """
 
 import math
@@ -13,7 +14,21 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from audit.config import Section, parse_config, read_toml
-from audit.results import Attack, Distribution, Interval, Judge, ModelResult, Perceptual, RegionShare, Row
+from audit.results import (
+    Attack,
+    CascadeStage,
+    Corruption,
+    Distribution,
+    Interval,
+    Judge,
+    MinimalDistance,
+    ModelResult,
+    Perceptual,
+    RegionShare,
+    Row,
+    TrustCheck,
+    VulnerabilityShare,
+)
 
 Use = Literal["value", "low", "high"]
 
@@ -31,6 +46,7 @@ class Rule(Section):
     use: Use = Field("value", description="compare the value, or the lower or upper end of its interval")
     above: str | None = Field(None, description="the models must have a higher index than this model of the same audit")
     probability: float = Field(0.95, gt=0, lt=1, description="least bootstrap probability for 'above'")
+    allow_untrusted: bool = Field(False, description="let a robust accuracy pass that failed one of its trust checks")
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Rule":
@@ -81,6 +97,14 @@ def _list_key(item: Row) -> str | None:
             return item.name
         case Distribution():
             return item.target
+        case TrustCheck() | Corruption():
+            return item.name
+        case MinimalDistance():
+            return item.norm
+        case VulnerabilityShare():
+            return f"{item.share:g}"
+        case CascadeStage():
+            return item.attack
         case _:
             return None
 
@@ -109,6 +133,16 @@ def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
         children = [(key, item) for item in node if isinstance(item, Row) and (key := _list_key(item)) is not None]
     for key, child in children:
         _flatten(child, f"{path}.{key}" if path else key, table)
+
+
+def attack_of(model: ModelResult, metric: str) -> Attack | None:
+    """Return the attack that the path `metric` ('robust.pgd.8/255' or a number below it) belongs to, if it does."""
+    for kind in ("pgd", "pgd_l2", "ensemble", "ensemble_l2"):
+        for radius, attack in getattr(model.robust, kind).items():
+            path = f"robust.{kind}.{radius}"
+            if metric == path or metric.startswith(f"{path}."):
+                return attack
+    return None
 
 
 def metrics_of(model: ModelResult) -> dict[str, Measured]:

@@ -160,6 +160,26 @@ def test_a_baseline_of_another_instrument_is_refused(results: AuditResult, chang
     assert words in outcome.checks[0].sentence
 
 
+def doubted(results: AuditResult) -> AuditResult:
+    robust = results.models[0].robust
+    attack = robust.pgd["8/255"].model_copy(update={"untrusted": ["Gradients vanish on 40 % of the images."]})
+    return with_model(results, "trades", robust=robust.model_copy(update={"pgd": {"8/255": attack}}))
+
+
+def test_an_untrusted_robust_accuracy_passes_no_bound_unless_the_rule_allows_it(results: AuditResult):
+    rule = {"metric": "robust.pgd.8/255", "models": ["trades"], "min": 0.1}
+    outcome = evaluate_gate(doubted(results), policy(rule))
+    assert outcome.exit_status == 2
+    assert "untrusted: Gradients vanish" in outcome.checks[0].sentence
+    assert evaluate_gate(doubted(results), policy(rule | {"allow_untrusted": True})).exit_status == 0
+    assert evaluate_gate(results, policy(rule)).exit_status == 0
+
+
+def test_an_untrusted_robust_accuracy_that_is_too_low_fails_all_the_same(results: AuditResult):
+    rule = {"metric": "robust.pgd.8/255", "models": ["trades"], "min": 0.99}
+    assert evaluate_gate(doubted(results), policy(rule)).exit_status == 1
+
+
 def test_robust_accuracy_of_a_weaker_attack_is_no_baseline(results: AuditResult):
     robust = results.models[0].robust
     weaker = robust.pgd["8/255"].model_copy(update={"steps": 1})
