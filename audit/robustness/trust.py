@@ -1,0 +1,332 @@
+"""May a robust accuracy be believed? Checks that fail where an attack failed although the classifier is not robust.
+
+Sources: Athalye et al. 2018, "Obfuscated gradients give a false sense of security", section 3.1 (the signs of masked
+gradients); Carlini et al. 2019, "On evaluating adversarial robustness", section 4 (more steps, unbounded attacks,
+black-box attacks, outputs of the wrong kind); Croce & Hein 2020 (a scale-free loss, black-box search as a backstop).
+
+A share of images is held against `chance_limit`: two points are tolerated, and what two points may look like by chance
+on so few images. Where a failure speaks about PGD alone - its number of steps, its loss - it marks `pgd` only, because
+the ensemble holds the remedy: longer and scale-free attacks, and Square. Where the gradients lead nowhere at all,
+outputs are of the wrong kind or the classifier draws at random, no attack at hand can be trusted: both are marked.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from audit.classifiers.mode import preserve_mode
+from audit.classifiers.trace import first_line
+from audit.config import EnsembleConfig, TrustConfig
+from audit.errors import MetricError
+from audit.results import TrustCheck
+from audit.robustness.ball import TOLERANCE, project, random_offset
+from audit.robustness.door import check_eps, check_labels, checked_logits, float_images
+from audit.robustness.square import square_attack
+from audit.robustness.trust_case import FOREIGN_ERRORS, Case, NotMade, chance_limit
+
+AttackName = Literal["pgd", "ensemble"]
+BOTH: tuple[AttackName, ...] = ("pgd", "ensemble")
+PGD_ONLY: tuple[AttackName, ...] = ("pgd",)
+
+FORWARDS = 5
+"""Forwards compared: a defence that tosses one fair coin a batch escapes with probability 1/16."""
+RANDOMNESS_LIMIT = 1e-3
+"""Of the logits' range. Reordered sums in float32 and TF32 stay below it, and noise below it moves no decision."""
+PROBABILITY_TOLERANCE = 1e-3
+PROBABILITY_LIMIT = 0.5
+"""Share of rows that look like probabilities; by chance next to none do, and a softmax makes all of them so."""
+LARGE_EPS = 0.5
+"""L-inf radius at which every image can become uniform grey, which has no class (Carlini et al. 2019, section 4.3)."""
+LARGE_STEPS = 40
+"""PGD steps at the large radius, or as many as configured if more: the way is longer than in the usual ball."""
+
+
+def _share_check(
+    case: Case, name: str, count: int, seen: str, passes: str, fails: str, attacks: tuple[AttackName, ...]
+) -> TrustCheck:
+    """Hold `count` of the judged images against the limit of chance."""
+    share, limit = count / case.judged, chance_limit(case.judged)
+    passed = share <= limit
+    return TrustCheck(
+        name=name,
+        passed=passed,
+        value=share,
+        limit=limit,
+        n=case.judged,
+        finding=f"{seen.format(count=count, n=case.judged)}: {passes if passed else fails}.",
+        attacks=attacks,
+    )
+
+
+def _randomised_forward(case: Case) -> TrustCheck:
+    """Forwards of the same images must agree, or an attack meets another classifier at every step."""
+    with torch.no_grad():
+        first, *others = [checked_logits(case.classifier, case.images).float() for _ in range(FORWARDS)]
+    spread = float((first - first.mean(dim=1, keepdim=True)).abs().max())
+    differs = max(float((other - first).abs().max()) for other in others)
+    value = differs / spread if spread > 0 else differs
+    passed = value <= RANDOMNESS_LIMIT
+    return TrustCheck(
+        name="randomised-forward",
+        passed=passed,
+        value=value,
+        limit=RANDOMNESS_LIMIT,
+        n=len(case.images),
+        finding=f"{FORWARDS} forwards of the same images differ by {value:.2g} of the logits' range: "
+        + (
+            "the classifier is deterministic."
+            if passed
+            else "it draws at random, and attacks that do not average over its draws over-state robust accuracy."
+        ),
+        attacks=BOTH,
+    )
+
+
+def _softmax_output(case: Case) -> TrustCheck:
+    """Outputs must be logits: probabilities saturate, and a softmax of them flattens every gradient."""
+    with torch.no_grad():
+        outputs = checked_logits(case.classifier, case.images).float()
+    rows = (outputs >= 0).all(dim=1) & ((outputs.sum(dim=1) - 1).abs() <= PROBABILITY_TOLERANCE)
+    value = float(rows.float().mean())
+    passed = value <= PROBABILITY_LIMIT
+    return TrustCheck(
+        name="softmax-output",
+        passed=passed,
+        value=value,
+        limit=PROBABILITY_LIMIT,
+        n=len(case.images),
+        finding=f"{value:.0%} of the outputs are non-negative and sum to 1: "
+        + ("they are logits." if passed else "they are probabilities, not logits, which hides the gradient."),
+        attacks=BOTH,
+    )
+
+
+def _without_gradient(case: Case) -> int:
+    """Count the judged images whose margin of logits has no usable gradient at a random start of PGD.
+
+    The margin is taken and not cross-entropy, whose gradient underflows in float32 where a sound model is confident.
+    """
+    count = 0
+    for rows in case.chunks(case.correct):
+        images, labels = case.images[rows], case.labels[rows]
+        offset = random_offset(images.shape, case.eps, "Linf", case.generator(f"start/{int(rows[0])}"))
+        start = project(images + offset.to(images), images, case.eps, "Linf").requires_grad_()
+        with torch.enable_grad():
+            logits = case.classifier(start)
+            own = logits.gather(1, labels[:, None]).squeeze(1)
+            rival = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
+            (gradient,) = torch.autograd.grad((rival - own).sum(), start, materialize_grads=True)
+        flat = gradient.flatten(1)
+        count += int((~torch.isfinite(flat).all(dim=1) | (flat == 0).all(dim=1)).sum())
+    return count
+
+
+def _zero_gradients(case: Case) -> TrustCheck:
+    """The logits must answer to the image: a gradient that is zero, infinite or absent stops every white-box attack."""
+    fails = "white-box attacks are blind there, and robust accuracy is what they could not see"
+    n = case.judged
+    try:
+        count = _without_gradient(case)
+    except torch.OutOfMemoryError:
+        raise
+    except FOREIGN_ERRORS as error:
+        count, fails = n, f"the graph from image to logits is cut ({first_line(error).rstrip('.')})"
+    seen = "The margin of the logits has no usable gradient on {count} of {n} images"
+    return _share_check(case, "zero-gradients", count, seen, "attacks can see where to go", fails, BOTH)
+
+
+def _saturated_loss(case: Case) -> TrustCheck:
+    """PGD must not do better on logits brought to one range: then cross-entropy was saturated, not the model robust."""
+    attack = case.pgd(case.steps, case.step_size)
+    after = case.attacked("PGD on rescaled logits", attack, case.eps, case.standing, scale_free=True)
+    return _share_check(
+        case,
+        "saturated-loss",
+        int((case.standing & ~after).sum()),
+        "PGD on rescaled logits fools {count} of {n} images that PGD on the logits as they are leaves standing",
+        "the scale of the logits hides nothing",
+        "cross-entropy is saturated, and robust accuracy under PGD is over-stated",
+        PGD_ONLY if {"apgd-t", "fab-t"} & set(case.ensemble.stages) else BOTH,
+    )
+
+
+def _black_box_beats_white_box(case: Case) -> TrustCheck:
+    """A search that sees outputs only must not fool what PGD, with the gradient in hand, leaves standing."""
+
+    def attack(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        return square_attack(
+            classifier, images, labels, eps=case.eps, generator=generator, queries=case.config.square_queries
+        )
+
+    after = case.attacked("Square", attack, case.eps, case.standing)
+    return _share_check(
+        case,
+        "black-box-beats-white-box",
+        int((case.standing & ~after).sum()),
+        f"Square with {case.config.square_queries} queries fools {{count}} of {{n}} images that PGD leaves standing",
+        "the gradient is worth more than a blind search",
+        "the gradient misleads PGD, and its robust accuracy is over-stated",
+        PGD_ONLY if "square" in case.ensemble.stages else BOTH,
+    )
+
+
+def _large_eps(case: Case) -> TrustCheck:
+    """Within a radius that lets every image become grey, an attack that works leaves next to nothing standing.
+
+    What stands is attacked once more on rescaled logits: if that works, the fault is PGD's loss and not the gradient's.
+    """
+    eps = max(LARGE_EPS, case.eps)
+    attack = case.pgd(max(case.steps, LARGE_STEPS), None, eps)
+    standing = case.attacked("PGD at a large eps", attack, eps, case.correct)
+    count = int(standing.sum())
+    attacks = BOTH
+    if count / case.judged > chance_limit(case.judged):
+        after = case.attacked("PGD on rescaled logits at a large eps", attack, eps, standing, scale_free=True)
+        attacks = PGD_ONLY if int(after.sum()) / case.judged <= chance_limit(case.judged) else BOTH
+    return _share_check(
+        case,
+        "large-eps",
+        count,
+        f"{{count}} of {{n}} images stand under PGD at eps {eps:g}, where every image can become grey",
+        "the attack succeeds where it must",
+        "the attack fails where it must succeed, so it measures itself and not robustness",
+        attacks,
+    )
+
+
+def _more_steps(case: Case) -> TrustCheck:
+    """More steps must not help: then PGD had not converged."""
+    steps = case.steps * case.config.more_steps
+    after = case.attacked("PGD with more steps", case.pgd(steps, case.step_size), case.eps, case.standing)
+    return _share_check(
+        case,
+        "more-steps",
+        int((case.standing & ~after).sum()),
+        f"PGD of {steps} steps fools {{count}} of {{n}} images that {case.steps} steps leave standing",
+        "PGD has converged",
+        "PGD has not converged, so raise robustness.steps",
+        PGD_ONLY,
+    )
+
+
+def _bounds(case: Case) -> TrustCheck:
+    """Every adversarial batch the other checks made is finite, in [0, 1] and in its ball."""
+    if not case.excess and not case.broken:
+        raise NotMade("No attack gave any images to measure.")
+    value = max(case.excess, default=None)
+    finite = value is not None and value < float("inf")
+    passed = not case.broken and value is not None and value <= TOLERANCE
+    if case.broken:
+        finding = case.broken[0]
+    elif finite:
+        finding = f"Adversarial images leave their ball and [0, 1] by {value:.2g} at most: " + (
+            "they are what the radius allows." if passed else "they are no answer to the question asked."
+        )
+    else:
+        finding = "An adversarial image holds values that are not finite: the attack is not to be trusted."
+    return TrustCheck(
+        name="bounds",
+        passed=passed,
+        value=value if finite else None,
+        limit=TOLERANCE,
+        n=len(case.images),
+        finding=finding,
+        attacks=BOTH,
+    )
+
+
+CHECKS: tuple[tuple[str, Callable[[Case], TrustCheck]], ...] = (
+    ("randomised-forward", _randomised_forward),
+    ("softmax-output", _softmax_output),
+    ("zero-gradients", _zero_gradients),
+    ("saturated-loss", _saturated_loss),
+    ("black-box-beats-white-box", _black_box_beats_white_box),
+    ("large-eps", _large_eps),
+    ("more-steps", _more_steps),
+    ("bounds", _bounds),
+)
+"""Every check by its name, in the order of the results; `bounds` is last because it judges what the others made."""
+
+
+@contextmanager
+def _lent_randomness(device: torch.device) -> Iterator[None]:
+    """Lend the classifier a copy of the global generators: one that draws at random leaves no trace in them."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+def _made(name: str, check: Callable[[Case], TrustCheck], case: Case) -> TrustCheck:
+    try:
+        return check(case)
+    except torch.OutOfMemoryError:
+        raise
+    except NotMade as reason:
+        finding = str(reason)
+    except FOREIGN_ERRORS as error:
+        finding = f"The check cannot be made on this classifier ({first_line(error).rstrip('.')})."
+    return TrustCheck(name=name, passed=None, value=None, limit=None, n=len(case.images), finding=finding)
+
+
+def trust_checks(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    config: TrustConfig,
+    *,
+    eps: float,
+    steps: int,
+    step_size: float | None,
+    seed: int,
+    stage: str,
+    ensemble: EnsembleConfig | None = None,
+) -> list[TrustCheck]:
+    """Run every check of `CHECKS` on the first `config.n` of `images` `[N, C, H, W]` in [0, 1] with `labels` `[N]`.
+
+    `eps` (L-inf, pixel units), `steps` and `step_size` are those of the PGD whose number is in question; `ensemble`
+    says which attacks the ensemble holds (default: all). Draws depend on `seed` and `stage` only. The classifier keeps
+    its mode and the global generators their state. What a defence does to an attack ends in a row and never in an
+    error. Raises MetricError on images, labels or eps that no attack takes, and ClassifierError where the outputs on
+    the images themselves are no finite logits.
+    """
+    images = float_images(images[: config.n], "images given to the trust checks")
+    check_eps(eps, "Linf", images.shape[1:])
+    if steps < 1:
+        raise MetricError(f"The trust checks need PGD of at least 1 step; given: {steps}.")
+    labels = labels[: config.n].to(images.device)
+    if len(images) == 0:
+        finding = "There is no image to check the classifier on."
+        return [TrustCheck(name=name, passed=None, value=None, limit=None, n=0, finding=finding) for name, _ in CHECKS]
+    with preserve_mode(classifier), _lent_randomness(images.device):
+        with torch.no_grad():
+            logits = checked_logits(classifier, images)
+        check_labels(labels, len(images), logits.shape[1])
+        case = Case(
+            classifier=classifier,
+            images=images,
+            labels=labels,
+            correct=logits.argmax(dim=1) == labels,
+            config=config,
+            ensemble=EnsembleConfig() if ensemble is None else ensemble,
+            eps=eps,
+            steps=steps,
+            step_size=step_size,
+            seed=seed,
+            stage=stage,
+        )
+        return [_made(name, check, case) for name, check in CHECKS]
+
+
+def untrusted_reasons(checks: Sequence[TrustCheck], attack: AttackName) -> list[str]:
+    """Return the findings, a sentence each, that mark the numbers of `attack` as untrusted; empty if none does."""
+    return [check.finding for check in checks if check.passed is False and attack in check.attacks]
+
+
+def trusted(checks: Sequence[TrustCheck]) -> bool | None:
+    """Return False if a check failed, None if there are none or one could not be made, else True."""
+    outcomes = [check.passed for check in checks]
+    if False in outcomes:
+        return False
+    return None if not outcomes or None in outcomes else True
