@@ -1,0 +1,95 @@
+"""Digital processing: brightness, contrast, elastic transform, pixelation and JPEG compression.
+
+Hendrycks & Dietterich 2019, section 3 and the constants of ImageNet-C. Elastic displacements follow the image's side;
+pixelation is a share of the image's own pixels and JPEG works in blocks of 8x8 pixels, at every size.
+"""
+
+import torch
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
+
+from audit.robustness.corruption.filters import (
+    REFERENCE_SIDE,
+    gaussian_blur,
+    gaussian_weights,
+    length_scale,
+    pixel_grid,
+    sample,
+    uniform,
+)
+
+BRIGHTER = (0.1, 0.2, 0.3, 0.4, 0.5)
+CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)
+ELASTIC_STRENGTH = (12.5, 16.25, 21.25, 25.0, 30.0)
+ELASTIC_REACH, ELASTIC_SIGMA = 0.005, 0.01
+"""Largest raw displacement and smoothing, as shares of the side."""
+ELASTIC_SMALLEST_SIGMA = 1.0
+"""Neighbouring pixels move together; without this floor small images would see pixels jump one by one."""
+KEPT = (0.6, 0.5, 0.4, 0.3, 0.25)
+QUALITY = (25, 18, 15, 10, 7)
+
+
+def brightness(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Raise the value of the HSV colour space; other than three channels are raised each by itself."""
+    more = BRIGHTER[severity - 1]
+    if images.shape[1] != 3:
+        return images + more
+    value = images.amax(dim=1, keepdim=True)
+    # At fixed hue and saturation the colour is proportional to the value; black has no hue and turns grey.
+    raised = (value + more).clamp_max(1)
+    return torch.where(value > 0, images * (raised / value.clamp_min(1e-8)), raised)
+
+
+def contrast(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Pull every channel towards its mean over the image."""
+    means = images.mean(dim=(2, 3), keepdim=True)
+    return (images - means) * CONTRAST[severity - 1] + means
+
+
+def elastic_transform(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Displace pixels by smoothed random offsets (Simard et al. 2003)."""
+    side = min(images.shape[-2:])
+    sigma = max(ELASTIC_SIGMA * side, ELASTIC_SMALLEST_SIGMA)
+    drawn = uniform((len(images), 2, *images.shape[-2:]), -1, 1, generator, images)
+    smooth = gaussian_blur(drawn, sigma, truncate=3)
+    # Smoothing white noise keeps the share sum(w^2) of its standard deviation: the size of offsets in units of the
+    # side is that of 224x224 for every smoothing.
+    kept_there = _kept_by_smoothing(ELASTIC_SIGMA * REFERENCE_SIDE)
+    reach = ELASTIC_REACH * REFERENCE_SIDE * length_scale(images) * kept_there / _kept_by_smoothing(sigma)
+    return sample(images, pixel_grid(images) + smooth * (reach * ELASTIC_STRENGTH[severity - 1]), "reflection")
+
+
+def _kept_by_smoothing(sigma: float) -> float:
+    return float((gaussian_weights(sigma, truncate=3) ** 2).sum())
+
+
+def pixelate(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Average the image over a coarser grid of cells and show the cells."""
+    kept = KEPT[severity - 1]
+    h, w = images.shape[-2:]
+    row_cells, column_cells = _cells(h, kept, images), _cells(w, kept, images)
+    coarse = _averaging(row_cells) @ images @ _averaging(column_cells).T
+    return coarse[:, :, row_cells][..., column_cells]
+
+
+def _cells(side: int, kept: float, images: Tensor) -> Tensor:
+    """Index `[side]` of the coarse cell in which each pixel's centre lies."""
+    count = max(int(side * kept), 1)
+    return ((torch.arange(side, device=images.device) + 0.5) * (count / side)).long()
+
+
+def _averaging(cells: Tensor) -> Tensor:
+    """Matrix `[cells, side]` that averages the pixels of each cell."""
+    member = (cells[None] == torch.arange(int(cells[-1]) + 1, device=cells.device)[:, None]).float()
+    return member / member.sum(dim=1, keepdim=True)
+
+
+def jpeg_compression(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+    """Write and read as JPEG; two and four channels are written each as a grey image."""
+    n, c, h, w = images.shape
+    planes = images if c in (1, 3) else images.reshape(n * c, 1, h, w)
+    pictures = list((planes * 255).round().to(torch.uint8).cpu())
+    mode = ImageReadMode.RGB if c == 3 else ImageReadMode.GRAY
+    written = [encode_jpeg(picture, quality=QUALITY[severity - 1]) for picture in pictures]
+    read = torch.stack([decode_jpeg(data, mode=mode) for data in written])
+    return (read.to(images.device).float() / 255).reshape(n, c, h, w)
