@@ -47,7 +47,9 @@ class Clean(Row):
 class CascadeStage(Row):
     """One attack of the cascade: it meets what the stages before it left standing."""
 
-    attack: Literal["clean", "apgd-ce", "apgd-t", "fab-t", "square"]
+    attack: Literal["before", "apgd-ce", "apgd-t", "fab-t", "square"] = Field(
+        description="before: misclassified as it is, or fooled at a smaller eps"
+    )
     attacked: int = Field(description="images still classified correctly before this stage")
     standing: int = Field(description="images still classified correctly after it")
 

@@ -10,16 +10,21 @@ from PIL import Image
 from audit.results import (
     Attack,
     AuditResult,
+    CascadeStage,
     Clean,
     Comparison,
     Components,
+    Corruption,
+    Corruptions,
     Counterfactuals,
+    Difference,
     Distribution,
     Embedding,
     Environment,
     Interval,
     InversionSummary,
     Judge,
+    MinimalDistance,
     ModelResult,
     NotComputed,
     Perceptual,
@@ -27,6 +32,9 @@ from audit.results import (
     QueryRow,
     RegionShare,
     Robust,
+    TrustCheck,
+    Vulnerability,
+    VulnerabilityShare,
 )
 
 EDIT_FULL_SCALE = 0.25
@@ -147,7 +155,7 @@ def example_audit(
                     edit_image=_save(edit / EDIT_FULL_SCALE, root, f"images/{model}/{name}-edit.png"),
                 )
             )  # fmt: skip
-    results = [_model(name, rank, n_queries, rows[name], models) for rank, name in enumerate(models, start=1)]
+    results = [_model(root, name, rank, n_queries, rows[name], models) for rank, name in enumerate(models, start=1)]
     return AuditResult(
         name="phantom demo",
         created="2031-04-05T10:20:30Z",
@@ -163,6 +171,12 @@ def example_audit(
             for i, a in enumerate(models)
             for j, b in enumerate(models)
             if i < j and n_queries
+        ],
+        differences=[
+            Difference(a=a, b=b, metric=metric, difference=Interval(value=gap, low=gap - 0.03, high=gap + 0.03, n=500))
+            for i, a in enumerate(models)
+            for b in models[i + 1 :]
+            for metric, gap in (("clean.accuracy", -0.02), ("robust.pgd.8/255", 0.23))
         ],
         queries=queries,
         queries_asked=n_queries,
@@ -184,7 +198,66 @@ def example_audit(
     )  # fmt: skip
 
 
-def _model(name: str, rank: int, n: int, rows: list[QueryRow], models: Sequence[str]) -> ModelResult:
+DOUBT = "Square fools 12.5 % of the images that PGD left standing: gradients mislead the attack."
+
+
+def _robust(root: Path, name: str, pgd: dict[str, Attack], region: float) -> Robust:
+    """Everything that can be measured of robustness; `plain` fails a trust check."""
+    doubted = name == "plain"
+    strongest = pgd["8/255"]
+    value = strongest.robust_accuracy.value or 0.0
+    standing = [int(500 * v) for v in (0.9, value + 0.02, value, value, value)]
+    stages = ("before", "apgd-ce", "apgd-t", "fab-t", "square")
+    grid = np.mgrid[0:16, 0:16] / 15
+    shares = [
+        VulnerabilityShare(share=s, accuracy=_interval(1 - min(1, 4 * s), 0.05, 80), random_accuracy=1 - s, l2=s)
+        for s in (0.02, 0.1, 0.3, 1.0)
+    ]
+    return Robust(
+        pgd={k: a.model_copy(update={"untrusted": [DOUBT] if doubted else []}) for k, a in pgd.items()},
+        ensemble={
+            "8/255": strongest.model_copy(
+                update={
+                    "steps": 100,
+                    "stages": [
+                        CascadeStage(attack=stage, attacked=before, standing=after)
+                        for stage, before, after in zip(stages, [500, *standing], standing, strict=False)
+                    ],
+                }
+            )
+        },
+        trusted=not doubted,
+        checks=[
+            TrustCheck(name="zero-gradients", passed=True, value=0.0, limit=0.05, n=64, finding="No gradient is zero."),
+            TrustCheck(
+                name="black-box-beats-white-box", passed=not doubted, value=0.125 if doubted else 0.0, limit=0.05, n=64,
+                finding=DOUBT if doubted else "Square fools none of the images that PGD left standing.",
+            ),
+        ],
+        distances=[
+            MinimalDistance(
+                norm="Linf", median=Interval(value=0.021, low=0.018, high=0.026, n=100), largest=0.25, n=100,
+                standing=3, distances={"a": 0.021, "b": None},
+            )
+        ],
+        corruptions=Corruptions(
+            mean_accuracy=_interval(0.71, 0.02),
+            corruptions=[
+                Corruption(name=c, accuracy={s: _interval(v - 0.05 * s, 0.03) for s in range(1, 6)}, mean=v - 0.15)
+                for c, v in (("gaussian_noise", 0.9), ("fog", 0.8), ("jpeg_compression", 0.95))
+            ],
+            n=500,
+        ),
+        shift=Clean(accuracy=_interval(0.79, 0.04, 300), recall={}, ece=0.08, n=300),
+        vulnerability=Vulnerability(
+            eps=8 / 255, n=80, attack_accuracy=0.0, shares=shares, smallest_share=0.3, l2_saved=0.4,
+            regions=[RegionShare(region="region", n=60, skipped=20, mass=region, area=0.08, lift=region / 0.08)],
+            map_image=_save(_blob(grid, 0.4, 0.6, 0.2), root, f"images/{name}/vulnerability.png"),
+        ),
+    )  # fmt: skip
+
+
+def _model(root: Path, name: str, rank: int, n: int, rows: list[QueryRow], models: Sequence[str]) -> ModelResult:
     index, region, marker, clean, robust_small, robust_large = CHARACTERS.get(name, CHARACTERS["plain"])
     values = {
         "validity": 0.99, "realism": 0.2 + 0.6 * region, "sparsity": 0.71, "localisation": max(0, region - 0.08) / 0.92,
@@ -209,7 +282,7 @@ def _model(name: str, rank: int, n: int, rows: list[QueryRow], models: Sequence[
             ece=0.031,
             n=600,
         ),
-        robust=Robust(pgd=attacks),
+        robust=_robust(root, name, attacks, region),
         counterfactuals=_counterfactuals(name, n, region, marker, [*models, "logistic-regression"]) if n else None,
         queries=rows,
         not_computed=[NotComputed(what="lpips", why="the LPIPS weights are not on this machine")],

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from audit.errors import ResultsError
-from audit.report import figures, text
+from audit.report import figures, robustness, text
 from audit.results import AuditResult, Distribution, ModelResult, Query, QueryRow, read_results
 
 VISIBLE_QUERIES = 6
@@ -82,9 +82,22 @@ def report_html(result: AuditResult, folder: Path) -> str:
         figures=figures,
         text=text,
         verdict=text.verdict(result),
-        findings=text.findings(result),
+        findings=[*robustness.distrust(result), *text.findings(result)],
         regions=_region_names(models, result.queries),
-        eps=_eps_names(models),
+        robustness=robustness,
+        attacks=robustness.attack_columns(models),
+        headline=robustness.headline_columns(models),
+        staged=list(robustness.cascades(models)),
+        distances=any(m.robust.distances for m in models),
+        metrics=robustness.difference_metrics(result.differences),
+        pairs=list(dict.fromkeys((d.a, d.b) for d in result.differences)),
+        checks=robustness.check_names(models),
+        doubts=robustness.doubts(models),
+        corruptions=robustness.corruption_names(models),
+        shifted=any(m.robust.shift is not None for m in models),
+        vulnerable=[m for m in models if m.robust.vulnerability is not None],
+        kept=robustness.vulnerability_curves(models),
+        maps=_vulnerability_maps(models, folder),
         ranked=any(text.finite(m.index) for m in models),
         explained=any(m.counterfactuals is not None for m in models),
         queries=_query_views(result, models, folder, edits, scale),
@@ -95,7 +108,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
         probability=_probabilities(result),
         separation=_separation(result),
         weights=text.weights(result),
-        curves=_accuracy_curves(models),
+        curves=robustness.accuracy_curves(models),
         distributions=_distributions(models),
         traces={m.name: _traces(m) for m in models},
         shared_rank=_shared_ranks(models),
@@ -119,6 +132,18 @@ def _mean_edits(models: Sequence[ModelResult], edits: dict[str, NDArray[np.uint8
     scale = figures.common_scale([np.rint(mean).astype(np.uint8) for mean in means.values()])
     uris = {name: figures.heat_uri(mean / 255 * figures.EDIT_FULL_SCALE, scale) for name, mean in means.items()}
     return uris, scale
+
+
+def _vulnerability_maps(models: Sequence[ModelResult], folder: Path) -> dict[str, str]:
+    """Return every model's mean vulnerability map, drawn to one scale."""
+    named = {m.name: m.robust.vulnerability.map_image for m in models if m.robust.vulnerability is not None}
+    maps = {
+        name: np.asarray(figures.read_image(folder, file).convert("L"), dtype=np.float64) / 255
+        for name, file in named.items()
+        if file is not None
+    }
+    top = max((float(values.max()) for values in maps.values()), default=0.0)
+    return {name: figures.heat_uri(values, top or 1.0) for name, values in maps.items()}
 
 
 def _query_views(
@@ -177,12 +202,8 @@ def _region_names(models: Sequence[ModelResult], queries: Sequence[Query]) -> li
     """Return the regions in the order of their colours: the one that carries the class first."""
     names = [r.region for m in models if m.counterfactuals for r in m.counterfactuals.regions]
     names += [name for query in queries for name in query.region_images]
+    names += [r.region for m in models if m.robust.vulnerability for r in m.robust.vulnerability.regions]
     return sorted(dict.fromkeys(names), key=lambda name: name != text.MAIN_REGION)
-
-
-def _eps_names(models: Sequence[ModelResult]) -> list[str]:
-    sizes = {name: attack.eps for model in models for name, attack in model.robust.pgd.items()}
-    return sorted(sizes, key=lambda name: sizes[name])
 
 
 def _probabilities(result: AuditResult) -> dict[tuple[str, str], float]:
@@ -213,18 +234,6 @@ def _not_computed(result: AuditResult, models: Sequence[ModelResult]) -> list[tu
         (*note, "all models" if len(names) == len(models) > 1 else ", ".join(names)) for note, names in by_note.items()
     ]
     return rows
-
-
-def _accuracy_curves(models: Sequence[ModelResult]) -> list[tuple[str, list[tuple[str, float]]]]:
-    order = _eps_names(models)
-    curves = []
-    for model in models:
-        pairs = [("clean", model.clean.accuracy.value)]
-        pairs += [(eps, model.robust.pgd[eps].robust_accuracy.value) for eps in order if eps in model.robust.pgd]
-        curves.append(
-            (model.name, [(name, value) for name, value in pairs if value is not None and text.finite(value)])
-        )
-    return curves
 
 
 def _distributions(models: Sequence[ModelResult]) -> list[tuple[str, Distribution]]:

@@ -192,10 +192,11 @@ def _goal(value: float) -> str:
     return f'<line class="goal" x1="36" x2="250" y1="{y:.1f}" y2="{y:.1f}"/>'
 
 
-def accuracy_chart(curves: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> Markup:
-    """Return accuracy (clean, then each eps) as lines; points of one curve are (name of the x value, accuracy).
+def accuracy_chart(curves: Sequence[tuple[str, Sequence[tuple[str, float]]]], label: str) -> Markup:
+    """Return accuracy as lines, for instance clean and then under each eps.
 
-    Curves are told apart by the label at their end, moved apart where they would overlap.
+    Points of one curve are (name of the x value, accuracy). Curves are told apart by the label at their end, moved
+    apart where they would overlap.
     """
     names = list(dict.fromkeys(name for _, points in curves for name, _ in points))
     if len(names) < 2:
@@ -223,6 +224,5 @@ def accuracy_chart(curves: Sequence[tuple[str, Sequence[tuple[str, float]]]]) ->
             f'<text x="352" y="{label_y[i] + 4:.1f}">{escape(model)}</text></g>'
         )
     return Markup(
-        '<svg class="accuracy" viewBox="0 0 470 214" role="img" aria-label="Accuracy of each model by radius of '
-        f'attack; the table holds the numbers">{"".join(parts)}</svg>'
+        f'<svg class="accuracy" viewBox="0 0 470 214" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )

@@ -191,7 +191,8 @@ def verdict(result: AuditResult) -> Markup:
 
 def _robust_verdict(result: AuditResult) -> Markup:
     def largest(model: ModelResult) -> tuple[str, Interval] | None:
-        attacks = [(a.eps, text, a.robust_accuracy) for text, a in model.robust.pgd.items()]
+        made = {**model.robust.pgd, **model.robust.ensemble}  # the ensemble takes the place of PGD at its radius
+        attacks = [(a.eps, text, a.robust_accuracy) for text, a in made.items()]
         attacks = [a for a in attacks if finite(a[2].value)]
         return max(attacks, key=lambda a: a[0])[1:] if attacks else None
 
@@ -251,6 +252,16 @@ def findings(result: AuditResult) -> list[Markup]:
             .format(", ".join(sorted(weak)))
         )  # fmt: skip
     return notes
+
+
+def random_control(model: ModelResult) -> str:
+    """Return the accuracy that the attack leaves when the smallest effective share of its pixels is kept at random."""
+    map_ = model.robust.vulnerability
+    if map_ is None or not map_.shares:
+        return DASH
+    share = map_.smallest_share if map_.smallest_share is not None else max(row.share for row in map_.shares)
+    row = min(map_.shares, key=lambda row: abs(row.share - share))
+    return f"{percent(row.random_accuracy)} (at {percent(row.share, 0)}; chosen: {percent(row.accuracy.value)})"
 
 
 def as_toml(values: Mapping[str, Any], prefix: str = "") -> str:

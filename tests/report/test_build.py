@@ -117,6 +117,15 @@ def test_contents_of_a_full_audit(pages: dict[str, Path]):
         "Recall",
         "phantom-factors c0ffeec0",
         "Rejects adversarial examples",
+        "The robust accuracy of plain is untrusted: Square fools 12.5 %",
+        "What each attack of the ensemble left standing",
+        "0.0210 [0.0180, 0.0260]",
+        "trades \N{MINUS SIGN} plain",
+        "+23.0 [+20.0, +26.0]",
+        "failed 0.12 > 0.05",
+        "jpeg compression",
+        "The same classes from another source",
+        "Which pixels does an attack need?",
         "canonical FID",
         "the Inception weights are not on this machine",
         "How to read the index",
@@ -124,6 +133,13 @@ def test_contents_of_a_full_audit(pages: dict[str, Path]):
         "c0ffee" * 10,
     ):
         assert words in shown, words
+
+
+def test_an_untrusted_number_is_marked_wherever_it_is_shown(pages: dict[str, Path]):
+    page = Page(pages["four"].read_text(encoding="utf-8"))
+    marks = [a for a in page.all("a") if a.get("class") == "flag"]
+    assert len(marks) == 3  # in the ranking at the one radius without ensemble, in the table of accuracies at both
+    assert all(a["href"] == "#trust" and "Square fools" in (a["title"] or "") for a in marks)
 
 
 def test_every_model_has_its_counterfactual_and_edit_map_on_every_query(pages: dict[str, Path]):

@@ -107,20 +107,20 @@ def test_charts_survive_missing_and_broken_numbers():
     assert figures.trace_chart([], 0.9, "none") == figures.trace_chart([[nan, 1.0], [0.5]], None, "none") == ""
     assert "nan" not in figures.interval_bar(0.5, nan, None, "bar")
     assert "nan" not in figures.share_bar(0.5, "bar", nan)
-    assert figures.accuracy_chart([("a", [("clean", 0.9)])]) == ""
-    assert "nan" not in figures.accuracy_chart([("a", []), ("b", [("clean", 0.9), ("8/255", 0.1)])])
+    assert figures.accuracy_chart([("a", [("clean", 0.9)])], "curves") == ""
+    assert "nan" not in figures.accuracy_chart([("a", []), ("b", [("clean", 0.9), ("8/255", 0.1)])], "curves")
 
 
 def test_labels_are_escaped():
     chart = figures.trace_chart([[0.0, 1.0]], 0.5, '"><script>')
-    curves = figures.accuracy_chart([("<b>", [("clean", 1.0), ("<i>", 0.0)])])
+    curves = figures.accuracy_chart([("<b>", [("clean", 1.0), ("<i>", 0.0)])], '"<x>')
     bars = figures.share_bar(0.1, '"<x>') + figures.interval_bar(1, 0, 2, '"<x>')
     assert not re.search(r"<script|<b>|<i>|<x>", chart + curves + bars)
 
 
 def test_labels_of_curves_do_not_overlap():
     curves = [(f"m{i}", [("clean", 0.9), ("8/255", 0.01 * i)]) for i in range(12)]
-    heights = sorted(float(y) for y in re.findall(r'x="352" y="([\d.]+)"', figures.accuracy_chart(curves)))
+    heights = sorted(float(y) for y in re.findall(r'x="352" y="([\d.]+)"', figures.accuracy_chart(curves, "curves")))
     assert np.diff(heights).min() >= 12.9
     assert heights[0] > 0
     assert heights[-1] <= 214

@@ -1,0 +1,208 @@
+"""What the report shows of robustness: which attacks were made, which numbers are doubted, what a corruption costs."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from audit.report.text import finite, in_order
+from audit.results import (
+    Attack,
+    AuditResult,
+    Difference,
+    Interval,
+    ModelResult,
+    RegionShare,
+    TrustCheck,
+    Vulnerability,
+)
+
+KINDS = {"pgd": "PGD", "ensemble": "Ensemble", "pgd_l2": "PGD, L2", "ensemble_l2": "Ensemble, L2"}
+STAGES = {
+    "before": "before",
+    "apgd-ce": "APGD, cross-entropy",
+    "apgd-t": "APGD, targeted",
+    "fab-t": "FAB, targeted",
+    "square": "Square",
+}
+
+
+@dataclass(frozen=True)
+class Column:
+    """One attack that at least one model met."""
+
+    kind: str
+    radius: str
+    eps: float
+
+    @property
+    def title(self) -> str:
+        """Name of the attack as a heading."""
+        return KINDS[self.kind]
+
+    def attack(self, model: ModelResult) -> Attack | None:
+        """Return what `model` kept under this attack, None where it was not made."""
+        attacks: dict[str, Attack] = getattr(model.robust, self.kind)
+        return attacks.get(self.radius)
+
+
+def attack_columns(models: Sequence[ModelResult]) -> list[Column]:
+    """Return the attacks in the order of their kind, then of their radius."""
+    found = {
+        Column(kind, radius, attack.eps)
+        for model in models
+        for kind in KINDS
+        for radius, attack in getattr(model.robust, kind).items()
+    }
+    order = list(KINDS)
+    return sorted(found, key=lambda column: (order.index(column.kind), column.eps))
+
+
+def headline_columns(models: Sequence[ModelResult]) -> list[Column]:
+    """Return one attack for each L-inf radius: the ensemble where it was made, for PGD alone flatters; else PGD."""
+    best: dict[str, Column] = {}
+    for column in attack_columns(models):
+        if column.kind in ("pgd", "ensemble"):
+            best[column.radius] = column  # the ensemble comes later and takes the place of PGD
+    return sorted(best.values(), key=lambda column: column.eps)
+
+
+def accuracy_curves(models: Sequence[ModelResult]) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Return clean accuracy and the headline's robust accuracies of every model, as points of a chart."""
+    curves = []
+    for model in models:
+        pairs: list[tuple[str, float | None]] = [("clean", model.clean.accuracy.value)]
+        for column in headline_columns(models):
+            attack = column.attack(model)
+            pairs.append((column.radius, None if attack is None else attack.robust_accuracy.value))
+        curves.append((model.name, [(name, value) for name, value in pairs if value is not None and finite(value)]))
+    return curves
+
+
+def check_names(models: Sequence[ModelResult]) -> list[str]:
+    """Return the names of the trust checks in the order in which they were made."""
+    return list(dict.fromkeys(check.name for model in models for check in model.robust.checks))
+
+
+def check_of(model: ModelResult, name: str) -> TrustCheck | None:
+    """Return one trust check of a model, or None."""
+    return next((check for check in model.robust.checks if check.name == name), None)
+
+
+def doubts(models: Sequence[ModelResult]) -> list[tuple[str, TrustCheck]]:
+    """Return (model, check) of every trust check that failed or could not be made."""
+    return [(model.name, check) for model in models for check in model.robust.checks if check.passed is not True]
+
+
+def distrust(result: AuditResult) -> list[Markup]:
+    """Return a sentence for every model whose robust accuracy failed a check: to be read before any number."""
+    notes = []
+    for model in in_order(result):
+        reasons = list(
+            dict.fromkeys(
+                reason
+                for kind in KINDS
+                for attack in getattr(model.robust, kind).values()
+                for reason in attack.untrusted
+            )
+        )
+        if reasons:
+            notes.append(
+                Markup("<strong>The robust accuracy of {} is untrusted:</strong> {}").format(
+                    model.name, " ".join(reasons)
+                )
+            )
+    return notes
+
+
+def cascades(models: Sequence[ModelResult]) -> Iterator[tuple[str, Column, Attack]]:
+    """Yield (model, column, attack) of every cascade."""
+    for column in attack_columns(models):
+        for model in models:
+            attack = column.attack(model)
+            if attack is not None and attack.stages:
+                yield model.name, column, attack
+
+
+def difference_of(result: AuditResult, a: str, b: str, metric: str) -> Interval | None:
+    """Return the paired difference `a` minus `b` in `metric`, turned round where it was stored the other way."""
+    for row in result.differences:
+        if row.metric == metric and (row.a, row.b) == (a, b):
+            return row.difference
+        if row.metric == metric and (row.b, row.a) == (a, b):
+            return _negative(row.difference)
+    return None
+
+
+def _negative(interval: Interval) -> Interval:
+    def minus(value: float | None) -> float | None:
+        return None if value is None else -value
+
+    return interval.model_copy(
+        update={"value": minus(interval.value), "low": minus(interval.high), "high": minus(interval.low)}
+    )
+
+
+def difference_metrics(differences: Sequence[Difference]) -> list[str]:
+    """Return the metrics that models were compared in, in their order."""
+    return list(dict.fromkeys(row.metric for row in differences))
+
+
+def metric_title(metric: str) -> str:
+    """Return the heading of a metric's path: 'robust.pgd.8/255' is 'PGD 8/255'."""
+    parts = metric.split(".", 2)
+    if parts[0] == "robust" and len(parts) == 3 and parts[1] in KINDS:
+        return f"{KINDS[parts[1]]} {parts[2]}"
+    return {"clean.accuracy": "clean", "robust.corruptions": "corruptions"}.get(metric, metric)
+
+
+def signed_percent(interval: Interval) -> str:
+    """Return a difference of two shares in percentage points with its sign and interval."""
+    if not finite(interval.value):
+        return "\N{EN DASH}"
+    ends = (interval.value, interval.low, interval.high)
+    value, low, high = (f"{100 * (v or 0.0):+.1f}".replace("-", "\N{MINUS SIGN}") for v in ends)
+    return f"{value} [{low}, {high}]"
+
+
+def corruption_names(models: Sequence[ModelResult]) -> list[str]:
+    """Return the corruptions that were measured, in their order."""
+    return list(
+        dict.fromkeys(row.name for m in models if m.robust.corruptions for row in m.robust.corruptions.corruptions)
+    )
+
+
+def corruption_mean(model: ModelResult, name: str) -> float | None:
+    """Return a model's mean accuracy over the severities of one corruption."""
+    rows = model.robust.corruptions.corruptions if model.robust.corruptions else []
+    return next((row.mean for row in rows if row.name == name), None)
+
+
+def severities(model: ModelResult, name: str) -> str:
+    """Return a model's accuracy at each severity of one corruption, in words."""
+    rows = model.robust.corruptions.corruptions if model.robust.corruptions else []
+    row = next((row for row in rows if row.name == name), None)
+    if row is None:
+        return ""
+    return ", ".join(f"{level}: {100 * (value.value or 0):.1f} %" for level, value in sorted(row.accuracy.items()))
+
+
+def vulnerability_curves(models: Sequence[ModelResult]) -> list[tuple[str, list[tuple[str, float]]]]:
+    """Return accuracy by share of the attack that is kept, as points of a chart."""
+    return [
+        (
+            model.name,
+            [
+                (f"{100 * row.share:g} %", row.accuracy.value)
+                for row in sorted(model.robust.vulnerability.shares, key=lambda row: row.share)
+                if row.accuracy.value is not None
+            ],
+        )
+        for model in models
+        if model.robust.vulnerability is not None
+    ]
+
+
+def map_region(vulnerability: Vulnerability, name: str) -> RegionShare | None:
+    """Return how much of a vulnerability map lies in the region `name`, or None."""
+    return next((row for row in vulnerability.regions if row.region == name), None)
