@@ -1,8 +1,8 @@
 """May a robust accuracy be believed? Checks that fail where an attack failed although the classifier is not robust.
 
-Sources: Athalye et al. 2018, "Obfuscated gradients give a false sense of security", section 3.1 (the signs of masked
-gradients); Carlini et al. 2019, "On evaluating adversarial robustness", section 4 (more steps, unbounded attacks,
-black-box attacks, outputs of the wrong kind); Croce & Hein 2020 (a scale-free loss, black-box search as a backstop).
+Sources: Athalye et al. 2018, "Obfuscated gradients give a false sense of security" (the signs of masked gradients);
+Carlini et al. 2019, "On evaluating adversarial robustness" (more steps, unbounded and black-box attacks, randomness);
+Croce & Hein 2020 (losses that do not depend on the logits' scale, a black-box search as a backstop).
 
 A share of images is held against `chance_limit`: two points are tolerated, and what two points may look like by chance
 on so few images. Where a failure speaks about PGD alone - its number of steps, its loss - it marks `pgd` only, because
@@ -24,22 +24,19 @@ from audit.errors import MetricError
 from audit.results import TrustCheck
 from audit.robustness.ball import TOLERANCE, project, random_offset
 from audit.robustness.door import check_eps, check_labels, checked_logits, float_images
+from audit.robustness.losses import margin
 from audit.robustness.square import square_attack
-from audit.robustness.trust_case import FOREIGN_ERRORS, Case, NotMade, chance_limit
+from audit.robustness.trust_case import FOREIGN_ERRORS, FORWARDS, RANDOMNESS_LIMIT, Case, NotMade, chance_limit
 
 AttackName = Literal["pgd", "ensemble"]
 BOTH: tuple[AttackName, ...] = ("pgd", "ensemble")
 PGD_ONLY: tuple[AttackName, ...] = ("pgd",)
 
-FORWARDS = 5
-"""Forwards compared: a defence that tosses one fair coin a batch escapes with probability 1/16."""
-RANDOMNESS_LIMIT = 1e-3
-"""Of the logits' range. Reordered sums in float32 and TF32 stay below it, and noise below it moves no decision."""
 PROBABILITY_TOLERANCE = 1e-3
 PROBABILITY_LIMIT = 0.5
 """Share of rows that look like probabilities; by chance next to none do, and a softmax makes all of them so."""
 LARGE_EPS = 0.5
-"""L-inf radius at which every image can become uniform grey, which has no class (Carlini et al. 2019, section 4.3)."""
+"""L-inf radius at which every image can become uniform grey, which has no class (Carlini et al. 2019)."""
 LARGE_STEPS = 40
 """PGD steps at the large radius, or as many as configured if more: the way is longer than in the usual ball."""
 
@@ -56,18 +53,14 @@ def _share_check(
         value=share,
         limit=limit,
         n=case.judged,
-        finding=f"{seen.format(count=count, n=case.judged)}: {passes if passed else fails}.",
+        finding=f"{seen}: {passes if passed else fails}.",
         attacks=attacks,
     )
 
 
 def _randomised_forward(case: Case) -> TrustCheck:
     """Forwards of the same images must agree, or an attack meets another classifier at every step."""
-    with torch.no_grad():
-        first, *others = [checked_logits(case.classifier, case.images).float() for _ in range(FORWARDS)]
-    spread = float((first - first.mean(dim=1, keepdim=True)).abs().max())
-    differs = max(float((other - first).abs().max()) for other in others)
-    value = differs / spread if spread > 0 else differs
+    value = case.randomness
     passed = value <= RANDOMNESS_LIMIT
     return TrustCheck(
         name="randomised-forward",
@@ -104,24 +97,25 @@ def _softmax_output(case: Case) -> TrustCheck:
     )
 
 
-def _without_gradient(case: Case) -> int:
-    """Count the judged images whose margin of logits has no usable gradient at a random start of PGD.
+def _without_gradient(case: Case) -> tuple[int, int]:
+    """Count the judged images whose margin of logits has no usable gradient at a random start of PGD, and the cut ones.
 
     The margin is taken and not cross-entropy, whose gradient underflows in float32 where a sound model is confident.
     """
-    count = 0
+    count = cut = 0
     for rows in case.chunks(case.correct):
         images, labels = case.images[rows], case.labels[rows]
         offset = random_offset(images.shape, case.eps, "Linf", case.generator(f"start/{int(rows[0])}"))
         start = project(images + offset.to(images), images, case.eps, "Linf").requires_grad_()
         with torch.enable_grad():
-            logits = case.classifier(start)
-            own = logits.gather(1, labels[:, None]).squeeze(1)
-            rival = logits.scatter(1, labels[:, None], -torch.inf).amax(dim=1)
-            (gradient,) = torch.autograd.grad((rival - own).sum(), start, materialize_grads=True)
+            margins = margin(case.classifier(start), labels)
+        if not margins.requires_grad:
+            cut += len(rows)
+            continue
+        (gradient,) = torch.autograd.grad(margins.sum(), start, materialize_grads=True)
         flat = gradient.flatten(1)
         count += int((~torch.isfinite(flat).all(dim=1) | (flat == 0).all(dim=1)).sum())
-    return count
+    return count + cut, cut
 
 
 def _zero_gradients(case: Case) -> TrustCheck:
@@ -129,24 +123,32 @@ def _zero_gradients(case: Case) -> TrustCheck:
     fails = "white-box attacks are blind there, and robust accuracy is what they could not see"
     n = case.judged
     try:
-        count = _without_gradient(case)
+        count, cut = _without_gradient(case)
+        if cut:
+            fails = "the way back from logits to image is cut, and white-box attacks are blind"
     except torch.OutOfMemoryError:
         raise
     except FOREIGN_ERRORS as error:
-        count, fails = n, f"the graph from image to logits is cut ({first_line(error).rstrip('.')})"
-    seen = "The margin of the logits has no usable gradient on {count} of {n} images"
-    return _share_check(case, "zero-gradients", count, seen, "attacks can see where to go", fails, BOTH)
+        count, fails = n, f"it cannot be computed ({first_line(error).rstrip('.')})"
+    return _share_check(
+        case,
+        "zero-gradients",
+        count,
+        f"The margin of the logits has no usable gradient on {count} of {n} images",
+        "attacks can see where to go",
+        fails,
+        BOTH,
+    )
 
 
 def _saturated_loss(case: Case) -> TrustCheck:
     """PGD must not do better on logits brought to one range: then cross-entropy was saturated, not the model robust."""
-    attack = case.pgd(case.steps, case.step_size)
-    after = case.attacked("PGD on rescaled logits", attack, case.eps, case.standing, scale_free=True)
+    count = case.newly_fooled("PGD on rescaled logits", case.pgd(case.steps, case.step_size), scale_free=True)
     return _share_check(
         case,
         "saturated-loss",
-        int((case.standing & ~after).sum()),
-        "PGD on rescaled logits fools {count} of {n} images that PGD on the logits as they are leaves standing",
+        count,
+        f"PGD on rescaled logits fools {count} of {case.judged} images that plain PGD leaves standing",
         "the scale of the logits hides nothing",
         "cross-entropy is saturated, and robust accuracy under PGD is over-stated",
         PGD_ONLY if {"apgd-t", "fab-t"} & set(case.ensemble.stages) else BOTH,
@@ -161,12 +163,13 @@ def _black_box_beats_white_box(case: Case) -> TrustCheck:
             classifier, images, labels, eps=case.eps, generator=generator, queries=case.config.square_queries
         )
 
-    after = case.attacked("Square", attack, case.eps, case.standing)
+    count = case.newly_fooled("Square", attack)
+    queries = case.config.square_queries
     return _share_check(
         case,
         "black-box-beats-white-box",
-        int((case.standing & ~after).sum()),
-        f"Square with {case.config.square_queries} queries fools {{count}} of {{n}} images that PGD leaves standing",
+        count,
+        f"Square with {queries} queries fools {count} of {case.judged} images that PGD leaves standing",
         "the gradient is worth more than a blind search",
         "the gradient misleads PGD, and its robust accuracy is over-stated",
         PGD_ONLY if "square" in case.ensemble.stages else BOTH,
@@ -190,7 +193,7 @@ def _large_eps(case: Case) -> TrustCheck:
         case,
         "large-eps",
         count,
-        f"{{count}} of {{n}} images stand under PGD at eps {eps:g}, where every image can become grey",
+        f"{count} of {case.judged} images stand under PGD at eps {eps:g}, where every image can become grey",
         "the attack succeeds where it must",
         "the attack fails where it must succeed, so it measures itself and not robustness",
         attacks,
@@ -200,12 +203,12 @@ def _large_eps(case: Case) -> TrustCheck:
 def _more_steps(case: Case) -> TrustCheck:
     """More steps must not help: then PGD had not converged."""
     steps = case.steps * case.config.more_steps
-    after = case.attacked("PGD with more steps", case.pgd(steps, case.step_size), case.eps, case.standing)
+    count = case.newly_fooled("PGD with more steps", case.pgd(steps, case.step_size))
     return _share_check(
         case,
         "more-steps",
-        int((case.standing & ~after).sum()),
-        f"PGD of {steps} steps fools {{count}} of {{n}} images that {case.steps} steps leave standing",
+        count,
+        f"PGD of {steps} steps fools {count} of {case.judged} images that {case.steps} steps leave standing",
         "PGD has converged",
         "PGD has not converged, so raise robustness.steps",
         PGD_ONLY,
@@ -286,7 +289,7 @@ def trust_checks(
     """Run every check of `CHECKS` on the first `config.n` of `images` `[N, C, H, W]` in [0, 1] with `labels` `[N]`.
 
     `eps` (L-inf, pixel units), `steps` and `step_size` are those of the PGD whose number is in question; `ensemble`
-    says which attacks the ensemble holds (default: all). Draws depend on `seed` and `stage` only. The classifier keeps
+    says which attacks the ensemble holds (default: all). Draws come from `seed` and `stage` alone. The classifier keeps
     its mode and the global generators their state. What a defence does to an attack ends in a row and never in an
     error. Raises MetricError on images, labels or eps that no attack takes, and ClassifierError where the outputs on
     the images themselves are no finite logits.

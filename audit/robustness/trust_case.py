@@ -23,11 +23,15 @@ from audit.seeds import stage_generator
 TOLERATED = 0.02
 """Share of images that a second attack may take off the first before robust accuracy counts as over-stated.
 
-On undefended networks attacks of equal strength differ by a point or two (Croce & Hein 2020, tables 1 and 2); defences
-that mask their gradients are over-stated by tens of points (Athalye et al. 2018, table 1).
+A choice: attacks of like strength differ on a sound network by a point or two, by their random starts alone; defences
+that mask their gradients are over-stated by tens of points (Athalye et al. 2018).
 """
 CONFIDENCE = 0.99
 """A share of exactly `TOLERATED` passes a check with this probability or more."""
+FORWARDS = 5
+"""Forwards compared: a defence that tosses one fair coin a batch escapes with probability 1/16."""
+RANDOMNESS_LIMIT = 1e-3
+"""Of the logits' range. Reordered sums in float32 and TF32 stay below it, and noise below it moves no decision."""
 FEWEST = 8
 """Fewest correctly classified images on which an attack says anything about a share."""
 CHUNK = 64
@@ -107,8 +111,20 @@ class Case:
         return n
 
     @cached_property
+    def randomness(self) -> float:
+        """By how much forwards of the same images differ at most, as a share of the logits' range."""
+        with torch.no_grad():
+            first, *others = [checked_logits(self.classifier, self.images).float() for _ in range(FORWARDS)]
+        spread = float((first - first.mean(dim=1, keepdim=True)).abs().max())
+        differs = max(float((other - first).abs().max()) for other in others)
+        return differs / spread if spread > 0 else differs
+
+    @cached_property
     def standing(self) -> Tensor:
-        """Whether each image `[N]` stands under PGD as configured; raises NotMade."""
+        """Whether each image `[N]` stands under PGD as configured; raises NotMade, too where decisions are random."""
+        _ = self.judged
+        if self.randomness > RANDOMNESS_LIMIT:
+            raise NotMade("The classifier draws at random: another attack cannot be told from another draw.")
         return self.attacked("PGD", self.pgd(self.steps, self.step_size), self.eps, self.correct)
 
     def pgd(self, steps: int, step_size: float | None, eps: float | None = None) -> Attack:
@@ -125,6 +141,11 @@ class Case:
     def generator(self, name: str) -> torch.Generator:
         """Return the generator of the draw called `name`; on the CPU, so that every device draws alike."""
         return stage_generator(self.seed, f"{self.stage}/trust/{name}")
+
+    def newly_fooled(self, name: str, attack: Attack, *, scale_free: bool = False) -> int:
+        """Return how many images that PGD left standing `attack` fools; raises NotMade."""
+        after = self.attacked(name, attack, self.eps, self.standing, scale_free=scale_free)
+        return int((self.standing & ~after).sum())
 
     def chunks(self, among: Tensor) -> Iterator[Tensor]:
         """Yield the positions of the images `among` `[N]`, at most `CHUNK` at a time."""
