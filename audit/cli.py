@@ -143,11 +143,18 @@ def gate(
 
 @train_app.command("classifier")
 def train_classifier_command(config: ConfigFile, out: Out = Path("runs/classifier")) -> None:
-    """Train a classifier (plain or TRADES) and write safetensors and card; a killed run goes on where it was."""
+    """Train a classifier: plain, pgd-at, trades, mart, awp-trades, vat or ald; presets spruce-plain, spruce-trades.
+
+    Writes safetensors and a card. A killed run goes on where it was. For several GPUs or processes:
+    torchrun --nproc-per-node 2 -m audit.cli train classifier CONFIG.toml
+    """
     from audit.training.classifier import train_classifier
     from audit.training.config import load_classifier_train_config
+    from audit.training.distributed import is_first
 
-    typer.echo(train_classifier(load_classifier_train_config(config), out))
+    weights = train_classifier(load_classifier_train_config(config), out)
+    if is_first():
+        typer.echo(weights)
 
 
 @train_app.command("factors")

@@ -8,20 +8,26 @@ import torch
 from torch import Tensor, nn
 
 from audit.checkpoint import fingerprint
-from audit.classifiers.architectures import build_architecture
-from audit.config import RobustnessConfig, eps_value
+from audit.config import RobustnessConfig
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
-from audit.environment import choose_device
 from audit.errors import ConfigError
 from audit.robustness.clean import clean_metrics
 from audit.robustness.evaluate import robust_accuracy
-from audit.seeds import stage_seed
 from audit.training.card import save_weights, write_card
 from audit.training.config import ClassifierTrainConfig
-from audit.training.loop import Task, train
-from audit.training.objectives import CrossEntropy, Objective, Trades
-from audit.training.stream import Stream, held_out_phantom, phantom_stream, set_stream, training_steps
+from audit.training.distributed import workers
+from audit.training.initial import initial_network
+from audit.training.loop import Outcome, Task, train
+from audit.training.objectives import objective_of
+from audit.training.stream import (
+    Stream,
+    held_out_phantom,
+    phantom_stream,
+    selection_steps,
+    set_stream,
+    training_steps,
+)
 
 MIN_STD = 1e-3
 """Floor of a channel's standard deviation: a constant channel must not divide by zero."""
@@ -44,31 +50,6 @@ class PixelModel(nn.Module):
         return logits
 
 
-def build_network(architecture: str, num_classes: int, channels: int, args: dict[str, Any], seed: int) -> nn.Module:
-    """Build an architecture with weights drawn from `seed`, global RNG untouched; raises ClassifierError if unknown."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stage_seed(seed, "train/initialise"))
-        return build_architecture(architecture, num_classes, channels, args)
-
-
-def objective_of(config: ClassifierTrainConfig, class_counts: Tensor) -> Objective:
-    """Return the objective the configuration asks for; `class_counts` `[K]` serve balanced class weights."""
-    chosen = config.objective
-    weights = None
-    if chosen.class_weights == "balanced":
-        weights = class_counts.sum() / (len(class_counts) * class_counts.clamp_min(1)).float()
-    elif chosen.class_weights is not None:
-        if len(chosen.class_weights) != len(class_counts):
-            raise ConfigError(
-                f"objective.class_weights has {len(chosen.class_weights)} values for {len(class_counts)} classes."
-            )
-        weights = torch.tensor([float(w) for w in chosen.class_weights])
-    clean = CrossEntropy(chosen.label_smoothing, weights)
-    if chosen.kind == "plain":
-        return clean
-    return Trades(eps_value(chosen.eps), chosen.beta, chosen.steps, chosen.step_size, chosen.ramp, clean)
-
-
 def normalisation(config: ClassifierTrainConfig, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation per channel: from the configuration, else measured on `images`."""
     channels = images.shape[1]
@@ -80,12 +61,20 @@ def normalisation(config: ClassifierTrainConfig, images: Tensor) -> tuple[tuple[
 
 
 def validation_score(config: ClassifierTrainConfig, model: nn.Module, validation: AuditSet) -> float:
-    """Return the number the best checkpoint is chosen by: robust accuracy under TRADES, else clean accuracy."""
-    if config.objective.kind == "plain":
+    """Return the number the best checkpoint is chosen by: clean accuracy, or that under PGD in the objective's norm."""
+    if config.selects_by == "clean":
         return float(clean_metrics(model, validation).accuracy.value or 0)
-    attack = RobustnessConfig(n=len(validation), eps=(config.objective.eps,), steps=config.selection.attack_steps)
+    eps, linf = config.selection_eps, config.objective.norm == "Linf"
+    attack = RobustnessConfig(
+        n=len(validation),
+        eps=(eps,) if linf else (),
+        l2_eps=() if linf else (eps,),
+        steps=config.selection.attack_steps,
+        trust=None,
+    )
     robust = robust_accuracy(model, validation, attack, config.seed, stage="validation")
-    return float(robust.pgd[config.objective.eps].robust_accuracy.value or 0)
+    attacked = robust.pgd if linf else robust.pgd_l2
+    return float(attacked[eps].robust_accuracy.value or 0)
 
 
 def scores(config: ClassifierTrainConfig, model: nn.Module) -> list[dict[str, Any]]:
@@ -100,7 +89,7 @@ def scores(config: ClassifierTrainConfig, model: nn.Module) -> list[dict[str, An
         whole = load_data(config.data, config.seed)
         split = config.data.audit_split
         sets = [(f"{Path(config.data.path).name}, split '{split}'", whole.split(split))]
-    attack = RobustnessConfig(n=wanted.attacked, eps=wanted.eps, steps=wanted.steps)
+    attack = RobustnessConfig(n=wanted.attacked, eps=wanted.eps, steps=wanted.steps, trust=None)
     return [
         {
             "data": name,
@@ -128,70 +117,85 @@ def _metadata(
     return {key: json.dumps(value) for key, value in values.items()}
 
 
+def _card(
+    config: ClassifierTrainConfig, stream: Stream, outcome: Outcome, network: nn.Module, run: dict[str, Any]
+) -> dict[str, Any]:
+    """What the card says beside the scores; `run` is what only the run itself knows."""
+    by = "clean accuracy" if config.selects_by == "clean" else f"PGD accuracy at {config.selection_eps}"
+    # Paths are of the machine, and say nothing to whoever reads the card; file names and hashes stand above.
+    left_out = {"device"} | ({"initial"} if config.starts_from_file else set())
+    left_out |= set() if config.data.is_phantom else {"data"}
+    return {
+        "name": config.name,
+        "kind": "classifier",
+        "objective": config.objective.kind,
+        "preset": config.preset,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "classes": list(stream.class_names),
+        "data": stream.description,
+        "seed": config.seed,
+        "precision": config.optimiser.precision,
+        **run,
+        "images_seen": outcome.stopped_at * config.optimiser.batch_size,
+        "stopped_at": outcome.stopped_at,
+        "reason": outcome.reason,
+        "selection": {
+            "by": by if config.objective.norm == "Linf" else f"{by} (L2)",
+            "n": len(stream.validation),
+            "step": outcome.best_step,
+            "score": outcome.best_score,
+            "history": outcome.history,
+        },
+        "seconds": round(outcome.seconds, 1),
+        "config": config.model_dump(mode="json", exclude=left_out),
+    }
+
+
 def train_classifier(config: ClassifierTrainConfig, out: Path) -> Path:
     """Train a classifier and write `NAME.safetensors` and its card `NAME.json` to the folder `out`; returns the former.
 
-    A checkpoint in `out` lets a killed run go on where it was; it is removed once the card is written. Raises
-    ConfigError, DataError (a split is missing) or ClassifierError (unknown architecture, logits not finite).
+    A checkpoint in `out` lets a killed run go on where it was; it is removed once the card is written. Under `torchrun`
+    all processes train and the first writes. Raises ConfigError, DataError (a split is missing) or ClassifierError
+    (unknown architecture, logits not finite).
     """
     out.mkdir(parents=True, exist_ok=True)
-    stream = phantom_stream(config) if config.data.is_phantom else set_stream(config)
-    images, labels = stream.measured()
-    mean, std = normalisation(config, images)
-    counts = torch.bincount(labels, minlength=len(stream.class_names))
-    network = build_network(
-        config.architecture, len(stream.class_names), stream.image_shape[0], config.architecture_args, config.seed
-    )
-    model = PixelModel(network, mean, std)
-    objective = objective_of(config, counts)
-    task = Task(
-        name=f"training {config.name}",
-        batch=stream.batch,
-        loss=objective,
-        score=lambda judged: validation_score(config, judged, stream.validation),
-    )
-    checkpoint = out / f"{config.name}.checkpoint.pt"
-    steps = training_steps(config, stream)
-    outcome = train(
-        model,
-        task,
-        config.optimiser,
-        steps=steps,
-        select_every=config.selection.every,
-        seed=config.seed,
-        checkpoint=checkpoint,
-        key=fingerprint(config.model_dump_json(exclude={"evaluation"})),
-        device=choose_device(config.device),
-    )
-    path = out / f"{config.name}.safetensors"
-    digest = save_weights(network.state_dict(), _metadata(config, stream, mean, std), path)
-    write_card(
-        path,
-        {
-            "name": config.name,
-            "kind": "classifier",
-            "weights_sha256": digest,
-            "parameters": sum(p.numel() for p in network.parameters()),
-            "classes": list(stream.class_names),
-            "data": stream.description,
-            "seed": config.seed,
-            "steps": steps,
-            "images_seen": steps * config.optimiser.batch_size,
-            "selection": {
-                "by": "clean accuracy"
-                if config.objective.kind == "plain"
-                else f"PGD accuracy at {config.objective.eps}",
-                "n": len(stream.validation),
-                "step": outcome.best_step,
-                "score": outcome.best_score,
-                "history": outcome.history,
-            },
-            "scores": scores(config, model),
-            "seconds": round(outcome.seconds, 1),
-            "config": config.model_dump(
-                mode="json", exclude={"device"} | ({"data"} if not config.data.is_phantom else set())
-            ),
-        },
-    )
+    path, checkpoint = out / f"{config.name}.safetensors", out / f"{config.name}.checkpoint.pt"
+    with workers(config.device) as (group, device):
+        stream = phantom_stream(config, group) if config.data.is_phantom else set_stream(config, group)
+        images, labels = stream.measured()
+        mean, std = normalisation(config, images)
+        classes, channels = len(stream.class_names), stream.image_shape[0]
+        initial = initial_network(
+            config.initial, config.architecture, classes, channels, config.architecture_args, config.seed
+        )
+        model = PixelModel(initial.network, mean, std)
+        task = Task(
+            name=f"training {config.name}",
+            batch=stream.batch,
+            loss=objective_of(config.objective, torch.bincount(labels, minlength=classes)),
+            score=lambda judged: validation_score(config, judged, stream.validation),
+        )
+        steps = training_steps(config, stream)
+        alone = config.model_dump_json(exclude={"evaluation"})
+        outcome = train(
+            model,
+            task,
+            config.optimiser,
+            steps=steps,
+            select_every=selection_steps(config, stream),
+            seed=config.seed,
+            checkpoint=checkpoint,
+            # Noise and batch norm differ with the number of processes: what began with two goes on with two.
+            key=fingerprint(alone if group.size == 1 else f"{alone}/{group.size}"),
+            patience=config.selection.patience,
+            device=device,
+            workers=group,
+        )
+    if not group.first:
+        return path
+    run = {"initial": initial.source, "device": device.type, "world_size": group.size, "steps": steps}
+    card = _card(config, stream, outcome, initial.network, run)
+    digest = save_weights(initial.network.state_dict(), _metadata(config, stream, mean, std), path)
+    write_card(path, {**card, "weights_sha256": digest, "scores": scores(config, model)})
     checkpoint.unlink(missing_ok=True)
     return path

@@ -105,6 +105,7 @@ def train_factors(config: FactorsTrainConfig, out: Path) -> Path:
         seed=config.seed,
         checkpoint=checkpoint,
         key=fingerprint(config.model_dump_json(exclude={"n_evaluation"})),
+        patience=config.selection.patience,
         device=choose_device(config.device),
     )
     path = out / f"{config.name}.safetensors"

@@ -1,6 +1,7 @@
 """Training batches as a function of the step: fresh phantom images without end, or shuffled passes over a split.
 
-No more than one batch is held as floats; the order of a pass depends on seed and epoch only.
+No more than one batch is held as floats; the order of a pass depends on seed and epoch only. One of several processes
+draws what concerns the whole batch and reads its own rows, so that all together see the batch that one process would.
 """
 
 from collections.abc import Callable
@@ -16,7 +17,9 @@ from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
 from audit.errors import ConfigError
 from audit.seeds import stage_generator, stage_seed
-from audit.training.config import AugmentationConfig, ClassifierTrainConfig
+from audit.training.augmentation import apply, draw
+from audit.training.config import ClassifierTrainConfig
+from audit.training.distributed import ALONE, Workers
 
 MEASURED_IMAGES = 1024
 """Images on which the normalisation (and the phantom's class frequencies) are measured."""
@@ -24,11 +27,14 @@ MEASURED_IMAGES = 1024
 
 @dataclass(frozen=True)
 class Stream:
-    """Where training images come from: `batch(step)` gives float images `[B, C, H, W]` in [0, 1] and labels `[B]`."""
+    """Where training images come from: `batch(step)` gives float images `[B, C, H, W]` in [0, 1] and labels `[B]`.
+
+    `per_epoch` is the number of steps that show every image once, None where images have no end.
+    """
 
     batch: Callable[[int], tuple[Tensor, Tensor]]
     measured: Callable[[], tuple[Tensor, Tensor]]
-    size: int | None
+    per_epoch: int | None
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     validation: AuditSet
@@ -48,25 +54,17 @@ def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(n, generator=stage_generator(seed, f"train/order/{epoch}"))
 
 
-def augment(images: Tensor, config: AugmentationConfig, generator: torch.Generator) -> Tensor:
-    """Shift each image by up to `config.shift` pixels (edges replicated) and mirror half of them if `config.flip`."""
-    n, _, height, width = images.shape
-    if config.shift:
-        moves = torch.randint(-config.shift, config.shift + 1, (2, n), generator=generator)
-        rows = (torch.arange(height) + moves[0][:, None]).clamp(0, height - 1)
-        columns = (torch.arange(width) + moves[1][:, None]).clamp(0, width - 1)
-        picked = images.permute(0, 2, 3, 1)[torch.arange(n)[:, None, None], rows[:, :, None], columns[:, None, :]]
-        images = picked.permute(0, 3, 1, 2)
-    if config.flip:
-        mirrored = torch.rand(n, generator=generator) < 0.5
-        images = torch.where(mirrored[:, None, None, None], images.flip(3), images)
-    return images.contiguous()
+def _drawn(config: ClassifierTrainConfig, step: int, n: int, part: slice) -> dict[str, Tensor]:
+    """Draw the augmentation of a batch of `n` images and return that of the rows `part`."""
+    draws = draw(config.augmentation, n, stage_generator(config.seed, f"train/augment/{step}"))
+    return {name: values[part] for name, values in draws.items()}
 
 
-def phantom_stream(config: ClassifierTrainConfig) -> Stream:
+def phantom_stream(config: ClassifierTrainConfig, workers: Workers = ALONE) -> Stream:
     """Every step draws new images from the phantom with a seed of its own: there is no epoch to overfit to."""
     correlation = config.data.phantom.marker_correlation
     size = config.optimiser.batch_size
+    part = workers.part(size)
 
     def drawn(n: int, stage: str) -> tuple[Tensor, Tensor]:
         batch = phantom.sample(n, stage_seed(config.seed, stage), marker_correlation=correlation)
@@ -74,12 +72,12 @@ def phantom_stream(config: ClassifierTrainConfig) -> Stream:
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
         images, labels = drawn(size, f"train/phantom/{step}")
-        return augment(images, config.augmentation, stage_generator(config.seed, f"train/augment/{step}")), labels
+        return apply(images[part], _drawn(config, step, size, part)), labels[part]
 
     return Stream(
         batch=batch,
         measured=lambda: drawn(MEASURED_IMAGES, "train/measure"),
-        size=None,
+        per_epoch=None,
         class_names=phantom.CLASS_NAMES,
         image_shape=(1, 64, 64),
         validation=held_out_phantom(config.selection.n, config.seed, "validation", correlation),
@@ -87,13 +85,14 @@ def phantom_stream(config: ClassifierTrainConfig) -> Stream:
     )
 
 
-def set_stream(config: ClassifierTrainConfig) -> Stream:
+def set_stream(config: ClassifierTrainConfig, workers: Workers = ALONE) -> Stream:
     """Shuffled passes over the training split of a folder, manifest or npz."""
     whole = load_data(config.data, config.seed)
     training = whole.split(config.train_split)
     validation = whole.split(config.validation_split)
     order = torch.randperm(len(validation), generator=stage_generator(config.seed, "train/validation"))
     size = min(config.optimiser.batch_size, len(training))
+    part = workers.part(size)
     per_epoch = len(training) // size
     labels = training.row_labels
     current: dict[int, Tensor] = {}
@@ -103,9 +102,8 @@ def set_stream(config: ClassifierTrainConfig) -> Stream:
         if epoch not in current:
             current.clear()
             current[epoch] = epoch_order(len(training), config.seed, epoch)
-        rows = current[epoch][position * size : (position + 1) * size]
-        generator = stage_generator(config.seed, f"train/augment/{step}")
-        return augment(training.images(rows), config.augmentation, generator), labels[rows]
+        rows = current[epoch][position * size : (position + 1) * size][part]
+        return apply(training.images(rows), _drawn(config, step, size, part)), labels[rows]
 
     def measured() -> tuple[Tensor, Tensor]:
         rows = epoch_order(len(training), config.seed, -1)[:MEASURED_IMAGES]
@@ -114,7 +112,7 @@ def set_stream(config: ClassifierTrainConfig) -> Stream:
     return Stream(
         batch=batch,
         measured=measured,
-        size=len(training),
+        per_epoch=per_epoch,
         class_names=whole.class_names,
         image_shape=whole.image_shape,
         validation=validation.select(order[: config.selection.n]),
@@ -122,13 +120,24 @@ def set_stream(config: ClassifierTrainConfig) -> Stream:
     )
 
 
+def _steps(epochs: float, stream: Stream, key: str, instead: str) -> int:
+    if stream.per_epoch is None:
+        raise ConfigError(
+            f"The phantom has no epochs, its images are fresh at every step: give {instead} instead of {key}."
+        )
+    return max(1, round(epochs * stream.per_epoch))
+
+
 def training_steps(config: ClassifierTrainConfig, stream: Stream) -> int:
     """Return the number of steps that the configuration asks for; raises ConfigError on epochs of endless data."""
     if config.optimiser.steps is not None:
         return config.optimiser.steps
-    if stream.size is None or config.optimiser.epochs is None:
-        raise ConfigError(
-            "The phantom has no epochs, its images are fresh at every step: give optimiser.steps instead."
-        )
-    size = min(config.optimiser.batch_size, stream.size)
-    return max(1, round(config.optimiser.epochs * (stream.size // size)))
+    assert config.optimiser.epochs is not None, "the schema asks for one of the two"
+    return _steps(config.optimiser.epochs, stream, "optimiser.epochs", "optimiser.steps")
+
+
+def selection_steps(config: ClassifierTrainConfig, stream: Stream) -> int:
+    """Return the number of steps between two validations; raises ConfigError on epochs of endless data."""
+    if config.selection.every_epochs is None:
+        return config.selection.every
+    return _steps(config.selection.every_epochs, stream, "selection.every_epochs", "selection.every")

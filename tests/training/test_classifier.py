@@ -11,9 +11,9 @@ from audit.classifiers.load import load_classifier
 from audit.config import ClassifierConfig, parse_config
 from audit.errors import ClassifierError, ConfigError
 from audit.robustness.clean import clean_metrics
-from audit.training.classifier import PixelModel, build_network, normalisation, objective_of, train_classifier
+from audit.training.classifier import PixelModel, normalisation, train_classifier
 from audit.training.config import ClassifierTrainConfig, load_classifier_train_config, load_factors_train_config
-from audit.training.objectives import CrossEntropy, Trades
+from audit.training.initial import build_network
 from audit.training.stream import held_out_phantom
 
 CONFIGS = Path(__file__).parents[2] / "benchmarks" / "phantom"
@@ -73,17 +73,6 @@ def test_normalisation_is_measured_or_given() -> None:
 def test_pixel_model_normalises() -> None:
     model = PixelModel(torch.nn.Identity(), (0.5,), (0.25,))
     assert torch.equal(model(torch.ones(1, 1, 2, 2)), torch.full((1, 1, 2, 2), 2.0))
-
-
-def test_objectives_follow_the_configuration() -> None:
-    trades = objective_of(config(), torch.tensor([1, 1, 2]))
-    assert isinstance(trades, Trades)
-    assert trades.eps == pytest.approx(2 / 255)
-    plain = objective_of(config(objective={"class_weights": "balanced"}), torch.tensor([10, 10, 20]))
-    assert isinstance(plain, CrossEntropy)
-    assert plain.class_weights.tolist() == pytest.approx([4 / 3, 4 / 3, 2 / 3])
-    with pytest.raises(ConfigError, match="2 values for 3 classes"):
-        objective_of(config(objective={"class_weights": [1, 2]}), torch.tensor([1, 1, 1]))
 
 
 def test_unknown_architectures_and_arguments_are_refused() -> None:

@@ -1,16 +1,14 @@
-"""Batches are functions of the step; augmentation moves pixels and invents none."""
+"""Batches are functions of the step, and the parts of several processes are one batch."""
 
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from audit.errors import ConfigError
-from audit.training.config import AugmentationConfig, ClassifierTrainConfig
-from audit.training.stream import augment, held_out_phantom, phantom_stream, set_stream, training_steps
+from audit.training.config import ClassifierTrainConfig
+from audit.training.stream import held_out_phantom, phantom_stream, set_stream, training_steps
 
 
 def phantom_config(**optimiser: object) -> ClassifierTrainConfig:
@@ -63,26 +61,3 @@ def test_steps_follow_from_epochs(tmp_path: Path) -> None:
     assert training_steps(config, set_stream(config)) == 4
     with pytest.raises(ConfigError, match="no epochs"):
         training_steps(phantom_config(steps=None, epochs=1), phantom_stream(phantom_config()))
-
-
-@settings(max_examples=20, deadline=None)
-@given(shift=st.integers(0, 3), flip=st.booleans(), seed=st.integers(0, 1000))
-def test_augmentation_keeps_shape_and_invents_no_value(shift: int, flip: bool, seed: int) -> None:
-    images = torch.rand(5, 3, 8, 6, generator=torch.Generator().manual_seed(seed))
-    config = AugmentationConfig(shift=shift, flip=flip)
-    out = augment(images, config, torch.Generator().manual_seed(seed))
-    assert out.shape == images.shape
-    for before, after in zip(images, out, strict=True):
-        assert torch.isin(after, before).all()
-    if not shift and not flip:
-        assert torch.equal(out, images)
-
-
-def test_shift_moves_the_image_and_repeats_its_edge() -> None:
-    images = torch.arange(16.0).reshape(1, 1, 4, 4).repeat(64, 1, 1, 1) / 16
-    out = augment(images, AugmentationConfig(shift=1), torch.Generator().manual_seed(0))
-    rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
-    allowed = [
-        images[0, 0, (rows + dy).clamp(0, 3), (columns + dx).clamp(0, 3)] for dy in (-1, 0, 1) for dx in (-1, 0, 1)
-    ]
-    assert {tuple(o.flatten().tolist()) for o in out} == {tuple(a.flatten().tolist()) for a in allowed}
