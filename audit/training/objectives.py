@@ -1,96 +1,79 @@
-"""What a classifier is trained to minimise: cross-entropy, or TRADES (Zhang et al. 2019, eq. 3 and algorithm 1).
+"""The objective that a configuration asks for. Each is a callable (model, images, labels, generator, progress) -> loss.
 
-TRADES: `CE(f(x), y) + beta * mean KL(f(x) || f(x'))`, where x' maximises the same divergence in the eps-ball.
+All draw from the given generator only, and their inner maximisation leaves the model's mode, its batch statistics and
+the global RNG as they were.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
-from audit.classifiers.mode import preserve_mode
+from audit.config import eps_value
+from audit.errors import ConfigError
+from audit.training.adversarial import Mart, PgdTraining, Trades
+from audit.training.ald import AdversarialLocalDistribution
+from audit.training.awp import AwpTrades
+from audit.training.config import ObjectiveConfig
+from audit.training.cross_entropy import CrossEntropy, Objective
+from audit.training.vat import VirtualAdversarial
 
-START_DEVIATION = 0.001
-"""Standard deviation of the normal noise the inner maximisation starts from (Zhang et al. 2019, algorithm 1)."""
-
-Objective = Callable[[nn.Module, Tensor, Tensor, torch.Generator, float], Tensor]
-"""Maps (model over pixels, images `[N, C, H, W]` in [0, 1], labels `[N]`, generator, share of the training that is
-done) to the scalar loss."""
-
-
-@dataclass(frozen=True)
-class CrossEntropy:
-    """Plain training: mean cross-entropy with optional label smoothing and class weights `[K]`."""
-
-    label_smoothing: float = 0.0
-    class_weights: Tensor | None = None
-
-    def of_logits(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Return the scalar loss of `logits` `[N, K]`."""
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
-        return functional.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing)
-
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, progress: float = 1.0
-    ) -> Tensor:
-        return self.of_logits(model(images), labels)
+ALD_WEIGHTS = {"pgd": 1.0, "trades": 6.0}
+"""Lambda of eq. 5.15 by base, as in section 5.5.3 of the thesis that describes ALD."""
 
 
-def divergence_ascent(
-    model: nn.Module, images: Tensor, *, eps: float, steps: int, step_size: float, generator: torch.Generator
-) -> Tensor:
-    """Return the images in the L-inf ball that maximise the summed `KL(f(x) || f(x'))`; detached, in [0, 1].
+def clean_loss_of(config: ObjectiveConfig, class_counts: Tensor) -> CrossEntropy:
+    """Return the cross-entropy with the configured smoothing and class weights; raises ConfigError on a wrong count."""
+    weights = None
+    if config.class_weights == "balanced":
+        weights = class_counts.sum() / (len(class_counts) * class_counts.clamp_min(1)).float()
+    elif config.class_weights is not None:
+        if len(config.class_weights) != len(class_counts):
+            raise ConfigError(
+                f"objective.class_weights has {len(config.class_weights)} values for {len(class_counts)} classes: give "
+                "one per class in label order, or 'balanced'."
+            )
+        weights = torch.tensor([float(w) for w in config.class_weights])
+    return CrossEntropy(config.label_smoothing, weights)
 
-    The model is in evaluation mode meanwhile (batch norm and dropout must not see the attack) and its clean softmax is
-    computed once: the inner problem holds it fixed.
+
+def objective_of(config: ObjectiveConfig, class_counts: Tensor) -> Objective:
+    """Return the objective the configuration asks for; `class_counts` `[K]` serve balanced class weights.
+
+    Raises ConfigError if the class weights are not one per class.
     """
-    with preserve_mode(model):
-        with torch.no_grad():
-            clean = functional.softmax(model(images), dim=1)
-        noise = torch.randn(images.shape, generator=generator, device=generator.device).to(images)
-        adversarial = (images + START_DEVIATION * noise).clamp(0, 1)
-        for _ in range(steps):
-            adversarial.requires_grad_(True)
-            log_probabilities = functional.log_softmax(model(adversarial), dim=1)
-            loss = functional.kl_div(log_probabilities, clean, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, adversarial)
-            moved = adversarial.detach() + step_size * gradient.sign()
-            adversarial = torch.clamp(moved, images - eps, images + eps).clamp(0, 1)
-    return adversarial.detach()
-
-
-@dataclass(frozen=True)
-class Trades:
-    """TRADES: the clean loss plus `beta` times the batch mean of the divergence between clean and attacked output.
-
-    `eps` and `step_size` (default `2 * eps / steps`) are in pixel units. Gradients flow through the clean output in the
-    divergence as well: it is a term of the objective there and not a fixed target. Over the share `ramp` of the
-    training the radius grows from 0 to `eps`: a network that meets the full radius before it knows a faint class
-    settles on never naming that class, which is perfectly robust.
-    """
-
-    eps: float
-    beta: float = 6.0
-    steps: int = 10
-    step_size: float | None = None
-    ramp: float = 0.0
-    clean_loss: CrossEntropy = CrossEntropy()
-
-    def __call__(
-        self, model: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator, progress: float = 1.0
-    ) -> Tensor:
-        grown = 1.0 if self.ramp == 0 else min(1.0, progress / self.ramp)
-        step_size = 2 * self.eps / self.steps if self.step_size is None else self.step_size
-        adversarial = divergence_ascent(
-            model, images, eps=grown * self.eps, steps=self.steps, step_size=grown * step_size, generator=generator
+    clean_loss = clean_loss_of(config, class_counts)
+    if config.kind == "plain":
+        return clean_loss
+    if config.vat is not None:
+        return VirtualAdversarial(
+            eps=eps_value(config.vat.eps),
+            xi=config.vat.xi,
+            iterations=config.vat.iterations,
+            weight=config.vat.weight,
+            ramp=config.ramp,
+            clean_loss=clean_loss,
         )
-        # Two calls, not one on the concatenation: batch norm must normalise either half by its own statistics.
-        clean_logits, attacked_logits = model(images), model(adversarial)
-        divergence = functional.kl_div(
-            functional.log_softmax(attacked_logits, dim=1),
-            functional.softmax(clean_logits, dim=1),
-            reduction="batchmean",
+    inner: dict[str, Any] = {
+        "eps": eps_value(config.eps),
+        "steps": config.steps,
+        "step_size": config.step_size,
+        "ramp": config.ramp,
+        "norm": config.norm,
+        "clean_loss": clean_loss,
+    }
+    if config.mart is not None:
+        return Mart(**inner, weight=config.mart.weight)
+    if config.awp is not None:
+        return AwpTrades(**inner, beta=config.beta, gamma=config.awp.gamma, warmup=config.awp.warmup)
+    if config.ald is not None:
+        ald = config.ald
+        return AdversarialLocalDistribution(
+            **inner,
+            base=ald.base,
+            particles=ald.particles,
+            bandwidth=ald.bandwidth,
+            weight=ALD_WEIGHTS[ald.base] if ald.weight is None else ald.weight,
+            clean_weight=ald.clean_weight,
         )
-        return self.clean_loss.of_logits(clean_logits, labels) + self.beta * divergence
+    return PgdTraining(**inner) if config.kind == "pgd-at" else Trades(**inner, beta=config.beta)
