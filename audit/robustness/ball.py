@@ -1,6 +1,7 @@
 """The ball that an attack may not leave: norms, random points, projection and steepest ascent in L-inf and L2.
 
 Every attack takes its steps with these, in float32, and its result is measured against the ball before it is returned.
+A radius or step size is one number for the batch, or a tensor `[N]` with one for each image.
 """
 
 from typing import Literal
@@ -32,24 +33,28 @@ def random_offset(shape: torch.Size, eps: float, norm: Norm, generator: torch.Ge
     return direction * per_image(radius, direction) * eps
 
 
-def project(candidate: Tensor, images: Tensor, eps: float, norm: Norm) -> Tensor:
+def project(candidate: Tensor, images: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
     """Return the point of the `eps`-ball around `images`, cut with [0, 1], that belongs to `candidate`.
 
     Clamping to [0, 1] after the projection moves a pixel towards `images` only, so the ball is not left again.
     """
     offset = candidate - images
     if norm == "Linf":
-        offset = offset.clamp(-eps, eps)
+        if isinstance(eps, Tensor):
+            eps = per_image(eps, offset)
+            offset = offset.clamp(-eps, eps)
+        else:
+            offset = offset.clamp(-eps, eps)
     else:
         length = offset.flatten(1).norm(dim=1).clamp_min(1e-12)
         offset = offset * per_image((eps / length).clamp_max(1), offset)
     return (images + offset).clamp(0, 1)
 
 
-def ascent(gradient: Tensor, step_size: float, norm: Norm) -> Tensor:
+def ascent(gradient: Tensor, step_size: float | Tensor, norm: Norm) -> Tensor:
     """Return the steepest-ascent step of length `step_size` in `norm`; zero where the gradient is zero."""
     if norm == "Linf":
-        return step_size * gradient.sign()
+        return (per_image(step_size, gradient) if isinstance(step_size, Tensor) else step_size) * gradient.sign()
     length = gradient.flatten(1).norm(dim=1)
     scale = torch.where(length > 0, step_size / length.clamp_min(1e-30), 0)
     return gradient * per_image(scale, gradient)
