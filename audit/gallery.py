@@ -3,12 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from audit.common import Common
 from audit.counterfactual.spruce import Counterfactuals
+from audit.data.audit_set import AuditSet
 from audit.inversion.invert import Inversion
 from audit.metrics.edit import edit_map
 from audit.pictures import file_names, folder_name, save_edit, save_image, save_mask
-from audit.results import AuditResult, Query
+from audit.results import AuditResult, Query, VulnerabilityExample
+from audit.robustness.vulnerability import VulnerabilityMaps
+
+EXAMPLE_MAPS = 6
+"""Images whose vulnerability maps are shown."""
 
 
 def name_pictures(result: AuditResult, common: Common, inversion: Inversion) -> None:
@@ -47,3 +54,38 @@ def save_pictures(result: AuditResult, common: Common, made: Sequence[Counterfac
             save_image(found.images[i], folder / str(row.counterfactual_image))
             save_image(found.semifactuals[i], folder / str(row.semifactual_image))
             save_edit(edits[i], folder / str(row.edit_image))
+
+
+def name_maps(result: AuditResult, maps: Sequence[VulnerabilityMaps | None], ids: tuple[str, ...]) -> None:
+    """Name the mean map of every model and those of a few images: of `ids`, and the same for all models if possible."""
+    files = dict(zip(ids, file_names(ids), strict=True))
+    made = [one for one in maps if one is not None]
+    shared = set.intersection(*(set(one.ids) for one in made)) if made else set()
+    for position, (model, one) in enumerate(zip(result.models, maps, strict=True)):
+        if one is None or model.robust.vulnerability is None:
+            continue
+        base = f"images/{folder_name(model.name, position)}"
+        chosen = sorted(one.ids, key=lambda row_id: row_id not in shared)[:EXAMPLE_MAPS]
+        model.robust.vulnerability.map_image = f"{base}/vulnerability.png"
+        model.robust.vulnerability.examples = [
+            VulnerabilityExample(
+                id=row_id,
+                image=f"images/vulnerability/{files[row_id]}.png",
+                map_image=f"{base}/vulnerability-{files[row_id]}.png",
+            )
+            for row_id in chosen
+        ]
+
+
+def save_maps(result: AuditResult, maps: Sequence[VulnerabilityMaps | None], audited: AuditSet, folder: Path) -> None:
+    """Write the named maps `[H, W]`, white where a pixel is always needed, and the images they belong to."""
+    rows = {row_id: i for i, row_id in enumerate(audited.row_ids)}
+    for model, one in zip(result.models, maps, strict=True):
+        named = model.robust.vulnerability
+        if one is None or named is None or named.map_image is None:
+            continue
+        save_image(one.maps.mean(0, keepdim=True), folder / named.map_image)
+        places = {row_id: i for i, row_id in enumerate(one.ids)}
+        for example in named.examples:
+            save_image(one.maps[places[example.id]][None], folder / example.map_image)
+            save_image(audited.images(torch.tensor([rows[example.id]]))[0], folder / example.image)

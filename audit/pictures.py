@@ -11,14 +11,19 @@ EDIT_FULL_SCALE = 0.25
 """Change of a pixel that the edit map's 8 bits end at."""
 
 
+def _safe_name(name: str) -> str:
+    """Turn an id or a name into a file name that every file system takes."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", name)[-60:]
+
+
 def file_names(ids: tuple[str, ...]) -> list[str]:
     """Turn ids into file names that every file system takes; a position keeps them apart."""
-    return [f"{i:04d}-{re.sub(r'[^A-Za-z0-9._-]+', '_', name)[-60:]}" for i, name in enumerate(ids)]
+    return [f"{i:04d}-{_safe_name(name)}" for i, name in enumerate(ids)]
 
 
 def folder_name(model: str, position: int) -> str:
     """Folder of a model's pictures."""
-    return f"{position:02d}-" + re.sub(r"[^A-Za-z0-9._-]+", "_", model)[:60]
+    return f"{position:02d}-{_safe_name(model[:60])}"
 
 
 def save_image(image: Tensor, path: Path) -> None:

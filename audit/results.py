@@ -118,6 +118,14 @@ class VulnerabilityShare(Row):
     l2: float = Field(description="mean Euclidean size of what is kept")
 
 
+class VulnerabilityExample(Row):
+    """One image and where an attack on it has to be."""
+
+    id: str
+    image: str = Field(description="path relative to results.json")
+    map_image: str
+
+
 class Vulnerability(Row):
     """Which pixels an attack really needs (Pixel Vulnerability Adversary Refinement)."""
 
@@ -129,7 +137,7 @@ class Vulnerability(Row):
     l2_saved: float | None = Field(description="share of the attack's Euclidean size saved at `smallest_share`")
     regions: list["RegionShare"] = Field(default_factory=list, description="where the map's mass lies")
     map_image: str | None = Field(None, description="mean map over the images; path relative to results.json")
-    map_images: dict[str, str] = Field(default_factory=dict, description="map of each query image, by its id")
+    examples: list[VulnerabilityExample] = Field(default_factory=list)
 
 
 class Robust(Row):

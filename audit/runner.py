@@ -3,14 +3,12 @@
 import datetime as dt
 import json
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor
 
-from audit.classifiers.classifier import Classifier
 from audit.classifiers.load import load_classifier
 from audit.common import embed_with_bar, gather
 from audit.config import AuditConfig, load_config, recorded
@@ -19,11 +17,12 @@ from audit.data.load import calibration_split, load_data
 from audit.environment import Stopwatch, choose_device
 from audit.errors import ConfigError, DataError
 from audit.explaining import Calibrated, calibrate, explain_model, invert_queries
-from audit.gallery import name_pictures, save_pictures
+from audit.gallery import name_maps, name_pictures, save_maps, save_pictures
 from audit.ground import Ground, load_ground
 from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
 from audit.judges import all_verdicts, classifier_judge, decisions, domain_judge
+from audit.measuring import Audited, differences, measure_models
 from audit.metrics.embedding import named
 from audit.metrics.transfer import fit_judge
 from audit.queries import Selection, select_queries, source_classes
@@ -31,16 +30,12 @@ from audit.ranking import rank_models
 from audit.report.build import render_report
 from audit.results import (
     AuditResult,
-    Clean,
     Components,
     InversionSummary,
     ModelResult,
     NotComputed,
     Perceptual,
-    Robust,
 )
-from audit.robustness.clean import clean_of_logits, predict
-from audit.robustness.evaluate import robust_accuracy
 from audit.scoring import Scored, score_model
 from audit.seeds import stage_generator
 from audit.store import Store, atomic_write_text, staged_output
@@ -49,20 +44,6 @@ CALIBRATION_PER_CLASS = 4000
 """Most calibration images a class is learnt from: more change nothing that matters and cost memory."""
 SPARE = 12
 """One query image more is inverted for this many asked for."""
-
-
-@dataclass
-class Audited:
-    """One classifier on its way through the stages."""
-
-    classifier: Classifier
-    logits: Tensor
-    clean: Clean
-    robust: Robust
-
-    @property
-    def predicted(self) -> Tensor:
-        return self.logits.argmax(1)
 
 
 def run_audit(
@@ -102,18 +83,19 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
         data = load_data(config.data, config.seed)
         audited_set = data.split(config.data.audit_split)
         calibration = None
-        if config.generator is not None:
-            # Said before the long stages begin: a wrong split or class name should not cost an hour.
+        # Said before the long stages begin: a wrong split or class name should not cost an hour.
+        if config.generator is not None or config.robustness.vulnerability is not None:
             calibration = _capped(data.split(calibration_split(config.data, data)), config.seed)
+        if config.generator is not None:
             source_classes(config.queries, data.class_names)
     with watch.stage("classifiers"):
         classifiers = [load_classifier(c, data.image_shape, data.class_names).to(device) for c in config.classifiers]
         ground = None if config.generator is None else load_ground(config, data, device)
     calibrated: list[Calibrated] = []
-    if calibration is not None:
+    if ground is not None and calibration is not None:
         with watch.stage("calibration"):
             calibrated = [calibrate(c, calibration, config, device) for c in classifiers]
-    models = [_measure(c, audited_set, config, watch, device) for c in classifiers]
+    models = measure_models(classifiers, audited_set, calibration, config, store, watch, device)
     result = AuditResult(
         name=config.name,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -128,6 +110,7 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
             "shape": list(data.image_shape),
         },
         models=[_model_result(m) for m in models],
+        differences=differences(models, config.seed),
         environment=watch.environment(device),
     )
     if ground is None or calibration is None:
@@ -136,6 +119,9 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
         )
     else:
         _explain_all(config, ground, models, calibrated, audited_set, calibration, result, folder, store, watch, device)
+    name_maps(result, [m.maps for m in models], audited_set.row_ids)
+    if folder is not None:
+        save_maps(result, [m.maps for m in models], audited_set, folder)
     result.environment = watch.environment(device)
     if folder is not None:
         text = json.dumps(result.model_dump(mode="json"), indent=1, allow_nan=False)
@@ -153,17 +139,6 @@ def _capped(calibration: AuditSet, seed: int) -> AuditSet:
     return calibration.select(torch.cat(rows).sort().values)
 
 
-def _measure(
-    classifier: Classifier, audited: AuditSet, config: AuditConfig, watch: Stopwatch, device: torch.device
-) -> Audited:
-    with watch.stage("clean accuracy"):
-        logits = predict(classifier, audited, config.robustness.batch_size, device)
-        clean = clean_of_logits(logits, audited.row_labels, audited.class_names)
-    with watch.stage("robust accuracy"):
-        robust = robust_accuracy(classifier, audited, config.robustness, config.seed, f"PGD {classifier.name}")
-    return Audited(classifier, logits, clean, robust)
-
-
 def _model_result(model: Audited) -> ModelResult:
     return ModelResult(
         name=model.classifier.name,
@@ -175,6 +150,7 @@ def _model_result(model: Audited) -> ModelResult:
         source=model.classifier.source,
         clean=model.clean,
         robust=model.robust,
+        not_computed=list(model.not_computed),
     )
 
 

@@ -34,6 +34,7 @@ from audit.results import (
     Robust,
     TrustCheck,
     Vulnerability,
+    VulnerabilityExample,
     VulnerabilityShare,
 )
 
@@ -253,6 +254,14 @@ def _robust(root: Path, name: str, pgd: dict[str, Attack], region: float) -> Rob
             eps=8 / 255, n=80, attack_accuracy=0.0, shares=shares, smallest_share=0.3, l2_saved=0.4,
             regions=[RegionShare(region="region", n=60, skipped=20, mass=region, area=0.08, lift=region / 0.08)],
             map_image=_save(_blob(grid, 0.4, 0.6, 0.2), root, f"images/{name}/vulnerability.png"),
+            examples=[
+                VulnerabilityExample(
+                    id=f"image-{i}",
+                    image=_save(_blob(grid, 0.5, 0.5, 0.4), root, f"images/vulnerability/image-{i}.png"),
+                    map_image=_save(_blob(grid, 0.1 * i, 0.6, 0.2), root, f"images/{name}/vulnerability-{i}.png"),
+                )
+                for i in range(3)
+            ],
         ),
     )  # fmt: skip
 

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import audit
 from audit.cli import app, main
 from audit.config import load_config
-from audit.errors import GeneratorError
+from audit.errors import AuditError, GeneratorError
 from audit.generator.load import save_generator
 from audit.generator.networks import Discriminator, Generator
 from audit.generator.train import GeneratorTrainConfig, run_generator_training
@@ -79,7 +79,9 @@ def folder(tmp_path_factory):
     return root
 
 
-def write_config(root: Path, name: str, *, classifiers=("a", "b"), extra="", data="data.npz", **changes) -> Path:
+def write_config(
+    root: Path, name: str, *, classifiers=("a", "b"), extra="", data="data.npz", generator=True, **changes
+) -> Path:
     """An audit of the named classifiers; `changes` replace lines `key = value` of the shipped text."""
     text = f"""
 name = "spots"
@@ -107,6 +109,8 @@ canonical = "off"
 bootstrap = 100
 {extra}
 """
+    if not generator:
+        text = text.replace('[generator]\npath = "generator/generator.safetensors"\n', "")
     for key, value in changes.items():
         lines = [f"{key} = {value}" if line.startswith(f"{key} =") else line for line in text.splitlines()]
         text = "\n".join(lines)
@@ -198,14 +202,88 @@ def test_a_second_run_reads_the_cache_and_agrees(outcome, folder):
 
 
 def test_without_a_generator_only_robustness_is_measured(folder):
-    file = write_config(folder, "robust.toml", classifiers=("a",))
-    text = file.read_text().replace('[generator]\npath = "generator/generator.safetensors"\n', "")
-    file.write_text(text)
+    file = write_config(folder, "robust.toml", classifiers=("a",), generator=False)
     result = audit.run_audit(file, folder / "robust")
     assert result.models[0].index is None
     assert result.models[0].counterfactuals is None
     assert any("generator" in n.why for n in result.not_computed)
     assert (folder / "robust" / "report.html").is_file()
+
+
+ROBUSTNESS = """
+attacks = ["pgd", "ensemble"]
+l2_eps = ["0.5"]
+trust = { n = 16, square_queries = 50 }
+distance = { norms = ["Linf", "L2"], n = 12 }
+corruptions = { names = ["gaussian_noise", "contrast"], severities = [1, 5], n = 30 }
+vulnerability = { eps = "64/255", steps = 5, batch_size = 16, n = 60 }
+[robustness.ensemble]
+apgd_steps = 5
+fab_steps = 5
+square_queries = 20
+"""
+
+
+@pytest.fixture(scope="module")
+def robust_outcome(folder):
+    """Every stage of robustness, without a generator, with a second source of the same images."""
+    (folder / "shifted.npz").write_bytes((folder / "data.npz").read_bytes())
+    file = write_config(
+        folder,
+        "robust-all.toml",
+        generator=False,
+        data='data.npz"\nshift = "shifted.npz',
+        eps='["8/255", "16/255"]' + ROBUSTNESS,
+    )
+    return audit.run_audit(file, folder / "robust-all"), folder / "robust-all"
+
+
+def test_every_kind_of_robustness_is_measured_on_the_same_images(robust_outcome):
+    result, out = robust_outcome
+    for model in result.models:
+        robust = model.robust
+        for attacks, radii in ((robust.pgd, 2), (robust.ensemble, 2), (robust.pgd_l2, 1), (robust.ensemble_l2, 1)):
+            assert [a.robust_accuracy.n for a in attacks.values()] == [30] * radii
+        for table in (robust.pgd, robust.ensemble):
+            assert table["16/255"].robust_accuracy.value <= table["8/255"].robust_accuracy.value
+        stages = robust.ensemble["16/255"].stages
+        assert [s.attack for s in stages] == ["before", "apgd-ce", "apgd-t", "fab-t", "square"]
+        assert stages[0].attacked == 30
+        assert [s.attacked for s in stages[1:]] == [s.standing for s in stages[:-1]]
+        assert robust.trusted is not None
+        assert [d.norm for d in robust.distances] == ["Linf", "L2"]
+        assert len(robust.distances[0].distances) == 12
+        assert [c.name for c in robust.corruptions.corruptions] == ["gaussian_noise", "contrast"]
+        assert robust.shift.accuracy == model.clean.accuracy
+        assert robust.vulnerability.n > 0
+        assert (out / robust.vulnerability.map_image).is_file()
+        assert all((out / e.image).is_file() and (out / e.map_image).is_file() for e in robust.vulnerability.examples)
+
+
+def test_one_function_under_two_names_does_not_differ(robust_outcome):
+    result, _ = robust_outcome
+    metrics = {row.metric for row in result.differences}
+    assert {"clean.accuracy", "robust.pgd.8/255", "robust.ensemble_l2.0.5", "robust.corruptions"} <= metrics
+    assert all(row.difference.value == 0 for row in result.differences)
+
+
+def test_a_model_that_is_hardly_fooled_has_no_map_and_the_audit_goes_on(folder):
+    file = write_config(
+        folder, "robust-few.toml", eps='["1/255"]\nvulnerability = { eps = "1/2550", n = 20, steps = 2 }'
+    )
+    file.write_text(file.read_text().replace('[generator]\npath = "generator/generator.safetensors"\n', ""))
+    result = audit.run_audit(file)
+    assert result.models[0].robust.vulnerability is None
+    assert any("raise robustness.vulnerability.eps" in note.why for note in result.models[0].not_computed)
+
+
+def test_a_second_source_of_other_classes_is_refused(folder, tmp_path):
+    folder_of_images(tmp_path / "other", "")
+    (tmp_path / "other" / "test" / "left").rename(tmp_path / "other" / "test" / "upper")
+    (tmp_path / "other" / "train" / "left").rename(tmp_path / "other" / "train" / "upper")
+    file = write_config(folder, "robust-shift.toml", generator=False, data=f'data.npz"\nshift = "{tmp_path / "other"}')
+    with pytest.raises(AuditError, match="class"):
+        audit.run_audit(file)
 
 
 def audit_status(file: Path, out: Path, monkeypatch) -> int:

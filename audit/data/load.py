@@ -130,3 +130,29 @@ def load_data(config: DataConfig, seed: int) -> AuditSet:
     if config.calibration_split is not None:
         calibration_split(config, dataset)
     return dataset
+
+
+def load_shift(config: DataConfig, seed: int, like: AuditSet) -> AuditSet:
+    """Load the audit split of `config.shift`: images of the classes and the shape of `like` from another source.
+
+    Raises DataError if its classes differ or its images cannot be brought to that shape.
+    """
+    assert config.shift is not None
+    other = config.model_copy(
+        update={"path": config.shift, "shift": None, "format": "auto", "calibration_split": None, "image_size": None}
+    )
+    loaded = load_data(other, seed)
+    if loaded.class_names != like.class_names:
+        raise DataError(
+            f"The classes of data.shift, {', '.join(loaded.class_names)}, are not those of data.path, "
+            f"{', '.join(like.class_names)}: set data.classes to the names both have."
+        )
+    channels, height, width = like.image_shape
+    if loaded.image_shape != like.image_shape and height == width and channels in (1, 3):
+        loaded = converted(loaded, height, channels)
+    if loaded.image_shape != like.image_shape:
+        raise DataError(
+            f"Images of data.shift have shape {loaded.image_shape} where data.path has {like.image_shape}: set "
+            "data.image_size and data.channels."
+        )
+    return loaded.split(config.audit_split)

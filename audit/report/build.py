@@ -98,6 +98,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
         vulnerable=[m for m in models if m.robust.vulnerability is not None],
         kept=robustness.vulnerability_curves(models),
         maps=_vulnerability_maps(models, folder),
+        examples=_vulnerability_examples(models, folder),
         ranked=any(text.finite(m.index) for m in models),
         explained=any(m.counterfactuals is not None for m in models),
         queries=_query_views(result, models, folder, edits, scale),
@@ -144,6 +145,22 @@ def _vulnerability_maps(models: Sequence[ModelResult], folder: Path) -> dict[str
     }
     top = max((float(values.max()) for values in maps.values()), default=0.0)
     return {name: figures.heat_uri(values, top or 1.0) for name, values in maps.items()}
+
+
+def _vulnerability_examples(models: Sequence[ModelResult], folder: Path) -> list[tuple[str, list[dict[str, str]]]]:
+    """Return every model's maps of single images; each map is drawn to its own scale, for it sums to the same."""
+    rows = []
+    for model in models:
+        cells = []
+        for example in model.robust.vulnerability.examples if model.robust.vulnerability else []:
+            values = np.asarray(figures.read_image(folder, example.map_image).convert("L"), dtype=np.float64) / 255
+            image = figures.image_uri(figures.read_image(folder, example.image))
+            cells.append(
+                {"id": example.id, "image": image, "map": figures.heat_uri(values, float(values.max()) or 1.0)}
+            )
+        if cells:
+            rows.append((model.name, cells))
+    return rows
 
 
 def _query_views(

@@ -76,6 +76,7 @@ def pgd_attack(
     restarts: int = 1,
     norm: Norm = "Linf",
     momentum: float = 0.0,
+    active: Tensor | None = None,
 ) -> Tensor:
     """Return adversarial images `[N, C, H, W]` in [0, 1] within `eps` (pixel units) of `images`.
 
@@ -84,7 +85,8 @@ def pgd_attack(
     image itself if it is misclassified already), else the one of highest cross-entropy over all `restarts`. Random
     starts come from `generator` alone and are drawn for the whole batch, so that two models attacked with equal
     generators are attacked from equal points; how far the generator has run afterwards depends on the model, so give
-    each batch one of its own. The classifier keeps its mode.
+    each batch one of its own. Images outside the mask `active` `[N]` (default: all) come back as they are. The
+    classifier keeps its mode.
     Raises MetricError on images outside [0, 1], labels out of range or eps outside (0, 1] for L-inf (> 0 for L2), and
     ClassifierError on logits or gradients that are not finite.
     """
@@ -104,6 +106,8 @@ def pgd_attack(
         check_labels(labels, len(images), logits.shape[1])
         result, result_loss = images.clone(), torch.full((len(images),), -torch.inf, device=images.device)
         robust = logits.argmax(dim=1) == labels
+        if active is not None:
+            robust &= active
         for _ in range(restarts):
             left = robust.nonzero().flatten()
             if len(left) == 0:

@@ -72,7 +72,7 @@ def validation_score(config: ClassifierTrainConfig, model: nn.Module, validation
         steps=config.selection.attack_steps,
         trust=None,
     )
-    robust = robust_accuracy(model, validation, attack, config.seed, stage="validation")
+    robust = robust_accuracy(model, validation, attack, config.seed, stage="validation").robust
     attacked = robust.pgd if linf else robust.pgd_l2
     return float(attacked[eps].robust_accuracy.value or 0)
 
@@ -94,7 +94,9 @@ def scores(config: ClassifierTrainConfig, model: nn.Module) -> list[dict[str, An
         {
             "data": name,
             "clean": clean_metrics(model, images).model_dump(),
-            "robust": robust_accuracy(model, images, attack, config.seed, stage=f"PGD on {name}").model_dump(),
+            "robust": robust_accuracy(model, images, attack, config.seed, stage=f"PGD on {name}").robust.model_dump(
+                exclude_defaults=True
+            ),
         }
         for name, images in sets
     ]

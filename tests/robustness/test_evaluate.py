@@ -14,7 +14,7 @@ def test_robust_accuracy_counts_the_images_farther_than_eps() -> None:
     levels = [0.45, 0.40, 0.30, 0.55, 0.60, 0.70]
     data = grey_levels(levels, [0, 0, 0, 1, 1, 1])
     config = RobustnessConfig(n=6, eps=("0.01", "0.08", "0.15", "0.3"), steps=10, batch_size=4)
-    robust = robust_accuracy(Brightness(), data, config, seed=0)
+    robust = robust_accuracy(Brightness(), data, config, seed=0).robust
     assert [robust.pgd[e].robust_accuracy.value for e in config.eps] == pytest.approx([1, 4 / 6, 2 / 6, 0])
     attack = robust.pgd["0.08"]
     assert (attack.eps, attack.steps, attack.restarts, attack.robust_accuracy.n) == (0.08, 10, 1, 6)
@@ -49,7 +49,8 @@ def test_models_are_attacked_from_equal_points_whatever_they_do_before() -> None
 
     standing, fooled = Recording(0.99), Recording(0.38)
     values = [
-        robust_accuracy(model, data, config, seed=0).pgd["0.01"].robust_accuracy.value for model in (standing, fooled)
+        robust_accuracy(model, data, config, seed=0).robust.pgd["0.01"].robust_accuracy.value
+        for model in (standing, fooled)
     ]
     assert values[0] == 1 > values[1] > 0
     assert 0 < len(fooled.starts) < len(standing.starts) == 12
