@@ -27,7 +27,7 @@ class VatConfig(Section):
     """Virtual adversarial training (Miyato et al. 2018); its radius is its own because it is always Euclidean."""
 
     eps: EpsL2 = Field("1.0", description="L2 radius, Euclidean over all pixels of an image in [0, 1]")
-    xi: float = Field(0.01, gt=0, description="length of the probe of the power iteration, in the units of eps")
+    xi: float = Field(0.1, gt=0, description="length of the probe of the power iteration, in the units of eps")
     iterations: int = Field(1, ge=1, description="power iterations")
     weight: float = Field(1.0, gt=0, description="alpha: weight of the smoothness term")
 
@@ -141,9 +141,7 @@ class SelectionConfig(Section):
     patience: int | None = Field(None, ge=1, description="stop after so many validations without a gain; absent: never")
     n: int = Field(512, ge=1, description="validation images")
     attack_steps: int = Field(10, ge=1, description="PGD steps when selecting by robust accuracy")
-    eps: Eps | None = Field(
-        None, description="L-inf radius when selecting by robust accuracy; default: the objective's"
-    )
+    eps: EpsL2 | None = Field(None, description="radius when selecting by robust accuracy; default: the objective's")
 
 
 class EvaluationConfig(Section):
