@@ -47,13 +47,15 @@ def _share_check(
     """Hold `count` of the judged images against the limit of chance."""
     share, limit = count / case.judged, chance_limit(case.judged)
     passed = share <= limit
+    # A few images are no proof of soundness either: say that they were let pass, and at what limit.
+    tolerated = passes if count == 0 else f"no more than the {limit:.1%} that is tolerated on so few images"
     return TrustCheck(
         name=name,
         passed=passed,
         value=share,
         limit=limit,
         n=case.judged,
-        finding=f"{seen}: {passes if passed else fails}.",
+        finding=f"{seen}: {tolerated if passed else fails}.",
         attacks=attacks,
     )
 

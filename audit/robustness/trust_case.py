@@ -50,6 +50,8 @@ def chance_limit(n: int) -> float:
     """Return the largest share of `n` images that a true share of `TOLERATED` explains: its binomial quantile over n.
 
     Few images widen it (0.25 at 8, 0.0625 at 64, 0.036 at 500), so that an unlucky image is not taken for a defence.
+    The price is power: of 64 images a true over-statement of 5 points is found one time in five, of 10 points in
+    three of four; of 256 images in three of five, and nearly always.
     """
     return float(binom.ppf(CONFIDENCE, n, TOLERATED)) / n
 

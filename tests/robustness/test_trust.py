@@ -22,7 +22,7 @@ from audit.robustness.pgd import pgd_attack
 from audit.robustness.trust import CHECKS, trust_checks, trusted, untrusted_reasons
 from audit.robustness.trust_case import TOLERATED, chance_limit, excess_of
 
-CONFIG = TrustConfig(n=48, square_queries=200, more_steps=3)
+CONFIG = TrustConfig(n=48, square_queries=100, more_steps=3)
 EPS, STEPS = 0.2, 10
 
 
