@@ -4,9 +4,12 @@ Hendrycks & Dietterich 2019, section 3 and the constants of ImageNet-C. Elastic 
 pixelation is a share of the image's own pixels and JPEG works in blocks of 8x8 pixels, at every size.
 """
 
+from io import BytesIO
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg, encode_jpeg
 
 from audit.robustness.corruption.filters import (
     REFERENCE_SIDE,
@@ -87,9 +90,14 @@ def _averaging(cells: Tensor) -> Tensor:
 def jpeg_compression(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
     """Write and read as JPEG; two and four channels are written each as a grey image."""
     n, c, h, w = images.shape
-    planes = images if c in (1, 3) else images.reshape(n * c, 1, h, w)
-    pictures = list((planes * 255).round().to(torch.uint8).cpu())
-    mode = ImageReadMode.RGB if c == 3 else ImageReadMode.GRAY
-    written = [encode_jpeg(picture, quality=QUALITY[severity - 1]) for picture in pictures]
-    read = torch.stack([decode_jpeg(data, mode=mode) for data in written])
-    return (read.to(images.device).float() / 255).reshape(n, c, h, w)
+    planes = images if c == 3 else images.reshape(n * c, 1, h, w)
+    pictures = (planes * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    read = np.stack([_through_jpeg(picture, QUALITY[severity - 1]) for picture in pictures])
+    return (torch.from_numpy(read).to(images.device).permute(0, 3, 1, 2).float() / 255).reshape(n, c, h, w)
+
+
+def _through_jpeg(picture: np.ndarray, quality: int) -> np.ndarray:
+    """Compress a picture `[H, W, 1 or 3]` of bytes and read it back."""
+    file = BytesIO()
+    Image.fromarray(picture if picture.shape[2] == 3 else picture[..., 0]).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file)).reshape(picture.shape)

@@ -41,9 +41,11 @@ ICE_CONTRAST = (0.060, 0.074, 0.074, 0.105, 0.143)
 """Standard deviation of the grey photograph within 204x204 pixels, the part that a 224x224 image shows."""
 ICE_DRIFT = 0.04
 """Standard deviation of the mean between such parts."""
-NEEDLE = 16.0
-CRYSTALS, DIRECTIONS = 48, 8
-SNOW_CANVAS, ICE_CANVAS = 224, 112
+NEEDLE = 12.0
+"""Half length of an ice needle, in pixels."""
+CRYSTALS, DIRECTIONS, SHEET_DECAY = 60, 6, 1.6
+SNOW_CANVAS, ICE_CANVAS = 224, 64
+"""Shortest side, in pixels, on which flakes and needles are drawn."""
 
 
 def finer_canvas(images: Tensor, side: int) -> int:
@@ -105,24 +107,42 @@ def fog(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
 
 
 def ice(n: int, shape: tuple[int, int], scale: float, generator: torch.Generator, like: Tensor) -> Tensor:
-    """Return `n` standardised textures of ice `[n, 1, H, W]`: crystals, each of needles in one direction."""
+    """Return `n` standardised textures of ice `[n, 1, H, W]`: feathered crystals over an uneven sheet, equal in weight.
+
+    A crystal is the region nearest to its seed, halved by an axis; needles leave the axis 30 degrees to either side.
+    """
+    direction = _needle_directions(n, shape, generator, like)[:, None]
+    # A high power leaves few bright points, and so single needles.
+    sparks = uniform((n, 1, *shape), 0, 1, generator, like) ** 12
+    needles = torch.zeros_like(sparks)
+    for d in range(DIRECTIONS):
+        drawn = convolve(sparks, _needle(math.pi * d / DIRECTIONS, NEEDLE * scale, like), "reflect")
+        needles = torch.where(direction == d, drawn, needles)
+    side = 1 << (max(shape) - 1).bit_length()
+    sheet = plasma(n, side, SHEET_DECAY, generator, like)[:, None, : shape[0], : shape[1]]
+    return _standardised(_standardised(needles) + _standardised(sheet))
+
+
+def _standardised(textures: Tensor) -> Tensor:
+    centred = textures - textures.mean(dim=(2, 3), keepdim=True)
+    return centred / centred.std(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+
+
+def _needle_directions(n: int, shape: tuple[int, int], generator: torch.Generator, like: Tensor) -> Tensor:
+    """Number of the direction of the needles at every pixel, `[n, H, W]`."""
     grid = pixel_grid(like.new_empty(1, 1, *shape))
     seeds = uniform((n, CRYSTALS, 2), 0, 1, generator, like) * grid.new_tensor(shape)
     nearest = torch.full((n, *shape), torch.inf, device=like.device)
     direction = torch.zeros(n, *shape, dtype=torch.uint8, device=like.device)
     for crystal in range(CRYSTALS):
-        away = (grid - seeds[:, crystal, :, None, None]).square().sum(dim=1)
-        closer = away < nearest
-        nearest = torch.where(closer, away, nearest)
-        direction = torch.where(closer, crystal % DIRECTIONS, direction)
-    texture = torch.zeros(n, 1, *shape, device=like.device)
-    # A high power leaves few bright points, and so single needles.
-    sparks = uniform((n, 1, *shape), 0, 1, generator, like) ** 12
-    for d in range(DIRECTIONS):
-        needles = convolve(sparks, _needle(math.pi * (d + 0.5) / DIRECTIONS, NEEDLE * scale, like), "reflect")
-        texture = torch.where((direction == d)[:, None], needles, texture)
-    texture = texture - texture.mean(dim=(2, 3), keepdim=True)
-    return texture / texture.std(dim=(2, 3), keepdim=True).clamp_min(1e-6)
+        rows, columns = (grid - seeds[:, crystal, :, None, None]).unbind(dim=1)
+        away = rows.square() + columns.square()
+        angle = math.pi * crystal / DIRECTIONS
+        left = columns * math.sin(angle) > rows * math.cos(angle)
+        feathered = torch.where(left, (crystal + 1) % DIRECTIONS, (crystal - 1) % DIRECTIONS).to(torch.uint8)
+        direction = torch.where(away < nearest, feathered, direction)
+        nearest = torch.minimum(nearest, away)
+    return direction
 
 
 def _needle(angle: float, length: float, like: Tensor) -> Tensor:
