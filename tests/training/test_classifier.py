@@ -11,7 +11,7 @@ from audit.classifiers.load import load_classifier
 from audit.config import ClassifierConfig, parse_config
 from audit.errors import ClassifierError, ConfigError
 from audit.robustness.clean import clean_metrics
-from audit.training.classifier import PixelModel, normalisation, train_classifier
+from audit.training.classifier import PixelModel, normalisation, train_classifier, validation_score
 from audit.training.config import ClassifierTrainConfig, load_classifier_train_config, load_factors_train_config
 from audit.training.initial import build_network
 from audit.training.stream import held_out_phantom
@@ -98,3 +98,35 @@ def test_the_shipped_configurations_are_valid(name: str) -> None:
 
 def test_the_shipped_factors_configuration_is_valid() -> None:
     assert load_factors_train_config(CONFIGS / "phantom-factors.toml").name == "phantom-factors"
+
+
+@pytest.mark.parametrize(
+    ("objective", "by", "chosen"),
+    [
+        ({"kind": "plain"}, "auto", "clean"),
+        ({"kind": "vat"}, "auto", "clean"),
+        *(({"kind": kind}, "auto", "robust") for kind in ("pgd-at", "trades", "mart", "awp-trades", "ald")),
+        ({"kind": "plain"}, "robust", "robust"),
+        ({"kind": "trades"}, "clean", "clean"),
+    ],
+)
+def test_what_the_checkpoint_is_chosen_by(objective: dict[str, str], by: str, chosen: str) -> None:
+    assert config(objective=objective, selection={"by": by}).selects_by == chosen
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_robust_selection_attacks_in_the_objectives_norm(norm: str) -> None:
+    images = held_out_phantom(8, 0, "validation", 0.0)
+    network = PixelModel(build_network("test_convnext", 3, 1, {}, seed=0), (0.5,), (0.25,))
+    chosen = {"by": "robust", "attack_steps": 5, "n": 8}
+    clean = validation_score(config(objective={"kind": "plain"}), network, images)
+    harmless, deadly = (
+        validation_score(
+            config(objective={"kind": "trades", "norm": norm, "eps": "8/255"}, selection=chosen | {"eps": eps}),
+            network,
+            images,
+        )
+        for eps in ("1e-9", "1" if norm == "Linf" else "60")
+    )
+    assert harmless == clean > 0
+    assert deadly < clean

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from audit.errors import ConfigError
-from audit.training.config import ClassifierTrainConfig
-from audit.training.stream import held_out_phantom, phantom_stream, set_stream, training_steps
+from audit.training.config import AugmentationConfig, ClassifierTrainConfig, SelectionConfig
+from audit.training.distributed import Workers
+from audit.training.stream import held_out_phantom, phantom_stream, selection_steps, set_stream, training_steps
 
 
 def phantom_config(**optimiser: object) -> ClassifierTrainConfig:
@@ -61,3 +62,29 @@ def test_steps_follow_from_epochs(tmp_path: Path) -> None:
     assert training_steps(config, set_stream(config)) == 4
     with pytest.raises(ConfigError, match="no epochs"):
         training_steps(phantom_config(steps=None, epochs=1), phantom_stream(phantom_config()))
+
+
+def test_validations_can_be_counted_in_epochs(tmp_path: Path) -> None:
+    whole = npz_config(tmp_path)
+    stream = set_stream(whole)
+    assert (stream.per_epoch, selection_steps(whole, stream)) == (2, 200)
+    for epochs, steps in ((1, 2), (3, 6), (0.1, 1)):
+        config = whole.model_copy(update={"selection": SelectionConfig(every_epochs=epochs)})
+        assert selection_steps(config, stream) == steps
+    endless = phantom_config().model_copy(update={"selection": SelectionConfig(every_epochs=1, n=2)})
+    with pytest.raises(ConfigError, match=r"no epochs.*give selection\.every instead"):
+        selection_steps(endless, phantom_stream(endless))
+
+
+@pytest.mark.parametrize("kind", ["phantom", "npz"])
+def test_processes_share_out_the_very_batch_of_one(tmp_path: Path, kind: str) -> None:
+    config = phantom_config() if kind == "phantom" else npz_config(tmp_path)
+    changes = AugmentationConfig(shift=1, flip=True, rotation=10, brightness=0.2)
+    config = config.model_copy(update={"augmentation": changes})
+    build = phantom_stream if kind == "phantom" else set_stream
+    images, labels = build(config).batch(1)
+    parts = [build(config, Workers(rank, 2)).batch(1) for rank in (0, 1)]
+    assert torch.equal(torch.cat([part[0] for part in parts]), images)
+    assert torch.equal(torch.cat([part[1] for part in parts]), labels)
+    with pytest.raises(ConfigError, match="multiple of 3"):
+        build(config, Workers(0, 3))
