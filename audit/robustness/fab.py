@@ -51,18 +51,18 @@ def _boundary_step(
     current: Tensor, originals: Tensor, gradient: Tensor, difference: Tensor, fooling: Tensor, norm: Norm
 ) -> Tensor:
     """Return the next iterate from `current` `[n, C, H, W]`, where z_t - z_y is `difference` with slope `gradient`."""
-    n = len(current)
-    back = torch.where(per_image(fooling, current), originals + STEP_BACK * (current - originals), current)
-    points = torch.cat([back, originals]).flatten(1)
-    normals = gradient.flatten(1).repeat(2, 1)
-    # How much z_t - z_y must still rise at each point, by the linear model around `current`.
-    gap = -(difference.repeat(2) + (normals * (points - current.flatten(1).repeat(2, 1))).sum(dim=1))
+    offset = (current - originals).flatten(1)
+    kept = torch.where(fooling, STEP_BACK, 1.0).to(offset)
+    base, normals = originals.flatten(1), gradient.flatten(1)
+    points = torch.stack([base + kept[:, None] * offset, base])
+    # What z_t - z_y still lacks at both points, by the linear model around `current`.
+    fall = (normals * offset).sum(dim=1)
+    gap = torch.stack([(1 - kept) * fall, fall]) - difference
     step = shortest_step(points, normals, gap, norm)
-    length = step.abs().amax(dim=1) if norm == "Linf" else step.norm(dim=1)
-    near, far = length[:n], length[n:]
-    mix = (near / (near + far).clamp_min(1e-12)).clamp_max(LARGEST_MIX)[:, None]
-    moved = points + OVERSHOOT * step
-    return ((1 - mix) * moved[:n] + mix * moved[n:]).clamp(0, 1).view_as(current)
+    near, far = step.abs().amax(dim=2) if norm == "Linf" else step.norm(dim=2)
+    mix = (near / (near + far).clamp_min(1e-12)).clamp_max(LARGEST_MIX)
+    moved = points.add_(step, alpha=OVERSHOOT)
+    return torch.lerp(moved[0], moved[1], mix[:, None]).clamp_(0, 1).view_as(current)
 
 
 def _run(

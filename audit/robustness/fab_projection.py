@@ -14,45 +14,53 @@ from torch import Tensor
 from audit.robustness.ball import Norm
 
 SMALLEST = 1e-30
+LARGEST = 1e30
 
 
 def shortest_step(points: Tensor, normals: Tensor, gap: Tensor, norm: Norm) -> Tensor:
-    """Return the step `[N, D]` of smallest `norm` with `normals . step = gap` and `points + step` in [0, 1].
+    """Return the step of smallest `norm` with `normals . step = gap` and `points + step` in [0, 1], shaped as `points`.
 
-    `points` and `normals` are `[N, D]`, `gap` is `[N]`. Where the hyperplane does not meet the box the step leads to
-    the point of the box that is nearest to it in the sense of `gap`; where the normal is zero the step is zero.
+    `points` are `[..., N, D]`, `normals` `[N, D]` and `gap` `[..., N]`: several points may share a normal. Where the
+    hyperplane does not meet the box the step leads to the corner that closes most of the gap; where the normal is zero
+    the step is zero.
     """
-    peak = normals.abs().amax(dim=1, keepdim=True).clamp_min(SMALLEST)
+    peak = normals.abs().amax(dim=-1).clamp_min(SMALLEST)
     # Divided by its largest entry, so that the squares of a small gradient do not vanish in float32.
-    normals = normals / peak
+    normals = normals / peak[..., None]
     weight = normals.abs()
-    direction = normals.sign() * gap.sign()[:, None]
+    direction = normals.sign() * gap.sign()[..., None]
     room = torch.where(direction > 0, 1 - points, points)
+    total = gap.abs() / peak
     if norm == "Linf":
-        rate, limit = weight, room
+        length = torch.minimum(room, _level(weight, room, weight * room, total)[..., None])
     else:
-        rate = weight.square()
-        limit = torch.where(weight > 0, room / weight.clamp_min(SMALLEST), 0)
-    level = _level(rate, limit, weight * room, gap.abs() / peak[:, 0])[:, None]
-    length = torch.minimum(level if norm == "Linf" else level * weight, room)
-    return direction * length
+        # Where the weight is zero a step of any level is zero, and the limit is of no account.
+        limit = room / weight.clamp_min(SMALLEST)
+        length = torch.minimum(room, _level(weight.square(), limit, weight * room, total)[..., None] * weight)
+    return direction.mul_(length)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Return the inner products `[..., N]` of `a` `[..., N, D]` and `b` without a product of their size in memory."""
+    a, b = torch.broadcast_tensors(a, b)
+    return (a[..., None, :] @ b[..., None])[..., 0, 0]
 
 
 def _level(rate: Tensor, limit: Tensor, reach: Tensor, total: Tensor) -> Tensor:
-    """Return the t `[N]` at which `sum_i rate_i * min(t, limit_i) = total`, the largest limit if there is none.
+    """Return the t at which `sum_i rate_i * min(t, limit_i) = total`, `LARGEST` if there is none.
 
-    All but `total` `[N]` are `[N, D]` and not negative; `reach` is `rate * limit`, given because it may be had without
-    the rounding of the product.
+    All are not negative; `rate` is `[N, D]`, `limit` and `reach`, their product, `[..., N, D]`, `total` `[..., N]`.
     """
-    level = total / rate.sum(dim=1).clamp_min(SMALLEST)
-    met_before = torch.zeros_like(rate, dtype=torch.bool)
-    largest = limit.amax(dim=1)
+    level = total / rate.sum(dim=-1).clamp_min(SMALLEST)
+    open_before = torch.ones_like(limit, dtype=torch.bool)
     while True:
-        met = limit <= level[:, None]
-        if torch.equal(met, met_before):
-            return level.minimum(largest)
-        slope = rate.masked_fill(met, 0).sum(dim=1)
-        left = total - torch.where(met, reach, 0).sum(dim=1)
+        still_open = limit > level[..., None]
+        if torch.equal(still_open, open_before):
+            return level
+        free = still_open.to(rate)
+        slope = _dot(free, rate)
+        left = total - _dot(1 - free, reach)
         # Never lowered: rounding could otherwise let a coordinate come and go without end.
-        level = torch.where(slope > 0, torch.maximum(left / slope.clamp_min(SMALLEST), level), largest)
-        met_before = met
+        raised = torch.maximum(left / slope.clamp_min(SMALLEST), level)
+        level = torch.where(slope > 0, raised, LARGEST)
+        open_before = still_open
