@@ -239,6 +239,12 @@ class RobustnessConfig(Section):
     corruptions: CorruptionsConfig | None = Field(None, description="absent: natural corruptions are not measured")
     vulnerability: VulnerabilityConfig | None = Field(None, description="absent: no vulnerability map")
 
+    @model_validator(mode="after")
+    def _some_radius(self) -> "RobustnessConfig":
+        if not self.eps and not self.l2_eps:
+            raise ValueError("eps and l2_eps are both empty; give at least one radius")
+        return self
+
     @field_validator("trust", "distance", "corruptions", "vulnerability", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:

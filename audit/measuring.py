@@ -72,6 +72,9 @@ def measure_models(
             attacked = measured_robustness(classifier, audited, settings, config.seed, classifier.name, store, key)
             model.robust = attacked.robust
             model.outcomes |= attacked.standing
+            if settings.trust is not None and not settings.eps:
+                why = "they are defined for L-inf and robustness.eps is empty"
+                model.not_computed.append(NotComputed(what="trust checks of robust accuracy", why=why))
         models.append(model)
     if settings.corruptions is not None:
         with watch.stage("corruptions"):

@@ -30,6 +30,8 @@ from audit.seeds import stage_generator
 from audit.store import Store
 
 Kind = Literal["pgd", "ensemble"]
+FEWEST_STANDING = 8
+"""Images that have to stand under an attack for its trust checks to have something to look at."""
 
 
 @dataclass(frozen=True)
@@ -202,25 +204,39 @@ def measured_robustness(
     robust = measured.robust
     chosen = attacked_rows(dataset, config.n, seed)
     if config.trust is not None:
-        _check_trust(classifier, chosen, config, seed, name, robust)
+        _check_trust(classifier, chosen, config, seed, name, measured)
     if config.distance is not None:
         robust.distances = [_distances(classifier, chosen, config, norm, seed, name) for norm in config.distance.norms]
     return measured
 
 
+def _telling_eps(config: RobustnessConfig, standing: Mapping[str, Tensor]) -> float:
+    """Return the largest L-inf radius at which images stand that a stronger attack could still fool, else the largest.
+
+    Where nothing stands there is nothing to over-state, and the checks that compare attacks say nothing.
+    """
+    kind = "pgd" if "pgd" in config.attacks else "ensemble"
+    radii = sorted(config.eps, key=eps_value)
+    telling = [radius for radius in radii if int(standing[f"robust.{kind}.{radius}"].sum()) >= FEWEST_STANDING]
+    return eps_value((telling or radii)[-1])
+
+
 def _check_trust(
-    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, seed: int, name: str, robust: Robust
+    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, seed: int, name: str, measured: Attacked
 ) -> None:
     assert config.trust is not None
+    if not config.eps:
+        return
     rows = chosen.select(range(min(config.trust.n, len(chosen))))
     device = device_of(classifier)
+    standing = {metric: values[: len(rows)] for metric, values in measured.standing.items()}
     with stage_progress(f"trust checks of {name}", 1) as advance:
-        robust.checks = trust_checks(
+        checks = trust_checks(
             classifier,
             rows.images().to(device),
             rows.row_labels.to(device),
             config.trust,
-            eps=max(eps_value(text) for text in config.eps),
+            eps=_telling_eps(config, standing),
             steps=config.steps,
             step_size=config.step_size,
             seed=seed,
@@ -228,11 +244,12 @@ def _check_trust(
             ensemble=config.ensemble,
         )
         advance(1)
-    robust.trusted = trusted(robust.checks)
+    robust = measured.robust
+    robust.checks, robust.trusted = checks, trusted(checks)
     for attack in (*robust.pgd.values(), *robust.pgd_l2.values()):
-        attack.untrusted = untrusted_reasons(robust.checks, "pgd")
+        attack.untrusted = untrusted_reasons(checks, "pgd")
     for attack in (*robust.ensemble.values(), *robust.ensemble_l2.values()):
-        attack.untrusted = untrusted_reasons(robust.checks, "ensemble")
+        attack.untrusted = untrusted_reasons(checks, "ensemble")
 
 
 def _distances(
