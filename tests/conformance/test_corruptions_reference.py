@@ -1,9 +1,10 @@
 """Our corruptions beside imagecorruptions 1.1.2 on two photographs: pixels where nothing is drawn, else statistics.
 
-The peer imports what numpy 2, scipy 1.15 and setuptools 82 have removed, so it can be no dependency of the tests; its
-statistics are kept in `corruptions_reference.json`, written by running this file where the peer, opencv and
-scikit-image are installed. Where they are, the pixels are compared too. At 224 pixels lengths are those of ImageNet-C;
-at 32 pixels the peer does not scale lengths and we do, so only corruptions without lengths are compared there.
+The peer needs `pkg_resources`, `np.float_` and skimage's `multichannel`, which newer releases have removed, so it can
+be no dependency of the tests; its statistics are kept in `corruptions_reference.json`, written by running this file
+where the peer, opencv and scikit-image are installed. Where they are, the pixels are compared too. At 224 pixels
+lengths are those of ImageNet-C; at 32 pixels the peer does not scale lengths and we do, so only corruptions without
+lengths are compared there.
 """
 
 import contextlib
@@ -18,7 +19,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import scipy.ndimage
 import torch
 from sklearn.datasets import load_sample_image
 from torch import Tensor
@@ -91,9 +91,8 @@ def revived_peer() -> Iterator[Any]:
     pytest.importorskip("cv2", reason=reason)
     filters = pytest.importorskip("skimage.filters", reason=reason)
     folder = Path(found.submodule_search_locations[0])
-    resources, interpolation = types.ModuleType("pkg_resources"), types.ModuleType("scipy.ndimage.interpolation")
+    resources = types.ModuleType("pkg_resources")
     resources.resource_filename = lambda _, path: str(folder / path)
-    interpolation.map_coordinates = scipy.ndimage.map_coordinates
 
     def gaussian(image: np.ndarray, sigma: Any, multichannel: bool = False, **options: Any) -> np.ndarray:
         return filters.gaussian(image, sigma, channel_axis=-1 if multichannel else None, **options)
@@ -101,7 +100,6 @@ def revived_peer() -> Iterator[Any]:
     state = np.random.get_state()  # noqa: NPY002  (the peer draws from the global generator)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(sys.modules, "pkg_resources", resources)
-        patch.setitem(sys.modules, "scipy.ndimage.interpolation", interpolation)
         patch.setattr(np, "float_", np.float64, raising=False)
         peer = importlib.import_module("imagecorruptions")
         patch.setattr(sys.modules["imagecorruptions.corruptions"], "gaussian", gaussian)
@@ -149,7 +147,8 @@ def write_reference() -> None:
         "scikit-learn, rows 0-426, columns 100-526, area-averaged to the side; change = corrupted - clean in [0, 1]",
         "versions": {name: importlib.import_module(name).__version__ for name in ("numpy", "scipy", "skimage", "cv2")},
     }
-    FILE.write_text(json.dumps({"made": made, "statistics": kept}, indent=1) + "\n")
+    cells = ",\n".join(f"  {json.dumps(cell)}: {json.dumps(values)}" for cell, values in kept.items())
+    FILE.write_text(f'{{\n "made": {json.dumps(made)},\n "statistics": {{\n{cells}\n }}\n}}\n')
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Natural corruptions: order of severities, any size and channels, seeded draws, the same images for every model."""
 
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from audit.config import CorruptionsConfig
 from audit.data.audit_set import AuditSet
 from audit.errors import ConfigError, MetricError
 from audit.metrics.intervals import paired_difference
+from audit.robustness.corruption import blur, digital, noise, weather
 from audit.robustness.corruption.blur import disk_kernel, trail_kernels
 from audit.robustness.corruption.filters import convolve, gaussian_blur
 from audit.robustness.corruption.weather import plasma
@@ -87,6 +89,15 @@ def test_draws_come_from_the_generator_alone(name: str) -> None:
     other = corrupt(images, name, 3, generator(6))
     drawn = name not in ("defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression")
     assert torch.equal(first, other) != drawn
+
+
+@pytest.mark.parametrize("family", [noise, blur, weather, digital])
+def test_all_work_is_on_the_device_of_the_images(family: ModuleType) -> None:
+    """A tensor left on the CPU cannot meet one of the meta device, as it could not meet one of a GPU."""
+    images = torch.empty(2, 3, 32, 32, device="meta")
+    # These three read values, or hand them to the CPU, which the meta device has not.
+    for name in (set(CORRUPTIONS) & set(vars(family))) - {"shot_noise", "pixelate", "jpeg_compression"}:
+        assert vars(family)[name](images, 3, generator()).device.type == "meta"
 
 
 @pytest.mark.parametrize("name", ["glass_blur", "motion_blur", "snow", "frost", "fog", "elastic_transform"])
