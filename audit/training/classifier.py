@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from audit.checkpoint import fingerprint
+from audit.classifiers.mode import preserve_mode
+from audit.classifiers.trace import first_line
 from audit.config import RobustnessConfig
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
-from audit.errors import ConfigError
+from audit.errors import ClassifierError, ConfigError
 from audit.robustness.clean import clean_metrics
 from audit.robustness.evaluate import robust_accuracy
 from audit.training.card import save_weights, write_card
@@ -48,6 +50,18 @@ class PixelModel(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.network((images - self.mean) / self.std)
         return logits
+
+
+def check_takes(model: nn.Module, architecture: str, image_shape: tuple[int, int, int]) -> None:
+    """Raise ClassifierError if `model` cannot take images `(channels, height, width)`, before anything is trained."""
+    try:
+        with preserve_mode(model), torch.no_grad():
+            model(torch.zeros(1, *image_shape))
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise ClassifierError(
+            f"Architecture '{architecture}' cannot take images of {image_shape} (channels, height, width; "
+            f"{first_line(error)}): set data.image_size, or architecture_args such as img_size."
+        ) from None
 
 
 def normalisation(config: ClassifierTrainConfig, images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -171,6 +185,7 @@ def train_classifier(config: ClassifierTrainConfig, out: Path) -> Path:
             config.initial, config.architecture, classes, channels, config.architecture_args, config.seed
         )
         model = PixelModel(initial.network, mean, std)
+        check_takes(model, config.architecture, stream.image_shape)
         task = Task(
             name=f"training {config.name}",
             batch=stream.batch,

@@ -11,7 +11,7 @@ from audit.classifiers.load import load_classifier
 from audit.config import ClassifierConfig, parse_config
 from audit.errors import ClassifierError, ConfigError
 from audit.robustness.clean import clean_metrics
-from audit.training.classifier import PixelModel, normalisation, train_classifier, validation_score
+from audit.training.classifier import PixelModel, check_takes, normalisation, train_classifier, validation_score
 from audit.training.config import ClassifierTrainConfig, load_classifier_train_config, load_factors_train_config
 from audit.training.initial import build_network
 from audit.training.stream import held_out_phantom
@@ -80,6 +80,14 @@ def test_unknown_architectures_and_arguments_are_refused() -> None:
         build_network("no-such-network", 3, 1, {}, seed=0)
     with pytest.raises(ClassifierError, match="architecture_args"):
         build_network("small-convnext", 3, 1, {"depth": 3}, seed=0)
+
+
+def test_images_that_do_not_fit_the_network_are_refused_before_training(tmp_path: Path) -> None:
+    small = PixelModel(build_network("test_convnext", 3, 1, {}, seed=0), (0.5,), (0.25,))
+    with pytest.raises(ClassifierError, match=r"'test_convnext' cannot take images of \(1, 20, 20\).*image_size"):
+        check_takes(small, "test_convnext", (1, 20, 20))
+    with pytest.raises(ClassifierError, match=r"cannot take images of \(1, 64, 64\)"):
+        train_classifier(config(architecture="deit_tiny_patch16_224"), tmp_path)
 
 
 def test_unknown_keys_name_the_nearest() -> None:

@@ -1,12 +1,17 @@
 """The presets are the thesis' tables, to the letter; the file has the last word."""
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
-from audit.config import parse_config
+from audit.classifiers.load import load_classifier
+from audit.config import ClassifierConfig, parse_config
 from audit.errors import ConfigError
+from audit.training.classifier import train_classifier
 from audit.training.config import ClassifierTrainConfig, load_classifier_train_config
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
@@ -119,3 +124,26 @@ def test_a_path_to_initial_weights_is_relative_to_the_file(tmp_path: Path) -> No
     for name in ("none", "timm", "embedded:plain"):
         file.write_text(text.format(name))
         assert load_classifier_train_config(file).initial == name
+
+
+def test_a_preset_trains_on_grey_images_with_a_smaller_network(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+    arrays = {}
+    for split, n in (("train", 64), ("val", 8), ("test", 8)):
+        arrays[f"{split}_images"] = draw.integers(0, 255, (n, 32, 32), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(n)[:, None] % 2
+    np.savez(tmp_path / "set.npz", **arrays)
+    (tmp_path / "training.toml").write_text(
+        'name = "x"\npreset = "spruce-trades"\narchitecture = "test_convnext"\ninitial = "none"\ndevice = "cpu"\n'
+        '[data]\npath = "set.npz"\n[optimiser]\nepochs = 2\n[evaluation]\nattacked = 4\nsteps = 1\n'
+        "[selection]\nattack_steps = 1\npatience = 1\n"
+    )
+    weights = train_classifier(load_classifier_train_config(tmp_path / "training.toml"), tmp_path)
+    card = json.loads(weights.with_suffix(".json").read_text())
+    assert (card["preset"], card["precision"], card["objective"]) == ("spruce-trades", "bfloat16", "trades")
+    assert [step for step, _ in card["selection"]["history"]] == [4, 8]
+    assert card["config"]["mean"] == list(IMAGENET[0])
+    loaded = load_classifier(
+        ClassifierConfig(name="x", architecture="test_convnext", checkpoint=str(weights)), (1, 32, 32), card["classes"]
+    )
+    assert loaded(torch.rand(2, 1, 32, 32)).shape == (2, 2)
