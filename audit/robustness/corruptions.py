@@ -3,8 +3,8 @@
 Written from the paper's definitions and constants, in batches, for any size and one to four channels. The packages that
 offer them were judged and left: imagecorruptions 1.1.2 needs what numpy, scikit-image and setuptools have removed,
 draws from the global generator, takes one 8-bit image at a time and does not scale lengths; medmnistc 0.1.0 pins exact
-versions, needs ImageMagick and corrupts by data set, not by this list; kornia 0.9.0 has
-augmentations with strengths of its own, and no glass, zoom, fog or frost.
+versions, needs ImageMagick and corrupts by data set, not by this list; kornia 0.9.0 has augmentations with strengths of
+its own, and no glass, zoom, fog or frost.
 """
 
 import difflib
