@@ -1,31 +1,43 @@
-"""Generator checkpoints on disk: safetensors with weights under `G.` and `D.` and the architecture in the metadata."""
+"""Generator checkpoints on disk: written as safetensors with the architecture in the metadata, read from all layouts in use.
+
+Our own files hold weights under `G.` and `D.`. What else is read, and how, is in `audit.generator.contents`; where a file does not say
+its architecture, it is inferred from the shapes (`audit.generator.infer`).
+"""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from audit.embedded import path as embedded_path
 from audit.errors import GeneratorError
+from audit.generator.contents import FORMAT, Contents, read_contents, refusal
+from audit.generator.infer import complete, infer_discriminator, infer_generator, mean_code
 from audit.generator.networks import Discriminator, Generator
+from audit.generator.plain_pickle import Refused
 from audit.store import atomic_write_bytes, hash_file
 
-FORMAT = "spruce-audit generator 1"
+Network = TypeVar("Network", Generator, Discriminator)
 
 
 @dataclass(frozen=True)
 class LoadedGenerator:
-    """A generator ready to draw, its discriminator where the file holds one, and where it came from."""
+    """A generator ready to draw, its discriminator where the file holds one, and where it came from.
+
+    `format` is one of `audit.generator.contents`; `notes` say in words where the file left something open.
+    """
 
     generator: Generator
     discriminator: Discriminator | None
     sha256: str
     metadata: dict[str, str]
+    format: str = "spruce-audit"
+    notes: tuple[str, ...] = ()
 
 
 def save_generator(
@@ -41,57 +53,110 @@ def save_generator(
     atomic_write_bytes(path, save(tensors, metadata=header))
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if not path.is_file():
-        raise GeneratorError(f"Generator file '{path}' does not exist: check generator.path.")
+def _settings(inferred: dict[str, Any], said: str | None, word: str) -> dict[str, Any]:
+    """The architecture that a file says, where it says one; it has to agree with the shapes. Raises Refused."""
+    if said is None:
+        return inferred
     try:
-        with safe_open(path, framework="pt") as file:
-            return {k: file.get_tensor(k) for k in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise GeneratorError(
-            f"Generator file '{path}' cannot be read as safetensors ({error}): "
-            "train one with `spruce-audit train generator` or copy the file again."
-        ) from None
+        settings = json.loads(said)
+    except (json.JSONDecodeError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise Refused(f"the architecture of its {word} is no JSON object")
+    # What bounds the work of building it is compared before building; widths are, tensor by tensor, afterwards.
+    counted = ["resolution", "channels", "c_dim", "z_dim", "w_dim"]
+    if word == "generator" or inferred["c_dim"]:
+        counted.append("mapping_layers")
+    for key in counted:
+        if key in inferred and settings.get(key, inferred[key]) != inferred[key]:
+            raise Refused(f"it says {key} = {settings[key]!r} of its {word}, but its tensors have {inferred[key]}")
+    if not inferred["c_dim"] and word == "discriminator":
+        settings.pop("mapping_layers", None)
+    return inferred | settings
 
 
-def _build(
-    kind: type[Generator] | type[Discriminator], key: str, prefix: str, header: dict[str, str],
-    tensors: dict[str, Tensor], path: Path,
-) -> nn.Module:  # fmt: skip
+def _build(kind: type[Network], settings: dict[str, Any], state: dict[str, Tensor]) -> tuple[Network, list[str]]:
+    """Make the network that `settings` describe and fill it with `state`; raises Refused naming the first misfit."""
+    prefix = "G." if issubclass(kind, Generator) else "D."
     try:
-        network = kind(**json.loads(header[key]))
-    except (KeyError, TypeError, json.JSONDecodeError):
-        raise GeneratorError(
-            f"Generator file '{path}' does not say the architecture of its {key}: "
-            "it was not written by `spruce-audit train generator`."
-        ) from None
-    state = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        with torch.device("meta"):  # shapes only: nothing is allocated before the file is known to hold it
+            expected = {name: t.shape for name, t in kind(**settings).state_dict().items()}
+    except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError):
+        raise Refused(f"the architecture that it says cannot be built ({str(settings)[:200]})") from None
+    notes = complete(state, expected)
+    _check_names(expected, state, prefix)
     for name, value in state.items():
-        if not torch.isfinite(value).all():
-            raise GeneratorError(
-                f"Tensor '{prefix}{name}' of generator file '{path}' holds NaN or infinity: train again."
+        if not value.is_floating_point():
+            raise Refused(
+                f"its tensor '{prefix}{name}' holds {str(value.dtype).removeprefix('torch.')}, not real numbers"
             )
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise GeneratorError(f"Generator file '{path}' does not fit its own architecture: {reason}") from None
-    return network.eval().requires_grad_(False)
+        if not torch.isfinite(value).all():
+            raise Refused(f"its tensor '{prefix}{name}' holds NaN or infinity")
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn from the global stream, and replaced
+        network = kind(**settings)
+    network.load_state_dict({name: value.float() for name, value in state.items()})
+    return network.eval().requires_grad_(False), notes
+
+
+def _check_names(expected: Mapping[str, torch.Size], state: Mapping[str, Tensor], prefix: str) -> None:
+    for name, shape in expected.items():
+        if name not in state:
+            raise Refused(f"it does not fit its own architecture: tensor '{prefix}{name}' is missing")
+        if state[name].shape != shape:
+            raise Refused(
+                f"it does not fit its own architecture: tensor '{prefix}{name}' has the shape "
+                f"{list(state[name].shape)}, not {list(shape)}"
+            )
+    extra = sorted(set(state) - set(expected))
+    if extra:
+        raise Refused(f"it does not fit its own architecture: tensor '{prefix}{extra[0][:100]}' has no place in it")
+
+
+def networks_from(contents: Contents) -> tuple[Generator, Discriminator | None, tuple[str, ...]]:
+    """Build the networks of a file's contents; with what had to be made up, in words. Raises Refused."""
+    ours = contents.metadata if contents.format == "spruce-audit" else {}
+    state = dict(contents.generator)
+    has_mean = "mapping.w_avg" in state
+    settings = _settings(infer_generator(state), ours.get("generator"), "generator")
+    generator, notes = _build(Generator, settings, state)
+    if not has_mean:
+        generator.mapping.w_avg.copy_(mean_code(generator.mapping, generator.z_dim, generator.c_dim))
+        notes.append("the mean code is that of 10 000 random codes, as the file holds none")
+    discriminator: Discriminator | None = None
+    if contents.discriminator:
+        state = dict(contents.discriminator)
+        inferred = infer_discriminator(state, contents.settings.get("mbstd_group", 4))
+        settings = _settings(inferred, ours.get("discriminator"), "discriminator")
+        discriminator, more = _build(Discriminator, settings, state)
+        notes += more
+    return generator, discriminator, (*contents.notes, *notes)
+
+
+def resolve(path: str | Path) -> Path:
+    """Return the file that `embedded:NAME` or a path stands for."""
+    text = str(path)
+    return embedded_path("generators", text.removeprefix("embedded:")) if text.startswith("embedded:") else Path(text)
 
 
 def load_generator(path: str | Path, device: torch.device | str = "cpu") -> LoadedGenerator:
-    """Open `embedded:NAME` or a safetensors file; raises GeneratorError naming file and remedy."""
-    text = str(path)
-    file = embedded_path("generators", text.removeprefix("embedded:")) if text.startswith("embedded:") else Path(text)
-    tensors, header = _read(file)
-    generator = _build(Generator, "generator", "G.", header, tensors, file)
-    assert isinstance(generator, Generator)
-    discriminator: Discriminator | None = None
-    if "discriminator" in header:
-        built = _build(Discriminator, "discriminator", "D.", header, tensors, file)
-        assert isinstance(built, Discriminator)
-        discriminator = built.to(device)
-    return LoadedGenerator(generator.to(device), discriminator, hash_file(file), header)
+    """Open `embedded:NAME` or a file of any layout in `audit.generator.contents`, running no code that it holds.
+
+    Both networks come in evaluation mode without gradients, in float32. Raises GeneratorError naming file and remedy.
+    """
+    file = resolve(path)
+    contents = read_contents(file)
+    try:
+        generator, discriminator, notes = networks_from(contents)
+    except Refused as error:
+        raise refusal(file, error) from None
+    return LoadedGenerator(
+        generator.to(device),
+        None if discriminator is None else discriminator.to(device),
+        hash_file(file),
+        contents.metadata,
+        contents.format,
+        notes,
+    )
 
 
 def check_fits(generator: Generator, image_shape: tuple[int, int, int]) -> None:

@@ -1,0 +1,144 @@
+"""The architecture of a StyleGAN2 network, read off the names and shapes of its tensors.
+
+Names are those of the widespread layout (`mapping.fc0.weight`, `synthesis.b8.conv0.affine.weight`, `b4.out.weight`).
+What shapes cannot tell takes the papers' value: learning-rate multiplier 0.01 of the mapping, resampling by [1, 3, 3, 1],
+groups of 4 images in the minibatch standard deviation.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from audit.generator.layers import blur_filter
+from audit.generator.plain_pickle import Refused
+from audit.seeds import stage_generator
+
+RESOLUTIONS = tuple(2**k for k in range(3, 11))
+MAX_CHANNELS = 4
+MEAN_CODES = 10_000
+"""Random codes whose mean stands for a `w_avg` that a file lacks."""
+
+
+def _shape(state: Mapping[str, Tensor], name: str, dimensions: int) -> tuple[int, ...]:
+    tensor = state.get(name)
+    if tensor is None:
+        raise Refused(f"it lacks the tensor '{name}'")
+    if tensor.ndim != dimensions or not all(tensor.shape):
+        raise Refused(f"its tensor '{name}' has the shape {list(tensor.shape)}")
+    return tuple(tensor.shape)
+
+
+def _blocks(state: Mapping[str, Tensor], pattern: str, lowest: int) -> list[int]:
+    """Resolutions of the blocks that are named, from `lowest` upwards without a gap."""
+    found = {int(match[1]) for name in state if (match := re.match(pattern, name)) and len(match[1]) <= 4}
+    whole = [2**k for k in range(2, 11) if lowest <= 2**k <= max(found, default=0)]
+    if not found or sorted(found) != whole or max(found) not in RESOLUTIONS:
+        raise Refused(
+            f"its blocks {sorted(found)[:12]} are not all those of a network of {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} pixels"
+        )
+    return whole
+
+
+def width_rule(widths: Mapping[int, int]) -> dict[str, int]:
+    """Return `channel_base` and `channel_max` with `min(base // resolution, max)` equal to `widths`; raises Refused."""
+    maximum = max(widths.values())
+    base = max(width * resolution for resolution, width in widths.items())
+    if any(min(base // resolution, maximum) != width for resolution, width in widths.items()):
+        listed = ", ".join(f"{w} at {r}" for r, w in sorted(widths.items()))
+        raise Refused(f"its feature maps ({listed}) do not follow min(base / resolution, max)")
+    return {"channel_base": base, "channel_max": maximum}
+
+
+def _mapping_layers(state: Mapping[str, Tensor], prefix: str) -> int:
+    found = {int(m[1]) for name in state if (m := re.fullmatch(re.escape(prefix) + r"fc(\d{1,3})\.weight", name))}
+    if not found or found != set(range(len(found))):
+        raise Refused(f"its mapping layers are not '{prefix}fc0', '{prefix}fc1', ... without a gap")
+    return len(found)
+
+
+def infer_generator(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the arguments of `Generator` that fit `state`; raises Refused naming what does not fit."""
+    if any(re.match(r"synthesis\.L\d+_", name) for name in state):
+        raise Refused("it is a StyleGAN3 generator, and only StyleGAN2 is supported")
+    resolutions = _blocks(state, r"synthesis\.b(\d+)\.conv1\.weight$", 4)
+    for name in state:
+        if re.match(r"synthesis\.b\d+\.skip\.", name):
+            raise Refused("its generator is residual, and only the skip architecture is supported")
+    widths = {r: _shape(state, f"synthesis.b{r}.conv1.weight", 4)[0] for r in resolutions}
+    channels = _shape(state, f"synthesis.b{resolutions[-1]}.torgb.weight", 4)[0]
+    if channels > MAX_CHANNELS:
+        raise Refused(f"it draws {channels} channels, and 1 to {MAX_CHANNELS} are supported")
+    w_dim = _shape(state, "synthesis.b4.conv1.affine.weight", 2)[1]
+    c_dim = _shape(state, "mapping.embed.weight", 2)[1] if "mapping.embed.weight" in state else 0
+    inputs = _shape(state, "mapping.fc0.weight", 2)[1]
+    z_dim = inputs - (w_dim if c_dim else 0)
+    if z_dim < 1:
+        raise Refused(f"its mapping takes {inputs} numbers, too few for a code beside the class")
+    return {
+        "z_dim": z_dim,
+        "w_dim": w_dim,
+        "resolution": resolutions[-1],
+        "channels": channels,
+        **width_rule(widths),
+        "mapping_layers": _mapping_layers(state, "mapping."),
+        "c_dim": c_dim,
+    }
+
+
+def infer_discriminator(state: Mapping[str, Tensor], mbstd_group: int = 4) -> dict[str, Any]:
+    """Return the arguments of `Discriminator` that fit `state`; raises Refused as `infer_generator` does."""
+    resolutions = _blocks(state, r"b(\d+)\.conv0\.weight$", 8)
+    if f"b{resolutions[0]}.skip.weight" not in state:
+        raise Refused("its discriminator is not residual, and only the residual architecture is supported")
+    widths = {r: _shape(state, f"b{r}.conv0.weight", 4)[0] for r in resolutions}
+    widths[4], inputs = _shape(state, "b4.conv.weight", 4)[:2]
+    if inputs != widths[4] + 1:
+        raise Refused(f"its minibatch standard deviation adds {inputs - widths[4]} maps, and only one is supported")
+    top = resolutions[-1]
+    c_dim = _shape(state, "mapping.embed.weight", 2)[1] if "mapping.embed.weight" in state else 0
+    return {
+        "resolution": top,
+        "channels": _shape(state, f"b{top}.fromrgb.weight", 4)[1],
+        **width_rule(widths),
+        "mbstd_group": mbstd_group,
+        "c_dim": c_dim,
+        "mapping_layers": _mapping_layers(state, "mapping.") if c_dim else 2,
+    }
+
+
+def complete(state: dict[str, Tensor], expected: Mapping[str, torch.Size]) -> list[str]:
+    """Add the buffers that `state` lacks of those `expected` (name to shape); return what was made up, in words.
+
+    Raises Refused if a resampling filter is another than [1, 3, 3, 1].
+    """
+    made: dict[str, None] = {}
+    for name, shape in expected.items():
+        if name in state:
+            continue
+        if name.endswith("resample_filter"):
+            state[name] = blur_filter()
+        elif name.endswith("noise_const"):
+            state[name] = torch.randn(shape, generator=stage_generator(0, f"noise of {name}"))
+            made["constant noise maps are drawn with seed 0, as the file holds none"] = None
+        elif name == "mapping.w_avg":
+            state[name] = torch.zeros(shape)
+    for name, tensor in state.items():
+        if name.endswith("resample_filter") and not _is_blur(tensor):
+            raise Refused(f"its '{name}' is another filter than [1, 3, 3, 1]")
+    return list(made)
+
+
+def _is_blur(tensor: Tensor) -> bool:
+    return tensor.shape == (4, 4) and bool(torch.allclose(tensor.float(), blur_filter(), atol=1e-6))
+
+
+@torch.no_grad()
+def mean_code(mapping: torch.nn.Module, z_dim: int, c_dim: int) -> Tensor:
+    """Mean w `[w_dim]` of MEAN_CODES random codes (classes in turn), for files without the running mean."""
+    z = torch.randn(MEAN_CODES, z_dim, generator=stage_generator(0, "mean code"))
+    c = torch.eye(c_dim)[torch.arange(MEAN_CODES) % c_dim] if c_dim else None
+    mean: Tensor = mapping(z, c=c)[:, 0].mean(0)
+    return mean
