@@ -1,8 +1,8 @@
 """The architecture of a StyleGAN2 network, read off the names and shapes of its tensors.
 
 Names are those of the widespread layout (`mapping.fc0.weight`, `synthesis.b8.conv0.affine.weight`, `b4.out.weight`).
-What shapes cannot tell takes the papers' value: learning-rate multiplier 0.01 of the mapping, resampling by [1, 3, 3, 1],
-groups of 4 images in the minibatch standard deviation.
+What shapes cannot tell takes the papers' value: learning-rate multiplier 0.01 of the mapping, resampling by
+[1, 3, 3, 1], groups of 4 images in the minibatch standard deviation.
 """
 
 import re
@@ -36,9 +36,8 @@ def _blocks(state: Mapping[str, Tensor], pattern: str, lowest: int) -> list[int]
     found = {int(match[1]) for name in state if (match := re.match(pattern, name)) and len(match[1]) <= 4}
     whole = [2**k for k in range(2, 11) if lowest <= 2**k <= max(found, default=0)]
     if not found or sorted(found) != whole or max(found) not in RESOLUTIONS:
-        raise Refused(
-            f"its blocks {sorted(found)[:12]} are not all those of a network of {RESOLUTIONS[0]} to {RESOLUTIONS[-1]} pixels"
-        )
+        sizes = f"{RESOLUTIONS[0]} to {RESOLUTIONS[-1]}"
+        raise Refused(f"its blocks {sorted(found)[:12]} are not all those of a network of {sizes} pixels")
     return whole
 
 

@@ -1,7 +1,7 @@
-"""Generator checkpoints on disk: written as safetensors with the architecture in the metadata, read from all layouts in use.
+"""Generator checkpoints: written as safetensors with the architecture in the metadata, read from all layouts in use.
 
-Our own files hold weights under `G.` and `D.`. What else is read, and how, is in `audit.generator.contents`; where a file does not say
-its architecture, it is inferred from the shapes (`audit.generator.infer`).
+Our own files hold weights under `G.` and `D.`. What else is read, and how, is in `audit.generator.contents`; where a file
+does not say its architecture, it is inferred from the shapes (`audit.generator.infer`).
 """
 
 import json
@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import torch
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from audit.embedded import path as embedded_path
 from audit.errors import GeneratorError

@@ -1,9 +1,9 @@
 """Official StyleGAN2-ADA snapshots (`network-snapshot-*.pkl`) without running the source code that they embed.
 
-Such a file is a pickled dictionary with the networks `G`, `D` and `G_ema`. Every module in it is a *persistent object*:
-a call of a reconstruction function with one dictionary `type, version, module_src, class_name, state`, where `module_src` is
-the Python source that the usual reader executes. Here the pickle is plain data (`audit.generator.plain_pickle`), the source
-is only measured, and `state` gives tensors by their dotted names and the arguments the network was made with.
+Such a file is a pickled dictionary with the networks `G`, `D` and `G_ema`. Every module in it is a *persistent object*: a
+call of a reconstruction function with one dictionary `type, version, module_src, class_name, state`, where `module_src`
+is the Python source that the usual reader executes. Here the pickle is plain data (`audit.generator.plain_pickle`), the
+source is only measured, and `state` gives tensors by dotted names and the arguments that the network was made with.
 Written from the description of the file format; no code of that project was read.
 """
 

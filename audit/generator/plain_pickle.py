@@ -1,7 +1,7 @@
-"""Pickles read as plain data, by a machine that can call nothing, import nothing and build no object of the file's choice.
+"""Pickles read as plain data, by a machine that can call nothing, import nothing and build no object a file chooses.
 
-A pickle is a program for a stack machine (opcodes as documented in Python's `pickletools`). The usual interpreter fetches
-any global the program names and calls it. This one pushes a *description* instead: `Global` for a name, `Call` for
+A pickle is a program for a stack machine (opcodes as documented in Python's `pickletools`). The usual interpreter
+fetches any global the program names and calls it. This one pushes a *description* instead: `Global` for a name, `Call` for
 a call that was asked for. A reader then interprets those it knows. There is therefore no code that a hostile file
 could reach, whatever it names; what remains is to bound memory and time:
 
@@ -61,7 +61,7 @@ class PersistentId:
 
 @dataclass(frozen=True, repr=False)
 class Plain:
-    """What a pickle describes, with every global it names and every reference to the outside, in order of appearance."""
+    """What a pickle describes, with every global and every reference to the outside that it names, in order."""
 
     value: Any
     globals: tuple[Name, ...]

@@ -2,8 +2,8 @@
 
 Both layouts follow the same paper, so that translating is renaming, but for these differences:
 
-- a modulated convolution is `[1, O, I, k, k]` and is scaled by `1 / sqrt(I k k)` at run time. With demodulation the scale
-  cancels (StyleGAN2 equation 3); the image layers, which are not demodulated, have the same scale here;
+- a modulated convolution is `[1, O, I, k, k]` and is scaled by `1 / sqrt(I k k)` at run time. With demodulation the
+  scale cancels (StyleGAN2 equation 3); the image layers, which are not demodulated, have the same scale here;
 - the mapping's weights are stored divided by its learning-rate multiplier 0.01, as here;
 - filters that follow an upsampling carry its gain of 4;
 - constant noise maps are `[1, 1, H, W]` buffers of their own, and the strength is `[1]`;
@@ -40,7 +40,7 @@ def translate_generator(state: Mapping[str, Tensor], latent_avg: Tensor | None =
 
 
 def _generator_name(name: str) -> tuple[str, str]:
-    """Our name, and what has to happen to the shape: 'same', 'first' (drop one leading axis), 'flat', 'scalar', 'map'."""
+    """Our name, and what happens to the shape: 'same', 'first' (drop one leading axis), 'flat', 'scalar', 'map'."""
     if match := re.fullmatch(r"style\.([1-9]\d?)\.(weight|bias)", name):
         return f"mapping.fc{int(match[1]) - 1}.{match[2]}", "same"
     if name == GENERATOR_MARK:
@@ -97,7 +97,7 @@ def _check_filter(name: str, tensor: Tensor, gain: float) -> None:
 
 
 def translate_discriminator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename the tensors of a discriminator to the layout of `audit.generator.networks.Discriminator`; raises Refused."""
+    """Rename the tensors of a discriminator to those of `audit.generator.networks.Discriminator`; raises Refused."""
     numbers = [int(m[1]) for name in state if (m := re.match(r"convs\.(\d{1,2})\.", name))]
     top = 4 << max(numbers, default=0)
     out: dict[str, Tensor] = {}

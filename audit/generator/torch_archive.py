@@ -1,11 +1,11 @@
 """Tensors out of files that torch wrote, zipped or in the older sequential layout, without unpickling anything.
 
 `torch.load(weights_only=True)` refuses the `argparse.Namespace` that many training checkpoints carry, and allocates
-what a file claims. Here the pickle is read by `audit.generator.plain_pickle`, a storage is a slice of bytes that are there, and
-tensors together are never larger than their file.
+what a file claims. Here the pickle is read by `audit.generator.plain_pickle`, a storage is a slice of bytes that are
+there, and tensors together are never larger than their file.
 
-Layouts. Zipped: `NAME/data.pkl` and one stored (not deflated) member `NAME/data/KEY` a storage. Sequential: five pickles
-(magic number, version, system, content, keys of the storages), then for each key its number of elements and its bytes.
+Layouts. Zipped: `NAME/data.pkl` and one stored (not deflated) member `NAME/data/KEY` a storage. Sequential: five
+pickles (magic, version, system, content, keys of the storages), then for each key its number of elements and its bytes.
 A tensor pickled by itself carries a storage as such a sequential file in bytes.
 """
 
