@@ -28,5 +28,9 @@ class MetricError(AuditError):
     """A metric is not defined on its input (too few images, wrong shape, values outside [0, 1])."""
 
 
+class WeightsError(AuditError):
+    """Weights of a pretrained network cannot be had, or are not the registered ones."""
+
+
 class ResultsError(AuditError):
     """A results file cannot be read or is of another schema version."""
