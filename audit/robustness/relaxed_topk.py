@@ -97,16 +97,11 @@ def relaxed_top_k(scores: Tensor, k: int, temperature: float) -> Tensor:
     flat = scores.flatten(1)
     if not 1 <= k <= flat.shape[1] or not temperature > 0:
         raise MetricError(
-            f"A relaxed choice of {k} among {flat.shape[1]} pixels at temperature {temperature:g} is not defined: choose "
-            "1 to all of the pixels and a temperature above 0."
+            f"A relaxed choice of {k} among {flat.shape[1]} pixels at temperature {temperature:g} is not defined: "
+            "choose 1 to all of the pixels and a temperature above 0."
         )
     if not torch.isfinite(scores).all():
         raise MetricError("The scores of a relaxed choice of pixels are not finite: lower vulnerability.lr.")
     if k == flat.shape[1]:
         return torch.ones_like(scores) + 0 * scores
     return _RelaxedTopK.apply(flat, k, temperature).view_as(scores)
-
-
-def straight_through(scores: Tensor, relaxed: Tensor, k: int) -> Tensor:
-    """Return the hard choice of the `k` highest `scores`, with the gradient of `relaxed` (Bengio et al. 2013)."""
-    return hard_top_k(scores, k).to(relaxed.dtype) + relaxed - relaxed.detach()

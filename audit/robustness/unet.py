@@ -8,6 +8,7 @@ images beside it, in training and after. Two coordinate channels beside the imag
 what a classifier is vulnerable to often has a fixed place, which convolutions alone know from the padding only.
 """
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -49,10 +50,10 @@ class UNet(nn.Module):
         super().__init__()
         before = [channels + 2, *widths[:-1]]
         self.down = nn.ModuleList(_block(a, b) for a, b in zip(before, widths, strict=True))
-        self.up = nn.ModuleList(_block(low + high, high) for high, low in zip(widths[:-1], widths[1:], strict=True))
-        self.score = nn.Conv2d(widths[0], 1, 1)
+        self.up = nn.ModuleList(_block(low + high, high) for high, low in itertools.pairwise(widths))
+        # No bias: only the order and the differences of an image's scores matter.
+        self.score = nn.Conv2d(widths[0], 1, 1, bias=False)
         nn.init.zeros_(self.score.weight)
-        nn.init.zeros_(self.score.bias)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the scores `[N, H, W]`; raises MetricError on images smaller than 16 pixels."""
