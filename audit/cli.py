@@ -25,9 +25,17 @@ app = typer.Typer(
 )  # fmt: skip
 train_app = typer.Typer(no_args_is_help=True, help="Train what an audit needs: classifiers, generator, encoder.")
 app.add_typer(train_app, name="train")
+generator_app = typer.Typer(no_args_is_help=True, help="Look into generator files of any kind; runs no code they hold.")
+app.add_typer(generator_app, name="generator")
 
 Out = Annotated[Path, typer.Option("--out", help="folder for the outputs")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="configuration file")]
+GeneratorFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="FILE", help="safetensors, a .pt of torch (rosinality's too), a StyleGAN2-ADA .pkl, or embedded:NAME"
+    ),
+]
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="folder that keeps inversions and counterfactuals between runs")
 ]
@@ -180,6 +188,47 @@ def train_encoder_command(config: ConfigFile, out: Out = Path("runs/encoder")) -
     from audit.training.encoder import load_encoder_train_config, run_encoder_training
 
     typer.echo(run_encoder_training(load_encoder_train_config(config), out))
+
+
+@generator_app.command("inspect")
+def inspect_generator_command(
+    file: GeneratorFile,
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Say what FILE is: format, architecture, parameters, hash, metadata, and the globals that a pickle asks for."""
+    import json
+
+    from audit.generator.commands import as_lines, inspect_generator
+
+    found = inspect_generator(file)
+    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(as_lines(found)))
+
+
+@generator_app.command("convert")
+def convert_generator_command(
+    file: GeneratorFile, out: Annotated[Path, typer.Option("--out", help="safetensors file to write")]
+) -> None:
+    """Write the generator in FILE in our format, with its discriminator where it has one."""
+    from audit.generator.commands import convert_generator
+
+    typer.echo(convert_generator(file, out))
+
+
+@generator_app.command("sample")
+def sample_generator_command(
+    file: GeneratorFile,
+    out: Annotated[Path, typer.Option("--out", help="PNG file to write")],
+    n: Annotated[int, typer.Option("--n", help="number of images")] = 16,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    truncation: Annotated[
+        float, typer.Option("--truncation", min=0, max=2, help="0 is the mean image, 1 the whole variety")
+    ] = 0.7,
+    label: Annotated[int | None, typer.Option("--class", help="class to draw; default: all in turn")] = None,
+) -> None:
+    """Draw a grid of images; the same seed gives the same images."""
+    from audit.generator.commands import sample_generator
+
+    typer.echo(sample_generator(file, out, n, seed, truncation, label))
 
 
 def main() -> None:

@@ -105,10 +105,15 @@ def read_contents(path: Path) -> Contents:
         raise refusal(path, error) from None
 
 
+def printable(text: str) -> str:
+    """A file's own words may hold control sequences for the terminal: show them, do not send them."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 def refusal(path: Path, reason: Exception) -> GeneratorError:
     """The sentence for a file that cannot be used."""
     return GeneratorError(
-        f"Generator file '{path}' cannot be used: {reason}; "
+        f"Generator file '{path}' cannot be used: {printable(str(reason))}; "
         "`spruce-audit generator inspect` shows what can be said of it."
     )
 

@@ -1,7 +1,7 @@
 """Generator checkpoints: written as safetensors with the architecture in the metadata, read from all layouts in use.
 
-Our own files hold weights under `G.` and `D.`. What else is read, and how, is in `audit.generator.contents`; where a file
-does not say its architecture, it is inferred from the shapes (`audit.generator.infer`).
+Our own files hold weights under `G.` and `D.`. What else is read, and how, is in `audit.generator.contents`; where a
+file does not say its architecture, it is inferred from the shapes (`audit.generator.infer`).
 """
 
 import json

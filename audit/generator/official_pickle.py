@@ -1,8 +1,8 @@
 """Official StyleGAN2-ADA snapshots (`network-snapshot-*.pkl`) without running the source code that they embed.
 
-Such a file is a pickled dictionary with the networks `G`, `D` and `G_ema`. Every module in it is a *persistent object*: a
-call of a reconstruction function with one dictionary `type, version, module_src, class_name, state`, where `module_src`
-is the Python source that the usual reader executes. Here the pickle is plain data (`audit.generator.plain_pickle`), the
+Such a file is a pickled dictionary with the networks `G`, `D` and `G_ema`. Every module in it is a *persistent object*:
+a call of a reconstruction function with one dictionary `type, version, module_src, class_name, state`, where
+`module_src` is the Python source that the usual reader executes. Here the pickle is plain data (`audit.generator.plain_pickle`), the
 source is only measured, and `state` gives tensors by dotted names and the arguments that the network was made with.
 Written from the description of the file format; no code of that project was read.
 """
@@ -63,6 +63,8 @@ def read_snapshot(data: bytes) -> Plain:
 def networks_of(content: Plain, size: int) -> dict[str, Network]:
     """Return the averaged generator (`G_ema`, else `G`) and `D` of a snapshot of `size` bytes; raises Refused."""
     refuse_unknown(content.globals, allowed)
+    if content.persistent:
+        raise Refused("its pickle refers to something outside itself")
     root = entries_of(content.value)
     if root is None:
         raise Refused("its pickle holds no dictionary of networks")

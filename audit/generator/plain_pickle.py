@@ -1,8 +1,8 @@
 """Pickles read as plain data, by a machine that can call nothing, import nothing and build no object a file chooses.
 
 A pickle is a program for a stack machine (opcodes as documented in Python's `pickletools`). The usual interpreter
-fetches any global the program names and calls it. This one pushes a *description* instead: `Global` for a name, `Call` for
-a call that was asked for. A reader then interprets those it knows. There is therefore no code that a hostile file
+fetches any global the program names and calls it. This one pushes a *description* instead: `Global` for a name, `Call`
+for a call that was asked for. A reader then interprets those it knows. There is therefore no code that a hostile file
 could reach, whatever it names; what remains is to bound memory and time:
 
 - lengths are checked by `pickletools.genops` against the bytes that are there, before anything is allocated;

@@ -5,7 +5,6 @@ A run can be killed at any time and goes on from its last checkpoint with the sa
 """
 
 import copy
-import io
 import json
 import time
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any, Literal
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
-from torchvision.transforms.functional import to_pil_image
 
 from audit.checkpoint import Resumable, fingerprint
 from audit.config import Section, Training, Weights, load_training
@@ -24,6 +22,7 @@ from audit.embedded import path as embedded_path
 from audit.environment import choose_device
 from audit.errors import DataError, GeneratorError
 from audit.generator.augment import adapt, augment
+from audit.generator.grid import sample_grid, save_grid
 from audit.generator.load import LoadedGenerator, load_generator, save_generator
 from audit.generator.networks import (
     Discriminator,
@@ -39,7 +38,7 @@ from audit.metrics.fid import frechet_distance
 from audit.metrics.phantom_factors import load_phantom_factors
 from audit.progress import stage_progress
 from audit.seeds import stage_generator
-from audit.store import atomic_write_bytes, atomic_write_text, hash_tensor
+from audit.store import atomic_write_text, hash_tensor
 
 GRID_ROWS, GRID_COLUMNS = 6, 8
 
@@ -362,17 +361,6 @@ def _frozen(d: Discriminator, name: str, blocks: int) -> bool:
     return any(name.startswith(f"b{res}.") for res in d.resolutions[:blocks])
 
 
-def sample_grid(g: Generator, rows: int, columns: int, seed: int) -> Tensor:
-    """Draw `rows * columns` images and tile them: `[C, rows * R, columns * R]` in [0, 1]."""
-    z = torch.randn(rows * columns, g.z_dim, generator=stage_generator(seed, "grid")).to(g.mapping.w_avg.device)
-    with torch.no_grad():
-        lines = [g.images(g.mapping(part)) for part in z.split(columns)]
-    return torch.cat([torch.cat(list(line), dim=2) for line in lines], dim=1)
-
-
 def save_samples(g: Generator, seed: int, path: Path) -> None:
     """Write a PNG of 6 x 8 images that `g` draws, with the same z on every call."""
-    buffer = io.BytesIO()
-    levels = (sample_grid(g, GRID_ROWS, GRID_COLUMNS, seed) * 255).round().byte().cpu()
-    to_pil_image(levels).save(buffer, "PNG")
-    atomic_write_bytes(path, buffer.getvalue())
+    save_grid(sample_grid(g, GRID_ROWS, GRID_COLUMNS, seed), path)

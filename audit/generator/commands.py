@@ -1,0 +1,113 @@
+"""What `spruce-audit generator inspect|convert|sample` do: say what a file is, write it in our format, draw from it.
+
+None of them runs code that a file embeds. `inspect` also describes a pickle that is refused: what it asks for says why.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from audit.errors import GeneratorError
+from audit.generator.contents import Pickled, open_pickle, printable, read_contents
+from audit.generator.grid import grid_size, sample_grid, save_grid
+from audit.generator.load import LoadedGenerator, load_generator, resolve, save_generator
+from audit.generator.plain_pickle import Refused
+from audit.store import hash_file
+
+MAX_SAMPLES = 10_000
+
+
+def inspect_generator(path: str | Path) -> dict[str, Any]:
+    """Describe a generator file as plain JSON data: what it is, what it draws, and what its pickle asks for.
+
+    A file that is refused is described too, with the reason under `refused`. Raises GeneratorError if there is no file.
+    """
+    file = resolve(path)
+    if not file.is_file():
+        read_contents(file)  # says so
+    found: dict[str, Any] = {
+        "file": str(path),
+        "format": "unknown",
+        "bytes": file.stat().st_size,
+        "sha256": hash_file(file),
+    }
+    pickled: Pickled | None = None
+    try:
+        pickled = open_pickle(file)
+    except Refused as error:
+        return found | {"refused": str(error)}
+    if pickled is not None:
+        found["format"] = pickled.format
+        found["globals"] = sorted(".".join(name) for name in pickled.content.globals)
+        found["globals_refused"] = sorted(".".join(name) for name in pickled.refused())
+    try:
+        loaded = load_generator(path)
+    except GeneratorError as error:
+        return found | {"refused": str(error).split(" cannot be used: ")[-1].split("; `spruce-audit")[0]}
+    return found | _described(loaded)
+
+
+def _described(loaded: LoadedGenerator) -> dict[str, Any]:
+    g, d = loaded.generator, loaded.discriminator
+    return {
+        "format": loaded.format,
+        "resolution": g.resolution,
+        "channels": g.channels,
+        "classes": g.c_dim,
+        "generator": {"parameters": _size(g), **g.settings},
+        "discriminator": None if d is None else {"parameters": _size(d), **d.settings},
+        "notes": list(loaded.notes),
+        "metadata": {k: _parsed(v) for k, v in loaded.metadata.items() if k not in ("generator", "discriminator")},
+    }
+
+
+def _size(network: nn.Module) -> int:
+    return sum(p.numel() for p in network.parameters())
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError):
+        return text
+
+
+def as_lines(described: dict[str, Any]) -> list[str]:
+    """Lines of `key: value` for a terminal, from what `inspect_generator` returns."""
+    lines = []
+    for key, value in described.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{k} = {json.dumps(v) if isinstance(v, dict) else v}" for k, v in value.items())
+        elif isinstance(value, list):
+            value = ", ".join(value) or "none"
+        elif value is None:
+            value = "none"
+        lines.append(f"{key.replace('_', ' ')}: {printable(str(value))}")
+    return lines
+
+
+def convert_generator(path: str | Path, out: Path) -> Path:
+    """Write the generator in any supported file to `out` in our format, saying its origin; raises GeneratorError."""
+    if out.suffix != ".safetensors":
+        raise GeneratorError(f"The converted generator is a safetensors file: name --out '{out}' with that ending.")
+    loaded = load_generator(path)
+    kept = {k: v for k, v in loaded.metadata.items() if k not in ("format", "generator", "discriminator")}
+    source = {"file": Path(path).name, "format": loaded.format, "sha256": loaded.sha256, "notes": list(loaded.notes)}
+    save_generator(out, loaded.generator, loaded.discriminator, kept | {"converted_from": source})
+    return out
+
+
+def sample_generator(
+    path: str | Path, out: Path, n: int = 16, seed: int = 0, truncation: float = 0.7, label: int | None = None
+) -> Path:
+    """Write a PNG of `n` images that the generator in `path` draws, nearly square; raises GeneratorError."""
+    if not 1 <= n <= MAX_SAMPLES:
+        raise GeneratorError(f"--n is {n}: choose 1 to {MAX_SAMPLES} images.")
+    g = load_generator(path).generator
+    if label is not None and not 0 <= label < g.c_dim:
+        classes = f"its classes are 0 to {g.c_dim - 1}" if g.c_dim else "it has no classes: leave --class out"
+        raise GeneratorError(f"Generator '{path}' cannot draw class {label}: {classes}.")
+    save_grid(sample_grid(g, *grid_size(n), seed, truncation, label, n), out)
+    return out
