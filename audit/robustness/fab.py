@@ -29,6 +29,8 @@ STEP_BACK = 0.9
 """beta: the share of its offset that an iterate keeps when it fools."""
 LINE_STEPS = 3
 """Forward passes of the final search on the line to the original."""
+BEYOND = 0.02
+"""Share of the margin at the interval's adversarial end at which the final search aims."""
 START_RADIUS = {"Linf": 0.1, "L2": 1.0}
 """Restarts begin within half of this radius while no adversarial image and no eps says better."""
 
@@ -109,7 +111,8 @@ def nearest_on_line(
     high_margin = margin(checked_logits(classifier, adversarial), labels)
     fooled = (high_margin > 0) & (low_margin <= 0)
     for _ in range(steps):
-        share = (-low_margin / (high_margin - low_margin).clamp_min(1e-12)).clamp(0.05, 0.95)
+        # A little beyond zero: on the boundary itself the rounding of another batch could undo what was found.
+        share = ((BEYOND * high_margin - low_margin) / (high_margin - low_margin).clamp_min(1e-12)).clamp(0.05, 0.95)
         middle = low + (high - low) * share
         found = margin(checked_logits(classifier, torch.lerp(images, adversarial, per_image(middle, images))), labels)
         fools = found > 0
