@@ -100,7 +100,7 @@ def relaxed_top_k(scores: Tensor, k: int, temperature: float) -> Tensor:
             f"A relaxed choice of {k} among {flat.shape[1]} pixels at temperature {temperature:g} is not defined: "
             "choose 1 to all of the pixels and a temperature above 0."
         )
-    if not torch.isfinite(scores).all():
+    if not torch.isfinite(scores.detach()).all():
         raise MetricError("The scores of a relaxed choice of pixels are not finite: lower vulnerability.lr.")
     if k == flat.shape[1]:
         return torch.ones_like(scores) + 0 * scores

@@ -2,7 +2,7 @@
 
 The thesis' (section 3.4.2) is symmetric, with three 3x3 convolutions a block down, two up, nearest-neighbour
 up-sampling and widths [32, 64, 128, 256]; it was trained on a GPU. A network of that size would be trained here for
-each classifier, on a CPU, so that the defaults are smaller: two convolutions a block and widths [8, 16, 32, 64], 0.11 M
+each classifier, on a CPU, so that the defaults are smaller: two convolutions a block and widths [8, 16, 32, 64], 0.12 M
 parameters. Two further departures. Group instead of batch normalisation: the map of an image does not depend on the
 images beside it, in training and after. Two coordinate channels beside the image (Liu et al. 2018, arXiv:1807.03247):
 what a classifier is vulnerable to often has a fixed place, which convolutions alone know from the padding only.
