@@ -85,8 +85,10 @@ class PhantomConfig(Section):
 class DataConfig(Section):
     """Which images to audit, and which disjoint images to calibrate on."""
 
-    path: str = Field(description="folder with one sub-folder per class, CSV manifest, MedMNIST .npz, or 'phantom'")
-    format: Literal["auto", "folder", "manifest", "npz", "phantom"] = "auto"
+    path: str = Field(
+        description="folder or .zip with a sub-folder per class, CSV manifest, MedMNIST .npz, or 'phantom'"
+    )
+    format: Literal["auto", "folder", "zip", "manifest", "npz", "phantom"] = "auto"
     classes: tuple[str, ...] | None = Field(None, description="class names in label order; default: as the data says")
     image_size: int | None = Field(None, ge=8, le=1024, description="resize (antialiased) to this side; default: as is")
     channels: Literal[1, 3] | None = Field(None, description="convert to grey (1) or RGB (3); default: as the data is")
@@ -259,7 +261,7 @@ class MetricsConfig(Section):
         "auto", description="ground of realism and the judge; auto: phantom-factors for the phantom, else discriminator"
     )
     canonical: Literal["auto", "off", "require"] = Field(
-        "auto", description="Inception FID and LPIPS: where their weights are on the machine / never / or fail"
+        "auto", description="Inception FID, LPIPS and CMMD: where their weights are on the machine / never / or fail"
     )
     min_images: int = Field(16, ge=2, description="FID and MMD are refused on fewer images than this")
 

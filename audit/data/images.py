@@ -10,6 +10,7 @@ the float32 `[N, C, H, W]` of the pixel contract. Decisions that a reader of num
 - resizing is bilinear with antialiasing (Pillow's filter widens with the reduction) to a square; aspect is not kept.
 """
 
+import io
 import struct
 import zlib
 from collections.abc import Callable
@@ -19,7 +20,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from audit.data.archive import Member
 from audit.errors import DataError
+
+ImageFile = Path | Member
+"""Where an encoded image lies: a file, or a member of an archive."""
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """Endings, in lower case, that make a file in a class folder an image."""
@@ -76,24 +81,28 @@ def _orientation(image: Image.Image) -> int:
     return value if value in TRANSPOSES else 1
 
 
-def _unreadable(path: Path, error: BaseException) -> DataError:
+def _unreadable(path: ImageFile, error: BaseException) -> DataError:
     if isinstance(error, FileNotFoundError):
         return DataError(f"Image file '{path}' does not exist: check the path.")
     reason = "not an image that Pillow knows" if isinstance(error, Image.UnidentifiedImageError) else str(error)
     return DataError(f"Image file '{path}' cannot be decoded ({reason or type(error).__name__}): replace or remove it.")
 
 
-def _refuse_stack(image: Image.Image, path: Path) -> None:
+def _refuse_stack(image: Image.Image, path: ImageFile) -> None:
     frames = getattr(image, "n_frames", 1)
     # MPO is a camera's JPEG with a preview behind it; the first frame is the image.
     if image.format != "MPO" and frames > 1:
         raise DataError(f"Image file '{path}' holds {frames} frames: save the one to audit as its own file.")
 
 
-def read_header(path: Path) -> Header:
+def _content(path: ImageFile) -> Path | io.BytesIO:
+    return path.open() if isinstance(path, Member) else path
+
+
+def read_header(path: ImageFile) -> Header:
     """Read size and channels of an image file without decoding it; raises DataError naming the file."""
     try:
-        with Image.open(path) as image:
+        with Image.open(_content(path)) as image:
             _refuse_stack(image, path)
             width, height = image.size
             if _orientation(image) >= 5:
@@ -103,10 +112,10 @@ def read_header(path: Path) -> Header:
         raise _unreadable(path, error) from None
 
 
-def open_upright(path: Path) -> Image.Image:
+def open_upright(path: ImageFile) -> Image.Image:
     """Decode an image file and apply its EXIF orientation; raises DataError naming the file."""
     try:
-        with Image.open(path) as image:
+        with Image.open(_content(path)) as image:
             _refuse_stack(image, path)
             orientation = _orientation(image)
             image.load()
@@ -121,14 +130,14 @@ def _over_black(image: Image.Image) -> Image.Image:
     return flat.convert("L" if image.mode in GREY_MODES else "RGB")
 
 
-def _float_pixels(pixels: np.ndarray, path: Path) -> np.ndarray:
+def _float_pixels(pixels: np.ndarray, path: ImageFile) -> np.ndarray:
     # `not (a and b)` also catches NaN, which compares false with everything.
     if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
         raise DataError(f"Image file '{path}' holds NaN or numbers outside [0, 1]: scale it.")
     return pixels.astype(np.float32, copy=False)
 
 
-def decode_image(path: Path) -> np.ndarray:
+def decode_image(path: ImageFile) -> np.ndarray:
     """Decode an image file: uint8 or float32 in [0, 1], `[H, W]` (grey) or `[H, W, 3]`.
 
     Raises DataError naming the file if it is missing, damaged, a stack of frames, or of a depth without a known scale.
@@ -204,6 +213,6 @@ class KeepingReader:
         return KeepingReader, (self._read, self._budget)
 
 
-def read_image(row: int, paths: tuple[Path, ...], side: int | None, channels: int | None) -> np.ndarray:
+def read_image(row: int, paths: tuple[ImageFile, ...], side: int | None, channels: int | None) -> np.ndarray:
     """Decode and convert the image of `row`; bound with `functools.partial` it is a picklable `ImageReader`."""
     return convert_image(decode_image(paths[row]), side, channels)

@@ -16,7 +16,7 @@ import torch
 
 from audit.config import DataConfig
 from audit.data.audit_set import AuditSet, MaskReader
-from audit.data.images import Header, KeepingReader, read_header, read_image
+from audit.data.images import Header, ImageFile, KeepingReader, read_header, read_image
 from audit.data.regions import Box, check_boxes, read_mask, read_region
 from audit.errors import DataError
 from audit.progress import track
@@ -31,7 +31,7 @@ class Listing:
     """Image files in order; `where[i]` tells a person where row i comes from, `splits` is None if the data has none."""
 
     source: str
-    paths: tuple[Path, ...]
+    paths: tuple[ImageFile, ...]
     labels: tuple[str, ...]
     ids: tuple[str, ...]
     where: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""One door to every kind of data: folder, CSV manifest, MedMNIST `.npz`, or the built-in phantom."""
+"""One door to every kind of data: folder or `.zip`, CSV manifest, MedMNIST `.npz`, or the built-in phantom."""
 
 from dataclasses import replace
 from functools import partial
@@ -17,11 +17,11 @@ from audit.data.phantom import phantom_set
 from audit.data.regions import resize_mask
 from audit.errors import DataError
 
-LOADERS = {"folder": load_folder, "manifest": load_manifest, "npz": load_npz}
+LOADERS = {"manifest": load_manifest, "npz": load_npz}
 
 
 def detect_format(path: str) -> str:
-    """Tell 'folder', 'manifest', 'npz' or 'phantom' from a path; raises DataError if it is missing or unknown."""
+    """Tell 'folder', 'zip', 'manifest', 'npz' or 'phantom' from a path; raises DataError if missing or unknown."""
     if path == "phantom":
         return "phantom"
     file = Path(path)
@@ -29,10 +29,10 @@ def detect_format(path: str) -> str:
         return "folder"
     if not file.exists():
         raise DataError(f"Data path '{path}' does not exist: check data.path (relative to the configuration file).")
-    kinds = {".csv": "manifest", ".npz": "npz"}
+    kinds = {".csv": "manifest", ".npz": "npz", ".zip": "zip"}
     if file.suffix.lower() not in kinds:
         raise DataError(
-            f"Data path '{path}' is neither a folder, a .csv nor an .npz: set data.format to say what it is."
+            f"Data path '{path}' is neither a folder, a .csv, an .npz nor a .zip: set data.format to say what it is."
         )
     return kinds[file.suffix.lower()]
 
@@ -115,15 +115,29 @@ def training_split(config: DataConfig, dataset: AuditSet, wanted: str | None) ->
     return name
 
 
+def _load(config: DataConfig, seed: int, labelled: bool) -> AuditSet:
+    check_classes(config.classes)
+    kind = detect_format(config.path) if config.format == "auto" else config.format
+    if kind == "phantom":
+        return _load_phantom(config, seed)
+    return load_folder(config, seed, labelled) if kind in ("folder", "zip") else LOADERS[kind](config, seed)
+
+
+def load_images(config: DataConfig, seed: int) -> AuditSet:
+    """Load what `config` describes for a training that looks at images only: one class or none will do.
+
+    Splits are checked when one is asked for. Raises DataError.
+    """
+    return _load(config, seed, labelled=False)
+
+
 def load_data(config: DataConfig, seed: int) -> AuditSet:
     """Load what `config` describes as an AuditSet of all its splits; images are decoded only when asked for.
 
     Labels, splits, files and sizes are checked for every row at once. `seed` decides the 50/50 split of data that has
     none, and draws the phantom. Raises DataError with one sentence naming file or row and the remedy.
     """
-    check_classes(config.classes)
-    kind = detect_format(config.path) if config.format == "auto" else config.format
-    dataset = _load_phantom(config, seed) if kind == "phantom" else LOADERS[kind](config, seed)
+    dataset = _load(config, seed, labelled=True)
     if len(dataset.class_names) < 2:
         raise DataError(f"There is one class only in {dataset.source}: an audit needs at least two.")
     _check_split(config.audit_split, "audit_split", dataset)

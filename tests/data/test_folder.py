@@ -137,7 +137,7 @@ def test_what_is_refused(tmp_path: Path, class_folders: Path, save_image: SaveIm
     save_image("flat/a.png")
     refuse("'.*flat' holds no images .* in class folders", tmp_path / "flat")
     refuse("is not a folder", tmp_path / "flat" / "a.png", format="folder")
-    refuse("neither a folder, a .csv nor an .npz", tmp_path / "flat" / "a.png")
+    refuse("neither a folder, a .csv, an .npz nor a .zip", tmp_path / "flat" / "a.png")
     refuse(
         r"Label 'dog' in folder '.*dog' is not in the class list: did you mean 'dogs'\?",
         class_folders,
