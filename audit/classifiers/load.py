@@ -267,6 +267,10 @@ def load_classifier(
     half = [p for p in network.parameters() if p.is_floating_point() and p.dtype != torch.float32]
     if half and not isinstance(network, torch.fx.GraphModule):
         network.float()
+    if not isinstance(network, torch.jit.ScriptModule | torch.fx.GraphModule):
+        # Channels last: the same numbers in another order in memory, in which convolutions and poolings on CPUs run up
+        # to 1.7 times faster, and no slower on GPUs.
+        network = network.to(memory_format=torch.channels_last)
     order = None if wants.classes is None else class_order(wants.classes, class_names, config.name)
     height, width = image_shape[1:] if wants.input_size is None else (wants.input_size, wants.input_size)
     classifier = Classifier(

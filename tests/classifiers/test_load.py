@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from audit.classifiers.architectures import SMALL_CONVNEXT_ARGS, small_convnext
+from audit.classifiers.classifier import weights_hash
 from audit.classifiers.load import class_order, load_classifier
 from audit.config import AuditConfig, ClassifierConfig, resolve_paths
 from audit.errors import AuditError, ClassifierError
@@ -346,3 +347,13 @@ def test_mnist_networks_that_nobody_here_trained(name: str) -> None:
     digits = torch.from_numpy(archive["test_images"][:500, None]).float() / 255
     accuracy = (it(digits).argmax(dim=1).numpy() == archive["test_labels"][:500]).mean()
     assert accuracy > 0.97
+
+
+def test_convolutions_run_channels_last_with_the_same_weights_and_hash(tmp_path: Path) -> None:
+    network = small()
+    it = load(checkpoint=saved(network, tmp_path / "it.safetensors", architecture="small-convnext"))
+    kernels = [p for p in it.parameters() if p.ndim == 4 and 1 not in p.shape[1:]]
+    assert kernels
+    assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
+    assert it.weights_sha256 == weights_hash(network.state_dict())
+    torch.testing.assert_close(it(images()), network(images()), atol=1e-5, rtol=1e-5)
