@@ -6,9 +6,9 @@
     python benchmarks/attacks.py memory
 
 Peers attack the same classifier in torch's default memory layout, as a user would hand it over; ours is as
-`load_classifier` lays it out, channels last. DIR holds the two networks of AdverTorch's MNIST example as safetensors, and `lenet5.py`. A time ratio is peer / ours,
-the median over repeats that each time one after the other, the order changing; robust accuracy is that of the last
-repeat. `memory` measures each number of images in a process of its own.
+`load_classifier` lays it out, channels last. DIR holds the two networks of AdverTorch's MNIST example as safetensors,
+and `lenet5.py`. A time ratio is peer / ours, the median over repeats that each time one after the other, the order
+changing; robust accuracy is that of the last repeat. `memory` measures each number of images in a process of its own.
 """
 
 import argparse
@@ -135,6 +135,7 @@ def ensemble(args: argparse.Namespace) -> None:
     print(f"{'model':8} {'robust, ours':>13} {'pyautoattack':>13} {'time ratio':>11}   standing after each stage")
     for name, model in models:
         stages: list[str] = []
+        common = default_layout(model)
 
         def ours(repeat: int, model=model, stages=stages) -> Tensor:
             cascade = run_cascade(
@@ -144,7 +145,7 @@ def ensemble(args: argparse.Namespace) -> None:
             stages[:] = [f"{stage.attack} {stage.standing}" for stage in cascade.stages]
             return cascade.images
 
-        def peer(repeat: int, model=default_layout(model)) -> Tensor:
+        def peer(repeat: int, model=common) -> Tensor:
             attack = AutoAttack(model, norm="Linf", eps=args.eps, version="standard", device="cpu", seed=repeat)
             return attack.run_standard_evaluation(images, labels, batch_size=len(images))[0]
 

@@ -311,7 +311,7 @@ def folder_of_images(root: Path, broken: str) -> None:
     [
         ({"data": "none.npz"}, r"none\.npz.*does not exist"),
         ({"target": '"rihgt"'}, "queries.target"),
-        ({"path": '"data.npz"'}, "safetensors|neither"),
+        ({"path": '"data.npz"'}, "Generator file|neither"),
         ({"extra": "bootstrapp = 100"}, "Unknown key 'ranking.bootstrapp'.*'bootstrap'"),
         ({"extra": '[[classifiers]]\nname = "c"\nfile = "none.pt"'}, r"none\.pt"),
         ({"extra": '[[classifiers]]\nname = "a"\nfile = "none.pt"'}, "names must differ"),

@@ -351,7 +351,7 @@ def test_mnist_networks_that_nobody_here_trained(name: str) -> None:
 
 def test_convolutions_run_channels_last_with_the_same_weights_and_hash(tmp_path: Path) -> None:
     network = small()
-    it = load(checkpoint=saved(network, tmp_path / "it.safetensors", architecture="small-convnext"))
+    it = load(architecture="small-convnext", checkpoint=saved(network, tmp_path / "it.safetensors"))
     kernels = [p for p in it.parameters() if p.ndim == 4 and 1 not in p.shape[1:]]
     assert kernels
     assert all(kernel.is_contiguous(memory_format=torch.channels_last) for kernel in kernels)
