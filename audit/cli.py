@@ -27,6 +27,8 @@ train_app = typer.Typer(no_args_is_help=True, help="Train what an audit needs: c
 app.add_typer(train_app, name="train")
 generator_app = typer.Typer(no_args_is_help=True, help="Look into generator files of any kind; runs no code they hold.")
 app.add_typer(generator_app, name="generator")
+weights_app = typer.Typer(no_args_is_help=True, help="Pretrained networks from outside: what is there, fetch, check.")
+app.add_typer(weights_app, name="weights")
 
 Out = Annotated[Path, typer.Option("--out", help="folder for the outputs")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="configuration file")]
@@ -156,9 +158,9 @@ def train_classifier_command(config: ConfigFile, out: Out = Path("runs/classifie
     Writes safetensors and a card. A killed run goes on where it was. For several GPUs or processes:
     torchrun --nproc-per-node 2 -m audit.cli train classifier CONFIG.toml
     """
+    from audit.distributed import is_first
     from audit.training.classifier import train_classifier
     from audit.training.config import load_classifier_train_config
-    from audit.training.distributed import is_first
 
     weights = train_classifier(load_classifier_train_config(config), out)
     if is_first():
@@ -229,6 +231,52 @@ def sample_generator_command(
     from audit.generator.commands import sample_generator
 
     typer.echo(sample_generator(file, out, n, seed, truncation, label))
+
+
+@weights_app.command("list")
+def list_weights_command() -> None:
+    """Show the networks that metrics can use: purpose, licence, size of a download, and where they are."""
+    from audit.weights import NETWORKS, find
+
+    table = Table()
+    for heading in ("name", "use", "licence", "MB", "there"):
+        table.add_column(heading, justify="right" if heading == "MB" else "left", no_wrap=heading == "name")
+    places = []
+    for network in NETWORKS.values():
+        there = find(network.name)
+        forms = network.forms if there is None else (there[0],)
+        sizes = " or ".join(f"{sum(file.size for file in form.files) / 1e6:.0f}" for form in forms)
+        table.add_row(network.name, network.use, network.licence, sizes, "absent" if there is None else "present")
+        places += [f"{network.name}: {path}" for path in (there[1] if there else ())]
+    Console().print(table)
+    # Below the table, where a long path stays in one piece.
+    typer.echo("\n".join(places) or "None is there; `spruce-audit weights pull` fetches them.")
+
+
+@weights_app.command("pull")
+def pull_weights_command(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME...")] = None,
+    every: Annotated[bool, typer.Option("--all", help="every network of the list")] = False,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="take files or archives from this folder; nothing is downloaded")
+    ] = None,
+) -> None:
+    """Fetch networks, check their SHA-256 and place them; an interrupted download goes on where it was."""
+    from audit.weights import NETWORKS, pull
+
+    if bool(names) == every:
+        raise typer.BadParameter("give the names of networks, or --all")
+    for name, paths in pull(tuple(NETWORKS) if every else tuple(names or ()), source).items():
+        typer.echo(f"{name}: {', '.join(map(str, paths))}")
+
+
+@weights_app.command("verify")
+def verify_weights_command(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None) -> None:
+    """Hash the files again; with NAME they have to be there. Exit status 2 if one is not the registered one."""
+    from audit.weights import verify
+
+    for name, paths in verify(names or ()).items():
+        typer.echo(f"{name}: {'absent' if paths is None else 'sound, ' + ', '.join(map(str, paths))}")
 
 
 def main() -> None:

@@ -78,10 +78,10 @@ def gather(
         queries=queries,
         inversions=inversion.images,
         embedded_inversions=embed_all(ground.network, inversion.images, 256, device),
-        canonical_inversions={n.name: embed_all(n, inversion.images, 32, device) for n in ground.inception},
+        canonical_inversions={n.name: embed_all(n, inversion.images, 32, device) for n in ground.canonical},
         regions={name: rows.region(name) for name in names},
         network=ground.network,
-        canonical=ground.inception,
+        canonical=ground.canonical,
         class_names=rows.class_names,
         device=device,
     )
@@ -106,5 +106,5 @@ def _real_targets(
     nearest = torch.full((len(queries),), torch.inf)
     for batch, _, _ in images.batches(256):
         nearest = torch.minimum(nearest, nearest_distance(queries, batch)[0])
-    canonical = {n.name: embed_with_bar(n, images, device, f"{n.name} of real '{name}'") for n in ground.inception}
+    canonical = {n.name: embed_with_bar(n, images, device, f"{n.name} of real '{name}'") for n in ground.canonical}
     return RealTargets(name, embedded[rows], canonical, nearest)

@@ -13,7 +13,7 @@ from audit.errors import GeneratorError, MetricError
 from audit.generator.features import DiscriminatorFeatures
 from audit.generator.load import LoadedGenerator, check_fits, load_generator
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
-from audit.metrics.canonical import LPIPS_SMALLEST, Lpips, available, load_inception, load_lpips
+from audit.metrics.canonical import LPIPS_SMALLEST, Lpips, available, load_clip, load_inception, load_lpips
 from audit.metrics.embedding import Embedder, FeatureNetwork
 from audit.metrics.phantom_factors import load_phantom_factors
 from audit.results import NotComputed
@@ -26,7 +26,7 @@ class Ground:
     loaded: LoadedGenerator
     encoder: Encoder | None
     network: FeatureNetwork
-    inception: list[Embedder]
+    canonical: list[Embedder]
     lpips: Lpips | None
     missing: list[NotComputed]
 
@@ -47,19 +47,28 @@ def load_ground(config: AuditConfig, data: AuditSet, device: torch.device) -> Gr
         encoder = load_encoder(encoder_path, device)
         encoder.check_generator(loaded.generator)
     missing: list[NotComputed] = []
-    inception: list[Embedder] = []
+    canonical: list[Embedder] = []
     lpips: Lpips | None = None
     if config.metrics.canonical != "off":
         there = available()
-        wanted = {"inception-v3-fid": "FID in Inception-v3", "lpips-v0.1-vgg": "LPIPS v0.1 (VGG-16)"}
+        wanted = {
+            "inception-v3-fid": "FID in Inception-v3",
+            "lpips-v0.1-vgg": "LPIPS v0.1 (VGG-16)",
+            "clip-vit-large-patch14-336": "CMMD in CLIP ViT-L/14-336",
+        }
         for key, what in wanted.items():
             if isinstance(there[key], str):
                 missing.append(NotComputed(what=what, why=str(there[key])))
         if config.metrics.canonical == "require" and missing:
-            raise MetricError(f"metrics.canonical is 'require' but {missing[0].what} is not there: {missing[0].why}.")
-        missing.append(NotComputed(what="CMMD in CLIP ViT-L/14-336", why=str(there["clip"])))
+            absent = [key for key in wanted if isinstance(there[key], str)]
+            raise MetricError(
+                f"metrics.canonical is 'require' but the weights of {', '.join(m.what for m in missing)} are not "
+                f"there: run `spruce-audit weights pull {' '.join(absent)}`."
+            )
         if not isinstance(there["inception-v3-fid"], str):
-            inception.append(load_inception().to(device))
+            canonical.append(load_inception().to(device))
+        if not isinstance(there["clip-vit-large-patch14-336"], str):
+            canonical.append(load_clip().to(device))
         if not isinstance(there["lpips-v0.1-vgg"], str):
             side = min(data.image_shape[1:])
             if side >= LPIPS_SMALLEST["vgg"]:
@@ -68,7 +77,7 @@ def load_ground(config: AuditConfig, data: AuditSet, device: torch.device) -> Gr
                 missing.append(NotComputed(what=wanted["lpips-v0.1-vgg"], why=f"images of side {side} are too small"))
     network = domain_embedding(config.metrics.embedding, config.data.is_phantom, loaded, device)
     network.embed(torch.zeros(1, *data.image_shape, device=device))  # a wrong size is said before the long stages
-    return Ground(loaded, encoder, network, inception, lpips, missing)
+    return Ground(loaded, encoder, network, canonical, lpips, missing)
 
 
 def domain_embedding(wanted: str, phantom: bool, loaded: LoadedGenerator, device: torch.device) -> FeatureNetwork:

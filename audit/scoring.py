@@ -11,6 +11,7 @@ from audit.common import MAIN_REGION, Common
 from audit.config import AuditConfig
 from audit.counterfactual.spruce import Counterfactuals
 from audit.errors import MetricError
+from audit.metrics.cmmd import metric_name
 from audit.metrics.distribution import distribution_row
 from audit.metrics.edit import changed_share, edit_map, mean_absolute
 from audit.metrics.embedding import embed_all, named
@@ -83,10 +84,13 @@ def _distributions(
                 tables[row.metric].append(row)
             for network in common.canonical:
                 made, before = canonical[network.name][rows], common.canonical_inversions[network.name][rows]
-                row = distribution_row(
-                    "fid", network, made, before, real.canonical[network.name], real.name, generator(), fewest
-                )
-                tables["fid"].append(row)
+                # Each canonical network stands for one metric: CLIP for CMMD, Inception for FID.
+                for kind, estimator in kinds[1:] if metric_name(network.name) == "cmmd" else kinds[:1]:
+                    row = distribution_row(
+                        kind, network, made, before, real.canonical[network.name], real.name, generator(), fewest,
+                        estimator,
+                    )  # fmt: skip
+                    tables[row.metric].append(row)
             kernels.append(
                 target_kernels(
                     real.name, rows, embedded[rows], inverted, real.embedded, found.flipped[rows], generator(), fewest

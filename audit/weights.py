@@ -354,3 +354,20 @@ def _pull_network(wanted: Network, given: Path | None, kept: set[Path]) -> tuple
         f"The network {wanted.name} is not placed in '{folder}' because {source} ({'; '.join(failures)}): "
         f"put {choice} there by hand, or give a folder that holds it with --from."
     )
+
+
+def verify(names: Sequence[str] = ()) -> dict[str, tuple[Path, ...] | None]:
+    """Hash the files of `names` again, or of all networks: their paths, None where a network is absent.
+
+    Raises WeightsError for a file that is not the registered one, and for an absent network that was named.
+    """
+    found: dict[str, tuple[Path, ...] | None] = {}
+    for name in names or NETWORKS:
+        there = find(name)
+        if there is None and names:
+            raise WeightsError(f"The network {name} is not there: {absence(name)}.")
+        if there is not None:
+            for file, path in zip(there[0].files, there[1], strict=True):
+                checked(file, path)
+        found[name] = None if there is None else there[1]
+    return found
