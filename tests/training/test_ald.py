@@ -7,6 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.nn import functional
 
 from audit.training.adversarial import (
     InnerProblem,
@@ -176,12 +177,18 @@ def test_particles_stay_in_the_ball_and_differ(base: Base, norm: str) -> None:
     assert torch.cdist(offset.transpose(0, 1), offset.transpose(0, 1))[:, 0, 1:].min() > 1e-3
 
 
-def test_repulsion_spreads_the_particles_further_than_independent_attacks() -> None:
-    def spread(bandwidth: Bandwidth) -> Tensor:
-        found = particles(4, "trades", bandwidth).flatten(2).transpose(0, 1)
-        return torch.cdist(found, found).square().mean()
+def test_repulsion_spreads_the_particles_at_the_price_of_their_loss() -> None:
+    clean = network()(batch()[0]).softmax(dim=1)
 
-    assert spread("median") > spread(1e-6)
+    def spread_and_loss(bandwidth: Bandwidth) -> tuple[float, float]:
+        found = particles(4, "trades", bandwidth)
+        offsets = found.flatten(2).transpose(0, 1)
+        loss = [functional.kl_div(network()(x).log_softmax(dim=1), clean, reduction="batchmean") for x in found]
+        return torch.cdist(offsets, offsets).square().mean().item(), torch.stack(loss).mean().item()
+
+    (wide, weaker), (narrow, stronger) = spread_and_loss("median"), spread_and_loss(1e-6)
+    assert wide > narrow
+    assert weaker < stronger
 
 
 def test_median_heuristic_follows_the_distances_of_each_image() -> None:
