@@ -27,7 +27,7 @@ def test_help_and_version(run):
     assert run("--version")[1].startswith("spruce-audit ")
     status, text = run("--help")
     assert status == 0
-    for command in ("run", "demo", "report", "gate", "train"):
+    for command in ("run", "demo", "report", "gate", "train", "generator"):
         assert command in text
 
 
@@ -68,6 +68,9 @@ def test_train_classifier_and_factors(run, tmp_path):
         (("report", "none.json"), "none.json.*does not exist"),
         (("gate", "none.json", "--policy", "none.toml"), "does not exist"),
         (("train", "generator", "none.toml"), "does not exist"),
+        (("generator", "inspect", "none.pkl"), "none.pkl.*does not exist"),
+        (("generator", "convert", "none.pt", "--out", "x.safetensors"), "none.pt.*does not exist"),
+        (("generator", "sample", "embedded:none", "--out", "x.png"), "none.*phantom"),
     ],
 )
 def test_a_missing_file_is_one_sentence_and_status_2(arguments, said, monkeypatch, capsys, tmp_path):

@@ -84,10 +84,14 @@ def open_pickle(path: Path) -> Pickled | None:
     if start[:1] != b"\x80":
         raise Refused("it is neither safetensors, nor a file of torch, nor a StyleGAN2-ADA snapshot")
     data = path.read_bytes()
-    if read_pickle(io.BytesIO(data)).value == MAGIC:
+    source = io.BytesIO(data)
+    content = read_pickle(source)
+    if content.value == MAGIC:
         archive = read_sequential(data)
         return Pickled("torch", archive.content, archive, len(data))
-    return Pickled("stylegan2-ada", official_pickle.read_snapshot(data), None, len(data))
+    if source.tell() != len(data):
+        raise Refused("bytes follow the end of its pickle")
+    return Pickled("stylegan2-ada", content, None, len(data))
 
 
 def read_contents(path: Path) -> Contents:

@@ -90,7 +90,7 @@ def infer_generator(state: Mapping[str, Tensor]) -> dict[str, Any]:
 def infer_discriminator(state: Mapping[str, Tensor], mbstd_group: int = 4) -> dict[str, Any]:
     """Return the arguments of `Discriminator` that fit `state`; raises Refused as `infer_generator` does."""
     resolutions = _blocks(state, r"b(\d+)\.conv0\.weight$", 8)
-    if f"b{resolutions[0]}.skip.weight" not in state:
+    if any(f"b{r}.skip.weight" not in state for r in resolutions):
         raise Refused("its discriminator is not residual, and only the residual architecture is supported")
     widths = {r: _shape(state, f"b{r}.conv0.weight", 4)[0] for r in resolutions}
     widths[4], inputs = _shape(state, "b4.conv.weight", 4)[:2]

@@ -1,20 +1,19 @@
 """Official StyleGAN2-ADA snapshots (`network-snapshot-*.pkl`) without running the source code that they embed.
 
 Such a file is a pickled dictionary with the networks `G`, `D` and `G_ema`. Every module in it is a *persistent object*:
-a call of a reconstruction function with one dictionary `type, version, module_src, class_name, state`, where
-`module_src` is the Python source that the usual reader executes. Here the pickle is plain data (`audit.generator.plain_pickle`), the
+a call of a reconstruction function with one dictionary `type, version, module_src, class_name, state`. `module_src` is
+Python source, which the usual reader executes. Here the pickle is plain data (`audit.generator.plain_pickle`), the
 source is only measured, and `state` gives tensors by dotted names and the arguments that the network was made with.
 Written from the description of the file format; no code of that project was read.
 """
 
-import io
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from audit.generator.plain_pickle import Call, Name, Plain, Refused, read_pickle
+from audit.generator.plain_pickle import Call, Name, Plain, Refused
 from audit.generator.torch_archive import TENSOR_GLOBALS, Tensors, entries_of, read_sequential, refuse_unknown
 
 RECONSTRUCT = "_reconstruct_persistent_obj"
@@ -49,15 +48,6 @@ def allowed(name: Name) -> bool:
 def _is_reconstruction(name: Name) -> bool:
     module, function = name
     return function == RECONSTRUCT and (module == "persistence" or module.endswith(".persistence"))
-
-
-def read_snapshot(data: bytes) -> Plain:
-    """Read the pickle of a snapshot as plain data; raises Refused if it is damaged."""
-    source = io.BytesIO(data)
-    content = read_pickle(source)
-    if source.tell() != len(data):
-        raise Refused("bytes follow the end of its pickle")
-    return content
 
 
 def networks_of(content: Plain, size: int) -> dict[str, Network]:

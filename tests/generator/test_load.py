@@ -1,8 +1,12 @@
 """Generator files: round trip, hashes, and one clear sentence for every kind of damage."""
 
+import json
+import zipfile
+
 import pytest
 import torch
 from safetensors.torch import save_file
+from support_generators import tiny
 from torch.testing import assert_close
 
 from audit.errors import GeneratorError
@@ -72,3 +76,84 @@ def test_other_sizes_are_refused_with_the_remedy(networks):
     check_fits(networks[0], (1, 16, 16))
     with pytest.raises(GeneratorError, match=r"data\.image_size = 16"):
         check_fits(networks[0], (1, 32, 32))
+
+
+def test_foreign_layouts_open_by_inference(tmp_path):
+    g, d = tiny(c_dim=2)
+    states = {"G.": g.state_dict(), "D.": d.state_dict()}
+    flat = {prefix + k: v for prefix, state in states.items() for k, v in state.items()}
+    save_file({k: v.contiguous() for k, v in flat.items()}, tmp_path / "prefixed.safetensors")
+    save_file({k: v.contiguous() for k, v in g.state_dict().items()}, tmp_path / "bare.safetensors")
+    torch.save(flat, tmp_path / "flat.pt")
+    old = {k: v + 1 for k, v in g.state_dict().items()}
+    nested = {"G": old, "G_ema": g.state_dict(), "D": d.state_dict(), "step": 3, "name": "x"}
+    torch.save(nested, tmp_path / "nested.pt", _use_new_zipfile_serialization=False)
+    z, c = torch.randn(2, 6, generator=torch.Generator().manual_seed(0)), torch.eye(2)
+    for name in ("prefixed.safetensors", "bare.safetensors", "flat.pt", "nested.pt"):
+        loaded = load_generator(tmp_path / name)
+        assert_close(loaded.generator(z, c=c), g(z, c=c), rtol=0, atol=0)
+        assert (loaded.discriminator is None) == name.startswith("bare")
+        assert loaded.notes == ()
+
+
+def test_loading_leaves_the_global_stream_alone(networks, tmp_path):
+    save_generator(tmp_path / "g.safetensors", *networks, {})
+    before = torch.get_rng_state()
+    load_generator(tmp_path / "g.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("generator", {"resolution": 1024}, "resolution = 1024"),
+        ("generator", {"mapping_layers": 10**9}, "mapping_layers"),
+        ("generator", {"channel_max": 10**9, "channel_base": 10**12}, "shape|cannot be built"),
+        ("generator", {"surprise": 1}, "cannot be built"),
+        ("generator", [1], "no JSON object"),
+        ("discriminator", {"channels": 3}, "channels = 3"),
+    ],
+)
+def test_an_architecture_that_the_tensors_do_not_have_is_refused(networks, tmp_path, key, value, said):
+    g, d = networks
+    changed = json.dumps(value if isinstance(value, list) else (g if key == "generator" else d).settings | value)
+    save_generator(tmp_path / "g.safetensors", g, d, {key: changed})
+    with pytest.raises(GeneratorError, match=said):
+        load_generator(tmp_path / "g.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"synthesis.b8.conv0.bias": torch.ones(3)}, "shape"),
+        ({"synthesis.b8.conv0.bias": torch.ones(8, dtype=torch.int64)}, "int64"),
+        ({"synthesis.b8.conv0.bias": None}, "missing"),
+        ({"synthesis.b8.conv0.gate": torch.ones(8)}, "no place"),
+    ],
+)
+def test_the_first_tensor_that_does_not_fit_is_named(networks, tmp_path, change, said):
+    state = {k: v for k, v in (networks[0].state_dict() | change).items() if v is not None}
+    torch.save(state, tmp_path / "g.pt")
+    with pytest.raises(GeneratorError, match=f"synthesis.b8.conv0.*{said}|{said}.*synthesis.b8.conv0"):
+        load_generator(tmp_path / "g.pt")
+
+
+def test_zip_files_that_torch_does_not_write_are_refused(networks, tmp_path):
+    whole = tmp_path / "g.pt"
+    torch.save(networks[0].state_dict(), whole)
+    with zipfile.ZipFile(whole) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+
+    def refuse(said, compression=zipfile.ZIP_STORED, **changes):
+        with zipfile.ZipFile(tmp_path / "x.pt", "w", compression) as file:
+            for name, data in (members | {f"g/{k}": v for k, v in changes.items()}).items():
+                file.writestr(name, data)
+        with pytest.raises(GeneratorError, match=said):
+            load_generator(tmp_path / "x.pt")
+
+    refuse("compressed", zipfile.ZIP_DEFLATED)
+    refuse("byte order", byteorder=b"big")
+    refuse("claims .* bytes that are not there", **{"data/0": b"\0" * 8})
+    (tmp_path / "x.pt").write_bytes(whole.read_bytes()[:-100])
+    with pytest.raises(GeneratorError, match="zip"):
+        load_generator(tmp_path / "x.pt")
