@@ -51,7 +51,7 @@ def passes(network: nn.Module) -> tuple[list[int], list[int]]:
 
 def test_checkpoints_are_those_of_the_paper() -> None:
     assert checkpoints(100) == [22, 41, 57, 70, 80, 87, 93, 99]
-    assert checkpoints(10) == [3, 5, 6, 7, 8, 9]
+    assert checkpoints(40) == [8, 15, 21, 26, 30, 33, 35, 37, 39]
     assert checkpoints(1) == []
 
 

@@ -101,6 +101,106 @@ def test_success_is_never_lost_with_more_steps_or_restarts() -> None:
     assert not fooled[0].all()
 
 
+def plain_loop(
+    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, steps: int, norm: str, momentum: float
+) -> list[torch.Tensor]:
+    """All iterates of the textbook loop: nobody leaves, nothing is kept."""
+    offset = random_offset(images.shape, eps, norm, torch.Generator().manual_seed(2))
+    iterates, velocity = [project(images + offset, images, eps, norm)], torch.zeros_like(images)
+    for _ in range(steps):
+        current = iterates[-1].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(functional.cross_entropy(network(current), labels, reduction="sum"), current)
+        if momentum:
+            velocity = momentum * velocity + gradient / gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
+        step = ascent(velocity if momentum else gradient, 2.5 * eps / steps, norm)
+        iterates.append(project(current.detach() + step, images, eps, norm))
+    return iterates
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_result_is_the_first_that_fools_or_the_best_iterate_of_the_plain_loop(norm: str, momentum: float) -> None:
+    network, images, labels = case(48, seed=3)
+    eps = 0.08 if norm == "Linf" else 0.3
+    out = pgd_attack(
+        network,
+        images,
+        labels,
+        eps=eps,
+        steps=6,
+        norm=norm,
+        momentum=momentum,
+        generator=torch.Generator().manual_seed(2),
+    )
+    iterates = torch.stack(plain_loop(network, images, labels, eps, 6, norm, momentum))
+    logits = network(iterates.flatten(0, 1)).detach()
+    losses = functional.cross_entropy(logits, labels.repeat(7), reduction="none").reshape(7, -1)
+    wrong = (logits.argmax(dim=1) != labels.repeat(7)).reshape(7, -1)
+    chosen = torch.where(wrong.any(dim=0), wrong.int().argmax(dim=0), losses.argmax(dim=0))
+    assert 0 < int(wrong.any(dim=0).sum()) < 48
+    # Packing rounds sums otherwise, so that a gradient near 0 may turn its sign.
+    same = (out - iterates[chosen, torch.arange(48)]).abs().amax(dim=(1, 2, 3)) < 1e-5
+    assert same.float().mean() > 0.95
+
+
+def test_momentum_carries_a_sample_over_a_flat_stretch() -> None:
+    class Ledge(nn.Module):
+        """Two classes; the second's logit rises with the mean up to 0.5, is flat to 0.6, and rises again."""
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            mean = images.flatten(1).mean(dim=1)
+            height = mean.clamp_max(0.5) + 10 * (mean - 0.6).clamp_min(0)
+            return torch.stack([torch.full_like(height, 1.0), height], dim=1)
+
+    images, labels = torch.full((8, 1, 4, 4), 0.4), torch.zeros(8, dtype=torch.int64)
+    fooled = []
+    for momentum in (0.0, 1.0):
+        out = pgd_attack(
+            Ledge(),
+            images,
+            labels,
+            eps=0.4,
+            steps=12,
+            step_size=0.04,
+            momentum=momentum,
+            generator=torch.Generator().manual_seed(0),
+        )
+        fooled.append(int(Ledge()(out).argmax(dim=1).sum()))
+    assert fooled == [0, 8]
+
+
+def test_a_later_restart_never_touches_a_fooled_sample() -> None:
+    network, images, labels = case(64, seed=3)
+    outs = [
+        pgd_attack(
+            network,
+            images,
+            labels,
+            eps=0.05,
+            steps=3,
+            restarts=restarts,
+            momentum=0.5,
+            generator=torch.Generator().manual_seed(1),
+        )
+        for restarts in (1, 5)
+    ]
+    fooled = [network(out).argmax(dim=1) != labels for out in outs]
+    assert 0 < int(fooled[0].sum()) < 64
+    assert torch.equal(outs[1][fooled[0]], outs[0][fooled[0]])
+    losses = [functional.cross_entropy(network(out), labels, reduction="none") for out in outs]
+    assert (losses[1] >= losses[0] - 1e-6)[~fooled[1]].all()
+
+
+def test_a_gradient_that_is_not_finite_is_refused() -> None:
+    class Rooted(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.flatten(1)[:, :3] + (images.flatten(1)[:, :3] * 0).sqrt()
+
+    images = torch.rand(4, 1, 6, 6)
+    with pytest.raises(ClassifierError, match="gradient"):
+        pgd_attack(Rooted(), images, Rooted()(images).argmax(dim=1), eps=1e-3, steps=2, generator=torch.Generator())
+
+
 def test_kept_iterate_has_higher_loss_than_the_image() -> None:
     network, images, labels = case(32, seed=5)
     out = pgd_attack(network, images, labels, eps=0.01, steps=5, generator=torch.Generator().manual_seed(0))
@@ -160,6 +260,8 @@ def test_equal_generators_give_equal_attacks() -> None:
         ({"eps": 8.0}, "eps"),
         ({"eps": 0.0}, "eps"),
         ({"steps": 0}, "at least 1 step"),
+        ({"momentum": -0.5}, "momentum"),
+        ({"momentum": float("nan")}, "momentum"),
     ],
 )
 def test_bad_input_is_refused_in_one_sentence(change: dict, words: str) -> None:
