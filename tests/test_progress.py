@@ -45,7 +45,7 @@ def test_on_a_terminal_the_stage_is_named_and_stdout_stays_clean(
     with open(follower, "w", encoding="utf-8") as terminal:
         monkeypatch.setattr(sys, "stderr", terminal)
         assert sum(track([1, 2, 3], "Adding numbers", 3)) == 6
-        with stage_progress("Filling up", 2.5) as advance:
+        with stage_progress("Filling up", 2.5, unit="kimg") as advance:
             advance(2)
             advance(0.5)
     shown = _drain(leader)
@@ -53,3 +53,4 @@ def test_on_a_terminal_the_stage_is_named_and_stdout_stays_clean(
     assert "Adding numbers" in shown
     assert "3/3" in shown
     assert "Filling up" in shown
+    assert "kimg/s" in shown

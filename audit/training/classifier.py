@@ -13,12 +13,12 @@ from audit.classifiers.trace import first_line
 from audit.config import RobustnessConfig
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
+from audit.distributed import workers
 from audit.errors import ClassifierError, ConfigError
 from audit.robustness.clean import clean_metrics
 from audit.robustness.evaluate import robust_accuracy
 from audit.training.card import save_weights, write_card
 from audit.training.config import ClassifierTrainConfig
-from audit.training.distributed import workers
 from audit.training.initial import initial_network
 from audit.training.loop import Outcome, Task, train
 from audit.training.objectives import objective_of

@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from audit.checkpoint import load_checkpoint, save_checkpoint
+from audit.distributed import ALONE, Workers
 from audit.errors import ConfigError
 from audit.seeds import stage_generator, stage_seed
 from audit.training.config import OptimiserConfig
-from audit.training.distributed import ALONE, Workers
 from audit.training.precision import check_precision, in_precision
 
 CHECKPOINT_SECONDS = 30.0

@@ -15,11 +15,11 @@ from torch import Tensor
 from audit.data import phantom
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
+from audit.distributed import ALONE, Workers
 from audit.errors import ConfigError
 from audit.seeds import stage_generator, stage_seed
 from audit.training.augmentation import apply, draw
 from audit.training.config import ClassifierTrainConfig
-from audit.training.distributed import ALONE, Workers
 
 MEASURED_IMAGES = 1024
 """Images on which the normalisation (and the phantom's class frequencies) are measured."""

@@ -16,11 +16,12 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from audit import distributed
+from audit.distributed import Workers, workers
 from audit.errors import ConfigError
-from audit.training import distributed, loop
+from audit.training import loop
 from audit.training.classifier import train_classifier
 from audit.training.config import OptimiserConfig, load_classifier_train_config
-from audit.training.distributed import Workers, workers
 from audit.training.loop import Task, train
 
 ROOT = Path(__file__).parents[2]

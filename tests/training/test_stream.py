@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from audit.distributed import Workers
 from audit.errors import ConfigError
 from audit.training.config import AugmentationConfig, ClassifierTrainConfig, SelectionConfig
-from audit.training.distributed import Workers
 from audit.training.stream import held_out_phantom, phantom_stream, selection_steps, set_stream, training_steps
 
 

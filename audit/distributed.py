@@ -42,11 +42,11 @@ class Workers:
         """Whether this process validates, writes files and shows progress."""
         return self.rank == 0
 
-    def part(self, n: int) -> slice:
-        """Return this process's rows of `n`; raises ConfigError if they cannot be shared out evenly."""
+    def part(self, n: int, key: str = "optimiser.batch_size") -> slice:
+        """Return this process's rows of `n`; raises ConfigError naming `key` if they cannot be shared out evenly."""
         if n % self.size:
             raise ConfigError(
-                f"A batch of {n} images cannot be shared evenly by {self.size} processes: set optimiser.batch_size to "
+                f"A batch of {n} images cannot be shared evenly by {self.size} processes: set {key} to "
                 f"a multiple of {self.size}."
             )
         each = n // self.size
@@ -56,9 +56,9 @@ class Workers:
         """Return the name under which this process draws its own random numbers; that of the first is as if alone."""
         return name if self.first else f"{name}/{self.rank}"
 
-    def progress(self, name: str, total: float) -> AbstractContextManager[Advance]:
+    def progress(self, name: str, total: float, unit: str | None = None) -> AbstractContextManager[Advance]:
         """Show a bar in the first process and none in the others."""
-        return stage_progress(name, total) if self.first else nullcontext(_silent)
+        return stage_progress(name, total, unit) if self.first else nullcontext(_silent)
 
     def average(self, tensors: Iterable[Tensor]) -> None:
         """Replace each float tensor by its mean over the processes, in place, a bucket of them at a time."""
