@@ -6,16 +6,35 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from audit.classifiers.trace import first_line
 from audit.errors import ClassifierError, MetricError
 from audit.metrics.embedding import check_images
 from audit.robustness.ball import Norm
 
 
 def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
-    """Return the classifier's logits `[N, K]`; raises ClassifierError if any is not finite."""
-    logits = classifier(images)
+    """Return the classifier's logits `[N, K]`, K >= 2.
+
+    Raises ClassifierError if the network does not take such images (their channels or size), or what it returns is no
+    such tensor or not finite.
+    """
+    name = getattr(classifier, "name", type(classifier).__name__)
+    try:
+        logits: Tensor = classifier(images)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise ClassifierError(
+            f"Classifier '{name}' cannot take images of {' x '.join(map(str, images.shape[1:]))} (channels, height, "
+            f"width): {first_line(error).rstrip('.')}."
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise ClassifierError(
+            f"Classifier '{name}' returns {found} for {len(images)} images where logits [N, K] of K >= 2 classes are "
+            "expected: give the network that ends in its linear layer."
+        )
     if not torch.isfinite(logits).all():
-        name = getattr(classifier, "name", type(classifier).__name__)
         raise ClassifierError(f"Classifier '{name}' returns NaN or infinite logits: check its weights and mean/std.")
     return logits
 
