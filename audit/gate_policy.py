@@ -126,7 +126,8 @@ def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
             table[path] = Measured(node.value)
     children: list[tuple[str, object]] = []
     if isinstance(node, Row):
-        children = [(name, getattr(node, name)) for name in type(node).model_fields]
+        # The distances of single images are no numbers to gate on.
+        children = [(name, getattr(node, name)) for name in type(node).model_fields if name != "distances_by_image"]
     elif isinstance(node, dict):
         children = [(str(key), value) for key, value in node.items()]
     elif isinstance(node, list):

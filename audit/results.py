@@ -90,7 +90,9 @@ class MinimalDistance(Row):
     largest: float = Field(description="radius beyond which was not searched")
     n: int
     standing: int = Field(description="images that no attack within `largest` fooled")
-    distances: dict[str, float | None] = Field(description="by image id; 0: misclassified as it is; None: stands")
+    distances_by_image: dict[str, float | None] = Field(
+        description="by image id; 0: misclassified as it is; None: stands"
+    )
 
 
 class Corruption(Row):

@@ -238,7 +238,7 @@ def _robust(root: Path, name: str, pgd: dict[str, Attack], region: float) -> Rob
         distances=[
             MinimalDistance(
                 norm="Linf", median=Interval(value=0.021, low=0.018, high=0.026, n=100), largest=0.25, n=100,
-                standing=3, distances={"a": 0.021, "b": None},
+                standing=3, distances_by_image={"a": 0.021, "b": None},
             )
         ],
         corruptions=Corruptions(

@@ -160,6 +160,25 @@ def test_a_baseline_of_another_instrument_is_refused(results: AuditResult, chang
     assert words in outcome.checks[0].sentence
 
 
+def test_numbers_of_robustness_are_named_by_check_norm_corruption_and_share(results: AuditResult):
+    table = metrics_of(results.models[0])
+    for path in (
+        "robust.ensemble.8/255",
+        "robust.ensemble.8/255.stages.square.standing",
+        "robust.checks.black-box-beats-white-box.value",
+        "robust.distances.Linf.median",
+        "robust.corruptions.mean_accuracy",
+        "robust.corruptions.corruptions.fog.mean",
+        "robust.corruptions.corruptions.fog.accuracy.5",
+        "robust.shift.accuracy",
+        "robust.vulnerability.smallest_share",
+        "robust.vulnerability.shares.0.1.accuracy",
+        "robust.vulnerability.regions.region.mass",
+    ):
+        assert table[path].value is not None, path
+    assert not any("by_image" in path for path in table)
+
+
 def doubted(results: AuditResult) -> AuditResult:
     robust = results.models[0].robust
     attack = robust.pgd["8/255"].model_copy(update={"untrusted": ["Gradients vanish on 40 % of the images."]})

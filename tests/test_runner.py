@@ -252,7 +252,7 @@ def test_every_kind_of_robustness_is_measured_on_the_same_images(robust_outcome)
         assert [s.attacked for s in stages[1:]] == [s.standing for s in stages[:-1]]
         assert robust.trusted is not None
         assert [d.norm for d in robust.distances] == ["Linf", "L2"]
-        assert len(robust.distances[0].distances) == 12
+        assert len(robust.distances[0].distances_by_image) == 12
         assert [c.name for c in robust.corruptions.corruptions] == ["gaussian_noise", "contrast"]
         assert robust.shift.accuracy == model.clean.accuracy
         assert robust.vulnerability.n > 0

@@ -281,5 +281,5 @@ def _distances(
         largest=largest,
         n=len(rows),
         standing=int((found == torch.inf).sum()),
-        distances={row_id: value if value < torch.inf else None for row_id, value in known},
+        distances_by_image={row_id: value if value < torch.inf else None for row_id, value in known},
     )

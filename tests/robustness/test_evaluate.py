@@ -154,7 +154,7 @@ def test_minimal_distances_are_known_for_every_image() -> None:
     data = grey_levels([0.45, 0.40, 0.30, 0.6], [0, 0, 0, 0])
     config = RobustnessConfig(n=4, eps=("0.1",), steps=10, trust=None, distance=DistanceConfig(n=4))
     (row,) = measured_robustness(Brightness(), data, config, 0, "m").robust.distances
-    found = [row.distances[str(i)] for i in range(4)]
+    found = [row.distances_by_image[str(i)] for i in range(4)]
     assert found[3] == 0
     assert found[:3] == pytest.approx([0.05, 0.1, 0.2], rel=0.03)
     assert (row.n, row.standing, row.largest) == (4, 0, pytest.approx(64 / 255))
