@@ -2,8 +2,8 @@
 
 A policy is a list of `[[rule]]` tables. Each names a metric by its dotted path in a model's result (`index`,
 `components.localisation`, `clean.accuracy`, `robust.ensemble.8/255`, `counterfactuals.regions.marker.mass`) and at
-least one bound, or asks by `above` that a model be ranked above another one. A robust accuracy that failed a trust check
-passes no bound unless the rule allows it. `benchmarks/gate.toml` is a commented example.
+least one bound, or asks by `above` that a model be ranked above another one. A robust accuracy that failed a trust
+check passes no bound unless the rule allows it. `benchmarks/gate.toml` is a commented example.
 """
 
 import math
