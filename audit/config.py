@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from fractions import Fraction
@@ -56,6 +57,27 @@ def _check_eps_l2(value: Any) -> str:
 
 EpsL2 = Annotated[str, BeforeValidator(_check_eps_l2)]
 """L2 radius, kept as written."""
+
+
+_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def _check_memory(value: Any) -> str:
+    text = str(value).strip()
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?", text, re.IGNORECASE)
+    if found is None or float(found[1]) == 0:
+        raise ValueError(f'\'{text}\' is not an amount of memory such as "2GB", "512MB" or 512 (MB)')
+    return text if found[2] else f"{text}MB"
+
+
+Memory = Annotated[str, BeforeValidator(_check_memory)]
+"""An amount of memory, `2GB`, `512MB` (powers of ten), `2GiB` or a number of MB."""
+
+
+def memory_bytes(memory: str) -> int:
+    """Return the number of bytes that a memory text such as `2GB` stands for."""
+    number = memory.rstrip("KMGIBkmgib ")
+    return int(float(number) * _UNITS[memory[len(number) :].strip().upper()])
 
 
 def eps_value(eps: str) -> float:
@@ -133,6 +155,13 @@ class InversionConfig(Section):
     pivot_steps: int = Field(80, ge=0, description="steps of W+ optimisation from the encoder's or a random code")
     pivot_lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")
     pivot_delta_weight: float = Field(3e-4, ge=0, description="pull of the pivot towards W, in the same units")
+    deltas: Literal["full", "low-rank"] = Field(
+        "full", description="form of the per-image changes of the generator's weights"
+    )
+    rank: int = Field(4, ge=1, description="rank of the change of a convolution's weights in the form low-rank")
+    max_memory: Memory = Field(
+        "2GB", description="bound on weight changes, gradients and moments of the images tuned together"
+    )
     tuning_steps: int = Field(300, ge=0, description="steps of pivotal tuning of per-image generator weights")
     tuning_lr: float = Field(5e-3, gt=0)
     stop_mse: float = Field(2e-4, ge=0, description="an image stops being tuned at this mean squared error in [0, 1]")
@@ -254,11 +283,26 @@ class RobustnessConfig(Section):
         return {} if value is True else None if value is False else value
 
 
+EMBEDDINGS = ("auto", "phantom-factors", "discriminator")
+"""Names that `metrics.embedding` knows; anything else is the file of a domain embedding."""
+
+
+def _embedding_or_path(value: str) -> str:
+    if value not in EMBEDDINGS and not value.endswith(".safetensors"):
+        near = difflib.get_close_matches(value, EMBEDDINGS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"'{value}' is no embedding: did you mean '{near}'? Or give the .safetensors file of a domain embedding"
+        )
+    return value
+
+
 class MetricsConfig(Section):
     """Embeddings and perceptual distances; each is named wherever a number rests on it."""
 
-    embedding: Literal["auto", "phantom-factors", "discriminator"] = Field(
-        "auto", description="ground of realism and the judge; auto: phantom-factors for the phantom, else discriminator"
+    embedding: Annotated[str, AfterValidator(_embedding_or_path)] = Field(
+        "auto",
+        description="ground of realism and the judge: phantom-factors, discriminator, or the .safetensors of a domain "
+        "embedding (`spruce-audit train embedding`); auto: phantom-factors for the phantom, else discriminator",
     )
     canonical: Literal["auto", "off", "require"] = Field(
         "auto", description="Inception FID, LPIPS and CMMD: where their weights are on the machine / never / or fail"
@@ -443,6 +487,7 @@ def resolve_paths(config: AuditConfig, base: Path) -> AuditConfig:
             "data": fix(config.data, ("path", "shift")),
             "generator": None if config.generator is None else fix(config.generator, ("path",)),
             "inversion": fix(config.inversion, ("encoder",)),
+            "metrics": fix(config.metrics, () if config.metrics.embedding in EMBEDDINGS else ("embedding",)),
             "classifiers": tuple(fix(c, ("checkpoint", "file", "factory")) for c in config.classifiers),
         }
     )

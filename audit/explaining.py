@@ -17,7 +17,7 @@ from audit.data.audit_set import AuditSet
 from audit.errors import ClassifierError
 from audit.ground import Ground
 from audit.inversion.invert import Inversion, invert
-from audit.inversion.storing import from_entry, to_entry
+from audit.inversion.storing import keep_in, keep_without_store
 from audit.progress import stage_progress
 from audit.store import Entry, Store, hash_tensor
 
@@ -55,26 +55,23 @@ def invert_queries(
 ) -> Inversion:
     """Invert the query images once for all models; an inversion depends on generator, image and settings only."""
 
-    def compute() -> Entry:
-        with stage_progress("inversion (images)", len(queries)) as advance:
-            found = invert(
-                ground.loaded.generator, queries.to(device), config.inversion, config.seed, ground.network,
-                ground.encoder, advance,
-            )  # fmt: skip
-        return to_entry(found)
-
-    entry = _cached(
-        store,
-        "inversion",
-        compute,
-        generator=ground.loaded.sha256,
-        encoder=ground.encoder_sha256,
-        embedding=ground.network.weights_sha256,
-        images=queries,
-        settings=config.inversion,
-        seed=config.seed,
+    keep = (
+        keep_without_store()
+        if store is None
+        else keep_in(
+            store,
+            generator=ground.loaded.sha256,
+            encoder=ground.encoder_sha256,
+            embedding=ground.network.weights_sha256,
+            settings=config.inversion,
+            seed=config.seed,
+        )
     )
-    return from_entry(entry)
+    with stage_progress("inversion (images)", len(queries)) as advance:
+        return invert(
+            ground.loaded.generator, queries, config.inversion, config.seed, ground.network, ground.encoder, advance,
+            keep,
+        )  # fmt: skip
 
 
 @torch.no_grad()

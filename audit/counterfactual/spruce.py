@@ -11,6 +11,7 @@ gradients clipped image by image, and AdamW works element by element. Its weight
 the origin and not to the pivot.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Protocol
 
@@ -25,6 +26,7 @@ from audit.counterfactual.exceptional import Calibration, expected_features
 from audit.counterfactual.iterates import Iterates, goal_of
 from audit.generator.networks import Generator
 from audit.inversion.codes import random_codes, spread
+from audit.inversion.deltas import Rows
 from audit.metrics.embedding import FeatureNetwork
 from audit.metrics.perceptual import distance_of_maps, unit_channels
 from audit.progress import Advance
@@ -48,7 +50,7 @@ class Inverted(Protocol):
     @property
     def pivots(self) -> Tensor: ...
     @property
-    def deltas(self) -> dict[str, Tensor]: ...
+    def deltas(self) -> Mapping[str, Rows]: ...
     @property
     def images(self) -> Tensor: ...
 

@@ -3,21 +3,23 @@
 Source: thesis 001 section 5.5; stages and their order as in Roich et al. (2021).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from audit.config import InversionConfig
+from audit.config import InversionConfig, memory_bytes
 from audit.errors import DataError, GeneratorError
 from audit.generator.load import check_fits
 from audit.generator.networks import Generator
 from audit.inversion.codes import candidate_codes, nearest_codes, spread
+from audit.inversion.deltas import NOTHING, Deltas, joined, layout_of
 from audit.inversion.encoder import Encoder
 from audit.inversion.loss import squared_error, targets_of
 from audit.inversion.pivot import optimise_pivots
-from audit.inversion.pivotal import tune
+from audit.inversion.pivotal import images_at_once, tune
 from audit.metrics.embedding import FeatureNetwork, check_images
 from audit.metrics.perceptual import perceptual_distance
 from audit.progress import Advance
@@ -29,13 +31,13 @@ DRAWN_AT_ONCE = 64
 class Inversion:
     """Codes and tuned weights that draw given images, with the error after every stage.
 
-    `pivots` `[N, L, w]`; `deltas` additions to the generator's weights by name `[N, *shape]`, empty where nothing was
+    `pivots` `[N, L, w]`; `deltas` additions to the generator's weights, read by name and image, empty where nothing was
     tuned; `images` `[N, C, R, R]` in [0, 1]; mean squared errors `[N]` of images in [0, 1]. `invert` leaves all on
     the CPU: tuned weights of many images are larger than an accelerator's memory.
     """
 
     pivots: Tensor
-    deltas: dict[str, Tensor]
+    deltas: Deltas
     images: Tensor
     mse: Tensor
     perceptual: Tensor | None
@@ -48,7 +50,7 @@ class Inversion:
         rows = torch.as_tensor(indices, device=self.pivots.device)
         return Inversion(
             pivots=self.pivots[rows],
-            deltas={name: value[rows] for name, value in self.deltas.items()},
+            deltas=self.deltas.select(rows) if self.deltas else NOTHING,
             images=self.images[rows],
             mse=self.mse[rows],
             perceptual=None if self.perceptual is None else self.perceptual[rows],
@@ -66,7 +68,7 @@ def to_cpu(part: Inversion) -> Inversion:
 
     return Inversion(
         pivots=part.pivots.cpu(),
-        deltas={name: value.cpu() for name, value in part.deltas.items()},
+        deltas=part.deltas.cpu(),
         images=part.images.cpu(),
         mse=part.mse.cpu(),
         perceptual=optional(part.perceptual),
@@ -85,7 +87,7 @@ def join(parts: Sequence[Inversion]) -> Inversion:
 
     return Inversion(
         pivots=torch.cat([p.pivots for p in parts]),
-        deltas={name: torch.cat([p.deltas[name] for p in parts]) for name in parts[0].deltas},
+        deltas=joined([p.deltas for p in parts]),
         images=torch.cat([p.images for p in parts]),
         mse=torch.cat([p.mse for p in parts]),
         perceptual=optional([p.perceptual for p in parts]),
@@ -95,11 +97,19 @@ def join(parts: Sequence[Inversion]) -> Inversion:
     )
 
 
+Keep = Callable[[Tensor, Callable[[], Inversion]], Inversion]
+"""Takes the images of a chunk and what inverts them; returns their inversion, perhaps out of a store."""
+
+
 class _Units:
     """Spread the steps of a chunk over its images, so that a bar of images moves evenly."""
 
-    def __init__(self, advance: Advance | None, images: int, steps: int):
-        self._advance, self._left, self._share = advance, float(images), images / max(steps, 1)
+    def __init__(self, advance: Advance | None, images: int):
+        self._advance, self._left, self._images = advance, float(images), images
+        self._share = 0.0
+
+    def expect(self, steps: int) -> None:
+        self._share = self._images / max(steps, 1)
 
     def step(self) -> None:
         amount = min(self._share, self._left)
@@ -110,6 +120,7 @@ class _Units:
     def finish(self) -> None:
         if self._advance is not None:
             self._advance(self._left)
+        self._left = 0.0
 
 
 def invert(
@@ -120,13 +131,16 @@ def invert(
     perceptual: FeatureNetwork | None,
     encoder: Encoder | None = None,
     advance: Advance | None = None,
+    keep: Keep = lambda _, compute: compute(),
 ) -> Inversion:
-    """Invert `images` `[N, C, R, R]` in [0, 1], `config.batch_size` at a time, on the generator's device.
+    """Invert `images` `[N, C, R, R]` in [0, 1] on the generator's device, in chunks of at most `config.batch_size` that
+    keep to `config.max_memory`.
 
     Start: the encoder's code, else the best of a seeded set of random codes. Then, by `config.method`: nothing more
     (`encoder`), optimisation of the pivot (`optimise`), or that and pivotal tuning (`pti`). An image's inversion does
-    not depend on the others. `advance` is told images done, in fractions. Raises GeneratorError if the sizes
-    differ, the encoder is missing or belongs to another generator, or an image diverges; DataError without images.
+    not depend on the others. `advance` is told images done, in fractions; `keep` may put a chunk away as soon as it is
+    done. Raises GeneratorError if the sizes differ, the encoder is missing or belongs to another generator, not one
+    image fits the memory, or an image diverges; DataError without images.
     """
     check_images(images, "images to invert")
     if len(images) == 0:
@@ -138,30 +152,46 @@ def invert(
         raise GeneratorError(
             'inversion.method = "encoder" needs an encoder: set inversion.encoder, or choose "pti" or "optimise".'
         )
-    codes = candidate_codes(generator, seed)
-    drawn = None
-    if encoder is None:
-        with torch.no_grad():
-            drawn = torch.cat(
-                [
-                    generator.images(part[:, None].expand(-1, generator.num_ws, -1))
-                    for part in codes.split(DRAWN_AT_ONCE)
-                ]
-            )
+    at_once = config.batch_size
+    if config.method == "pti":
+        layout = layout_of(generator, config.deltas, config.rank)
+        at_once = images_at_once(layout, at_once, memory_bytes(config.max_memory))
+    starts = _Starts(generator, encoder, seed)
     parts = []
-    for given in images.split(config.batch_size):
-        chunk = given.to(codes.device)
-        with torch.no_grad():
-            if encoder is not None:
-                start = encoder(chunk)
-            else:
-                assert drawn is not None
-                start = nearest_codes(chunk, codes, drawn)[:, None].expand(-1, generator.num_ws, -1)
-        found = _invert_chunk(
-            generator, chunk, start, encoder is not None, config, seed, perceptual, spread(codes), advance
-        )
-        parts.append(to_cpu(found))
+    for given in images.split(at_once):
+        units = _Units(advance, len(given))
+
+        def compute(given: Tensor = given, units: _Units = units) -> Inversion:
+            chunk = given.to(starts.codes.device)
+            start = starts.of(chunk)
+            encoded = encoder is not None
+            return to_cpu(_invert_chunk(generator, chunk, start, encoded, config, seed, perceptual, starts.unit, units))
+
+        parts.append(keep(given, compute))
+        units.finish()
     return join(parts)
+
+
+class _Starts:
+    """Where inversions start: the encoder's code, else the nearest of a seeded set of random ones."""
+
+    def __init__(self, generator: Generator, encoder: Encoder | None, seed: int):
+        self._generator, self._encoder = generator, encoder
+        self.codes = candidate_codes(generator, seed)
+        self.unit = spread(self.codes)
+
+    @cached_property
+    def _drawn(self) -> Tensor:
+        layers = self._generator.num_ws
+        parts = self.codes.split(DRAWN_AT_ONCE)
+        return torch.cat([self._generator.images(part[:, None].expand(-1, layers, -1)) for part in parts])
+
+    @torch.no_grad()
+    def of(self, images: Tensor) -> Tensor:
+        """Codes `[N, L, w]` to start from."""
+        if self._encoder is not None:
+            return self._encoder(images)
+        return nearest_codes(images, self.codes, self._drawn)[:, None].expand(-1, self._generator.num_ws, -1)
 
 
 def _invert_chunk(
@@ -173,18 +203,18 @@ def _invert_chunk(
     seed: int,
     perceptual: FeatureNetwork | None,
     unit: float,
-    advance: Advance | None,
+    units: _Units,
 ) -> Inversion:
     optimised, tuned = config.method != "encoder", config.method == "pti"
     steps = (config.pivot_steps if optimised else 0) + (config.tuning_steps if tuned else 0)
-    units = _Units(advance, len(images), steps)
+    units.expect(steps)
     weighted = perceptual if config.perceptual_weight > 0 else None
     targets = targets_of(images, weighted)
-    start_mse = _errors(generator, start, {}, images)[1]
-    pivots, deltas = start.contiguous(), {}
+    start_mse = _errors(generator, start, NOTHING, images)[1]
+    pivots, deltas = start.contiguous(), NOTHING
     if optimised:
         pivots = optimise_pivots(generator, pivots, targets, config, weighted, unit, units.step)
-    drawn, pivot_mse = _errors(generator, pivots, {}, images)
+    drawn, pivot_mse = _errors(generator, pivots, NOTHING, images)
     mse = pivot_mse
     if tuned:
         deltas = tune(generator, pivots, targets, config, weighted, seed, units.step)
@@ -194,13 +224,12 @@ def _invert_chunk(
             f"Inversion of {int((~torch.isfinite(mse)).sum())} image(s) diverged: "
             "lower inversion.pivot_lr or inversion.tuning_lr."
         )
-    units.finish()
     with torch.no_grad():
         seen = None if perceptual is None else perceptual_distance(perceptual, drawn, images)
     return Inversion(pivots, deltas, drawn, mse, seen, start_mse if encoded else None, pivot_mse, config.method)
 
 
 @torch.no_grad()
-def _errors(generator: Generator, ws: Tensor, deltas: dict[str, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-    drawn = generator.images(ws, deltas=deltas or None)
+def _errors(generator: Generator, ws: Tensor, deltas: Deltas, images: Tensor) -> tuple[Tensor, Tensor]:
+    drawn = generator.images(ws, deltas=deltas.read() if deltas else None)
     return drawn, squared_error(drawn, images)

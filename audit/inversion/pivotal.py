@@ -6,22 +6,20 @@ what its images cost one by one without the overhead, and an image that is done 
 
 The locality term is evaluated at every `LOCALITY_INTERVAL`-th step with as many times the weight (as StyleGAN2 does
 with its regularisers).
-
-Memory: additions, gradient and two moments are four float32 copies of the tuned weights per image
-of a chunk, and one copy per image is kept: for a generator of 25 M weights 100 MB an image, so keep `batch_size` small.
 """
 
 from collections.abc import Callable
-from math import prod
 
 import torch
 from torch import Tensor
 
 from audit.config import InversionConfig
-from audit.generator.layers import Deltas
+from audit.errors import GeneratorError
+from audit.generator.layers import Deltas as Additions
 from audit.generator.networks import Generator
 from audit.inversion.adam import RowAdam, cosine
 from audit.inversion.codes import random_codes
+from audit.inversion.deltas import Deltas, Layout, layout_of
 from audit.inversion.loss import Targets, distance, draw, targets_of
 from audit.metrics.embedding import FeatureNetwork
 from audit.seeds import stage_generator
@@ -29,22 +27,27 @@ from audit.store import hash_tensor
 
 LOCALITY_INTERVAL = 4
 LR_FLOOR = 0.05
+ROW_COPIES = 7
+"""Copies of an image's row while it is tuned: itself, its final state, gradient, two moments, and two in passing."""
+DRAWN_COPIES = 3
+"""Copies of the additions when multiplied out: the tuned weights, their gradient, and one in passing."""
 
 
-def tuned_shapes(generator: Generator) -> dict[str, torch.Size]:
-    """Names and shapes of the synthesis parameters that are tuned: weights and biases of the convolutions and image
-    layers and the constant; the affine layers keep the meaning of the code, the noise strengths are left."""
-    return {
-        name: parameter.shape
-        for name, parameter in generator.synthesis.named_parameters()
-        if ".affine." not in name and not name.endswith("noise_strength")
-    }
+def bytes_while_tuning(layout: Layout) -> int:
+    """Bytes that an image's additions, their gradient, their moments and the tuned weights take at most."""
+    return 4 * (ROW_COPIES * layout.size + DRAWN_COPIES * layout.drawn_size)
 
 
-def unpack(rows: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
-    """View rows `[N, P]` as additions by name, `[N, *shape]` each."""
-    parts = rows.split([prod(shape) for shape in shapes.values()], 1)
-    return {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+def images_at_once(layout: Layout, wanted: int, max_memory: int) -> int:
+    """How many images (at most `wanted`) are tuned together in `max_memory` bytes. Raises GeneratorError if none."""
+    each = bytes_while_tuning(layout)
+    if each > max_memory:
+        raise GeneratorError(
+            f"Tuning one image takes {each / 1e6:.0f} MB of weights, gradients and moments, but inversion.max_memory "
+            f'allows {max_memory / 1e6:.0f} MB: raise it, or set inversion.deltas = "low-rank" with a low '
+            "inversion.rank."
+        )
+    return min(wanted, max_memory // each)
 
 
 def locality_codes(generator: Generator, pivots: Tensor, images: Tensor, steps: int, alpha: float, seed: int) -> Tensor:
@@ -67,16 +70,16 @@ def tune(
     perceptual: FeatureNetwork | None,
     seed: int,
     on_step: Callable[[], None] = lambda: None,
-) -> dict[str, Tensor]:
+) -> Deltas:
     """Tune additions to the generator's weights so that `pivots` `[N, L, w]` draw `targets`.
 
-    Returns additions by parameter name, `[N, *shape]`. An image stops at `config.stop_mse` or after
-    `config.tuning_steps`. Images do not influence one another.
+    The additions have the form `config.deltas`. An image stops at `config.stop_mse` or after `config.tuning_steps`.
+    Images do not influence one another.
     """
-    shapes = tuned_shapes(generator)
+    layout = layout_of(generator, config.deltas, config.rank)
     n, device = len(pivots), pivots.device
-    done = torch.zeros(n, sum(prod(s) for s in shapes.values()), device=device)
-    rows, active = done.clone(), torch.arange(n, device=device)
+    rows, active = layout.start(n, seed, device), torch.arange(n, device=device)
+    done = torch.empty_like(rows)
     adam = RowAdam(rows)
     held: Tensor | None = None
     if config.locality_weight > 0 and config.tuning_steps > 0:
@@ -91,7 +94,7 @@ def tune(
     for step in range(config.tuning_steps + 1):
         with torch.enable_grad():
             leaf = rows.detach().requires_grad_()
-            deltas = unpack(leaf, shapes)
+            deltas = layout.additions(leaf)
             loss, mse = weighted(draw(generator, pivots, deltas), targets)
             reached = mse.detach() <= config.stop_mse
             if reached.any() or step == config.tuning_steps:
@@ -113,11 +116,11 @@ def tune(
             held = None if held is None else held[stay]
             adam.keep(stay)
         on_step()
-    return unpack(done, shapes)
+    return Deltas(layout.shapes, [layout.split(done)])
 
 
 @torch.no_grad()
-def editability(generator: Generator, pivots: Tensor, deltas: Deltas, seed: int, share: float = 0.5) -> Tensor:
+def editability(generator: Generator, pivots: Tensor, deltas: Additions, seed: int, share: float = 0.5) -> Tensor:
     """Correlation `[N]` of the image change by a random latent step before and after tuning; 1: edits are unchanged.
 
     The step goes `share` of the way from each pivot to a random code. This is what pivotal tuning must not damage.
