@@ -34,6 +34,7 @@ from audit.generator.torch_archive import (
 
 FORMAT = "spruce-audit generator 1"
 MAX_ENTRIES, MAX_DEPTH = 100_000, 6
+WHOLE_BATCH = 2**16
 _OURS = ("mapping", "synthesis")
 _ROSINALITY = ("style", "input", "conv1", "to_rgb1", "convs", "to_rgbs", "noises")
 _MARKS = ("synthesis.b4.const", rosinality.GENERATOR_MARK)
@@ -136,7 +137,7 @@ def _from_safetensors(path: Path) -> Contents:
     group = metadata.get("mbstd_group_size", "")
     return Contents(
         networks.layout or kind, networks.generator, networks.discriminator, metadata,
-        {"mbstd_group": int(group)} if group.isdecimal() and len(group) < 6 else {},
+        {"mbstd_group": int(group)} if group.isdecimal() and len(group) < 6 and int(group) else {},
     )  # fmt: skip
 
 
@@ -213,8 +214,10 @@ def _from_snapshot(pickled: Pickled) -> Contents:
     discriminator, settings = networks.get("D"), {}
     if discriminator is not None:
         _check_settings("discriminator", discriminator.settings, notes)
-        group = (discriminator.settings.get("epilogue_kwargs") or {}).get("mbstd_group_size", 4)
-        settings["mbstd_group"] = group if isinstance(group, int) and 0 < group < 2**16 else 2**16
+        epilogue = discriminator.settings.get("epilogue_kwargs")
+        group = epilogue.get("mbstd_group_size", 4) if isinstance(epilogue, dict) else 4
+        # None stands for the whole batch.
+        settings["mbstd_group"] = group if isinstance(group, int) and 0 < group < WHOLE_BATCH else WHOLE_BATCH
     said = {"class": generator.class_name, "init_kwargs": json.dumps(generator.settings)}
     return Contents(
         "stylegan2-ada", generator.tensors, {} if discriminator is None else discriminator.tensors, said, settings,
@@ -227,7 +230,7 @@ def _check_settings(kind: str, settings: Mapping[str, Any], notes: dict[str, Non
     for key, value in settings.items():
         known = _KNOWN_VALUES[kind].get(key)
         if known is not None and value not in known:
-            raise Refused(f"its {kind} has {key} = {value!r}, and only {known[0]!r} is supported")
+            raise Refused(f"its {kind} has {key} = {str(value)[:60]}, and only {known[0]} is supported")
         if key == "conv_clamp" and value is not None:
             notes[f"activations are not clamped at {value}, as the original does for half precision"] = None
         if isinstance(value, dict):

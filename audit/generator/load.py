@@ -59,7 +59,7 @@ def _settings(inferred: dict[str, Any], said: str | None, word: str) -> dict[str
         return inferred
     try:
         settings = json.loads(said)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise Refused(f"the architecture of its {word} is no JSON object")
@@ -69,7 +69,12 @@ def _settings(inferred: dict[str, Any], said: str | None, word: str) -> dict[str
         counted.append("mapping_layers")
     for key in counted:
         if key in inferred and settings.get(key, inferred[key]) != inferred[key]:
-            raise Refused(f"it says {key} = {settings[key]!r} of its {word}, but its tensors have {inferred[key]}")
+            raise Refused(
+                f"it says {key} = {str(settings[key])[:60]} of its {word}, but its tensors have {inferred[key]}"
+            )
+    group = settings.get("mbstd_group", 1)
+    if not isinstance(group, int) or group < 1:
+        raise Refused(f"it says mbstd_group = {str(group)[:60]}, and only whole numbers from 1 upwards are possible")
     if not inferred["c_dim"] and word == "discriminator":
         settings.pop("mapping_layers", None)
     return inferred | settings

@@ -13,10 +13,14 @@ from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from audit.cli import app
+from audit.config import load_config
+from audit.data.load import load_data
 from audit.errors import GeneratorError
 from audit.generator.commands import convert_generator, inspect_generator, sample_generator
+from audit.generator.features import DiscriminatorFeatures
 from audit.generator.grid import grid_size, sample_grid, save_grid
 from audit.generator.load import load_generator, save_generator
+from audit.ground import load_ground
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def test_inspect_says_what_a_file_is(snapshot_file):
 
 def test_inspect_names_what_a_hostile_pickle_asks_for(tmp_path):
     file = tmp_path / "x.pkl"
-    file.write_bytes(pickle.dumps({"G_ema": Counter("ab"), "D": print}) + b"")
+    file.write_bytes(pickle.dumps({"G_ema": Counter("ab"), "D": print}))
     found = inspect_generator(file)
     assert found["globals_refused"] == ["builtins.print", "collections.Counter"]
     assert "asks for" in found["refused"]
@@ -108,6 +112,23 @@ def test_colour_grids_round_to_the_nearest_level(tmp_path):
     save_grid(grid, tmp_path / "g.png")
     read = torch.from_numpy(np.array(Image.open(tmp_path / "g.png"))).permute(2, 0, 1)
     assert (read / 255 - grid).abs().max() <= 0.5 / 255 + 1e-6
+
+
+def test_an_audit_stands_on_a_snapshot_as_on_the_same_weights_of_ours(tmp_path):
+    shipped = load_generator("embedded:phantom")
+    file = tmp_path / "s.pkl"
+    file.write_bytes(snapshot(shipped.generator.state_dict(), shipped.discriminator.state_dict()))
+    (tmp_path / "c.toml").write_text(
+        'name = "x"\n[data]\npath = "phantom"\n[data.phantom]\ncalibration = 60\naudit = 6\n'
+        '[generator]\npath = "s.pkl"\n'
+        '[inversion]\nencoder = "embedded:phantom"\n[metrics]\ncanonical = "off"\nembedding = "discriminator"\n'
+        '[[classifiers]]\nname = "plain"\ncheckpoint = "embedded:plain"\n'
+    )
+    config = load_config(tmp_path / "c.toml")
+    ground = load_ground(config, load_data(config.data, 0), torch.device("cpu"))
+    assert ground.loaded.format == "stylegan2-ada"
+    assert ground.encoder is not None  # it checks that the weights are those it was trained for
+    assert ground.network.weights_sha256 == DiscriminatorFeatures(shipped.discriminator).weights_sha256
 
 
 def test_a_rosinality_checkpoint_converts(tmp_path):

@@ -96,6 +96,14 @@ def test_foreign_layouts_open_by_inference(tmp_path):
         assert loaded.notes == ()
 
 
+def test_what_the_metadata_of_another_project_say_of_the_minibatch_is_taken(tmp_path):
+    g, d = tiny()
+    flat = {f"G.{k}": v for k, v in g.state_dict().items()} | {f"D.{k}": v for k, v in d.state_dict().items()}
+    for said, group in (("2", 2), ("0", 4), ("many", 4)):
+        save_file(flat, tmp_path / "x.safetensors", {"mbstd_group_size": said})
+        assert load_generator(tmp_path / "x.safetensors").discriminator.settings["mbstd_group"] == group
+
+
 def test_loading_leaves_the_global_stream_alone(networks, tmp_path):
     save_generator(tmp_path / "g.safetensors", *networks, {})
     before = torch.get_rng_state()
@@ -112,6 +120,8 @@ def test_loading_leaves_the_global_stream_alone(networks, tmp_path):
         ("generator", {"surprise": 1}, "cannot be built"),
         ("generator", [1], "no JSON object"),
         ("discriminator", {"channels": 3}, "channels = 3"),
+        ("discriminator", {"mbstd_group": 0}, "mbstd_group = 0"),
+        ("discriminator", {"resolution": "x" * 5000}, "resolution = x{60} of"),
     ],
 )
 def test_an_architecture_that_the_tensors_do_not_have_is_refused(networks, tmp_path, key, value, said):

@@ -340,6 +340,15 @@ def test_a_module_in_too_many_places_is_refused(refused):
     refused(pickled(b"}" + text("G_ema") + level + b"s"), "modules|persistent")
 
 
+@pytest.mark.parametrize(
+    ("said", "group"), [({"mbstd_group_size": 8}, 8), ({"mbstd_group_size": None}, 2**16), ([1], 4), ({}, 4)]
+)
+def test_the_group_of_the_minibatch_is_taken_from_the_settings(tmp_path, said, group):
+    g, d = tiny()
+    (tmp_path / "s.pkl").write_bytes(snapshot(g.state_dict(), d.state_dict(), d_kwargs={"epilogue_kwargs": said}))
+    assert load_generator(tmp_path / "s.pkl").discriminator.settings["mbstd_group"] == group
+
+
 def test_settings_of_any_shape_are_cut_to_a_bound():
     value = ["x"] * 64
     for _ in range(40):
@@ -366,7 +375,7 @@ def test_any_damaged_byte_gives_a_sentence_or_a_generator(tmp_path):
     whole = snapshot(g.state_dict(), None)
     dice = random.Random(0)
     outcomes = collections.Counter()
-    for _ in range(120):
+    for _ in range(60):
         data = bytearray(whole)
         for _ in range(dice.randint(1, 4)):
             data[dice.randrange(len(data) if dice.random() < 0.5 else 3000)] = dice.randrange(256)
