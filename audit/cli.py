@@ -23,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
     help="Audit image classifiers: do they decide for the right reason?",
 )  # fmt: skip
-train_app = typer.Typer(no_args_is_help=True, help="Train what an audit needs: classifiers, generator, encoder.")
+train_app = typer.Typer(no_args_is_help=True, help="Train what an audit needs: classifiers, generator, embedding.")
 app.add_typer(train_app, name="train")
 generator_app = typer.Typer(no_args_is_help=True, help="Look into generator files of any kind; runs no code they hold.")
 app.add_typer(generator_app, name="generator")
@@ -178,10 +178,32 @@ def train_factors_command(config: ConfigFile, out: Out = Path("runs/factors")) -
 
 @train_app.command("generator")
 def train_generator_command(config: ConfigFile, out: Out = Path("runs/generator")) -> None:
-    """Train a StyleGAN2-ADA generator; a killed run goes on where it was."""
-    from audit.generator.train import load_generator_train_config, run_generator_training
+    """Train a StyleGAN2-ADA generator; a killed run goes on where it was.
 
-    typer.echo(run_generator_training(load_generator_train_config(config), out))
+    For several GPUs or processes: torchrun --nproc-per-node 2 -m audit.cli train generator CONFIG.toml
+    """
+    from audit.distributed import is_first
+    from audit.generator.train import run_generator_training
+    from audit.generator.train_config import load_generator_train_config
+
+    weights = run_generator_training(load_generator_train_config(config), out)
+    if is_first():
+        typer.echo(weights)
+
+
+@train_app.command("embedding")
+def train_embedding_command(config: ConfigFile, out: Out = Path("runs/embedding")) -> None:
+    """Train a domain embedding without labels: the ground of realism for metrics.embedding, with a card.
+
+    A killed run goes on where it was; torchrun as for classifiers.
+    """
+    from audit.distributed import is_first
+    from audit.training.embedding import train_embedding
+    from audit.training.embedding_config import load_embedding_train_config
+
+    weights = train_embedding(load_embedding_train_config(config), out)
+    if is_first():
+        typer.echo(weights)
 
 
 @train_app.command("encoder")

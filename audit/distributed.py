@@ -112,6 +112,14 @@ class Workers:
         dist.broadcast(sent, src=0)
         return float(sent)
 
+    def text_of_first(self, text: Callable[[], str], device: torch.device) -> str:
+        """Return the text that `text` gives in the first process; the others do not call it."""
+        if self.size == 1:
+            return text()
+        sent = [text() if self.first else ""]
+        dist.broadcast_object_list(sent, src=0, device=device)
+        return sent[0]
+
     def check_equal(self, value: int, what: str, device: torch.device) -> None:
         """Raise ConfigError in every process if `value` is not the same in all."""
         if self.size == 1:

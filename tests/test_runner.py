@@ -19,7 +19,8 @@ from audit.config import load_config
 from audit.errors import AuditError, GeneratorError
 from audit.generator.load import save_generator
 from audit.generator.networks import Discriminator, Generator
-from audit.generator.train import GeneratorTrainConfig, run_generator_training
+from audit.generator.train import run_generator_training
+from audit.generator.train_config import GeneratorTrainConfig
 from audit.results import json_schema, read_results
 
 FACTORY = """

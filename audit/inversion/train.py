@@ -21,7 +21,8 @@ from audit.data.audit_set import AuditSet
 from audit.errors import DataError
 from audit.generator.load import check_fits
 from audit.generator.networks import Generator, logistic
-from audit.generator.train import portable, read_uint8
+from audit.generator.stream import read_uint8
+from audit.generator.train_config import portable
 from audit.inversion.adam import cosine
 from audit.inversion.codes import candidate_codes, random_codes, spread
 from audit.inversion.encoder import FORMAT, Encoder, generator_hash

@@ -10,7 +10,8 @@ import shutil
 from pathlib import Path
 
 from audit.config import load_config
-from audit.generator.train import load_generator_train_config, run_generator_training
+from audit.generator.train import run_generator_training
+from audit.generator.train_config import load_generator_train_config
 from audit.runner import run_audit
 from audit.training.classifier import train_classifier
 from audit.training.config import load_classifier_train_config

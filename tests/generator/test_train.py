@@ -12,17 +12,12 @@ from torch.testing import assert_close
 from audit.config import parse_config
 from audit.data.audit_set import AuditSet
 from audit.errors import ConfigError, DataError, GeneratorError
+from audit.generator.grid import sample_grid
 from audit.generator.load import load_generator
-from audit.generator.train import (
-    GeneratorTrainConfig,
-    generator_fid,
-    load_generator_train_config,
-    portable,
-    read_uint8,
-    run_generator_training,
-    sample_grid,
-    train_generator,
-)
+from audit.generator.snapshot import generator_fid
+from audit.generator.stream import read_uint8
+from audit.generator.train import run_generator_training, train_generator
+from audit.generator.train_config import GeneratorTrainConfig, load_generator_train_config, portable
 
 CPU = torch.device("cpu")
 
@@ -143,7 +138,7 @@ def test_a_kept_snapshot_leaves_a_picture_of_its_images(trained):
     grid = sample_grid(g, 6, 8, seed=0)
     assert_close(seen, grid[0], atol=0.5 / 255 + 1e-6, rtol=0)
     assert {f.name for f in trained.iterdir()} == {
-        "checkpoint.pt", "generator.json", "generator.safetensors", "history.jsonl", "samples.png",
+        "checkpoint.pt", "generator.json", "generator.safetensors", "history.jsonl", "samples", "samples.png",
     }  # fmt: skip
 
 

@@ -1,0 +1,128 @@
+"""What a training of the generator carries from step to step, and over a kill.
+
+Two networks, the averaged generator, two optimisers and a few numbers. Random draws are not among them: those of a step
+depend on the seed, the step and the process's number alone.
+"""
+
+import copy
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from audit.checkpoint import Resumable
+from audit.distributed import ALONE, Workers
+from audit.errors import GeneratorError
+from audit.generator.load import LoadedGenerator, load_generator
+from audit.generator.networks import Discriminator, Generator
+from audit.generator.train_config import GeneratorTrainConfig
+from audit.seeds import stage_generator, stage_seed
+
+
+class State(Resumable):
+    """Everything that a resumed run needs. `classes` is the number of classes of a conditional training, else 0."""
+
+    _modules: ClassVar[tuple[str, ...]] = ("g", "d", "ema", "g_opt", "d_opt")
+    _plain: ClassVar[tuple[str, ...]] = (
+        "p", "path_mean", "signs", "images", "step", "best_fid", "seconds", "history",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        config: GeneratorTrainConfig,
+        image_shape: tuple[int, int, int],
+        classes: int,
+        device: torch.device,
+        workers: Workers = ALONE,
+    ) -> None:
+        channels, size, width = image_shape
+        if size != width or size & (size - 1) or not 16 <= size <= 1024:
+            raise GeneratorError(
+                f"A generator needs square images whose side is a power of two from 16 to 1024, not {size}x{width}: "
+                "set data.image_size."
+            )
+        loaded = None if config.start_from is None else load_generator(config.start_from)
+        self.start_sha256 = None if loaded is None else loaded.sha256
+        # Initial weights come from a forked global stream: torch's initialisers take no generator.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            if loaded is None:
+                self.g, self.d = _fresh(config, channels, size, classes)
+            else:
+                self.g, self.d = _taken_over(config, loaded, channels, size, classes)
+        # Convolutions of few channels run faster where the channels of a pixel lie together.
+        for network in (self.g, self.d):
+            network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+        self.ema = copy.deepcopy(self.g).eval().requires_grad_(False)
+        self.d_trained = [p for p in self.d.parameters() if p.requires_grad]
+        assert config.r1_gamma is not None, "resolved before a training starts"
+        self.g_opt = _adam(self.g, config.lr, config.path_length_interval if config.path_length_weight else None)
+        self.d_opt = _adam(self.d, config.lr, config.r1_interval if config.r1_gamma else None)
+        self.device, self.workers, self._seed = device, workers, config.seed
+        self.rng = stage_generator(config.seed, "generator training", device)
+        self.draws = stage_generator(config.seed, "augmentation")
+        self.p, self.images, self.step = 0.0, 0, 0
+        self.path_mean = torch.zeros([], device=device)
+        self.signs = torch.zeros([], device=device)
+        self.best_fid = float("inf")
+        self.history: list[dict[str, float]] = []
+        self.seconds = 0.0
+
+    def seed_step(self) -> None:
+        """Set both random streams, the device's and the augmentation's, to those of this step and process."""
+        stage = self.workers.stage(f"generator step {self.step}")
+        self.rng.manual_seed(stage_seed(self._seed, stage))
+        self.draws.manual_seed(stage_seed(self._seed, f"{stage}/augmentation"))
+
+    def resume(self, path: Path, key: str) -> None:
+        """Take everything from the checkpoint `path` if it is there; raises ConfigError as `load_checkpoint` does."""
+        super().resume(path, key)
+        self.path_mean, self.signs = self.path_mean.to(self.device), self.signs.to(self.device)
+        self.workers.check_equal(self.step, "the step to resume from", self.device)
+
+
+def _fresh(config: GeneratorTrainConfig, channels: int, size: int, classes: int) -> tuple[Generator, Discriminator]:
+    sizes = {"channel_base": config.channel_base, "channel_max": config.channel_max}
+    layers = config.mapping_layers
+    g = Generator(config.z_dim, config.w_dim, size, channels, mapping_layers=layers, c_dim=classes, **sizes)
+    return g, Discriminator(size, channels, c_dim=classes, mapping_layers=layers, **sizes)
+
+
+def _taken_over(
+    config: GeneratorTrainConfig, loaded: LoadedGenerator, channels: int, size: int, classes: int
+) -> tuple[Generator, Discriminator]:
+    """Both networks of a file, the finest discriminator blocks frozen (Mo et al. 2020, Freeze-D)."""
+    g, d = loaded.generator.requires_grad_(True), loaded.discriminator
+    if d is None or (g.channels, g.resolution) != (channels, size):
+        raise GeneratorError(
+            f"Generator '{config.start_from}' cannot be fine-tuned on {size}x{size} images with {channels} "
+            "channel(s): it has another size or no discriminator."
+        )
+    if (g.c_dim, d.c_dim) != (classes, classes):
+        raise GeneratorError(
+            f"Generator '{config.start_from}' draws {g.c_dim or 'no'} classes where this training has "
+            f"{classes or 'none'}: set conditional, or name another start_from."
+        )
+    if config.freeze_discriminator > len(d.resolutions):
+        raise GeneratorError(
+            f"Only {len(d.resolutions)} blocks of the discriminator of '{config.start_from}' can be frozen: lower "
+            "freeze_discriminator."
+        )
+    d.requires_grad_(True)
+    for resolution in d.resolutions[: config.freeze_discriminator]:
+        getattr(d, f"b{resolution}").requires_grad_(False)
+    return g, d
+
+
+def _adam(network: nn.Module, lr: float, lazy_interval: int | None) -> torch.optim.Adam:
+    """Adam of the paper; a lazy regulariser's extra steps are compensated (StyleGAN2 appendix B)."""
+    ratio = 1.0 if lazy_interval is None else lazy_interval / (lazy_interval + 1)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    fused = trained[0].device.type in ("cpu", "cuda")  # one kernel for all parameters instead of some for each
+    return torch.optim.Adam(trained, lr=lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8, fused=fused)
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor | None:
+    """Labels `[N]` as vectors `[N, classes]`; None where there are no classes."""
+    return nn.functional.one_hot(labels, classes).float() if classes else None
