@@ -6,7 +6,7 @@ from functools import cached_property
 import torch
 
 from audit.classifiers.classifier import weights_hash
-from audit.config import AuditConfig
+from audit.config import EMBEDDINGS, AuditConfig
 from audit.data.audit_set import AuditSet
 from audit.embedded import path as embedded_path
 from audit.errors import GeneratorError, MetricError
@@ -14,6 +14,7 @@ from audit.generator.features import DiscriminatorFeatures
 from audit.generator.load import LoadedGenerator, check_fits, load_generator
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
 from audit.metrics.canonical import LPIPS_SMALLEST, Lpips, available, load_clip, load_inception, load_lpips
+from audit.metrics.domain import load_domain
 from audit.metrics.embedding import Embedder, FeatureNetwork
 from audit.metrics.phantom_factors import load_phantom_factors
 from audit.results import NotComputed
@@ -83,8 +84,11 @@ def load_ground(config: AuditConfig, data: AuditSet, device: torch.device) -> Gr
 def domain_embedding(wanted: str, phantom: bool, loaded: LoadedGenerator, device: torch.device) -> FeatureNetwork:
     """The network that no audited model had a part in, by `metrics.embedding`; it is named in the results.
 
-    "auto" takes the factor network for the phantom, else the discriminator. Raises GeneratorError if it is missing.
+    "auto" takes the factor network for the phantom, else the discriminator; anything but a name is the file of a domain
+    embedding. Raises GeneratorError if there is no discriminator, MetricError if the file holds no such embedding.
     """
+    if wanted not in EMBEDDINGS:
+        return load_domain(wanted).to(device)
     if wanted == "phantom-factors" or (wanted == "auto" and phantom):
         return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
     if loaded.discriminator is None:
