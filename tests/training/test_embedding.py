@@ -227,7 +227,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, monkey
 def test_images_without_labels_are_enough(tmp_path: Path) -> None:
     folder = tmp_path / "images" / "all"
     folder.mkdir(parents=True)
-    for i, image in enumerate(torch.rand(24, 24, 24, generator=seeded(4))):
+    for i, image in enumerate(torch.rand(40, 24, 24, generator=seeded(4))):
         Image.fromarray((image.numpy() * 255).astype(np.uint8)).save(folder / f"{i}.png")
     data = {"path": str(tmp_path / "images")}
     path = train_embedding(config(data=data), tmp_path / "out")
