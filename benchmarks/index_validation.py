@@ -3,9 +3,12 @@
     python benchmarks/index_validation.py [--seeds 3] [--queries 48] [--embedding auto]
 
 `--embedding` is metrics.embedding: phantom-factors, discriminator, or the file of a domain embedding. Run with each, it
-tells which ground of realism orders the models rightly. For every seed (other images, other queries) it prints each model's index, rank, realism, transfer and pairwise probabilities, and what
-only the phantom knows: how far each edit is from the *true* one, which leads to the query's healthy twin (1: as far as
-no edit at all). The order that the models were made to have is trades above plain above shortcut.
+tells which ground of realism orders the models rightly (the perceptual term of inversion and edit rests on it as well).
+
+For every seed (other images, other queries) it prints each model's index, rank, realism, transfer and pairwise
+probabilities, and what only the phantom knows: how far each edit is from the *true* one, which leads to the query's
+healthy twin (1: as far as no edit at all). The order that the models were made to have is trades above plain above
+shortcut.
 """
 
 import argparse
