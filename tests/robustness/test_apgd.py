@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from audit.errors import ClassifierError, MetricError
 from audit.robustness.apgd import apgd_attack, apgd_targeted_attack, checkpoints
+from audit.robustness.ball import ascent, project, random_offset
 from audit.robustness.pgd import pgd_attack
 
 ATTACKS = (apgd_attack, apgd_targeted_attack)
@@ -150,6 +151,73 @@ def test_steps_shrink_towards_an_inner_maximum(norm: str) -> None:
     )
     # The first step is 2 * eps long; without halving it would jump from wall to wall for ever.
     assert (out - peak).abs().max() < 0.02
+
+
+class Waves(nn.Module):
+    """Two classes; the second's logit is a rugged function of each pixel, far below a bar that it never reaches."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        weights = torch.linspace(0.5, 1.5, images[0].numel())
+        height = (torch.sin(25 * images.flatten(1)) * weights + torch.cos(7 * images.flatten(1))).sum(dim=1)
+        return torch.stack([torch.full_like(height, 100.0), height], dim=1)
+
+
+def transcribed(image: Tensor, start: Tensor, eps: float, steps: int, norm: str) -> tuple[Tensor, list[str]]:
+    """Algorithm 1 word by word for one image; returns the best point and what was found at each checkpoint."""
+
+    def at(point: Tensor) -> tuple[float, Tensor]:
+        point = point.clone().requires_grad_()
+        value = Waves()(point)[0, 1] - 100
+        return value.item(), torch.autograd.grad(value, point)[0]
+
+    previous = current = best = start
+    value, gradient = at(current)
+    best_value, best_gradient = value, gradient
+    step, rises, marked, halved, since, findings = 2 * eps, 0, value, False, 0, []
+    for k in range(1, steps + 1):
+        moved = project(current + ascent(gradient, step, norm), image, eps, norm)
+        if k > 1:
+            moved = project(current + 0.75 * (moved - current) + 0.25 * (current - previous), image, eps, norm)
+        previous, current, before = current, moved, value
+        value, gradient = at(current)
+        rises, since = rises + (value > before), since + 1
+        if value > best_value:
+            best, best_value, best_gradient = current, value, gradient
+        if k in checkpoints(steps):
+            rare, stuck = rises < 0.75 * since, not halved and marked == best_value
+            findings.append("rare" if rare else "stuck" if stuck else "on")
+            halved = rare or stuck
+            if halved:
+                step, current, value, gradient = step / 2, best, best_value, best_gradient
+            rises, marked, since = 0, best_value, 0
+    return best, findings
+
+
+@pytest.mark.parametrize(("norm", "eps", "steps"), [("Linf", 0.1, 20), ("L2", 0.2, 50)])
+def test_agrees_with_a_transcription_of_the_algorithm_sample_by_sample(norm: str, eps: float, steps: int) -> None:
+    images = torch.rand(24, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    out = apgd_attack(
+        Waves(),
+        images,
+        torch.zeros(24, dtype=torch.int64),
+        eps=eps,
+        steps=steps,
+        norm=norm,
+        loss="margin",
+        generator=torch.Generator().manual_seed(1),
+    )
+    offset = random_offset(images.shape, eps, norm, torch.Generator().manual_seed(1))
+    starts = project(images + offset, images, eps, norm)
+    findings: list[list[str]] = []
+    agree = []
+    for i in range(24):
+        best, found = transcribed(images[i : i + 1], starts[i : i + 1], eps, steps, norm)
+        findings.append(found)
+        agree.append(bool((out[i] - best[0]).abs().max() < 2e-3))
+    assert {finding for found in findings for finding in found} == {"rare", "stuck", "on"}
+    assert all(same for same, found in zip(agree, findings, strict=True) if "stuck" in found)
+    # A comparison decided by rounding may lead one sample elsewhere.
+    assert sum(agree) >= 23
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
