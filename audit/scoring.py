@@ -11,8 +11,7 @@ from audit.common import MAIN_REGION, Common
 from audit.config import AuditConfig
 from audit.counterfactual.spruce import Counterfactuals
 from audit.errors import MetricError
-from audit.metrics.cmmd import metric_name
-from audit.metrics.distribution import distribution_row
+from audit.metrics.distribution import canonical_kinds, distribution_row
 from audit.metrics.edit import changed_share, edit_map, mean_absolute
 from audit.metrics.embedding import embed_all, named
 from audit.metrics.intervals import wilson_interval
@@ -84,8 +83,7 @@ def _distributions(
                 tables[row.metric].append(row)
             for network in common.canonical:
                 made, before = canonical[network.name][rows], common.canonical_inversions[network.name][rows]
-                # Each canonical network stands for one metric: CLIP for CMMD, Inception for FID.
-                for kind, estimator in kinds[1:] if metric_name(network.name) == "cmmd" else kinds[:1]:
+                for kind, estimator in canonical_kinds(network.name):
                     row = distribution_row(
                         kind, network, made, before, real.canonical[network.name], real.name, generator(), fewest,
                         estimator,

@@ -16,6 +16,13 @@ from audit.metrics.fid import frechet_distance
 from audit.results import Distribution
 
 FLOOR_SPLITS = 5
+Kind = Literal["fid", "mmd"]
+Estimator = Literal["biased", "unbiased"]
+
+
+def canonical_kinds(name: str) -> tuple[tuple[Kind, Estimator], ...]:
+    """What is measured in the canonical network called `name`: CMMD in CLIP, FID in any other."""
+    return (("mmd", "biased"), ("mmd", "unbiased")) if metric_name(name) == "cmmd" else (("fid", "biased"),)
 
 
 def real_floor(real: Tensor, n: int, distance: Callable[[Tensor, Tensor], float], generator: torch.Generator) -> float:
@@ -30,7 +37,7 @@ def real_floor(real: Tensor, n: int, distance: Callable[[Tensor, Tensor], float]
 
 
 def distribution_row(
-    kind: Literal["fid", "mmd"],
+    kind: Kind,
     network: Embedder,
     counterfactuals: Tensor,
     inversions: Tensor,
@@ -38,7 +45,7 @@ def distribution_row(
     target: str,
     generator: torch.Generator,
     min_images: int = 2,
-    estimator: Literal["biased", "unbiased"] = "biased",
+    estimator: Estimator = "biased",
 ) -> Distribution:
     """Distance of embedded counterfactuals `[n, d]` to real images `[m, d]` of class `target`, with its context.
 

@@ -99,7 +99,8 @@ def test_openai_names_give_the_same_tower() -> None:
     }  # fmt: skip
     parts = (
         ("blocks.", "transformer.resblocks."), (".norm", ".ln_"), ("norm_pre", "ln_pre"),
-        ("attn.qkv.", "attn.in_proj_"), ("attn.proj", "attn.out_proj"), ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
+        ("attn.qkv.", "attn.in_proj_"), ("attn.proj", "attn.out_proj"),
+        ("mlp.fc1", "mlp.c_fc"), ("mlp.fc2", "mlp.c_proj"),
     )  # fmt: skip
     state = {}
     for key, value in hub.state_dict().items():

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from audit.errors import MetricError
-from audit.metrics.distribution import distribution_row, real_floor
+from audit.metrics.distribution import canonical_kinds, distribution_row, real_floor
 from audit.metrics.fid import frechet_distance
 
 
@@ -59,3 +59,8 @@ def test_floor_shrinks_with_n_and_repeats_by_seed() -> None:
 def test_too_few_are_refused() -> None:
     with pytest.raises(MetricError, match="FID towards 'x' on 9 images is refused"):
         distribution_row("fid", Named("s"), normal(0, 9), normal(1, 9), normal(2, 40), "x", torch.Generator(), 16)
+
+
+def test_each_canonical_network_stands_for_its_own_metric() -> None:
+    assert canonical_kinds("clip-vit-large-patch14-336") == (("mmd", "biased"), ("mmd", "unbiased"))
+    assert canonical_kinds("inception-v3-fid") == (("fid", "biased"),)
