@@ -9,7 +9,7 @@ import torch
 from audit.config import AuditConfig, load_config
 from audit.data.audit_set import AuditSet
 from audit.data.demo import demo_config
-from audit.data.load import load_data
+from audit.data.phantom import phantom_set
 from audit.errors import MetricError
 from audit.ground import load_ground
 
@@ -31,7 +31,7 @@ def choose(config: AuditConfig, canonical: Literal["auto", "off", "require"]) ->
 
 @pytest.fixture
 def data(config: AuditConfig) -> AuditSet:
-    return load_data(config.data, config.seed)
+    return phantom_set(2, 2, config.seed)
 
 
 def test_absent_networks_are_not_computed_and_the_remedy_is_named(config: AuditConfig, data: AuditSet) -> None:
