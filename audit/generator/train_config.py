@@ -66,9 +66,8 @@ class GeneratorTrainConfig(Training):
     @classmethod
     def _never(cls, values: Any) -> Any:
         """Read `ema_rampup = false` as none."""
-        return (
-            {**values, "ema_rampup": None} if isinstance(values, dict) and values.get("ema_rampup") is False else values
-        )
+        never = isinstance(values, dict) and values.get("ema_rampup") is False
+        return {**values, "ema_rampup": None} if never else values
 
     @model_validator(mode="after")
     def _freezing_needs_weights(self) -> "GeneratorTrainConfig":

@@ -1,6 +1,7 @@
 """Training moves, keeps its promises about resuming and leaves complete files."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,12 +13,13 @@ from torch.testing import assert_close
 from audit.config import parse_config
 from audit.data.audit_set import AuditSet
 from audit.errors import ConfigError, DataError, GeneratorError
+from audit.generator import step, train
 from audit.generator.grid import sample_grid
 from audit.generator.load import load_generator
 from audit.generator.snapshot import generator_fid
 from audit.generator.stream import read_uint8
 from audit.generator.train import run_generator_training, train_generator
-from audit.generator.train_config import GeneratorTrainConfig, load_generator_train_config, portable
+from audit.generator.train_config import GeneratorTrainConfig, load_generator_train_config, portable, r1_heuristic
 
 CPU = torch.device("cpu")
 
@@ -38,15 +40,117 @@ def config(**changes):
     return GeneratorTrainConfig(**(base | changes))
 
 
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path):
-    data = images()
-    whole = load_generator(train_generator(config(), data, tmp_path / "whole", None, CPU))
-    train_generator(config(kimg=0.032), data, tmp_path / "parts", None, CPU)
-    parts = load_generator(train_generator(config(), data, tmp_path / "parts", None, CPU))
-    z = torch.ones(2, 8)
-    assert_close(parts.generator(z), whole.generator(z))
-    start = load_generator(train_generator(config(kimg=0.008, snapshot_kimg=0.008), data, tmp_path / "s", None, CPU))
-    assert not torch.allclose(start.generator(z), whole.generator(z))
+def weights(path):
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_an_interrupted_run_ends_with_the_same_weights_to_the_bit(tmp_path):
+    data, settings = images(), {"ada_kimg": 0.05, "ada_target": 0.001, "lr": 0.01, "r1_gamma": 1e-3}
+    whole = train_generator(config(**settings), data, tmp_path / "whole", None, CPU)
+    train_generator(config(kimg=0.032, **settings), data, tmp_path / "parts", None, CPU)
+    parts = train_generator(config(**settings), data, tmp_path / "parts", None, CPU)
+    assert same(weights(whole), weights(parts))
+    row = json.loads((tmp_path / "parts" / "history.jsonl").read_text().splitlines()[-1])
+    assert row["p"] > 0, "augmentation took part"
+    start = train_generator(config(kimg=0.008, snapshot_kimg=0.008), data, tmp_path / "s", None, CPU)
+    assert not same(weights(start), weights(whole))
+
+
+def test_a_run_killed_within_a_step_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    class Killed(Exception):
+        pass
+
+    def killing(state, *rest):
+        if state.step == 6:
+            raise Killed
+        step.train_step(state, *rest)
+
+    whole = train_generator(config(), images(), tmp_path / "whole", None, CPU)
+    monkeypatch.setattr(train, "train_step", killing)
+    with pytest.raises(Killed):
+        train_generator(config(), images(), tmp_path / "killed", None, CPU)
+    monkeypatch.undo()
+    assert same(weights(train_generator(config(), images(), tmp_path / "killed", None, CPU)), weights(whole))
+
+
+def test_streamed_images_train_to_the_same_weights(tmp_path):
+    kept = train_generator(config(), images(), tmp_path / "kept", None, CPU)
+    streamed = train_generator(config(cache_mb=0), images(), tmp_path / "streamed", None, CPU)
+    assert same(weights(kept), weights(streamed))
+
+
+def two_classes(n=40):
+    """Black images of class 0 and white ones of class 1."""
+    labels = np.arange(n) % 2
+    pixels = np.repeat(labels.astype(np.uint8) * 255, 256).reshape(n, 16, 16)
+    return AuditSet(pixels.__getitem__, labels, ("a", "b"), tuple(map(str, range(n))), np.full(n, "train"), (1, 16, 16))
+
+
+def test_a_conditional_training_tells_both_networks_the_class(tmp_path):
+    settings = {"conditional": True, "path_length_weight": 0}
+    start = train_generator(config(kimg=0.008, **settings), two_classes(), tmp_path / "start", Means(), CPU)
+    path = train_generator(config(**settings), two_classes(), tmp_path / "out", Means(), CPU)
+    loaded = load_generator(path)
+    assert (loaded.generator.c_dim, loaded.discriminator.c_dim) == (2, 2)
+    before, after = weights(start), weights(path)
+    assert not torch.equal(before["G.mapping.embed.weight"], after["G.mapping.embed.weight"])
+    assert not torch.equal(before["D.mapping.embed.weight"], after["D.mapping.embed.weight"])
+    z = torch.ones(1, 8)
+    first, second = (loaded.generator(z, c=c[None]) for c in torch.eye(2))
+    assert not torch.allclose(first, second)
+    assert json.loads((tmp_path / "out" / "generator.json").read_text())["classes"] == ["a", "b"]
+    with pytest.raises(GeneratorError, match="draws 2 classes where this training has none: set conditional"):
+        train_generator(config(start_from=str(path)), images(), tmp_path / "b", None, CPU)
+    with pytest.raises(ConfigError, match="conditional = true needs two classes"):
+        train_generator(config(conditional=True), images(), tmp_path / "c", None, CPU)
+
+
+def test_r1_follows_the_heuristic_and_the_card_says_so(tmp_path, trained):
+    assert r1_heuristic(64, 32) == pytest.approx(0.0256)
+    card = json.loads((trained / "generator.json").read_text())
+    assert card["config"]["r1_gamma"] == pytest.approx(2e-4 * 16**2 / 8)
+    assert config(r1_gamma=0.3).resolved(16).r1_gamma == 0.3
+    assert config(r1_gamma=0).resolved(16).r1_gamma == 0
+    assert config(ema_rampup=False).ema_rampup is None
+
+
+def test_tensorboard_holds_scalars_and_pictures(tmp_path):
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator", reason="an extra")
+    train_generator(config(kimg=0.032, snapshot_kimg=0.016, tensorboard=True), images(120), tmp_path, Means(), CPU)
+    found = events.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"d_loss", "g_loss", "r_t", "p", "fid", "recall", "kimg_per_second"} <= set(found.Tags()["scalars"])
+    assert [event.step for event in found.Scalars("fid")] == [16, 32]
+    assert found.Tags()["images"] == ["samples"]
+
+
+def test_tensorboard_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install 'spruce-audit\[tensorboard\]'"):
+        train_generator(config(tensorboard=True), images(), tmp_path, None, CPU)
+
+
+def test_the_latest_pictures_are_kept(tmp_path):
+    train_generator(config(snapshot_kimg=0.016, sample_grids=2), images(), tmp_path, None, CPU)
+    assert sorted(p.name for p in (tmp_path / "samples").iterdir()) == ["0000000048.png", "0000000064.png"]
+
+
+def test_loose_images_in_a_folder_train_a_generator(tmp_path):
+    folder = tmp_path / "loose"
+    folder.mkdir()
+    for index, picture in enumerate(np.random.default_rng(0).integers(0, 256, (12, 16, 16), dtype=np.uint8)):
+        Image.fromarray(picture).save(folder / f"{index}.png")
+    settings = config(kimg=0.008, data={"path": str(folder)}, device="cpu", fid_embedding="none")
+    assert load_generator(run_generator_training(settings, tmp_path / "out")).generator.resolution == 16
+
+
+def test_low_precision_trains(tmp_path):
+    path = train_generator(config(kimg=0.032, precision="bfloat16"), images(), tmp_path, None, CPU)
+    assert all(torch.isfinite(value).all() for value in weights(path).values())
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +203,16 @@ def test_snapshots_are_chosen_by_fid_and_the_card_says_in_which_embedding(tmp_pa
     rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
     assert card["fid"]["embedding"]["name"] == "means"
     assert card["fid"]["value"] == pytest.approx(min(r["fid"] for r in rows), abs=1e-4)
+    best = min(rows, key=lambda r: r["fid"])
+    assert card["precision_recall"]["recall"] == pytest.approx(best["recall"], abs=1e-5)
+    assert card["fid"]["floor_n"] == card["precision_recall"]["floor_n"] == 50
     assert card["seed"] == 0
+
+
+def test_a_set_too_small_for_two_halves_says_how_small(tmp_path):
+    train_generator(config(kimg=0.008), images(60), tmp_path, Means(), CPU)
+    card = json.loads((tmp_path / "generator.json").read_text())
+    assert (card["fid"]["n"], card["fid"]["n_real"], card["fid"]["floor_n"]) == (50, 50, 30)
 
 
 def test_fid_takes_embeddings_of_low_precision(trained):
