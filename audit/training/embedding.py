@@ -21,7 +21,7 @@ from audit.seeds import stage_generator, stage_seed
 from audit.training.card import save_weights, write_card
 from audit.training.contrastive import Contrasted, nt_xent, two_views
 from audit.training.embedding_config import EmbeddingTrainConfig
-from audit.training.embedding_scores import scores
+from audit.training.embedding_scores import scores, yardsticks
 from audit.training.loop import Outcome, Task, train
 from audit.training.stream import MEASURED_IMAGES, epoch_order
 
@@ -49,10 +49,16 @@ def divided(images: AuditSet, held_back: int, seed: int) -> tuple[AuditSet, Audi
 def stream(config: EmbeddingTrainConfig, images: AuditSet, group: Workers = ALONE) -> Callable[[int], Tensor]:
     """Return the function from a step to two views of each image of its batch, `[2B, C, H, W]`.
 
-    One of several processes takes its rows of the batch, and contrasts among those alone.
+    One of several processes takes its rows of the batch, and contrasts among those alone. Raises ConfigError if that
+    leaves an image alone.
     """
     size = min(config.optimiser.batch_size, len(images))
     part = group.part(size)
+    if part.stop - part.start < 2:
+        raise ConfigError(
+            f"optimiser.batch_size is {size} for {group.size} process(es), and a view needs others to be told from: "
+            f"set it to {2 * group.size} or more."
+        )
     per_epoch = len(images) // size
 
     def batch(step: int) -> Tensor:
@@ -66,9 +72,9 @@ def stream(config: EmbeddingTrainConfig, images: AuditSet, group: Workers = ALON
 
 @torch.no_grad()
 def contrast(model: nn.Module, images: AuditSet, config: EmbeddingTrainConfig, device: torch.device) -> float:
-    """Return the mean contrastive loss on `images`, in batches of the training's size, with the same views each time.
+    """Return the mean contrastive loss on `images` with the same views each time.
 
-    A rest of fewer images than a batch would be an easier task and is joined to the batch before it.
+    They are cut into equal parts of the training's batch size or more: among fewer the task would be easier.
     """
     model.eval()
     generator = stage_generator(config.seed, "embedding/validation")
@@ -137,8 +143,6 @@ def train_embedding(config: EmbeddingTrainConfig, out: Path) -> Path:
     """
     out.mkdir(parents=True, exist_ok=True)
     path, checkpoint = out / f"{config.name}.safetensors", out / f"{config.name}.checkpoint.pt"
-    if config.optimiser.batch_size < 2:
-        raise ConfigError("optimiser.batch_size is 1, and a view needs others to be told from: set it to 2 or more.")
     data = load_images(config.data, config.seed)
     split = training_split(config.data, data, config.split)
     learnt, held_back = divided(data.split(split), config.selection.n, config.seed)
@@ -150,6 +154,7 @@ def train_embedding(config: EmbeddingTrainConfig, out: Path) -> Path:
             # Channels last is half as fast again on a CPU, and what a GPU's half precision wants.
             model = Contrasted(encoder, config.projection).to(memory_format=torch.channels_last)
         views = stream(config, learnt, group)
+        beside = yardsticks(config, data.image_shape, device)  # a wrong generator is said before the long stage
 
         def loss(
             net: nn.Module, images: Tensor, targets: Tensor, generator: torch.Generator, progress: float
@@ -196,6 +201,6 @@ def train_embedding(config: EmbeddingTrainConfig, out: Path) -> Path:
         "weights_sha256": encoder.weights_sha256,
     }
     card = _card(config, encoder, outcome, run)
-    write_card(path, card | {"scores": scores(config, encoder, data, learnt, device)})
+    write_card(path, card | {"scores": scores(config, [encoder, *beside], data, learnt, device)})
     checkpoint.unlink(missing_ok=True)
     return path

@@ -19,7 +19,9 @@ class ViewsConfig(AugmentationConfig):
     brightness: float = Field(0.25, ge=0, le=1, description="largest change of brightness; 0.2: from 0.8 to 1.2 times")
     contrast: float = Field(0.25, ge=0, le=1, description="largest change of contrast; 0.2: from 0.8 to 1.2 times")
     noise: float = Field(0.03, ge=0, le=1, description="normal noise of a deviation drawn from [0, noise]")
-    blur: float = Field(1.0, ge=0, le=2, description="half of the views are blurred by a deviation up to this (pixels)")
+    blur: float = Field(
+        1.0, ge=0, le=1.5, description="half of the views are blurred by a deviation up to this (pixels)"
+    )
 
 
 class EmbeddingSelectionConfig(Section):

@@ -7,6 +7,7 @@ adversarial noise merely says so? The same is measured for other feature network
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -63,11 +64,11 @@ class TowardsHealthy(nn.Module):
         return torch.stack([logits[:, phantom.HEALTHY], logits[:, findings].logsumexp(dim=1)], dim=1)
 
 
-def _embedders(
-    config: EmbeddingTrainConfig, encoder: Embedder, image_shape: tuple[int, int, int], device: torch.device
-) -> list[Embedder]:
-    """The embedding itself and its yardsticks. Raises GeneratorError if the generator does not fit the images."""
-    out: list[Embedder] = [encoder]
+def yardsticks(config: EmbeddingTrainConfig, image_shape: tuple[int, int, int], device: torch.device) -> list[Embedder]:
+    """Load what the embedding is measured beside: the discriminator of the generator that is named, raw pixels, and on
+    the phantom the factor network. Raises GeneratorError if the generator does not fit the images.
+    """
+    out: list[Embedder] = []
     if config.generator is not None:
         loaded = load_generator(config.generator, device)
         check_fits(loaded.generator, image_shape)
@@ -157,23 +158,22 @@ def twin_images(n: int, seed: int, eps: float, steps: int, device: torch.device)
 
 
 def scores(
-    config: EmbeddingTrainConfig, encoder: Embedder, data: AuditSet, learnt: AuditSet, device: torch.device
+    config: EmbeddingTrainConfig, networks: list[Embedder], data: AuditSet, learnt: AuditSet, device: torch.device
 ) -> dict[str, Any]:
     """Measure the embedding and its yardsticks: probes where labels exist, sensitivity to twins on the phantom.
 
-    The probes are fitted on labelled images of `learnt` and judged on the audit split; what cannot be measured is null
-    and the reason stands beside it.
+    The probes are fitted on labelled images of `learnt` and judged on the audit split, which has to be another one.
+    Where they cannot be measured the reason stands in their place.
     """
     wanted, seed, split = config.evaluation, config.seed, config.data.audit_split
-    networks = _embedders(config, encoder, data.image_shape, device)
     rows: dict[str, dict[str, Any]] = {n.name: {"weights_sha256": n.weights_sha256 or None} for n in networks}
     content: dict[str, Any] = {"seed": seed, "embeddings": rows}
     fitted = _subset(learnt, wanted.fitted, seed, "embedding/probe")
-    held_out = data.select((torch.as_tensor(data.splits == split)[torch.as_tensor(data.rows)]).nonzero().flatten())
-    if len(data.class_names) < 2 or len(held_out) == 0 or len(fitted.row_labels.unique()) < 2:
-        content["probes"] = {"not_computed": f"labels of two classes and a split '{split}' to be judged on are needed"}
+    held_out = _subset(data.select(np.flatnonzero(data.splits == split)), wanted.n, seed, "embedding/held out")
+    if len(fitted.row_labels.unique()) < 2 or len(held_out) == 0 or set(fitted.row_ids) & set(held_out.row_ids):
+        why = f"labels of two classes are needed, and a split '{split}' that was not learnt from"
+        content["probes"] = {"not_computed": why}
     else:
-        held_out = _subset(held_out, wanted.n, seed, "embedding/held out")
         content["probes"] = {"fitted_on": len(fitted), "split": split, "n": len(held_out)}
         for network in networks:
             rows[network.name] |= probes(network, fitted, held_out, device)

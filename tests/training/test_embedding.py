@@ -17,7 +17,7 @@ from audit.config import ClassifierConfig, parse_config, read_toml
 from audit.data import phantom
 from audit.data.audit_set import AuditSet
 from audit.distributed import Workers
-from audit.errors import ConfigError, DataError
+from audit.errors import ConfigError, DataError, GeneratorError
 from audit.generator.load import load_generator
 from audit.ground import domain_embedding
 from audit.metrics.domain import DomainEncoder, load_domain
@@ -133,7 +133,8 @@ def test_steps_or_epochs() -> None:
     assert training_steps(config(optimiser={"epochs": 3, "batch_size": 16}), 50) == 9
 
 
-def test_learning_lowers_the_contrast_of_unseen_images(tmp_path: Path) -> None:
+def test_learning_lowers_the_contrast_of_unseen_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding, "scores", lambda *args: {})
     learning = config(
         widths=[8, 16, 32],
         optimiser={"steps": 40, "batch_size": 16, "lr": 1e-2},
@@ -217,7 +218,7 @@ def test_an_interrupted_run_ends_in_the_same_files(
 
 def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(embedding, "write_card", lambda path, content: (_ for _ in ()).throw(InterruptedError))
+        broken.setattr(embedding, "scores", lambda *args: (_ for _ in ()).throw(InterruptedError))
         with pytest.raises(InterruptedError):
             train_embedding(config(), tmp_path)
     with pytest.raises(ConfigError, match="another configuration"):
@@ -331,6 +332,24 @@ def test_bad_configurations_are_refused(change: dict[str, object], match: str) -
         config(**change)
 
 
-def test_a_batch_of_one_has_nothing_to_contrast(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"optimiser\.batch_size is 1"):
+def test_an_image_alone_has_nothing_to_be_told_from(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"optimiser\.batch_size is 1 for 1 process.*2 or more"):
         train_embedding(config(optimiser={"steps": 1, "batch_size": 1}), tmp_path)
+    with pytest.raises(ConfigError, match=r"is 8 for 8 process.*16 or more"):
+        stream(config(), grey_set(20), Workers(3, 8))
+
+
+def test_a_generator_that_does_not_fit_is_refused_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(embedding, "train", lambda *args, **kwargs: pytest.fail("trained first"))
+    with pytest.raises(GeneratorError, match="32"):
+        train_embedding(config(generator="embedded:phantom", data=VALUES["data"] | {"image_size": 32}), tmp_path)
+    with pytest.raises(GeneratorError, match="nowhere"):
+        train_embedding(config(generator=str(tmp_path / "nowhere.safetensors")), tmp_path)
+
+
+def test_probes_are_not_judged_on_images_learnt_from(tmp_path: Path) -> None:
+    card = card_of(train_embedding(config(split="test", optimiser={"steps": 1, "batch_size": 8}), tmp_path))
+    assert "was not learnt from" in card["scores"]["probes"]["not_computed"]
+    assert "sensitivity" in card["scores"]["embeddings"]["tiny"]
