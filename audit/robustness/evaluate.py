@@ -25,7 +25,7 @@ from audit.robustness.distance import median_distance, minimal_distances
 from audit.robustness.door import checked_logits
 from audit.robustness.ensemble import run_cascade
 from audit.robustness.pgd import pgd_attack
-from audit.robustness.trust import trust_checks, trusted, untrusted_reasons
+from audit.robustness.trust import ensemble_beats_pgd, trust_checks, trusted, untrusted_reasons
 from audit.seeds import stage_generator
 from audit.store import Store
 
@@ -244,6 +244,12 @@ def _check_trust(
             ensemble=config.ensemble,
         )
         advance(1)
+    if set(config.attacks) == {"pgd", "ensemble"}:
+        both = {
+            radius: (measured.standing[f"robust.pgd.{radius}"], measured.standing[f"robust.ensemble.{radius}"])
+            for radius in config.eps
+        }
+        checks.append(ensemble_beats_pgd(both))
     robust = measured.robust
     robust.checks, robust.trusted = checks, trusted(checks)
     for attack in (*robust.pgd.values(), *robust.pgd_l2.values()):

@@ -10,7 +10,7 @@ the ensemble holds the remedy: longer and scale-free attacks, and Square. Where 
 outputs are of the wrong kind or the classifier draws at random, no attack at hand can be trusted: both are marked.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Literal
 
@@ -322,6 +322,29 @@ def trust_checks(
             stage=stage,
         )
         return [_made(name, check, case) for name, check in CHECKS]
+
+
+def ensemble_beats_pgd(standing: Mapping[str, tuple[Tensor, Tensor]]) -> TrustCheck:
+    """Hold what PGD left standing against what the ensemble left, on the same images: bool `[N]` each, by radius.
+
+    The radius at which the ensemble fools the largest share of images that PGD left is reported. No defence need be at
+    work: PGD is the weaker attack, and this says whether by more than the tolerated two points.
+    """
+    counts = {radius: int((pgd & ~ensemble).sum()) for radius, (pgd, ensemble) in standing.items()}
+    radius = max(counts, key=lambda key: counts[key])
+    n = len(standing[radius][0])
+    count, limit = counts[radius], chance_limit(n)
+    passed = count / n <= limit
+    return TrustCheck(
+        name="ensemble-beats-pgd",
+        passed=passed,
+        value=count / n,
+        limit=limit,
+        n=n,
+        finding=f"At eps {radius} the ensemble fools {count} of {n} images that PGD leaves standing: "
+        + ("PGD is nearly as strong here." if passed else "PGD over-states robust accuracy: read the ensemble's."),
+        attacks=PGD_ONLY,
+    )
 
 
 def untrusted_reasons(checks: Sequence[TrustCheck], attack: AttackName) -> list[str]:

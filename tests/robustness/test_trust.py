@@ -19,7 +19,7 @@ from audit.errors import ClassifierError, MetricError
 from audit.results import TrustCheck
 from audit.robustness import trust
 from audit.robustness.pgd import pgd_attack
-from audit.robustness.trust import CHECKS, trust_checks, trusted, untrusted_reasons
+from audit.robustness.trust import CHECKS, ensemble_beats_pgd, trust_checks, trusted, untrusted_reasons
 from audit.robustness.trust_case import TOLERATED, chance_limit, excess_of
 
 CONFIG = TrustConfig(n=48, square_queries=100, more_steps=3)
@@ -320,3 +320,17 @@ def test_bad_input_is_said_at_the_door(network: nn.Module) -> None:
         trust_checks(network, images, labels, CONFIG, **{**settings, "steps": 0})
     with pytest.raises(ClassifierError):
         trust_checks(Defence(network, after=lambda logits: logits * torch.nan), images, labels, CONFIG, **settings)
+
+
+def test_the_ensemble_marks_pgd_where_it_finds_much_more_and_names_the_radius() -> None:
+    stands = torch.ones(100, dtype=torch.bool)
+    few, many = stands.clone(), stands.clone()
+    few[:3], many[:20] = False, False
+    calm = ensemble_beats_pgd({"2/255": (stands, few), "8/255": (few, few)})
+    assert calm.passed
+    assert calm.value == pytest.approx(0.03)
+    loud = ensemble_beats_pgd({"2/255": (stands, few), "8/255": (stands, many)})
+    assert loud.passed is False
+    assert "At eps 8/255 the ensemble fools 20 of 100 images" in loud.finding
+    assert untrusted_reasons([loud], "pgd") == [loud.finding]
+    assert untrusted_reasons([loud], "ensemble") == []
