@@ -1,0 +1,168 @@
+"""The generator's training and what comes of it.
+
+    python benchmarks/generator.py throughput [--base 1024 --max 32] [--resolution 64] [--repeats 5] [--plain] [--wall]
+    python benchmarks/generator.py quality FILE --data TRAINING.toml [--n 2000] [--seed 0]
+
+`throughput` times whole training steps - codes, both networks' losses, gradients, Adam and the averaged generator - of
+`audit.generator.step` and of the papers' textbook form (`benchmarks/networks.py`) with torch's default Adam, turn about
+in one process: one step without regularisers, and the mean of 16 steps with R1 in every 16th and path length in every
+8th (left out with `--plain`). Printed are medians of the repeats and of their ratios. Times are the process's CPU seconds, or wall time with
+`--wall`; threads are those of OMP_NUM_THREADS.
+
+`quality` prints FID, precision and recall of n drawn images against n real ones of the training's data, in the
+embedding that the training names, beside the same numbers between those real images and n others.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from networks import race, textbook_discriminator, textbook_mapping, textbook_synthesis
+from torch import Tensor
+
+from audit.data.load import load_images, training_split
+from audit.environment import choose_device, versions
+from audit.generator.load import load_generator
+from audit.generator.networks import logistic, network_range
+from audit.generator.snapshot import compare, embed_drawn, reference_of
+from audit.generator.state import State
+from audit.generator.step import Means, train_step
+from audit.generator.stream import Reals
+from audit.generator.train import fid_network
+from audit.generator.train_config import GeneratorTrainConfig, load_generator_train_config
+
+CYCLE = 16
+
+
+class Textbook:
+    """The same training in the papers' own order of operations."""
+
+    def __init__(self, state: State, config: GeneratorTrainConfig) -> None:
+        self.g, self.d = copy.deepcopy(state.g).to(memory_format=torch.contiguous_format), copy.deepcopy(state.d)
+        self.d.to(memory_format=torch.contiguous_format)
+        self.ema, self.config, self.step_number = copy.deepcopy(self.g), config, 0
+        self.g_opt = torch.optim.Adam(self.g.parameters(), lr=config.lr, betas=(0.0, 0.99))
+        self.d_opt = torch.optim.Adam(self.d.parameters(), lr=config.lr, betas=(0.0, 0.99))
+        self.path_mean = 0.0
+
+    def codes(self, n: int) -> Tensor:
+        first, second = (textbook_mapping(self.g, torch.randn(n, self.g.z_dim)) for _ in range(2))
+        cut = torch.randint(1, self.g.num_ws, (n, 1))
+        late = (torch.arange(self.g.num_ws)[None] >= cut) & (torch.rand(n, 1) < self.config.style_mixing)
+        return torch.where(late[..., None], second, first)
+
+    def step(self, real: Tensor, regularised: bool) -> None:
+        g, d, config = self.g, self.d, self.config
+        r1 = regularised and self.step_number % config.r1_interval == 0
+        path = regularised and self.step_number % config.path_length_interval == 0
+        real = network_range(real.float() / 255)
+        with torch.no_grad():
+            fake = textbook_synthesis(g, self.codes(len(real)))
+        loss = logistic(-textbook_discriminator(d, fake)) + logistic(textbook_discriminator(d, real))
+        self.d_opt.zero_grad()
+        loss.backward()
+        if r1:
+            seen = real.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(textbook_discriminator(d, seen).sum(), seen, create_graph=True)
+            (gradient.square().sum((1, 2, 3)).mean() * (0.5 * config.r1_gamma * config.r1_interval)).backward()
+        self.d_opt.step()
+        d.requires_grad_(False)
+        self.g_opt.zero_grad()
+        loss = logistic(textbook_discriminator(d, textbook_synthesis(g, self.codes(len(real)))))
+        loss.backward()
+        if path:
+            ws = self.codes(len(real) // 2)
+            images = textbook_synthesis(g, ws)
+            noise = torch.randn_like(images) / images.shape[-1]
+            (gradient,) = torch.autograd.grad((images * noise).sum(), ws, create_graph=True)
+            lengths = gradient.square().sum(2).mean(1).sqrt()
+            self.path_mean += 0.01 * (lengths.mean().item() - self.path_mean)
+            ((lengths - self.path_mean).square().mean() * (2 * config.path_length_interval)).backward()
+        self.g_opt.step()
+        d.requires_grad_(True)
+        with torch.no_grad():
+            for average, new in zip(self.ema.parameters(), g.parameters(), strict=True):
+                average.mul_(0.99).add_(new, alpha=0.01)
+        self.step_number += 1
+
+
+def throughput(args: argparse.Namespace) -> None:
+    shape = (args.channels, args.resolution, args.resolution)
+    real = torch.randint(0, 256, (args.batch, *shape), dtype=torch.uint8)
+    labels = torch.zeros(args.batch, dtype=torch.long)
+    print(f"{shape[0]}x{args.resolution}x{args.resolution}, base {args.base}, max {args.max}, batch {args.batch}")
+    for regularised in (False,) if args.plain else (False, True):
+        settings = {} if regularised else {"r1_gamma": 0.0, "path_length_weight": 0.0}
+        config = GeneratorTrainConfig.model_validate(
+            {"data": {"path": "phantom"}, "channel_base": args.base, "channel_max": args.max, "batch_size": args.batch,
+             "augmentation": "none", **settings}
+        ).resolved(args.resolution)  # fmt: skip
+        state = State(config, shape, 0, torch.device("cpu"))
+        book, steps = Textbook(state, config), CYCLE if regularised else 1
+
+        def theirs(book: Textbook = book, steps: int = steps, regularised: bool = regularised) -> None:
+            for _ in range(steps):
+                book.step(real, regularised)
+
+        def ours(state: State = state, config: GeneratorTrainConfig = config, steps: int = steps) -> None:
+            for _ in range(steps):
+                train_step(state, config, real, labels, Means())
+
+        seconds = race({"textbook": theirs, "ours": ours}, args.repeats, args.clock)
+        ratio = statistics.median(a / b for a, b in zip(seconds["textbook"], seconds["ours"], strict=True))
+        speeds = [args.batch * steps / statistics.median(seconds[name]) for name in ("textbook", "ours")]
+        kind = "R1 and path length" if regularised else "no regularisers"
+        print(
+            f"{kind}: textbook {speeds[0]:.0f} images/s, ours {speeds[1]:.0f} images/s, ratio {ratio:.2f}", flush=True
+        )
+
+
+def quality(args: argparse.Namespace) -> None:
+    config = load_generator_train_config(args.data)
+    device = choose_device(config.device)
+    g = load_generator(args.file, device).generator
+    network = fid_network(config, device)
+    if network is None:
+        raise SystemExit("no embedding: set fid_embedding, or put Inception's weights where the package finds them")
+    data = load_images(config.data, config.seed)
+    chosen = data.split(training_split(config.data, data, config.split))
+    n = args.n or config.fid_images
+    with Reals(chosen, config.batch_size, config.seed, device, config.cache_mb) as reals:
+        reference = reference_of(reals, network, n, args.seed, device)
+    scores = compare(embed_drawn(g, network, reference.labels, args.seed), reference.real)
+    print(f"{args.file}: embedding {network.name} {network.weights_sha256[:12]}, {n} drawn, {len(reference.real)} real")
+    print(f"{'':10} {'drawn':>8} {'real against real':>18} (n = {int(reference.floor['n'])})")
+    for name, value in scores.items():
+        print(f"{name:10} {value:8.3f} {reference.floor[name]:18.3f}")
+    print(f"FID / floor: {scores['fid'] / reference.floor['fid']:.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    fast = commands.add_parser("throughput")
+    for name, default in (("base", 1024), ("max", 32), ("resolution", 64), ("channels", 1), ("batch", 32)):
+        fast.add_argument(f"--{name}", type=int, default=default)
+    fast.add_argument("--repeats", type=int, default=5)
+    fast.add_argument("--plain", action="store_true", help="without the steps with regularisers")
+    fast.add_argument("--wall", action="store_true")
+    good = commands.add_parser("quality")
+    good.add_argument("file")
+    good.add_argument("--data", type=Path, required=True, help="the TOML file of the generator's training")
+    good.add_argument("--n", type=int, help="default: fid_images of the training")
+    good.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    print(f"python {versions()['python']}, torch {versions()['torch']}, {torch.get_num_threads()} threads")
+    if args.command == "throughput":
+        args.clock = time.perf_counter if args.wall else time.process_time
+        torch.manual_seed(0)
+        throughput(args)
+    else:
+        quality(args)
+
+
+if __name__ == "__main__":
+    main()
