@@ -34,6 +34,8 @@ PIXEL_SIDE = 32
 """Raw pixels as a yardstick are averaged to at most this side, so that a probe on large images stays affordable."""
 VICTIM = "plain"
 """The shipped classifier whose adversarial examples towards healthy are embedded."""
+CHANGED = ("twin", "adversarial", "noise")
+"""What is done to an image with a finding; random signs of the same size tell what of an attack is mere noise."""
 HEALTHY_PER_TWIN = 3
 BATCH = 128
 
@@ -115,9 +117,9 @@ def _change(before: Tensor, after: Tensor, seed: int) -> dict[str, Any]:
 def sensitivity(network: Embedder, images: dict[str, Tensor], seed: int, device: torch.device) -> dict[str, Any]:
     """How far images with a finding, their twins and their adversarial examples are from real healthy images.
 
-    `images` holds `[N, 1, 64, 64]` under "finding", "twin" and "adversarial" row by row, and under "healthy" the real
-    ones. An image's own distance is the squared one from the mean of the healthy embeddings, all of unit length: its
-    part of the discrepancy. `gap_closed` is the share of the way from the finding to the floor, as in the index.
+    `images` holds `[N, 1, 64, 64]` under "finding" and each of CHANGED row by row, and under "healthy" the real ones.
+    An image's own distance is the squared one from the mean of the healthy embeddings, all of unit length: its part of
+    the discrepancy. `gap_closed` is the share of the way from the finding to the floor, as in the index.
     """
     unit = {name: unit_norm(embed_all(network, x, BATCH, device)) for name, x in images.items()}
     centre = unit["healthy"].mean(dim=0)
@@ -127,18 +129,18 @@ def sensitivity(network: Embedder, images: dict[str, Tensor], seed: int, device:
         return mmd(a, b, estimator="unbiased")
 
     floor = real_floor(unit["healthy"], len(unit["finding"]), distance, stage_generator(seed, "embedding/floor"))
-    apart = {name: distance(unit[name], unit["healthy"]) for name in ("finding", "twin", "adversarial")}
+    apart = {name: distance(unit[name], unit["healthy"]) for name in ("finding", *CHANGED)}
     way = apart["finding"] - floor
     return {
-        "twin": _change(own["finding"], own["twin"], seed),
-        "adversarial": _change(own["finding"], own["adversarial"], seed),
+        **{name: _change(own["finding"], own[name], seed) for name in CHANGED},
         "mmd": apart | {"floor": floor},
-        "gap_closed": {k: (apart["finding"] - apart[k]) / way if way > 0 else None for k in ("twin", "adversarial")},
+        "gap_closed": {k: (apart["finding"] - apart[k]) / way if way > 0 else None for k in CHANGED},
     }
 
 
 def twin_images(n: int, seed: int, eps: float, steps: int, device: torch.device) -> dict[str, Tensor]:
-    """Draw `n` phantoms with a finding, their twins, adversarial examples towards healthy, and real healthy images.
+    """Draw `n` phantoms with a finding, their twins, adversarial examples towards healthy, noise of the same size, and
+    real healthy images.
 
     None was trained on: their seeds are derived under names of their own.
     """
@@ -154,7 +156,14 @@ def twin_images(n: int, seed: int, eps: float, steps: int, device: torch.device)
             labels = torch.ones(len(part), dtype=torch.int64, device=device)
             generator = stage_generator(seed, f"embedding/adversarial/{i}")
             made.append(pgd_attack(victim, part.to(device), labels, eps=eps, steps=steps, generator=generator).cpu())
-    return {"finding": finding.images, "twin": twin.images, "adversarial": torch.cat(made), "healthy": healthy.images}
+    signs = torch.randint(0, 2, finding.images.shape, generator=stage_generator(seed, "embedding/noise")) * 2.0 - 1
+    return {
+        "finding": finding.images,
+        "twin": twin.images,
+        "adversarial": torch.cat(made),
+        "noise": (finding.images + eps * signs).clamp(0, 1),
+        "healthy": healthy.images,
+    }
 
 
 def scores(

@@ -187,7 +187,7 @@ def test_the_card_measures_the_embedding_beside_its_yardsticks(trained: Path) ->
             assert row[probe]["n"] == 20
             assert 0 <= row[probe]["low"] <= row[probe]["value"] <= row[probe]["high"] <= 1
         assert row["sensitivity"]["twin"]["share_nearer"]["n"] == 16
-        assert set(row["sensitivity"]["mmd"]) == {"finding", "twin", "adversarial", "floor"}
+        assert set(row["sensitivity"]["mmd"]) == {"finding", "twin", "adversarial", "noise", "floor"}
 
 
 def test_an_interrupted_run_ends_in_the_same_files(
@@ -258,6 +258,7 @@ def test_adversarial_examples_are_towards_healthy_and_within_eps() -> None:
         "finding": 16,
         "twin": 16,
         "adversarial": 16,
+        "noise": 16,
         "healthy": 48,
     }
     source = ClassifierConfig(name="plain", checkpoint="embedded:plain")
@@ -295,6 +296,7 @@ def test_sensitivity_of_an_embedding_that_sees_the_finding_and_nothing_else() ->
         "adversarial": images(0.9, 30, 1),
     }
     made["adversarial"][:, 0, 0, 1] = 0.05
+    made["noise"] = made["finding"]
     seen = sensitivity(Oracle(), made, 0, torch.device("cpu"))
     assert seen["twin"]["share_nearer"]["value"] == 1
     assert seen["twin"]["effect"]["high"] < -1
@@ -302,6 +304,7 @@ def test_sensitivity_of_an_embedding_that_sees_the_finding_and_nothing_else() ->
     assert seen["adversarial"]["effect"]["low"] > 1
     assert seen["gap_closed"]["twin"] == pytest.approx(1, abs=0.05)
     assert seen["gap_closed"]["adversarial"] < 0
+    assert seen["gap_closed"]["noise"] == pytest.approx(0, abs=1e-9)
 
 
 def test_raw_pixels_are_averaged_where_they_are_many() -> None:
