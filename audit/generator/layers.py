@@ -3,6 +3,10 @@
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), sections 2.2 and 4, and
 Karras et al., "Progressive Growing of GANs" (2018), section 4.1 for the equalised learning rate. Written from the
 papers' equations.
+
+Forms were chosen by what `benchmarks/networks.py` measures: channels-last maps for dense convolutions, a grouped
+convolution where every image has weights of its own, and a 4x4 filter after a 3x3 convolution, which is less work than
+one 6x6 convolution that does both.
 """
 
 import math
@@ -17,13 +21,17 @@ Deltas = Mapping[str, Tensor]
 """Per-image additions to parameters, by the parameter's name: `[N, *parameter.shape]`."""
 
 
+PER_CALL = 8
+"""Images with weights of their own that go through one grouped transposed convolution on a CPU."""
+
+
 def leaky(x: Tensor) -> Tensor:
-    """Leaky ReLU with slope 0.2, without its gain.
+    """Leaky ReLU with slope 0.2 **in place**, without its gain: a pass over the maps that needs no new memory.
 
     StyleGAN2 multiplies by sqrt(2) afterwards to keep the variance of a unit Gaussian input. The function is positively
     homogeneous, so callers put that gain into the weights and biases before it and save a pass over the maps.
     """
-    return F.leaky_relu(x, 0.2)
+    return F.leaky_relu_(x, 0.2)
 
 
 def blur_filter() -> Tensor:
@@ -31,6 +39,16 @@ def blur_filter() -> Tensor:
     taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
     filt = torch.outer(taps, taps)
     return filt / filt.sum()
+
+
+def dense(x: Tensor) -> Tensor:
+    """Lay `x` out as dense convolutions are fastest: channels last on CPUs and in half precision, else as it is.
+
+    Maps of one channel or one pixel count as either layout, so a network says what it wants where it uses it.
+    """
+    if x.device.type == "cpu" or x.dtype in (torch.float16, torch.bfloat16):
+        return x.contiguous(memory_format=torch.channels_last)
+    return x
 
 
 def upsample(x: Tensor) -> Tensor:
@@ -81,6 +99,7 @@ class EqualConv(nn.Module):
         gain = gain * SQRT2 if self.act else gain
         weight = self.weight * (self.weight_gain * gain)
         bias = None if self.bias is None else self.bias * gain
+        x, weight = dense(x), dense(weight)
         padding = weight.shape[-1] // 2
         if self.down and padding == 0:  # a 1x1 convolution commutes with dropping pixels: filter and drop first
             x = F.conv2d(blur(x, self.resample_filter, padding=1, stride=2), weight, bias)
@@ -116,25 +135,35 @@ def modulated_conv(
     share one dense convolution. Only weights that differ by image (`[N, O, I, k, k]`) need a grouped one.
     With `up` the resolution doubles and `filt` (4x4) removes the aliases. `gain` scales the demodulated output.
     """
-    n, _, height, width = x.shape
-    padding = weight.shape[-1] // 2
     shared = weight.ndim == 4
     scale = demodulation(weight, styles) * gain if demodulate else None
     x = x * styles[:, :, None, None].to(x.dtype)
     weight = weight.to(x.dtype)
-    if not shared:
-        x = x.reshape(1, -1, height, width)
-    groups = 1 if shared else n
-    if up:
-        if filt is None:
-            raise ValueError("an upsampling convolution needs its filter")
-        kernel = weight.transpose(-3, -4)
-        kernel = kernel if shared else kernel.reshape(-1, *kernel.shape[2:])
-        x = F.conv_transpose2d(x, kernel, stride=2, groups=groups)
-        x = x if shared else x.reshape(n, -1, *x.shape[2:])
-        x = blur(x, filt, padding=1, gain=4.0)
+    if up and filt is None:
+        raise ValueError("an upsampling convolution needs its filter")
+    if shared:
+        x, weight = dense(x), dense(weight)
+        padding = weight.shape[-1] // 2
+        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2) if up else F.conv2d(x, weight, padding=padding)
     else:
-        kernel = weight if shared else weight.reshape(-1, *weight.shape[2:])
-        x = F.conv2d(x, kernel, padding=padding, groups=groups)
-        x = x if shared else x.reshape(n, -1, *x.shape[2:])
+        # On CPUs the transposed form of many groups falls off: a few images at a time are faster.
+        size = PER_CALL if up and x.device.type == "cpu" else len(x)
+        parts = [_grouped(a, b, up) for a, b in zip(x.split(size), weight.split(size), strict=True)]
+        x = parts[0] if len(parts) == 1 else torch.cat(parts)
+    if up:
+        assert filt is not None
+        x = blur(x, filt, padding=1, gain=4.0)
     return x if scale is None else x * scale[:, :, None, None].to(x.dtype)
+
+
+def _grouped(x: Tensor, weight: Tensor, up: bool) -> Tensor:
+    """Convolve every image of `x` by its own `weight` `[N, O, I, k, k]`, or by its transpose with stride 2."""
+    n, _, height, width = x.shape
+    kernel = weight.transpose(1, 2) if up else weight
+    kernel = kernel.reshape(-1, *kernel.shape[2:])
+    x = x.reshape(1, -1, height, width)
+    if up:
+        x = F.conv_transpose2d(x, kernel, stride=2, groups=n)
+    else:
+        x = F.conv2d(x, kernel, padding=kernel.shape[-1] // 2, groups=n)
+    return x.reshape(n, -1, *x.shape[2:])

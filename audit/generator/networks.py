@@ -98,8 +98,9 @@ class SynthesisLayer(nn.Module):
         elif noise == "random":
             shape = (x.shape[0], 1, self.resolution, self.resolution)
             drawn = torch.randn(shape, device=x.device, dtype=x.dtype, generator=generator)
-            bias = bias + drawn * (self.noise_strength * SQRT2).to(x.dtype)
-        return leaky(x + bias)
+            x += drawn * (self.noise_strength * SQRT2).to(x.dtype)
+        x += bias
+        return leaky(x)
 
 
 class ToRGB(nn.Module):
