@@ -6,8 +6,8 @@
 `throughput` times whole training steps - codes, both networks' losses, gradients, Adam and the averaged generator - of
 `audit.generator.step` and of the papers' textbook form (`benchmarks/networks.py`) with torch's default Adam, turn about
 in one process: one step without regularisers, and the mean of 16 steps with R1 in every 16th and path length in every
-8th (left out with `--plain`). Printed are medians of the repeats and of their ratios. Times are the process's CPU seconds, or wall time with
-`--wall`; threads are those of OMP_NUM_THREADS.
+8th (left out with `--plain`). Printed are medians of the repeats and of their ratios. Times are the process's CPU
+seconds, or wall time with `--wall`; threads are those of OMP_NUM_THREADS.
 
 `quality` prints FID, precision and recall of n drawn images against n real ones of the training's data, in the
 embedding that the training names, beside the same numbers between those real images and n others.
