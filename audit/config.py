@@ -162,12 +162,12 @@ class InversionConfig(Section):
     max_memory: Memory = Field(
         "2GB", description="bound on weight changes, gradients and moments of the images tuned together"
     )
-    tuning_steps: int = Field(300, ge=0, description="steps of pivotal tuning of per-image generator weights")
-    tuning_lr: float = Field(5e-3, gt=0)
-    stop_mse: float = Field(2e-4, ge=0, description="an image stops being tuned at this mean squared error in [0, 1]")
+    tuning_steps: int = Field(350, ge=0, description="steps of pivotal tuning of per-image generator weights")
+    tuning_lr: float = Field(8e-3, gt=0)
+    stop_mse: float = Field(9e-5, ge=0, description="an image stops being tuned at this mean squared error in [0, 1]")
     l2_weight: float = Field(1.0, ge=0)
-    perceptual_weight: float = Field(5e-3, ge=0)
-    locality_weight: float = Field(0.1, ge=0)
+    perceptual_weight: float = Field(1e-3, ge=0)
+    locality_weight: float = Field(0.03, ge=0)
     locality_alpha: float | None = Field(
         None, gt=0, description="distance from the pivot at which locality is held; default: sqrt(w_dim)"
     )

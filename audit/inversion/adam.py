@@ -16,7 +16,8 @@ EPS = 1e-8
 class RowAdam:
     """Moments of `[N, P]` parameters, one row an image; `update` changes the parameters in place."""
 
-    def __init__(self, parameters: Tensor):
+    def __init__(self, parameters: Tensor, betas: tuple[float, float] = BETAS):
+        self._betas = betas
         self._mean = torch.zeros_like(parameters)
         self._square = torch.zeros_like(parameters)
         self._steps = 0
@@ -25,11 +26,12 @@ class RowAdam:
     def update(self, parameters: Tensor, gradient: Tensor, lr: float) -> None:
         """Take one step of `lr` along `gradient` `[N, P]`."""
         self._steps += 1
-        self._mean.lerp_(gradient, 1 - BETAS[0])
-        self._square.mul_(BETAS[1]).addcmul_(gradient, gradient, value=1 - BETAS[1])
-        scale = 1 / math.sqrt(1 - BETAS[1] ** self._steps)
+        first, second = self._betas
+        self._mean.lerp_(gradient, 1 - first)
+        self._square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
+        scale = 1 / math.sqrt(1 - second**self._steps)
         spread = self._square.sqrt().mul_(scale).add_(EPS)
-        parameters.addcdiv_(self._mean, spread, value=-lr / (1 - BETAS[0] ** self._steps))
+        parameters.addcdiv_(self._mean, spread, value=-lr / (1 - first**self._steps))
 
     def keep(self, rows: Tensor) -> None:
         """Keep only the moments of `rows` (indices or mask)."""

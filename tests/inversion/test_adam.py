@@ -1,5 +1,6 @@
 """Rows are optimised as torch's own Adam would, each as if it were alone."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
@@ -10,11 +11,12 @@ def gradients(rows: torch.Tensor, aim: torch.Tensor) -> torch.Tensor:
     return 2 * (rows - aim)
 
 
-def test_update_agrees_with_torch() -> None:
+@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.8, 0.95)])
+def test_update_agrees_with_torch(betas: tuple[float, float]) -> None:
     rng = torch.Generator().manual_seed(0)
     aim = torch.randn(3, 5, generator=rng)
     ours, theirs = torch.zeros(3, 5), torch.zeros(3, 5, requires_grad=True)
-    adam, reference = RowAdam(ours), torch.optim.Adam([theirs], lr=0.1)
+    adam, reference = RowAdam(ours, betas), torch.optim.Adam([theirs], lr=0.1, betas=betas)
     for _ in range(20):
         adam.update(ours, gradients(ours, aim), 0.1)
         theirs.grad = gradients(theirs.detach(), aim)

@@ -1,0 +1,244 @@
+"""Inversion: how faithful, how fast in batches, what the form of the weight changes costs, how much memory it takes.
+
+    python benchmarks/inversion.py fidelity [--data phantom] [--generator embedded:phantom] [--n 32]
+    python benchmarks/inversion.py deltas   [--ranks 1 2 4 8 16]
+    python benchmarks/inversion.py speed    [--batch 16] [--steps 20] [--repeats 5]
+    python benchmarks/inversion.py memory   [--limits 256MB 512MB]
+
+`fidelity`: error by method, Frechet distance of inversions to the very images in the named embedding, and whether a
+latent step still does what it did. `deltas`: fidelity against bytes kept per image. `speed`: a batch against the same
+images one at a time, by the same code with the same result; medians of ratios taken in one process. `memory`: bytes
+promised by `inversion.max_memory` and the growth of the process that was measured (Linux).
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from audit.config import DataConfig, InversionConfig, memory_bytes
+from audit.data.load import load_data
+from audit.embedded import path as embedded_path
+from audit.generator.features import DiscriminatorFeatures
+from audit.generator.load import LoadedGenerator, load_generator
+from audit.generator.networks import Generator
+from audit.inversion.codes import candidate_codes, random_codes, spread
+from audit.inversion.deltas import layout_of
+from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
+from audit.inversion.invert import invert
+from audit.inversion.loss import squared_error, targets_of
+from audit.inversion.pivot import optimise_pivots
+from audit.inversion.pivotal import bytes_while_tuning, editability, images_at_once, tune
+from audit.metrics.canonical import available, load_lpips
+from audit.metrics.embedding import FeatureNetwork, embed_all
+from audit.metrics.fid import frechet_distance
+from audit.metrics.phantom_factors import load_phantom_factors
+from audit.seeds import stage_generator
+
+
+class Ground:
+    """Generator, encoder, feature network and images that a comparison stands on."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.device = torch.device(args.device)
+        self.loaded: LoadedGenerator = load_generator(args.generator, self.device)
+        self.generator: Generator = self.loaded.generator
+        file = args.encoder or encoder_beside(args.generator)
+        self.encoder: Encoder | None = None if file is None else load_encoder(file, self.device)
+        config = DataConfig(path=args.data, image_size=self.generator.resolution)
+        test = load_data(config, args.seed).split("test")
+        order = torch.randperm(len(test), generator=stage_generator(args.seed, "benchmark images"))[: args.n]
+        self.images: Tensor = test.select(order.tolist()).images().to(self.device)
+        self.network: FeatureNetwork
+        if config.is_phantom:
+            self.network = load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(self.device)
+        else:
+            assert self.loaded.discriminator is not None, "the generator file holds no discriminator"
+            self.network = DiscriminatorFeatures(self.loaded.discriminator)
+        self.lpips = {}
+        for net in ("alex", "vgg"):
+            if not isinstance(available()[f"lpips-v0.1-{net}"], str) and self.generator.resolution >= 32:
+                self.lpips[net] = load_lpips(net).to(self.device)
+
+    def perceived(self, drawn: Tensor) -> str:
+        """LPIPS in both networks, where their weights are on the machine."""
+        values = [net.distance_all(drawn.cpu(), self.images.cpu()).mean() for net in self.lpips.values()]
+        return " ".join(f"{float(v):>10.4f}" for v in values) if values else "  (no LPIPS weights)"
+
+    def start(self, config: InversionConfig, seed: int) -> Tensor:
+        """Optimised pivots of the images."""
+        codes = candidate_codes(self.generator, seed)
+        if self.encoder is None:
+            optimised = config.model_copy(update={"method": "optimise"})
+            return invert(self.generator, self.images, optimised, seed, self.network).pivots.to(self.device)
+        with torch.no_grad():
+            start = self.encoder(self.images).contiguous()
+        targets = targets_of(self.images, self.network)
+        return optimise_pivots(self.generator, start, targets, config, self.network, spread(codes))
+
+
+def head(args: argparse.Namespace, ground: Ground) -> None:
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}, {Path(args.generator).name} "
+        f"({ground.generator.resolution}x{ground.generator.resolution}, {ground.loaded.sha256[:12]}), "
+        f"data {Path(args.data).name}, n = {len(ground.images)}, seed {args.seed}, embedding {ground.network.name}"
+    )
+
+
+def settings(args: argparse.Namespace, **values: object) -> InversionConfig:
+    given = {} if args.steps is None else {"tuning_steps": args.steps}
+    return InversionConfig.model_validate({"batch_size": args.batch} | given | values)
+
+
+@torch.no_grad()
+def kept(ground: Ground, pivots: Tensor, additions: dict[str, Tensor], seed: int) -> Tensor:
+    return editability(ground.generator, pivots, {k: v.to(ground.device) for k, v in additions.items()}, seed)
+
+
+def fidelity(args: argparse.Namespace, ground: Ground) -> None:
+    real = embed_all(ground.network, ground.images)
+    lpips = " ".join(f"{'LPIPS ' + n:>10}" for n in ground.lpips)
+    print(f"{'method':10} {'MSE':>9} {'worst':>9} {lpips} {'FID':>9} {'editability':>11} {'worst':>6} {'s/image':>8}")
+    for method in ("encoder", "optimise", "pti"):
+        if method == "encoder" and ground.encoder is None:
+            continue
+        began = time.perf_counter()
+        config = settings(args, method=method)
+        found = invert(ground.generator, ground.images, config, args.seed, ground.network, ground.encoder)
+        seconds = (time.perf_counter() - began) / len(ground.images)
+        distance = frechet_distance(embed_all(ground.network, found.images), real)
+        edits = torch.ones(len(found.mse))
+        if found.deltas:
+            edits = kept(ground, found.pivots.to(ground.device), found.deltas.read(), args.seed).cpu()
+        print(
+            f"{method:10} {float(found.mse.mean()):>9.2e} {float(found.mse.max()):>9.2e} "
+            f"{ground.perceived(found.images)} {distance:>9.4g} {float(edits.mean()):>11.3f} "
+            f"{float(edits.min()):>6.3f} {seconds:>8.2f}",
+            flush=True,
+        )
+
+
+def deltas(args: argparse.Namespace, ground: Ground) -> None:
+    config = settings(args)
+    pivots, targets = ground.start(config, args.seed), targets_of(ground.images, ground.network)
+    lpips = " ".join(f"{'LPIPS ' + n:>10}" for n in ground.lpips)
+    print(f"{'form':12} {'bytes/image':>11} {'MSE':>9} {'worst':>9} {lpips} {'editability':>11} {'s/image':>8}")
+    forms = [("full", 1), *(("low-rank", rank) for rank in args.ranks)]
+    for form, rank in forms:
+        began = time.perf_counter()
+        changed = config.model_copy(update={"deltas": form, "rank": rank})
+        found = tune(ground.generator, pivots, targets, changed, ground.network, args.seed)
+        seconds = (time.perf_counter() - began) / len(pivots)
+        additions = found.read()
+        with torch.no_grad():
+            drawn = ground.generator.images(pivots, deltas=additions)
+        error, edits = squared_error(drawn, ground.images), kept(ground, pivots, additions, args.seed)
+        print(
+            f"{form if form == 'full' else f'rank {rank}':12} {found.bytes_per_image:>11} {float(error.mean()):>9.2e} "
+            f"{float(error.max()):>9.2e} {ground.perceived(drawn)} {float(edits.mean()):>11.3f} {seconds:>8.2f}",
+            flush=True,
+        )
+
+
+def speed(args: argparse.Namespace, ground: Ground) -> None:
+    config = settings(args, stop_mse=0.0).model_copy(update={"tuning_steps": args.steps or 20})
+    n = min(args.batch, len(ground.images))
+    images, network, generator = ground.images[:n], ground.network, ground.generator
+    rng = stage_generator(args.seed, "benchmark pivots")
+    pivots = random_codes(generator, n, rng)[:, None].expand(-1, generator.num_ws, -1).contiguous()
+    targets = targets_of(images, network)
+
+    def wait() -> float:
+        if ground.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    def error(rows: slice, additions: dict[str, Tensor]) -> Tensor:
+        with torch.no_grad():
+            return squared_error(generator.images(pivots[rows], deltas=additions), images[rows])
+
+    print(
+        f"{'form':9} {'batch':>5} {'steps':>5} {'img/s batched':>13} {'one by one':>10} {'ratio':>6} {'PSNR apart':>10}"
+    )
+    for form in ("full", "low-rank"):
+        changed = config.model_copy(update={"deltas": form})
+        ratios, together, alone, apart = [], [], [], 0.0
+        for repeat in range(args.repeats + 1):
+            began = wait()
+            whole = tune(generator, pivots, targets, changed, network, args.seed)
+            middle = wait()
+            ones = []
+            for i in range(n):
+                row = torch.tensor([i], device=ground.device)
+                ones.append(tune(generator, pivots[row], targets.select(row), changed, network, args.seed))
+            end = wait()
+            if repeat == 0:  # warms up, and shows that both end at the same place
+                one = torch.cat([error(slice(i, i + 1), d.read()) for i, d in enumerate(ones)])
+                apart = float((10 * (error(slice(0, n), whole.read()) / one).log10()).abs().max())
+                continue
+            together.append(n / (middle - began))
+            alone.append(n / (end - middle))
+            ratios.append(together[-1] / alone[-1])
+        print(
+            f"{form:9} {n:>5} {changed.tuning_steps:>5} {statistics.median(together):>13.2f} "
+            f"{statistics.median(alone):>10.2f} {statistics.median(ratios):>6.2f} {apart:>7.4f} dB",
+            flush=True,
+        )
+
+
+def peak(reset: bool = False) -> int:
+    """Largest memory that the process held since the last reset, in bytes (Linux)."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+def memory(args: argparse.Namespace, ground: Ground) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(args.seed)
+        wide = Generator(z_dim=64, w_dim=64, resolution=16, channel_base=4096, channel_max=256).eval()
+    wide.requires_grad_(False)
+    rng = stage_generator(args.seed, "benchmark pivots")
+    print(f"{'form':9} {'limit':>8} {'images at once':>14} {'MB promised':>11} {'MB measured':>11}")
+    for form in ("full", "low-rank"):
+        layout = layout_of(wide, form, 8)
+        for limit in args.limits:
+            n = images_at_once(layout, args.batch, memory_bytes(limit))
+            pivots = random_codes(wide, n, rng)[:, None].expand(-1, wide.num_ws, -1).contiguous()
+            config = settings(args, deltas=form, rank=8, stop_mse=0.0).model_copy(update={"tuning_steps": 5})
+            targets = targets_of(torch.rand(n, 1, 16, 16, generator=rng), None)
+            one = torch.zeros(1, dtype=torch.long)
+            tune(wide, pivots[one], targets.select(one), config, None, args.seed)  # loads what the first step loads
+            before = peak(reset=True)
+            tune(wide, pivots, targets, config, None, args.seed)
+            grown = peak() - before
+            print(f"{form:9} {limit:>8} {n:>14} {n * bytes_while_tuning(layout) / 1e6:>11.0f} {grown / 1e6:>11.0f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = {"fidelity": fidelity, "deltas": deltas, "speed": speed, "memory": memory}
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("--data", default="phantom", help="'phantom' or a path that an audit's data.path takes")
+    parser.add_argument("--generator", default="embedded:phantom")
+    parser.add_argument("--encoder", help="default: the one beside the generator")
+    parser.add_argument("--n", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--batch", type=int, default=16)
+    parser.add_argument("--steps", type=int, help="of tuning; default: the configuration's, and 20 for speed")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
+    parser.add_argument("--limits", nargs="+", default=["512MB", "1GB"])
+    args = parser.parse_args()
+    ground = Ground(args)
+    head(args, ground)
+    commands[args.command](args, ground)
+
+
+if __name__ == "__main__":
+    main()

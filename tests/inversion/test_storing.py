@@ -1,0 +1,180 @@
+"""Inversions in the store: chunk by chunk, mapped from files, the same when they come back; and bounded memory."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor
+from torch.testing import assert_close
+
+from audit.config import ConfigError, InversionConfig, memory_bytes, parse_config
+from audit.errors import GeneratorError
+from audit.generator.networks import Generator
+from audit.inversion.codes import random_codes
+from audit.inversion.deltas import layout_of
+from audit.inversion.invert import Inversion, Keep, invert
+from audit.inversion.loss import targets_of
+from audit.inversion.pivotal import bytes_while_tuning, images_at_once, tune
+from audit.inversion.storing import from_entry, keep_in, keep_without_store, to_entry
+from audit.store import Entry, Store
+
+
+def config(**values: object) -> InversionConfig:
+    base = {"pivot_steps": 3, "tuning_steps": 3, "stop_mse": 0.0, "batch_size": 2, "deltas": "low-rank", "rank": 1}
+    return InversionConfig.model_validate(base | values)
+
+
+def assert_same(one: Inversion, two: Inversion) -> None:
+    assert one.method == two.method
+    for name in ("pivots", "images", "mse", "pivot_mse"):
+        assert torch.equal(getattr(one, name), getattr(two, name))
+    assert_close(one.deltas.read(), two.deltas.read(), atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("method", ["optimise", "pti"])
+def test_an_entry_brings_the_inversion_back(
+    method: str, generator: Generator, draw_images: Callable[[int, int], Tensor], tmp_path: Path
+) -> None:
+    found = invert(generator, draw_images(3, 4), config(method=method), 0, None)
+    store, entry = Store(tmp_path), to_entry(found)
+    store.put("ab" * 32, entry.tensors, entry.metadata)
+    read = store.get("ab" * 32)
+    assert read is not None
+    again = from_entry(read)
+    assert_same(again, found)
+    assert bool(again.deltas) == (method == "pti")
+    assert again.deltas.bytes_per_image == found.deltas.bytes_per_image
+
+
+def counting(keep: Keep) -> tuple[Keep, list[int]]:
+    """`keep`, and how many images each computed chunk had."""
+    computed: list[int] = []
+
+    def counted(images: Tensor, compute: Callable[[], Inversion]) -> Inversion:
+        def count() -> Inversion:
+            computed.append(len(images))
+            return compute()
+
+        return keep(images, count)
+
+    return counted, computed
+
+
+def test_every_chunk_is_kept_as_soon_as_it_is_done(
+    generator: Generator, draw_images: Callable[[int, int], Tensor], tmp_path: Path
+) -> None:
+    images, settings = draw_images(5, 4), config()
+    keep, computed = counting(keep_in(Store(tmp_path), settings=settings))
+    first = invert(generator, images[:2], settings, 0, None, keep=keep)
+    done: list[float] = []
+    whole = invert(generator, images, settings, 0, None, advance=lambda x=1: done.append(x), keep=keep)
+    assert computed == [2, 2, 1]  # the first chunk came out of the store
+    assert sum(done) == pytest.approx(5)
+    assert_same(whole.select([0, 1]), first)
+    assert_same(whole, invert(generator, images, settings, 0, None))
+
+
+def test_without_a_store_a_long_list_lies_in_nameless_files(
+    generator: Generator, draw_images: Callable[[int, int], Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    images, settings = draw_images(3, 4), config()
+    mapped = invert(generator, images, settings, 0, None, keep=keep_without_store(limit=1))
+    assert list(tmp_path.iterdir()) == []
+    assert_same(mapped, invert(generator, images, settings, 0, None, keep=keep_without_store()))
+
+
+def test_reading_a_few_images_reads_no_more(tmp_path: Path) -> None:
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        pytest.skip("needs /proc to see what a process holds")
+
+    def resident() -> int:
+        lines = status.read_text().splitlines()
+        return sum(int(line.split()[1]) for line in lines if line.startswith(("RssAnon", "RssFile"))) * 1024
+
+    n, store = 400, Store(tmp_path)
+    shape = (64, 64, 3, 3)  # 36864 numbers an image: 59 MB of float32 in all
+    scalars = {name: torch.zeros(n) for name in ("mse", "pivot_mse")}
+    small = scalars | {"pivots": torch.zeros(n, 2, 2), "images": torch.zeros(n, 1, 2, 2)}
+    store.put("cd" * 32, small | {"delta/w": torch.ones(n, *shape)}, {"method": "pti", "shapes": {"w": shape}})
+    # Opened plainly: the store itself looks at every byte once, to compare the checksum.
+    with safe_open(store.path("cd" * 32), framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in small} | {"delta/w": file.get_tensor("delta/w")}
+    found = from_entry(Entry(tensors, {"method": "pti", "shapes": {"w": shape}}))
+    before = resident()
+    part = found.select([3, 390])
+    assert part.deltas["w"][torch.tensor([1])].sum() == 36864
+    assert resident() - before < 10e6
+
+
+@pytest.mark.parametrize("form", ["full", "low-rank"])
+def test_memory_while_tuning_stays_below_what_is_promised(form: str) -> None:
+    refs, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not refs.is_file():
+        pytest.skip("needs /proc to measure the largest memory of a process")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        wide = Generator(z_dim=16, w_dim=16, resolution=16, channel_base=2048, channel_max=128).eval()
+    wide.requires_grad_(False)
+    layout = layout_of(wide, form, 2)
+    n = images_at_once(layout, 100, 4 * bytes_while_tuning(layout) + 1)
+    assert n == 4
+    rng = torch.Generator().manual_seed(0)
+    pivots = random_codes(wide, n, rng)[:, None].expand(-1, wide.num_ws, -1).contiguous()
+    targets = targets_of(torch.rand(n, 1, 16, 16, generator=rng), None)
+
+    def peak() -> int:
+        line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+        return int(line.split()[1]) * 1024
+
+    one = torch.zeros(1, dtype=torch.long)
+    tune(wide, pivots[one], targets.select(one), config(deltas=form, rank=2), None, 0)
+    refs.write_text("5")
+    before = peak()
+    tune(wide, pivots, targets, config(deltas=form, rank=2), None, 0)
+    grown = peak() - before
+    assert grown <= 4 * bytes_while_tuning(layout)
+
+
+def test_the_bound_makes_chunks_smaller_but_changes_nothing(
+    generator: Generator, draw_images: Callable[[int, int], Tensor]
+) -> None:
+    layout = layout_of(generator, "full", 1)
+    each = bytes_while_tuning(layout)
+    assert images_at_once(layout, 8, 3 * each) == 3
+    assert images_at_once(layout, 2, 100 * each) == 2
+    sizes: list[int] = []
+
+    def keep(images: Tensor, compute: Callable[[], Inversion]) -> Inversion:
+        sizes.append(len(images))
+        return compute()
+
+    images = draw_images(3, 4)
+    tight = config(deltas="full", batch_size=3, max_memory=f"{2.5 * each / 1000:.0f}KB")
+    found = invert(generator, images, tight, 0, None, keep=keep)
+    assert sizes == [2, 1]
+    loose = invert(copy.deepcopy(generator), images, config(deltas="full", batch_size=3), 0, None)
+    assert_close(found.images, loose.images, atol=1e-4, rtol=1e-3)
+
+
+def test_too_little_memory_for_one_image_is_said(generator: Generator) -> None:
+    with pytest.raises(GeneratorError, match=r"inversion\.max_memory.*low-rank"):
+        images_at_once(layout_of(generator, "full", 1), 4, 1000)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("2GB", 2 * 10**9), ("1.5 MiB", 3 * 2**19), ("64kb", 64000), (512, 512 * 10**6)]
+)
+def test_memory_is_read_with_its_unit(text: object, expected: int) -> None:
+    assert memory_bytes(config(max_memory=text).max_memory) == expected
+
+
+@pytest.mark.parametrize("text", ["much", "0GB", "-1MB", "2TB"])
+def test_what_is_no_memory_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"max_memory.*amount of memory"):
+        parse_config(InversionConfig, {"max_memory": text}, "the test")
