@@ -5,9 +5,11 @@
 `step` is one update's forward and backward passes of discriminator and generator without regularisers and without
 optimiser. The textbook form reads the same parameters: weights modulated image by image and a grouped convolution
 (StyleGAN2, section 2.2, as the paper describes it), zero insertion and a full convolution for every change of
-resolution, gains and biases one after the other. All forms run turn about in one process, in changing order; printed are
-medians of the repeats and of their ratios. Times are the process's CPU seconds, which other work on the machine disturbs
-less, or with `--wall` wall time; threads are those of OMP_NUM_THREADS.
+resolution, gains and biases one after the other.
+
+All forms run turn about in one process, in changing order; printed are medians of the repeats and of their ratios.
+Times are the process's CPU seconds, which other work on the machine disturbs less, or with `--wall` wall time; threads
+are those of OMP_NUM_THREADS.
 """
 
 import argparse

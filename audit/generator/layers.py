@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audit.generator.architecture import bounded
+
 SQRT2 = math.sqrt(2.0)
 Deltas = Mapping[str, Tensor]
 """Per-image additions to parameters, by the parameter's name: `[N, *parameter.shape]`."""
@@ -97,8 +99,8 @@ class EqualConv(nn.Module):
 
     def forward(self, x: Tensor, gain: float = 1.0) -> Tensor:
         gain = gain * SQRT2 if self.act else gain
-        weight = self.weight * (self.weight_gain * gain)
-        bias = None if self.bias is None else self.bias * gain
+        weight = (self.weight * (self.weight_gain * gain)).to(x.dtype)
+        bias = None if self.bias is None else (self.bias * gain).to(x.dtype)
         x, weight = dense(x), dense(weight)
         padding = weight.shape[-1] // 2
         if self.down and padding == 0:  # a 1x1 convolution commutes with dropping pixels: filter and drop first
@@ -107,7 +109,7 @@ class EqualConv(nn.Module):
             x = F.conv2d(blur(x, self.resample_filter, padding=2), weight, bias, stride=2)
         else:
             x = F.conv2d(x, weight, bias, padding=padding)
-        return leaky(x) if self.act else x
+        return bounded(leaky(x) if self.act else x)
 
 
 def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
@@ -136,6 +138,10 @@ def modulated_conv(
     With `up` the resolution doubles and `filt` (4x4) removes the aliases. `gain` scales the demodulated output.
     """
     shared = weight.ndim == 4
+    if demodulate and x.dtype in (torch.float16, torch.bfloat16):
+        # Demodulation takes any factor out again: this one keeps sums within the range of 16 bits.
+        styles = styles / styles.abs().amax(1, keepdim=True).clamp_min(1e-8)
+        weight = weight / math.sqrt(weight[0].numel() if shared else weight[0, 0].numel())
     scale = demodulation(weight, styles) * gain if demodulate else None
     x = x * styles[:, :, None, None].to(x.dtype)
     weight = weight.to(x.dtype)

@@ -3,14 +3,21 @@
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020) and "Training Generative
 Adversarial Networks with Limited Data" (2020). Parameter names follow the widespread layout
 (`mapping.fc0`, `synthesis.b8.conv0.affine`, ...), so that checkpoints of that layout load under their own names.
+
+With `half_resolutions` so many of the highest resolutions run in `half_dtype`, with clamped maps; parameters, mapping
+and image stay in float32. It is a way of running, not part of the architecture: `settings` do not hold it.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audit.errors import GeneratorError
+from audit.generator.architecture import bounded, feature_maps, half_sides, said
+from audit.generator.architecture import channels_at as channels_at
 from audit.generator.layers import (
     SQRT2,
     Deltas,
@@ -23,11 +30,7 @@ from audit.generator.layers import (
 )
 
 NOISE_MODES = ("const", "none", "random")
-
-
-def channels_at(resolution: int, base: int, maximum: int) -> int:
-    """Feature maps at `resolution`: `base / resolution`, at most `maximum`."""
-    return min(base // resolution, maximum)
+_NEEDS_CLASS = "A conditional {} needs its class vector c: give one-hot rows of shape (images, c_dim)."
 
 
 class Mapping(nn.Module):
@@ -49,7 +52,7 @@ class Mapping(nn.Module):
         x = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
         if self.c_dim:
             if c is None:
-                raise ValueError("a conditional generator needs its class vector c")
+                raise GeneratorError(_NEEDS_CLASS.format("generator"))
             y = self.embed(c)
             x = torch.cat([x, y * torch.rsqrt(y.square().mean(1, keepdim=True) + 1e-8)], 1)
         for i in range(self.layers):
@@ -91,8 +94,8 @@ class SynthesisLayer(nn.Module):
         self, x: Tensor, w: Tensor, noise: str, deltas: Deltas | None, generator: torch.Generator | None
     ) -> Tensor:
         weight = _tuned(self.weight, f"{self.name}.weight", deltas)
-        bias = _per_channel(_tuned(self.bias, f"{self.name}.bias", deltas)).to(x.dtype) * SQRT2
         x = modulated_conv(x, weight, self.affine(w), True, self.up, self.resample_filter, gain=SQRT2)
+        bias = _per_channel(_tuned(self.bias, f"{self.name}.bias", deltas)).to(x.dtype) * SQRT2
         if noise == "const":
             bias = bias + (self.noise_const * (self.noise_strength * SQRT2)).to(x.dtype)
         elif noise == "random":
@@ -100,7 +103,7 @@ class SynthesisLayer(nn.Module):
             drawn = torch.randn(shape, device=x.device, dtype=x.dtype, generator=generator)
             x += drawn * (self.noise_strength * SQRT2).to(x.dtype)
         x += bias
-        return leaky(x)
+        return bounded(leaky(x))
 
 
 class ToRGB(nn.Module):
@@ -117,7 +120,8 @@ class ToRGB(nn.Module):
     def forward(self, x: Tensor, w: Tensor, deltas: Deltas | None) -> Tensor:
         weight = _tuned(self.weight, f"{self.name}.weight", deltas)
         x = modulated_conv(x, weight, self.affine(w) * self.style_gain, demodulate=False)
-        return x + _per_channel(_tuned(self.bias, f"{self.name}.bias", deltas)).to(x.dtype)
+        x = bounded(x).to(self.bias.dtype)  # the image is summed up in full precision
+        return x + _per_channel(_tuned(self.bias, f"{self.name}.bias", deltas))
 
 
 class SynthesisBlock(nn.Module):
@@ -161,13 +165,15 @@ class SynthesisBlock(nn.Module):
 class Synthesis(nn.Module):
     """w+ `[N, num_ws, w_dim]` to an image `[N, channels, R, R]` in the network's range (about [-1, 1])."""
 
-    def __init__(self, w_dim: int, resolution: int, channels: int, channel_base: int, channel_max: int):
+    half_dtype = torch.bfloat16
+
+    def __init__(self, w_dim: int, channels: int, maps: dict[int, int], half_resolutions: int):
         super().__init__()
-        self.resolutions = [2**k for k in range(2, int(math.log2(resolution)) + 1)]
+        self.resolutions = list(maps)
+        self.half_sides = half_sides(self.resolutions, half_resolutions)
         self.num_ws = 2 * len(self.resolutions)
         inputs = 0
-        for res in self.resolutions:
-            outputs = channels_at(res, channel_base, channel_max)
+        for res, outputs in maps.items():
             setattr(self, f"b{res}", SynthesisBlock(f"b{res}", inputs, outputs, w_dim, res, channels))
             inputs = outputs
 
@@ -184,6 +190,8 @@ class Synthesis(nn.Module):
         image: Tensor | None = None
         index = 0
         for res in self.resolutions:
+            if x is not None and res in self.half_sides:
+                x = x.to(self.half_dtype)
             # The image layer of a block and the first layer of the next share one w.
             x, image = getattr(self, f"b{res}")(x, image, ws[:, index:], noise, deltas, generator)
             index += 1 if res == 4 else 2
@@ -194,7 +202,9 @@ class Synthesis(nn.Module):
 class Generator(nn.Module):
     """StyleGAN2 generator; `images` keeps the pixel contract, `synthesis` speaks the network's own [-1, 1].
 
-    `num_ws` is the number of style inputs: `2 log2(resolution) - 2`.
+    `num_ws` is the number of style inputs: `2 log2(resolution) - 2`. `channel_widths` gives the number of feature maps
+    for each resolution where it does not follow `min(channel_base / resolution, channel_max)`. Raises GeneratorError
+    for sizes that no network has.
     """
 
     def __init__(
@@ -207,14 +217,17 @@ class Generator(nn.Module):
         channel_max: int = 32,
         mapping_layers: int = 2,
         c_dim: int = 0,
+        channel_widths: Any = None,
+        half_resolutions: int = 0,
     ):
         super().__init__()
+        maps = feature_maps(resolution, channels, channel_base, channel_max, channel_widths)
         self.z_dim, self.w_dim, self.c_dim = z_dim, w_dim, c_dim
         self.resolution, self.channels = resolution, channels
-        self.synthesis = Synthesis(w_dim, resolution, channels, channel_base, channel_max)
+        self.synthesis = Synthesis(w_dim, channels, maps, half_resolutions)
         self.num_ws = self.synthesis.num_ws
         self.mapping = Mapping(z_dim, w_dim, self.num_ws, mapping_layers, c_dim)
-        self.settings = {
+        settings = {
             "z_dim": z_dim,
             "w_dim": w_dim,
             "resolution": resolution,
@@ -224,6 +237,7 @@ class Generator(nn.Module):
             "mapping_layers": mapping_layers,
             "c_dim": c_dim,
         }
+        self.settings = said(settings, maps, channel_widths)
 
     def images(self, ws: Tensor, noise: str = "const", deltas: Deltas | None = None) -> Tensor:
         """Draw float32 `[N, C, R, R]` in [0, 1] from w+ codes `[N, num_ws, w_dim]`, with optional tuned weights."""
@@ -291,7 +305,10 @@ class Discriminator(nn.Module):
     """Residual discriminator: images `[N, C, R, R]` in [-1, 1] to logits `[N, 1]`.
 
     With `c_dim` the class vector is embedded and projected on the output (projection discriminator).
+    `channel_widths` and errors are those of `Generator`.
     """
+
+    half_dtype = torch.bfloat16
 
     def __init__(
         self,
@@ -302,18 +319,22 @@ class Discriminator(nn.Module):
         mbstd_group: int = 4,
         c_dim: int = 0,
         mapping_layers: int = 2,
+        channel_widths: Any = None,
+        half_resolutions: int = 0,
     ):
         super().__init__()
-        self.resolutions = [2**k for k in range(int(math.log2(resolution)), 2, -1)]
+        maps = feature_maps(resolution, channels, channel_base, channel_max, channel_widths)
+        self.resolutions = list(maps)[:0:-1]
+        self.half_sides = half_sides(list(maps), half_resolutions)
         for res in self.resolutions:
-            inputs, outputs = (channels_at(r, channel_base, channel_max) for r in (res, res // 2))
-            setattr(self, f"b{res}", DiscriminatorBlock(inputs, outputs, channels if res == resolution else None))
-        width = channels_at(4, channel_base, channel_max)
+            rgb = channels if res == resolution else None
+            setattr(self, f"b{res}", DiscriminatorBlock(maps[res], maps[res // 2], rgb))
+        width = maps[4]
         self.c_dim = c_dim
         self.b4 = DiscriminatorEpilogue(width, mbstd_group, width if c_dim else 0)
         if c_dim:
             self.mapping = Mapping(0, width, 1, mapping_layers, c_dim)
-        self.settings = {
+        settings = {
             "resolution": resolution,
             "channels": channels,
             "channel_base": channel_base,
@@ -322,21 +343,22 @@ class Discriminator(nn.Module):
             "c_dim": c_dim,
             "mapping_layers": mapping_layers,
         }
+        self.settings = said(settings, maps, channel_widths)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[N, c, h, w]` after each residual block, from fine to coarse; input in [-1, 1]."""
         x, maps = images, []
         for res in self.resolutions:
-            x = getattr(self, f"b{res}")(x)
+            x = getattr(self, f"b{res}")(x.to(self.half_dtype if res in self.half_sides else images.dtype))
             maps.append(x)
         return maps
 
     def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
-        x = self.b4(self.maps(images)[-1])
+        x = self.b4(self.maps(images)[-1].to(images.dtype))
         if not self.c_dim:
             return x
         if c is None:
-            raise ValueError("a conditional discriminator needs its class vector c")
+            raise GeneratorError(_NEEDS_CLASS.format("discriminator"))
         projected = self.mapping(torch.empty(len(images), 0, device=images.device), c=c)[:, 0]
         return (x * projected).sum(1, keepdim=True) / math.sqrt(x.shape[1])
 

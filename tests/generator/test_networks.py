@@ -1,9 +1,12 @@
 """Shapes, ranges and options of the networks beyond the reference vectors."""
 
+import json
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from audit.errors import GeneratorError
 from audit.generator.networks import (
     Discriminator,
     Generator,
@@ -40,7 +43,7 @@ def test_conditional_networks_use_the_class():
     assert not torch.allclose(images[0], images[1])
     assert d(images, c).shape == (2, 1)
     for network, argument in ((g, z), (d, images)):
-        with pytest.raises(ValueError, match="class vector"):
+        with pytest.raises(GeneratorError, match="class vector"):
             network(argument)
 
 
@@ -104,3 +107,91 @@ def test_ranges_are_inverse_and_average_moves():
     expected = a.weight.detach() * 0.75 + b.weight.detach() * 0.25
     average_parameters(a, b, 0.75)
     assert_close(a.weight.detach(), expected)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("resolution", [16, 32, 64, 128, 256, 512, 1024])
+def test_every_size_is_drawn_and_judged(resolution, channels):
+    c_dim = channels % 2 * 2  # conditional and not, turn about
+    g = small(resolution=resolution, channels=channels, channel_base=2 * resolution, channel_max=4, c_dim=c_dim)
+    d = Discriminator(resolution, channels, 2 * resolution, 4, c_dim=c_dim)
+    c = torch.eye(2)[:1] if c_dim else None
+    with torch.no_grad():
+        images = g(torch.ones(1, 8), c=c)
+        assert images.shape == (1, channels, resolution, resolution)
+        assert images.isfinite().all()
+        assert d(images, c).shape == (1, 1)
+    assert g.num_ws == 2 * resolution.bit_length() - 4
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"resolution": 8}, "8x8.*16 to 1024"),
+        ({"resolution": 48}, "48x48"),
+        ({"resolution": 2048}, "2048x2048"),
+        ({"channels": 0}, "0 channels.*1 to 4"),
+        ({"channels": 5}, "5 channels"),
+        ({"channel_base": 8}, "raise channel_base"),
+        ({"channel_widths": {4: 8, 8: 8}}, "each of"),
+        ({"channel_widths": {4: 8, 8: 8, 16: 0}}, "at least 1"),
+        ({"channel_widths": {4: 8, 8: 8, 16: 4, 32: 4}}, "each of"),
+        ({"channel_widths": 8}, "each of"),
+        ({"half_resolutions": 3}, "half_resolutions is 3.*0 to 2"),
+    ],
+)
+def test_sizes_that_no_network_has_are_refused(change, message):
+    with pytest.raises(GeneratorError, match=message):
+        small(**change)
+    with pytest.raises(GeneratorError, match=message):
+        Discriminator(**({"resolution": 16, "channel_base": 64, "channel_max": 8} | change))
+
+
+def test_widths_given_one_by_one_survive_settings_as_json():
+    widths = {4: 6, 8: 3, 16: 5}
+    for first in (small(channel_widths=widths), Discriminator(16, channel_widths=widths)):
+        settings = json.loads(json.dumps(first.settings))
+        second = type(first)(**settings)
+        assert second.settings == first.settings
+        second.load_state_dict(first.state_dict())
+    assert small(channel_widths=widths).synthesis.b16.conv0.weight.shape == (5, 3, 3, 3)
+    assert "channel_widths" not in small().settings
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_agrees_and_trains(dtype):
+    for count in (1, 2, 3):
+        g, half = (small(resolution=32, channel_base=512, channel_max=16, half_resolutions=k) for k in (0, count))
+        half.synthesis.half_dtype = dtype
+        ws = g.mapping(torch.randn(4, 8, generator=torch.Generator().manual_seed(1))).detach()
+        for parameter in half.synthesis.b32.parameters():
+            assert parameter.dtype == torch.float32
+        images, halves = g.synthesis(ws), half.synthesis(ws)
+        assert halves.dtype == torch.float32
+        spread = images.std()
+        assert 0 < (images - halves).abs().max() < 0.05 * count * spread
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            judge, half_judge = (Discriminator(32, 1, 512, 16, half_resolutions=k) for k in (0, count))
+        half_judge.load_state_dict(judge.state_dict())
+        half_judge.half_dtype = dtype
+        logits, half_logits = judge(images.detach()), half_judge(images.detach())
+        assert half_logits.dtype == torch.float32
+        assert (logits - half_logits).abs().max() < 0.05 * count * (1 + logits.abs().max())
+        half_judge(half.synthesis(ws)).sum().backward()
+        for parameter in (*half.synthesis.b32.parameters(), *half_judge.parameters()):
+            assert parameter.grad is not None
+            assert parameter.grad.isfinite().all()
+
+
+def test_half_precision_clamps_what_would_overflow():
+    plain, half = small(), small(half_resolutions=1)
+    half.synthesis.half_dtype = torch.float16
+    with torch.no_grad():
+        for g in (plain, half):
+            g.synthesis.b16.conv1.weight.mul_(1e4)
+            g.synthesis.b16.conv1.bias.fill_(1e6)
+    ws = plain.mapping(torch.ones(1, 8))
+    assert plain.synthesis(ws).abs().max() > 1e4
+    assert half.synthesis(ws).isfinite().all()
+    assert half.synthesis(ws).abs().max() < 1e4
