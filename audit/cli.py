@@ -17,7 +17,7 @@ from rich.table import Table
 from audit.errors import AuditError
 
 if TYPE_CHECKING:
-    from audit.results import ModelResult
+    from audit.results import Attack
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -66,12 +66,14 @@ def _default_cache() -> Path:
 
 
 def _audit(config: Path, out: Path, cache: Path | None) -> None:
+    from audit.report.robustness import headline_columns
     from audit.runner import run_audit
 
     result = run_audit(config, out, cache)
+    attacks = headline_columns(result.models)
     console = Console()
     table = Table(title=result.name)
-    for heading in ("rank", "model", "index", "95 % interval", "clean", *_eps_columns(result.models)):
+    for heading in ("rank", "model", "index", "95 % interval", "clean", *(f"{a.title} {a.radius}" for a in attacks)):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for model in sorted(result.models, key=lambda m: (m.rank is None, m.rank or 0, -(m.index or 0))):
         interval = "-" if model.index_interval is None else "{:.1f} to {:.1f}".format(*model.index_interval)
@@ -81,7 +83,7 @@ def _audit(config: Path, out: Path, cache: Path | None) -> None:
             "-" if model.index is None else f"{model.index:.1f}",
             interval,
             _percent(model.clean.accuracy.value),
-            *(_percent(a.robust_accuracy.value) for a in model.robust.pgd.values()),
+            *(_robust(attack.attack(model)) for attack in attacks),
         )
     console.print(table)
     console.print(f"Report:  {out / 'report.html'}\nResults: {out / 'results.json'}", highlight=False, soft_wrap=True)
@@ -91,8 +93,10 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f} %"
 
 
-def _eps_columns(models: "list[ModelResult]") -> list[str]:
-    return [f"PGD {eps}" for eps in models[0].robust.pgd] if models else []
+def _robust(attack: "Attack | None") -> str:
+    if attack is None:
+        return "-"
+    return _percent(attack.robust_accuracy.value) + (" (untrusted)" if attack.untrusted else "")
 
 
 @app.command()

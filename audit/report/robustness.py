@@ -95,23 +95,21 @@ def doubts(models: Sequence[ModelResult]) -> list[tuple[str, TrustCheck]]:
 
 
 def distrust(result: AuditResult) -> list[Markup]:
-    """Return a sentence for every model whose robust accuracy failed a check: to be read before any number."""
+    """Return a sentence for every model and attack whose number failed a check: to be read before any number."""
     notes = []
     for model in in_order(result):
-        reasons = list(
-            dict.fromkeys(
-                reason
-                for kind in KINDS
-                for attack in getattr(model.robust, kind).values()
-                for reason in attack.untrusted
+        by_reasons: dict[tuple[str, ...], list[str]] = {}
+        for kind, title in KINDS.items():
+            attacks: dict[str, Attack] = getattr(model.robust, kind)
+            reasons = tuple(dict.fromkeys(reason for attack in attacks.values() for reason in attack.untrusted))
+            if reasons:
+                by_reasons.setdefault(reasons, []).append(title)
+        notes += [
+            Markup("<strong>The robust accuracy of {} under {} is untrusted.</strong> {}").format(
+                model.name, " and ".join(titles), " ".join(reasons)
             )
-        )
-        if reasons:
-            notes.append(
-                Markup("<strong>The robust accuracy of {} is untrusted:</strong> {}").format(
-                    model.name, " ".join(reasons)
-                )
-            )
+            for reasons, titles in by_reasons.items()
+        ]
     return notes
 
 

@@ -117,7 +117,7 @@ def test_contents_of_a_full_audit(pages: dict[str, Path]):
         "Recall",
         "phantom-factors c0ffeec0",
         "Rejects adversarial examples",
-        "The robust accuracy of plain is untrusted: Square fools 12.5 %",
+        "The robust accuracy of plain under PGD is untrusted. Square fools 12.5 %",
         "What each attack of the ensemble left standing",
         "0.0210 [0.0180, 0.0260]",
         "trades \N{MINUS SIGN} plain",
