@@ -1,5 +1,6 @@
 """The networks agree with the reference vectors of StyleGAN2-ADA (random weights, 32x32, one channel)."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -68,9 +69,53 @@ def test_per_image_weights_of_zero_change_nothing(generator, reference):
     close(generator.synthesis(reference["w"], deltas=deltas), reference["img_const"])
 
 
-def test_logits_and_r1(discriminator, reference):
-    images = reference["img_const"].clone().requires_grad_()
+@torch.no_grad()
+def test_per_image_weights_agree_with_the_same_shared_weights(generator, reference):
+    rng = torch.Generator().manual_seed(0)
+    changed = copy.deepcopy(generator)
+    deltas = {}
+    for name, parameter in changed.synthesis.named_parameters():
+        if "affine" not in name and "noise_strength" not in name:
+            delta = 0.1 * torch.randn(parameter.shape, generator=rng)
+            deltas[name] = delta.expand(4, *delta.shape)
+            parameter += delta
+    expected = changed.synthesis(reference["w"])
+    assert (expected - reference["img_const"]).abs().max() > 0.1
+    close(generator.synthesis(reference["w"], deltas=deltas), expected)
+    some = {name: delta for name, delta in deltas.items() if name.startswith("b16.conv0")}
+    one = copy.deepcopy(generator)
+    one.synthesis.get_parameter("b16.conv0.weight").add_(some["b16.conv0.weight"][0])
+    one.synthesis.get_parameter("b16.conv0.bias").add_(some["b16.conv0.bias"][0])
+    close(generator.synthesis(reference["w"], deltas=some), one.synthesis(reference["w"]))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_every_layout_of_weights_and_images_agrees(generator, discriminator, reference, layout):
+    g, d = (copy.deepcopy(network).to(memory_format=layout) for network in (generator, discriminator))
+    with torch.no_grad():
+        close(g.synthesis(reference["w"]), reference["img_const"])
+    check_discriminator(d, reference["img_const"].contiguous(memory_format=layout), reference)
+
+
+def check_discriminator(discriminator, images, reference):
+    images = images.clone().requires_grad_()
     logits = discriminator(images)
     close(logits.detach(), reference["d_logits"])
     (gradient,) = torch.autograd.grad(logits.sum(), images)
     close(gradient.square().sum((1, 2, 3)), reference["r1"])
+
+
+def test_logits_and_r1(discriminator, reference):
+    check_discriminator(discriminator, reference["img_const"], reference)
+
+
+@torch.no_grad()
+def test_half_precision_stays_within_its_rounding(generator, discriminator, reference):
+    g = Generator(**generator.settings, half_resolutions=2)
+    d = Discriminator(**discriminator.settings, half_resolutions=2)
+    g.load_state_dict(generator.state_dict())
+    d.load_state_dict(discriminator.state_dict())
+    image_error = (g.synthesis(reference["w"]) - reference["img_const"]).abs().max()
+    logit_error = (d(reference["img_const"]) - reference["d_logits"]).abs().max()
+    assert 0 < image_error < 0.05 * reference["img_const"].std()
+    assert 0 < logit_error < 0.05 * (1 + reference["d_logits"].abs().max())

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from audit.generator.layers import blur_filter, demodulation, modulated_conv, upsample
+from audit.generator.layers import PER_CALL, EqualConv, blur_filter, demodulation, modulated_conv, upsample
 
 
 def zero_inserted(x):
@@ -57,3 +57,37 @@ def test_demodulated_maps_have_unit_variance():
 def test_upsampling_needs_its_filter():
     with pytest.raises(ValueError, match="filter"):
         modulated_conv(torch.zeros(1, 2, 4, 4), torch.zeros(2, 2, 3, 3), torch.ones(1, 2), True, up=True)
+
+
+def small_maps(*shape):
+    rng = torch.Generator().manual_seed(len(shape))
+    return torch.randn(*shape, generator=rng, dtype=torch.float64).requires_grad_()
+
+
+@pytest.mark.parametrize(("kernel", "up"), [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize("shared", [False, True])
+def test_modulated_convolutions_have_second_derivatives(kernel, up, shared):
+    weight = small_maps(2, 2, kernel, kernel) if shared else small_maps(2, 2, 2, kernel, kernel)
+
+    def run(x, w, styles):
+        return modulated_conv(x, w, styles, kernel == 3, up, blur_filter(), gain=1.5)
+
+    assert torch.autograd.gradgradcheck(run, (small_maps(2, 2, 3, 3), weight, small_maps(2, 2)))
+
+
+@pytest.mark.parametrize("down", [False, True])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_convolutions_of_the_discriminator_have_second_derivatives(down, kernel):
+    layer = EqualConv(2, 2, kernel, down=down).double()
+    assert torch.autograd.gradgradcheck(layer, (small_maps(2, 2, 4, 4),))
+
+
+@pytest.mark.parametrize("up", [False, True])
+def test_many_images_with_their_own_weights_go_through_in_parts(up):
+    n = 2 * PER_CALL + 3  # not a multiple: the last part is smaller
+    rng = torch.Generator().manual_seed(0)
+    x, styles = torch.randn(n, 3, 5, 5, generator=rng), torch.randn(n, 3, generator=rng)
+    weight = torch.randn(n, 4, 3, 3, 3, generator=rng)
+    together = modulated_conv(x, weight, styles, True, up, blur_filter())
+    alone = [modulated_conv(x[i : i + 1], weight[i], styles[i : i + 1], True, up, blur_filter()) for i in range(n)]
+    assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-5)

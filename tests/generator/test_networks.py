@@ -195,3 +195,41 @@ def test_half_precision_clamps_what_would_overflow():
     assert plain.synthesis(ws).abs().max() > 1e4
     assert half.synthesis(ws).isfinite().all()
     assert half.synthesis(ws).abs().max() < 1e4
+
+
+@pytest.mark.parametrize("noise", ["const", "random"])
+def test_path_lengths_and_r1_have_gradients_that_agree_with_differences(noise):
+    g, d = small().double(), Discriminator(16, 1, 64, 8).double()
+    with torch.no_grad():
+        g.synthesis.b16.conv1.noise_strength.fill_(0.3)
+    ws = g.mapping(torch.randn(2, 8, generator=torch.Generator().manual_seed(7)).double()).detach().requires_grad_()
+
+    def lengths():
+        rng = torch.Generator().manual_seed(8)
+        return path_lengths(g.synthesis(ws, noise, generator=rng), ws, rng).sum()
+
+    def penalty():
+        images = g.synthesis(ws.detach()).detach().requires_grad_()
+        return torch.autograd.grad(d(images).sum(), images, create_graph=True)[0].square().sum()
+
+    for value, weight in ((lengths, g.synthesis.b8.conv0.weight), (penalty, d.b16.conv1.weight)):
+        (gradient,) = torch.autograd.grad(value(), weight)
+        direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(9)).double()
+        steps = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                weight.add_(direction, alpha=sign * 1e-5)
+            steps.append(value().detach())
+            with torch.no_grad():
+                weight.sub_(direction, alpha=sign * 1e-5)
+        assert_close((steps[0] - steps[1]) / 2e-5, (gradient * direction).sum(), rtol=1e-4, atol=1e-7)
+
+
+def test_maps_lie_channels_last_for_one_channel_too():
+    g, d = small(), Discriminator(16, 1, 64, 8)
+    seen = []
+    for layer in (g.synthesis.b8.conv0, g.synthesis.b16.conv1, d.b16.conv0, d.b16.conv1):
+        layer.register_forward_hook(lambda module, inputs, out: seen.append(out))
+    d(g(torch.ones(2, 8)))
+    assert len(seen) == 4
+    assert all(out.is_contiguous(memory_format=torch.channels_last) for out in seen)
