@@ -156,9 +156,9 @@ class InversionConfig(Section):
     pivot_lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")
     pivot_delta_weight: float = Field(3e-4, ge=0, description="pull of the pivot towards W, in the same units")
     deltas: Literal["full", "low-rank"] = Field(
-        "full", description="form of the per-image changes of the generator's weights"
+        "low-rank", description="form of the per-image changes of the generator's weights"
     )
-    rank: int = Field(4, ge=1, description="rank of the change of a convolution's weights in the form low-rank")
+    rank: int = Field(16, ge=1, description="rank of the change of a convolution's weights in the form low-rank")
     max_memory: Memory = Field(
         "2GB", description="bound on weight changes, gradients and moments of the images tuned together"
     )

@@ -10,13 +10,13 @@ import time
 from pathlib import Path
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audit.checkpoint import Resumable, fingerprint
-from audit.config import Training, Weights
+from audit.config import EMBEDDINGS, Training, Weights
 from audit.data.audit_set import AuditSet
 from audit.errors import DataError
 from audit.generator.load import check_fits
@@ -28,13 +28,16 @@ from audit.inversion.codes import candidate_codes, random_codes, spread
 from audit.inversion.encoder import FORMAT, Encoder, generator_hash
 from audit.inversion.loss import distance, draw, squared_error, targets_of
 from audit.inversion.pivot import distance_to_w
-from audit.metrics.embedding import FeatureNetwork
+from audit.metrics.embedding import FeatureNetwork, named
+from audit.metrics.lpips import Lpips
 from audit.progress import stage_progress
 from audit.seeds import stage_generator, stage_seed
 from audit.store import atomic_write_bytes, atomic_write_text, hash_tensor
 
 R1_INTERVAL = 16
 HELD_OUT = 256
+SIMILARITIES = (*EMBEDDINGS, "lpips", "none")
+"""Names that `similarity` knows; anything else is the file of a domain embedding."""
 
 
 class EncoderTrainConfig(Training):
@@ -53,6 +56,12 @@ class EncoderTrainConfig(Training):
     progressive_to: float = Field(0.6, ge=0, le=1, description="share of the steps at which all are unlocked")
     l2_weight: float = Field(1.0, ge=0)
     perceptual_weight: float = Field(0.1, ge=0)
+    similarity: str = Field(
+        "auto",
+        description="network of the perceptual and the similarity term: auto (phantom-factors for the phantom, else "
+        "discriminator), phantom-factors, discriminator, lpips (no similarity term), none, or the .safetensors of a "
+        "domain embedding",
+    )
     similarity_weight: float = Field(0.01, ge=0)
     latent_weight: float = Field(0.01, ge=0, description="squared error of known codes, in units of their spread")
     edit_weight: float = Field(1.0, ge=0, description="weight of the two terms that keep codes editable")
@@ -61,6 +70,13 @@ class EncoderTrainConfig(Training):
     discriminator_lr: float = Field(2e-4, gt=0)
     r1_gamma: float = Field(10.0, ge=0)
     snapshot_steps: int = Field(500, ge=1)
+
+    @field_validator("similarity")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        if value not in SIMILARITIES and not value.endswith(".safetensors"):
+            raise ValueError(f"'{value}' is not one of {', '.join(SIMILARITIES)}, nor a .safetensors file")
+        return value
 
     @model_validator(mode="after")
     def _ordered(self) -> "EncoderTrainConfig":
@@ -111,11 +127,11 @@ class _State(Resumable):
 
 
 def _run_key(
-    config: EncoderTrainConfig, generator_sha256: str, images: Tensor, perceptual: FeatureNetwork | None
+    config: EncoderTrainConfig, generator_sha256: str, images: Tensor, perceptual: FeatureNetwork | Lpips | None
 ) -> str:
     """Fingerprint of a run; its steps belong to it, because learning rate and unlocking are shares of them."""
     inputs = {
-        "settings": config.model_dump(mode="json", exclude={"data", "split", "generator", "device"}),
+        "settings": config.model_dump(mode="json", exclude={"data", "split", "generator", "device", "similarity"}),
         "generator": generator_sha256,
         "images": hash_tensor(images),
         "perceptual": None if perceptual is None else perceptual.weights_sha256,
@@ -128,7 +144,7 @@ def train_encoder(
     generator: Generator,
     dataset: AuditSet,
     out: Path,
-    perceptual: FeatureNetwork | None,
+    perceptual: FeatureNetwork | Lpips | None,
     device: torch.device,
 ) -> Path:
     """Train an encoder for `generator` on the images of `dataset`; returns `out/encoder.safetensors`.
@@ -165,7 +181,7 @@ def train_encoder(
             row = {"step": float(state.step)} | {k: v / steps for k, v in sums.items()}
             state.history.append(row | held_out_errors(state.encoder, generator, held_out, device))
             state.save(checkpoint, key)
-            _write(state, config, out, held)
+            _write(state, config, out, held, perceptual)
     return out / "encoder.safetensors"
 
 
@@ -181,7 +197,9 @@ def held_out_errors(encoder: Encoder, generator: Generator, images: Tensor, devi
     return {"held_out_mse": torch.cat(error).mean().item(), "held_out_distance_to_w": torch.cat(away).mean().item()}
 
 
-def _write(state: _State, config: EncoderTrainConfig, out: Path, held: int) -> None:
+def _write(
+    state: _State, config: EncoderTrainConfig, out: Path, held: int, perceptual: FeatureNetwork | Lpips | None
+) -> None:
     last = state.history[-1]
     card = {
         "generator_sha256": state.encoder.generator_sha256,
@@ -189,8 +207,9 @@ def _write(state: _State, config: EncoderTrainConfig, out: Path, held: int) -> N
         "steps": state.step,
         "data": Path(config.data.path).name,
         "held_out": {"n": held, "mse": last["held_out_mse"], "distance_to_w": last["held_out_distance_to_w"]},
+        "similarity": None if perceptual is None else named(perceptual).model_dump(),
         "training_seconds": round(state.seconds),
-        "config": portable(config, "generator"),
+        "config": portable(config, "generator", "similarity"),
     }
     header = {
         "format": FORMAT,
@@ -210,7 +229,7 @@ def _step(
     config: EncoderTrainConfig,
     generator: Generator,
     real: Tensor,
-    perceptual: FeatureNetwork | None,
+    perceptual: FeatureNetwork | Lpips | None,
     device: torch.device,
 ) -> dict[str, float]:
     """One update of the encoder and one of the latent discriminator."""
@@ -227,15 +246,18 @@ def _step(
     ws = encoder(images, config.unlocked(state.step, encoder.num_ws - 1))
     scaled = (ws - encoder.mean) / encoder.unit
     drawn = draw(generator, ws)
-    weighted, mse = distance(
-        drawn, targets_of(images, perceptual), perceptual, config.l2_weight, config.perceptual_weight
-    )
+    features = None if isinstance(perceptual, Lpips) else perceptual
+    weighted, mse = distance(drawn, targets_of(images, features), features, config.l2_weight, config.perceptual_weight)
     loss = weighted.mean()
     out = {"mse": mse.mean().item()}
-    if perceptual is not None and config.similarity_weight > 0:
+    if isinstance(perceptual, Lpips):
+        lpips = perceptual.distance(drawn.clamp(0, 1), images).mean()
+        loss = loss + config.perceptual_weight * lpips
+        out["lpips"] = lpips.item()
+    if features is not None and config.similarity_weight > 0:
         with torch.no_grad():
-            aim = perceptual.embed(images)
-        similarity = 1 - F.cosine_similarity(perceptual.embed(drawn.clamp(0, 1)), aim).mean()
+            aim = features.embed(images)
+        similarity = 1 - F.cosine_similarity(features.embed(drawn.clamp(0, 1)), aim).mean()
         loss = loss + config.similarity_weight * similarity
         out["similarity"] = similarity.item()
     if drawn_images:

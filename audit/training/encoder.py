@@ -2,17 +2,35 @@
 
 from pathlib import Path
 
-from audit.config import load_training
+import torch
+
+from audit.config import load_training, resolve_path
 from audit.data.load import load_data, training_split
 from audit.environment import choose_device
-from audit.generator.load import check_fits, load_generator
+from audit.generator.load import LoadedGenerator, check_fits, load_generator
 from audit.ground import domain_embedding
-from audit.inversion.train import EncoderTrainConfig, train_encoder
+from audit.inversion.train import SIMILARITIES, EncoderTrainConfig, train_encoder
+from audit.metrics.canonical import LPIPS_SMALLEST, Lpips, load_lpips
+from audit.metrics.embedding import FeatureNetwork
 
 
 def load_encoder_train_config(path: str | Path) -> EncoderTrainConfig:
     """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
-    return load_training(EncoderTrainConfig, path, "generator")
+    config = load_training(EncoderTrainConfig, path, "generator")
+    if config.similarity in SIMILARITIES:
+        return config
+    return config.model_copy(update={"similarity": resolve_path(config.similarity, Path(path).resolve().parent)})
+
+
+def _similarity(
+    config: EncoderTrainConfig, loaded: LoadedGenerator, device: torch.device
+) -> FeatureNetwork | Lpips | None:
+    """The network of the perceptual terms. Raises GeneratorError or MetricError where it is not there."""
+    if config.similarity == "none":
+        return None
+    if config.similarity == "lpips":
+        return load_lpips("alex" if loaded.generator.resolution >= LPIPS_SMALLEST["alex"] else "vgg").to(device)
+    return domain_embedding(config.similarity, config.data.is_phantom, loaded, device)
 
 
 def run_encoder_training(config: EncoderTrainConfig, out: Path) -> Path:
@@ -21,6 +39,6 @@ def run_encoder_training(config: EncoderTrainConfig, out: Path) -> Path:
     loaded = load_generator(config.generator, device)
     data = load_data(config.data, config.seed)
     check_fits(loaded.generator, data.image_shape)
-    perceptual = domain_embedding("auto", config.data.is_phantom, loaded, device)
+    perceptual = _similarity(config, loaded, device)
     split = training_split(config.data, data, config.split)
     return train_encoder(config, loaded.generator, data.split(split), out, perceptual, device)

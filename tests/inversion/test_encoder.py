@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors import safe_open
 from torch import Tensor
 from torch.testing import assert_close
@@ -17,9 +18,12 @@ from audit.config import ConfigError, parse_config
 from audit.data.audit_set import AuditSet
 from audit.errors import DataError, GeneratorError
 from audit.generator.features import DiscriminatorFeatures
+from audit.generator.load import load_generator, save_generator
 from audit.generator.networks import Discriminator, Generator
 from audit.inversion.encoder import Encoder, encoder_beside, generator_hash, load_encoder
 from audit.inversion.train import EncoderTrainConfig, train_encoder
+from audit.metrics.lpips import Lpips
+from audit.training.encoder import _similarity, load_encoder_train_config
 
 CPU = torch.device("cpu")
 
@@ -179,3 +183,52 @@ def test_the_encoder_beside_a_generator(tmp_path: Path) -> None:
     (tmp_path / "encoder.safetensors").touch()
     assert encoder_beside(str(tmp_path / "generator.safetensors")) == str(tmp_path / "encoder.safetensors")
     assert encoder_beside("embedded:nothing") is None
+
+
+@pytest.fixture(scope="module")
+def conditional() -> Generator:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        network = Generator(z_dim=8, w_dim=8, resolution=16, channel_base=128, channel_max=8, c_dim=3)
+    return network.eval().requires_grad_(False)
+
+
+def test_an_encoder_of_a_conditional_generator(conditional: Generator, dataset: AuditSet, tmp_path: Path) -> None:
+    path = train_encoder(config(steps=3), conditional, dataset, tmp_path, None, CPU)
+    encoder = load_encoder(path)
+    encoder.check_generator(conditional)
+    assert torch.isfinite(encoder(torch.rand(2, 1, 16, 16))).all()
+    assert json.loads((tmp_path / "encoder.json").read_text())["similarity"] is None
+
+
+def lpips_of_random_weights() -> Lpips:
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        layers = torchvision.models.vgg16(weights=None).features
+        for layer in layers:
+            if isinstance(layer, torch.nn.ReLU):
+                layer.inplace = False
+        return Lpips(layers, [torch.rand(c) for c in (64, 128, 256, 512, 512)], "vgg", "0" * 64)
+
+
+def test_lpips_takes_the_place_of_both_terms(generator: Generator, dataset: AuditSet, tmp_path: Path) -> None:
+    train_encoder(config(steps=2, snapshot_steps=2), generator, dataset, tmp_path, lpips_of_random_weights(), CPU)
+    (row,) = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert row["lpips"] > 0
+    assert "similarity" not in row
+    assert json.loads((tmp_path / "encoder.json").read_text())["similarity"]["name"] == "lpips-v0.1-vgg"
+
+
+def test_the_similarity_network_is_chosen_by_name(
+    generator: Generator, discriminator: Discriminator, tmp_path: Path
+) -> None:
+    save_generator(tmp_path / "generator.safetensors", generator, discriminator, {})
+    loaded = load_generator(tmp_path / "generator.safetensors")
+    chosen = {name: _similarity(config(similarity=name), loaded, CPU) for name in ("auto", "discriminator", "none")}
+    assert chosen["none"] is None
+    for name in ("auto", "discriminator"):
+        assert isinstance(chosen[name], DiscriminatorFeatures)
+    with pytest.raises(ConfigError, match=r"similarity.*lpips"):
+        parse_config(EncoderTrainConfig, {"data": {"path": "x"}, "similarity": "lpisp"}, "a test")
+    (tmp_path / "encoder.toml").write_text('similarity = "own.safetensors"\n[data]\npath = "phantom"\n')
+    assert load_encoder_train_config(tmp_path / "encoder.toml").similarity == str(tmp_path / "own.safetensors")
