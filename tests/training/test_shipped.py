@@ -9,7 +9,7 @@ import pytest
 
 import audit
 from audit.classifiers.load import load_classifier
-from audit.config import ClassifierConfig
+from audit.config import ClassifierConfig, read_toml
 from audit.data import phantom
 from audit.robustness.clean import clean_metrics
 from audit.training.config import load_classifier_train_config, load_factors_train_config
@@ -72,3 +72,12 @@ def test_robustness_orders_the_classifiers() -> None:
 def test_shortcut_falls_where_the_marker_says_nothing() -> None:
     assert accuracies("shortcut", row=0)[0] > 0.97
     assert accuracies("shortcut", row=1)[0] < 0.75
+
+
+def test_the_generator_comes_from_the_configuration_that_is_said_to_have_made_it() -> None:
+    stated = card("generators", "phantom")["config"]
+    asked = read_toml(CONFIGS / "generator.toml")
+    data = asked.pop("data")
+    later = {"ema_rampup"}  # a key that came after the training and is switched off
+    assert {key: stated[key] for key in asked.keys() - later} == {key: asked[key] for key in asked.keys() - later}
+    assert stated["data"]["phantom"]["calibration"] == data["phantom"]["calibration"]
