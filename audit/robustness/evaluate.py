@@ -244,18 +244,21 @@ def _check_trust(
             ensemble=config.ensemble,
         )
         advance(1)
+    robust = measured.robust
+    for attack in (*robust.pgd.values(), *robust.pgd_l2.values()):
+        attack.untrusted = untrusted_reasons(checks, "pgd")
+    for attack in (*robust.ensemble.values(), *robust.ensemble_l2.values()):
+        attack.untrusted = untrusted_reasons(checks, "ensemble")
     if set(config.attacks) == {"pgd", "ensemble"}:
         both = {
             radius: (measured.standing[f"robust.pgd.{radius}"], measured.standing[f"robust.ensemble.{radius}"])
             for radius in config.eps
         }
-        checks.append(ensemble_beats_pgd(both))
-    robust = measured.robust
+        check, beaten = ensemble_beats_pgd(both)
+        checks.append(check)
+        for radius, reason in beaten.items():
+            robust.pgd[radius].untrusted.append(reason)
     robust.checks, robust.trusted = checks, trusted(checks)
-    for attack in (*robust.pgd.values(), *robust.pgd_l2.values()):
-        attack.untrusted = untrusted_reasons(checks, "pgd")
-    for attack in (*robust.ensemble.values(), *robust.ensemble_l2.values()):
-        attack.untrusted = untrusted_reasons(checks, "ensemble")
 
 
 def _distances(

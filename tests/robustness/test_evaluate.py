@@ -150,6 +150,30 @@ def test_trust_is_checked_where_something_stands() -> None:
     assert "12 images" in compared.finding
 
 
+class Bumpy(Brightness):
+    """Decides by brightness, but its score rises and falls on the way there: plain PGD is caught in a trough."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.mean(dim=(1, 2, 3))
+        score = self.sharpness * (mean - 0.5) + 3 * torch.sin(60 * mean)
+        return torch.stack([-score, score], dim=1)
+
+
+def test_pgd_is_marked_at_the_radius_where_the_ensemble_finds_much_more() -> None:
+    data = grey_levels([0.3 + 0.002 * i for i in range(40)], [0] * 40)
+    config = RobustnessConfig(
+        n=40, eps=("0.01", "0.25"), steps=20, step_size=0.002, attacks=("pgd", "ensemble"),
+        ensemble=EnsembleConfig(stages=("apgd-ce",), apgd_steps=40), trust=TrustConfig(n=16, square_queries=10),
+    )  # fmt: skip
+    robust = measured_robustness(Bumpy(), data, config, 0, "m").robust
+    a, b = (table["0.25"].robust_accuracy.value for table in (robust.pgd, robust.ensemble))
+    assert a - b > 0.3
+    assert any("the ensemble fools" in reason for reason in robust.pgd["0.25"].untrusted)
+    assert not any("the ensemble fools" in reason for reason in robust.pgd["0.01"].untrusted)
+    assert robust.trusted is False
+    assert robust.checks[-1].name == "ensemble-beats-pgd"
+
+
 def test_minimal_distances_are_known_for_every_image() -> None:
     data = grey_levels([0.45, 0.40, 0.30, 0.6], [0, 0, 0, 0])
     config = RobustnessConfig(n=4, eps=("0.1",), steps=10, trust=None, distance=DistanceConfig(n=4))
