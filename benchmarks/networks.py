@@ -1,6 +1,7 @@
 """What the networks cost: against a textbook form of the same equations, and between the forms that could be chosen.
 
     python benchmarks/networks.py step [--base 1024 --max 32] [--resolution 64] [--batch 32] [--repeats 7] [--wall]
+    python benchmarks/networks.py half | tuned | compiled
 
 `step` is one update's forward and backward passes of discriminator and generator without regularisers and without
 optimiser. The textbook form reads the same parameters: weights modulated image by image and a grouped convolution
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audit.environment import versions
+from audit.generator.compiling import compiled
 from audit.generator.layers import EqualConv, EqualLinear, blur_filter
 from audit.generator.networks import Discriminator, Generator, logistic, minibatch_stddev
 
@@ -144,6 +146,10 @@ def textbook_discriminator(d: Discriminator, x: Tensor) -> Tensor:
 # One update.
 
 
+def title(args: argparse.Namespace) -> str:
+    return f"{args.resolution}x{args.resolution}, base {args.base}, max {args.max}, n {args.batch}"
+
+
 def networks(args: argparse.Namespace) -> tuple[Generator, Discriminator]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -203,7 +209,66 @@ def step(args: argparse.Namespace) -> None:
     print(", ".join(f"{name} {args.batch / statistics.median(s):.0f} images/s" for name, s in seconds.items()))
 
 
-MODES = {"step": step}
+def in_half(g: Generator, d: Discriminator, count: int) -> tuple[Generator, Discriminator]:
+    other_g = Generator(**g.settings, half_resolutions=count)
+    other_d = Discriminator(**d.settings, half_resolutions=count)
+    other_g.load_state_dict(g.state_dict())
+    other_d.load_state_dict(d.state_dict())
+    return other_g, other_d
+
+
+def half(args: argparse.Namespace) -> None:
+    """The same step with the highest resolutions in bfloat16."""
+    g, d = networks(args)
+    real = torch.randn(args.batch, args.channels, args.resolution, args.resolution)
+    forms = {"float32": steps(g, d, real)["ours"]}
+    forms |= {f"{k} in bfloat16": steps(*in_half(g, d, k), real)["ours"] for k in (1, 2, 3)}
+    table(f"G and D step, {title(args)}", race(forms, args.repeats, args.clock))
+
+
+def tuned(args: argparse.Namespace) -> None:
+    """Synthesis and its gradient: one image at a time, a batch with weights of every image, and with shared weights."""
+    g, _ = networks(args)
+    g.requires_grad_(False)
+    ws = g.mapping(torch.randn(args.batch, g.z_dim))
+    names = {k: p for k, p in g.synthesis.named_parameters() if "affine" not in k and "noise_strength" not in k}
+    deltas = {name: torch.zeros(args.batch, *p.shape, requires_grad=True) for name, p in names.items()}
+    codes = ws.clone().requires_grad_()
+
+    def own(rows: slice) -> Tensor:
+        return g.synthesis(ws[rows], deltas={name: d[rows] for name, d in deltas.items()}).square().mean()
+
+    def alone() -> None:
+        for i in range(args.batch):
+            torch.autograd.grad(own(slice(i, i + 1)), list(deltas.values()))
+
+    forms: dict[str, Work] = {
+        "one image at a time": alone,
+        "own weights": lambda: torch.autograd.grad(own(slice(None)), list(deltas.values())),
+        "shared weights": lambda: torch.autograd.grad(g.synthesis(codes).square().mean(), codes),
+    }
+    table(f"Synthesis and gradient, {title(args)}", race(forms, args.repeats, args.clock))
+
+
+def compiling(args: argparse.Namespace) -> None:
+    """Seconds to compile, and what a forward and backward pass gains."""
+    g, d = networks(args)
+    ws = g.mapping(torch.randn(args.batch, g.z_dim)).detach()
+    real = torch.randn(args.batch, args.channels, args.resolution, args.resolution)
+    for name, network, given in (("synthesis", g.synthesis, ws), ("discriminator", d, real)):
+        run = compiled(network)
+        began = time.perf_counter()
+        run(given).square().mean().backward()
+        print(f"{name}: {time.perf_counter() - began:.0f} s wall time to compile")
+
+        def both(call: Callable[..., Tensor], given: Tensor = given) -> Work:
+            return lambda: call(given).square().mean().backward()
+
+        seconds = race({"as it is": both(network), "compiled": both(run)}, args.repeats, args.clock)
+        table(f"{name}, {title(args)}", seconds)
+
+
+MODES = {"step": step, "half": half, "tuned": tuned, "compiled": compiling}
 
 
 def main() -> None:

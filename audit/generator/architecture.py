@@ -16,6 +16,7 @@ from audit.errors import GeneratorError
 RESOLUTIONS = tuple(2**k for k in range(4, 11))
 """Sides of the images that the networks draw and judge."""
 MAX_CHANNELS = 4
+HALF = (torch.float16, torch.bfloat16)
 CLAMP = 256.0
 """Largest magnitude of a map in 16 bits."""
 
@@ -70,4 +71,4 @@ def half_sides(sides: list[int], count: int) -> list[int]:
 
 def bounded(x: Tensor) -> Tensor:
     """Clamp maps in 16 bits to a magnitude of 256; others pass."""
-    return x.clamp(-CLAMP, CLAMP) if x.dtype in (torch.float16, torch.bfloat16) else x
+    return x.clamp(-CLAMP, CLAMP) if x.dtype in HALF else x

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audit.generator.architecture import bounded
+from audit.generator.architecture import HALF, bounded
 
 SQRT2 = math.sqrt(2.0)
 Deltas = Mapping[str, Tensor]
@@ -48,7 +48,7 @@ def dense(x: Tensor) -> Tensor:
 
     Maps of one channel or one pixel count as either layout, so a network says what it wants where it uses it.
     """
-    if x.device.type == "cpu" or x.dtype in (torch.float16, torch.bfloat16):
+    if x.device.type == "cpu" or x.dtype in HALF:
         return x.contiguous(memory_format=torch.channels_last)
     return x
 
@@ -64,6 +64,8 @@ def upsample(x: Tensor) -> Tensor:
 def blur(x: Tensor, filt: Tensor, padding: int, stride: int = 1, gain: float = 1.0) -> Tensor:
     """Filter every channel of `x` by the 4x4 `filt`, keeping one pixel of each `stride`."""
     kernel = (filt * gain).to(x.dtype).expand(x.shape[1], 1, 4, 4)
+    if stride > 1 and x.dtype in HALF and x.device.type == "cpu":  # whose gradient has no fast form there
+        return F.conv2d(x, kernel, padding=padding, groups=x.shape[1])[..., ::stride, ::stride]
     return F.conv2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
 
 
@@ -138,7 +140,7 @@ def modulated_conv(
     With `up` the resolution doubles and `filt` (4x4) removes the aliases. `gain` scales the demodulated output.
     """
     shared = weight.ndim == 4
-    if demodulate and x.dtype in (torch.float16, torch.bfloat16):
+    if demodulate and x.dtype in HALF:
         # Demodulation takes any factor out again: this one keeps sums within the range of 16 bits.
         styles = styles / styles.abs().amax(1, keepdim=True).clamp_min(1e-8)
         weight = weight / math.sqrt(weight[0].numel() if shared else weight[0, 0].numel())

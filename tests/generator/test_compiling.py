@@ -16,6 +16,7 @@ def judge():
         return Discriminator(16, 1, 64, 4), torch.randn(2, 1, 16, 16)
 
 
+@pytest.mark.slow
 def test_without_a_compiler_it_warns_once_and_runs(monkeypatch):
     network, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
     monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
