@@ -27,7 +27,7 @@ def compiled(network: nn.Module) -> Callable[..., Tensor]:
             if run is network:
                 raise
             out: Tensor = network(*args, **options)  # a defect of the call, not of the machine, shows here
-            reason = str(error).strip().splitlines()[0][:200]
+            reason = " ".join(str(error).split())[:200]
             warnings.warn(
                 f"{type(network).__name__} runs uncompiled, as torch.compile failed here ({reason}): install a C++ "
                 "compiler (on GPUs Triton) to compile it.",

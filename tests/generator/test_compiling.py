@@ -4,6 +4,7 @@ import warnings
 
 import pytest
 import torch
+import torch._inductor.config
 from torch.testing import assert_close
 
 from audit.generator.compiling import compiled
@@ -17,13 +18,15 @@ def judge():
 
 
 @pytest.mark.slow
-def test_without_a_compiler_it_warns_once_and_runs(monkeypatch):
+def test_without_a_compiler_it_warns_once_and_runs():
     network, x = torch.nn.Linear(2, 2), torch.ones(1, 2)
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", ("no-such-compiler",))
-    monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     torch.compiler.reset()
     run = compiled(network)
-    with pytest.warns(RuntimeWarning, match=r"Linear runs uncompiled.*install a C\+\+ compiler"):
+    nowhere = {"cpp.cxx": ("no-such-compiler",), "force_disable_caches": True}
+    with (
+        torch._inductor.config.patch(nowhere),
+        pytest.warns(RuntimeWarning, match=r"Linear runs uncompiled.*install a C\+\+ compiler"),
+    ):
         assert_close(run(x), network(x))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
