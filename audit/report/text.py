@@ -255,12 +255,16 @@ def findings(result: AuditResult) -> list[Markup]:
 
 
 def random_control(model: ModelResult) -> str:
-    """Return the accuracy that the attack leaves when the smallest effective share of its pixels is kept at random."""
-    map_ = model.robust.vulnerability
-    if map_ is None or not map_.shares:
+    """Return the accuracies that a share of the attack's pixels leaves, kept at random and chosen by the map.
+
+    The share is the smallest effective one, or the largest measured short of the whole attack where only that works.
+    """
+    found = model.robust.vulnerability
+    parts = [] if found is None else [row for row in found.shares if row.share < 1]
+    if found is None or not parts:
         return DASH
-    share = map_.smallest_share if map_.smallest_share is not None else max(row.share for row in map_.shares)
-    row = min(map_.shares, key=lambda row: abs(row.share - share))
+    small = found.smallest_share
+    row = next((row for row in parts if row.share == small), max(parts, key=lambda row: row.share))
     return f"{percent(row.random_accuracy)} (at {percent(row.share, 0)}; chosen: {percent(row.accuracy.value)})"
 
 
