@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from audit.generator.architecture import RESOLUTIONS
 from audit.generator.layers import blur_filter
 from audit.generator.plain_pickle import Refused
 from audit.seeds import stage_generator
 
-RESOLUTIONS = tuple(2**k for k in range(3, 11))
 MAX_CHANNELS = 4
 MEAN_CODES = 10_000
 """Random codes whose mean stands for a `w_avg` that a file lacks."""

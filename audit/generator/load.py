@@ -86,7 +86,7 @@ def _build(kind: type[Network], settings: dict[str, Any], state: dict[str, Tenso
     try:
         with torch.device("meta"):  # shapes only: nothing is allocated before the file is known to hold it
             expected = {name: t.shape for name, t in kind(**settings).state_dict().items()}
-    except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError):
+    except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError, GeneratorError):
         raise Refused(f"the architecture that it says cannot be built ({str(settings)[:200]})") from None
     notes = complete(state, expected)
     _check_names(expected, state, prefix)
