@@ -162,7 +162,7 @@ def _card(
             "score": outcome.best_score,
             "history": outcome.history,
         },
-        "seconds": round(outcome.seconds, 1),
+        "seconds": round(outcome.seconds, 3),
         "config": config.model_dump(mode="json", exclude=left_out),
     }
 

@@ -130,7 +130,7 @@ def _card(
             "loss": -outcome.best_score,
             "history": [(step, -score) for step, score in outcome.history],
         },
-        "seconds": round(outcome.seconds, 1),
+        "seconds": round(outcome.seconds, 3),
         "config": config.model_dump(mode="json", exclude=left_out),
     }
 

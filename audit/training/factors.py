@@ -132,7 +132,7 @@ def train_factors(config: FactorsTrainConfig, out: Path) -> Path:
             "n": config.n_evaluation,
             "r_squared": {k: round(float(v), 4) for k, v in zip(network.factor_names, explained, strict=True)},
         },
-        "seconds": round(outcome.seconds, 1),
+        "seconds": round(outcome.seconds, 3),
         "config": config.model_dump(mode="json", exclude={"device"}),
     }
     write_card(path, content)
