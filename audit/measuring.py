@@ -19,7 +19,7 @@ from audit.errors import MetricError
 from audit.metrics.intervals import bootstrap_mean, paired_difference
 from audit.results import Clean, Difference, Interval, NotComputed, Robust
 from audit.robustness.clean import clean_of_logits, predict
-from audit.robustness.corruptions import corruption_accuracies
+from audit.robustness.corruptions import check_names, corruption_accuracies
 from audit.robustness.evaluate import attacked_rows, measured_robustness
 from audit.robustness.vulnerability import VulnerabilityMaps, map_overlap, vulnerability
 from audit.seeds import stage_generator
@@ -60,6 +60,10 @@ def measure_models(
     The vulnerability map learns on `calibration`. Raises DataError, ClassifierError or MetricError.
     """
     settings = config.robustness
+    # Said before the long attacks begin: a misspelt corruption or a missing second source should not cost an hour.
+    if settings.corruptions is not None and settings.corruptions.names is not None:
+        check_names(settings.corruptions.names)
+    foreign = None if config.data.shift is None else load_shift(config.data, config.seed, audited)
     models = []
     for classifier in classifiers:
         with watch.stage("clean accuracy"):
@@ -84,9 +88,8 @@ def measure_models(
             for model, (summary, correct) in zip(models, found, strict=True):
                 model.robust.corruptions = summary
                 model.outcomes["robust.corruptions"] = correct.double().mean(dim=(1, 2))
-    if config.data.shift is not None:
+    if foreign is not None:
         with watch.stage("second source"):
-            foreign = load_shift(config.data, config.seed, audited)
             for model in models:
                 logits = predict(model.classifier, foreign, settings.batch_size, device)
                 model.robust.shift = clean_of_logits(logits, foreign.row_labels, foreign.class_names)
