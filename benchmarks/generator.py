@@ -26,7 +26,8 @@ from torch import Tensor
 from audit.data.load import load_images, training_split
 from audit.environment import choose_device, versions
 from audit.generator.load import load_generator
-from audit.generator.networks import logistic, network_range
+from audit.generator.losses import logistic
+from audit.generator.networks import network_range
 from audit.generator.snapshot import compare, embed_drawn, reference_of
 from audit.generator.state import State
 from audit.generator.step import Means, train_step

@@ -38,8 +38,10 @@ from torch.nn import functional as F
 
 from audit.environment import versions
 from audit.generator.compiling import compiled
+from audit.generator.discriminator import Discriminator, minibatch_stddev
 from audit.generator.layers import EqualConv, EqualLinear, blur_filter
-from audit.generator.networks import Discriminator, Generator, logistic, minibatch_stddev
+from audit.generator.losses import logistic
+from audit.generator.networks import Generator
 
 Work = Callable[[], object]
 

@@ -8,7 +8,8 @@ import types
 import torch
 from torch.nn import functional as F
 
-from audit.generator.networks import Discriminator, Generator
+from audit.generator.discriminator import Discriminator
+from audit.generator.networks import Generator
 
 TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0])
 KERNEL = torch.outer(TAPS, TAPS) / 64

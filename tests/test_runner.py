@@ -17,8 +17,9 @@ import audit
 from audit.cli import app, main
 from audit.config import load_config
 from audit.errors import AuditError, GeneratorError
+from audit.generator.discriminator import Discriminator
 from audit.generator.load import save_generator
-from audit.generator.networks import Discriminator, Generator
+from audit.generator.networks import Generator
 from audit.generator.train import run_generator_training
 from audit.generator.train_config import GeneratorTrainConfig
 from audit.results import json_schema, read_results

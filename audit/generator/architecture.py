@@ -19,6 +19,7 @@ MAX_CHANNELS = 4
 HALF = (torch.float16, torch.bfloat16)
 CLAMP = 256.0
 """Largest magnitude of a map in 16 bits."""
+NEEDS_CLASS = "A conditional {} needs its class vector c: give one-hot rows of shape (images, c_dim)."
 
 
 def channels_at(resolution: int, base: int, maximum: int) -> int:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audit.generator.networks import Discriminator, network_range
+from audit.generator.discriminator import Discriminator
+from audit.generator.networks import network_range
 from audit.store import hash_tensor
 
 

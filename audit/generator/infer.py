@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from audit.generator.architecture import RESOLUTIONS
+from audit.generator.architecture import RESOLUTIONS, channels_at
 from audit.generator.layers import blur_filter
 from audit.generator.plain_pickle import Refused
 from audit.seeds import stage_generator
@@ -41,13 +41,15 @@ def _blocks(state: Mapping[str, Tensor], pattern: str, lowest: int) -> list[int]
     return whole
 
 
-def width_rule(widths: Mapping[int, int]) -> dict[str, int]:
-    """Return `channel_base` and `channel_max` with `min(base // resolution, max)` equal to `widths`; raises Refused."""
+def width_settings(widths: Mapping[int, int]) -> dict[str, Any]:
+    """Return `channel_base` and `channel_max` with `min(base // resolution, max)` equal to `widths`.
+
+    Widths that follow no such rule are returned one by one as `channel_widths`.
+    """
     maximum = max(widths.values())
     base = max(width * resolution for resolution, width in widths.items())
-    if any(min(base // resolution, maximum) != width for resolution, width in widths.items()):
-        listed = ", ".join(f"{w} at {r}" for r, w in sorted(widths.items()))
-        raise Refused(f"its feature maps ({listed}) do not follow min(base / resolution, max)")
+    if any(channels_at(resolution, base, maximum) != width for resolution, width in widths.items()):
+        return {"channel_widths": {str(resolution): width for resolution, width in widths.items()}}
     return {"channel_base": base, "channel_max": maximum}
 
 
@@ -81,7 +83,7 @@ def infer_generator(state: Mapping[str, Tensor]) -> dict[str, Any]:
         "w_dim": w_dim,
         "resolution": resolutions[-1],
         "channels": channels,
-        **width_rule(widths),
+        **width_settings(widths),
         "mapping_layers": _mapping_layers(state, "mapping."),
         "c_dim": c_dim,
     }
@@ -101,7 +103,7 @@ def infer_discriminator(state: Mapping[str, Tensor], mbstd_group: int = 4) -> di
     return {
         "resolution": top,
         "channels": _shape(state, f"b{top}.fromrgb.weight", 4)[1],
-        **width_rule(widths),
+        **width_settings(widths),
         "mbstd_group": mbstd_group,
         "c_dim": c_dim,
         "mapping_layers": _mapping_layers(state, "mapping.") if c_dim else 2,

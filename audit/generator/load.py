@@ -17,8 +17,9 @@ from torch import Tensor
 from audit.embedded import path as embedded_path
 from audit.errors import GeneratorError
 from audit.generator.contents import FORMAT, Contents, read_contents, refusal
+from audit.generator.discriminator import Discriminator
 from audit.generator.infer import complete, infer_discriminator, infer_generator, mean_code
-from audit.generator.networks import Discriminator, Generator
+from audit.generator.networks import Generator
 from audit.generator.plain_pickle import Refused
 from audit.store import atomic_write_bytes, hash_file
 

@@ -1,4 +1,4 @@
-"""StyleGAN2 mapping network, skip generator and residual discriminator in plain PyTorch.
+"""StyleGAN2 mapping network and skip generator in plain PyTorch.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020) and "Training Generative
 Adversarial Networks with Limited Data" (2020). Parameter names follow the widespread layout
@@ -13,15 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from audit.errors import GeneratorError
-from audit.generator.architecture import bounded, feature_maps, half_sides, said
-from audit.generator.architecture import channels_at as channels_at
+from audit.generator.architecture import NEEDS_CLASS, bounded, feature_maps, half_sides, said
 from audit.generator.layers import (
     SQRT2,
     Deltas,
-    EqualConv,
     EqualLinear,
     blur_filter,
     leaky,
@@ -30,7 +27,6 @@ from audit.generator.layers import (
 )
 
 NOISE_MODES = ("const", "none", "random")
-_NEEDS_CLASS = "A conditional {} needs its class vector c: give one-hot rows of shape (images, c_dim)."
 
 
 class Mapping(nn.Module):
@@ -52,7 +48,7 @@ class Mapping(nn.Module):
         x = z * torch.rsqrt(z.square().mean(1, keepdim=True) + 1e-8)
         if self.c_dim:
             if c is None:
-                raise GeneratorError(_NEEDS_CLASS.format("generator"))
+                raise GeneratorError(NEEDS_CLASS.format("generator"))
             y = self.embed(c)
             x = torch.cat([x, y * torch.rsqrt(y.square().mean(1, keepdim=True) + 1e-8)], 1)
         for i in range(self.layers):
@@ -255,131 +251,3 @@ def pixels(network_range: Tensor) -> Tensor:
 def network_range(images: Tensor) -> Tensor:
     """Map pixels in [0, 1] to the network's [-1, 1]."""
     return images * 2 - 1
-
-
-class DiscriminatorBlock(nn.Module):
-    """Residual block that halves the resolution."""
-
-    resample_filter: Tensor
-
-    def __init__(self, inputs: int, outputs: int, channels: int | None):
-        super().__init__()
-        if channels is not None:
-            self.fromrgb = EqualConv(channels, inputs, 1)
-        self.conv0 = EqualConv(inputs, inputs, 3)
-        self.conv1 = EqualConv(inputs, outputs, 3, down=True)
-        self.skip = EqualConv(inputs, outputs, 1, bias=False, act=False, down=True)
-        self.register_buffer("resample_filter", blur_filter())
-
-    def forward(self, x: Tensor) -> Tensor:
-        if hasattr(self, "fromrgb"):
-            x = self.fromrgb(x)
-        gain = math.sqrt(0.5)
-        return self.skip(x, gain) + self.conv1(self.conv0(x), gain)
-
-
-def minibatch_stddev(x: Tensor, group: int) -> Tensor:
-    """Append one map holding the mean standard deviation within groups of `group` images (the largest divisor of N)."""
-    n, channels, height, width = x.shape
-    size = next(g for g in range(min(group, n), 0, -1) if n % g == 0)
-    y = x.reshape(size, n // size, channels, height, width)
-    deviation = (y - y.mean(0)).square().mean(0).add(1e-8).sqrt().mean((1, 2, 3))
-    return torch.cat([x, deviation.repeat(size)[:, None, None, None].expand(-1, 1, height, width)], 1)
-
-
-class DiscriminatorEpilogue(nn.Module):
-    """Minibatch standard deviation, one convolution and two linear layers at 4x4."""
-
-    def __init__(self, inputs: int, group: int, cmap_dim: int):
-        super().__init__()
-        self.group = group
-        self.conv = EqualConv(inputs + 1, inputs, 3)
-        self.fc = EqualLinear(inputs * 16, inputs, act=True)
-        self.out = EqualLinear(inputs, cmap_dim or 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.out(self.fc(self.conv(minibatch_stddev(x, self.group)).flatten(1)))
-
-
-class Discriminator(nn.Module):
-    """Residual discriminator: images `[N, C, R, R]` in [-1, 1] to logits `[N, 1]`.
-
-    With `c_dim` the class vector is embedded and projected on the output (projection discriminator).
-    `channel_widths` and errors are those of `Generator`.
-    """
-
-    half_dtype = torch.bfloat16
-
-    def __init__(
-        self,
-        resolution: int = 64,
-        channels: int = 1,
-        channel_base: int = 1024,
-        channel_max: int = 32,
-        mbstd_group: int = 4,
-        c_dim: int = 0,
-        mapping_layers: int = 2,
-        channel_widths: Any = None,
-        half_resolutions: int = 0,
-    ):
-        super().__init__()
-        maps = feature_maps(resolution, channels, channel_base, channel_max, channel_widths)
-        self.resolutions = list(maps)[:0:-1]
-        self.half_sides = half_sides(list(maps), half_resolutions)
-        for res in self.resolutions:
-            rgb = channels if res == resolution else None
-            setattr(self, f"b{res}", DiscriminatorBlock(maps[res], maps[res // 2], rgb))
-        width = maps[4]
-        self.c_dim = c_dim
-        self.b4 = DiscriminatorEpilogue(width, mbstd_group, width if c_dim else 0)
-        if c_dim:
-            self.mapping = Mapping(0, width, 1, mapping_layers, c_dim)
-        settings = {
-            "resolution": resolution,
-            "channels": channels,
-            "channel_base": channel_base,
-            "channel_max": channel_max,
-            "mbstd_group": mbstd_group,
-            "c_dim": c_dim,
-            "mapping_layers": mapping_layers,
-        }
-        self.settings = said(settings, maps, channel_widths)
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """Feature maps `[N, c, h, w]` after each residual block, from fine to coarse; input in [-1, 1]."""
-        x, maps = images, []
-        for res in self.resolutions:
-            x = getattr(self, f"b{res}")(x.to(self.half_dtype if res in self.half_sides else images.dtype))
-            maps.append(x)
-        return maps
-
-    def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
-        x = self.b4(self.maps(images)[-1].to(images.dtype))
-        if not self.c_dim:
-            return x
-        if c is None:
-            raise GeneratorError(_NEEDS_CLASS.format("discriminator"))
-        projected = self.mapping(torch.empty(len(images), 0, device=images.device), c=c)[:, 0]
-        return (x * projected).sum(1, keepdim=True) / math.sqrt(x.shape[1])
-
-
-def average_parameters(target: nn.Module, source: nn.Module, decay: float) -> None:
-    """Move `target` towards `source` by exponential moving average; buffers are copied."""
-    with torch.no_grad():
-        for average, new in zip(target.parameters(), source.parameters(), strict=True):
-            average.lerp_(new, 1 - decay)
-        for kept, buffer in zip(target.buffers(), source.buffers(), strict=True):
-            kept.copy_(buffer)
-
-
-def path_lengths(images: Tensor, ws: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Length `[N]` of the Jacobian-vector product of `images` w.r.t. `ws` (StyleGAN2 equation 4); keeps the graph."""
-    noise = torch.randn(images.shape, device=images.device, generator=generator)
-    scaled = (images * noise).sum() / math.sqrt(images.shape[2] * images.shape[3])
-    (gradient,) = torch.autograd.grad(scaled, ws, create_graph=True)
-    return gradient.square().sum(2).mean(1).sqrt()
-
-
-def logistic(logits: Tensor) -> Tensor:
-    """Non-saturating logistic loss of logits that should be large: mean of softplus(-logits)."""
-    return F.softplus(-logits).mean()

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from audit.checkpoint import Resumable
 from audit.distributed import ALONE, Workers
 from audit.errors import GeneratorError
+from audit.generator.discriminator import Discriminator
 from audit.generator.load import LoadedGenerator, load_generator
-from audit.generator.networks import Discriminator, Generator
+from audit.generator.networks import Generator
 from audit.generator.train_config import GeneratorTrainConfig
 from audit.seeds import stage_generator, stage_seed
 
@@ -83,10 +84,9 @@ class State(Resumable):
 
 
 def _fresh(config: GeneratorTrainConfig, channels: int, size: int, classes: int) -> tuple[Generator, Discriminator]:
-    sizes = {"channel_base": config.channel_base, "channel_max": config.channel_max}
-    layers = config.mapping_layers
-    g = Generator(config.z_dim, config.w_dim, size, channels, mapping_layers=layers, c_dim=classes, **sizes)
-    return g, Discriminator(size, channels, c_dim=classes, mapping_layers=layers, **sizes)
+    base, top, layers = config.channel_base, config.channel_max, config.mapping_layers
+    g = Generator(config.z_dim, config.w_dim, size, channels, base, top, layers, classes)
+    return g, Discriminator(size, channels, base, top, c_dim=classes, mapping_layers=layers)
 
 
 def _taken_over(

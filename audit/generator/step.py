@@ -10,7 +10,8 @@ from torch import Tensor
 
 from audit.distributed import ALONE, Workers
 from audit.generator.augment import ADA_INTERVAL, adapt, augment
-from audit.generator.networks import Generator, logistic, network_range, path_lengths
+from audit.generator.losses import logistic, path_lengths
+from audit.generator.networks import Generator, network_range
 from audit.generator.state import State, one_hot
 from audit.generator.train_config import GeneratorTrainConfig
 

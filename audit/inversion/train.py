@@ -20,7 +20,8 @@ from audit.config import EMBEDDINGS, Training, Weights
 from audit.data.audit_set import AuditSet
 from audit.errors import DataError
 from audit.generator.load import check_fits
-from audit.generator.networks import Generator, logistic
+from audit.generator.losses import logistic
+from audit.generator.networks import Generator
 from audit.generator.stream import read_uint8
 from audit.generator.train_config import portable
 from audit.inversion.adam import cosine

@@ -5,8 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit.generator.infer import complete, infer_discriminator, infer_generator, width_rule
-from audit.generator.networks import Discriminator, Generator, channels_at
+from audit.generator.architecture import channels_at
+from audit.generator.discriminator import Discriminator
+from audit.generator.infer import complete, infer_discriminator, infer_generator, width_settings
+from audit.generator.networks import Generator
 from audit.generator.plain_pickle import Refused
 
 
@@ -40,10 +42,19 @@ def test_every_architecture_is_recovered(log, channels, z, w, base, top, layers,
         assert judge["mapping_layers"] == layers
 
 
-def test_widths_that_follow_no_rule_are_refused_with_the_widths():
-    assert width_rule({4: 512, 8: 512, 64: 512, 128: 256}) == {"channel_base": 32768, "channel_max": 512}
-    with pytest.raises(Refused, match=r"20 at 4, 32 at 8"):
-        width_rule({4: 20, 8: 32})
+def test_widths_by_the_rule_are_named_by_it():
+    assert width_settings({4: 512, 8: 512, 64: 512, 128: 256}) == {"channel_base": 32768, "channel_max": 512}
+
+
+@given(st.lists(st.integers(1, 9), min_size=3, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_widths_of_any_kind_are_recovered(widths):
+    maps = {4 * 2**k: width for k, width in enumerate(widths)}
+    top = max(maps)
+    for kind, infer in ((Generator, infer_generator), (Discriminator, infer_discriminator)):
+        expected = shapes(kind, resolution=top, channel_widths=maps)
+        again = shapes(kind, **infer(expected))
+        assert {name: t.shape for name, t in again.items()} == {name: t.shape for name, t in expected.items()}
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,10 @@ from support_generators import tiny
 from torch.testing import assert_close
 
 from audit.errors import GeneratorError
+from audit.generator.discriminator import Discriminator
 from audit.generator.features import DiscriminatorFeatures
 from audit.generator.load import check_fits, load_generator, save_generator
-from audit.generator.networks import Discriminator, Generator
+from audit.generator.networks import Generator
 
 
 @pytest.fixture
@@ -33,6 +34,16 @@ def test_round_trip(networks, tmp_path):
     images = torch.rand(3, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     assert features.embed(images).shape[0] == 3
     assert all(m.shape[0] == 3 for m in features.maps(images))
+
+
+def test_widths_by_no_rule_load(tmp_path):
+    widths = {4: 6, 8: 3, 16: 5}
+    pair = Generator(8, 8, 16, channel_widths=widths), Discriminator(16, channel_widths=widths)
+    save_generator(tmp_path / "g.safetensors", *pair, {})
+    loaded = load_generator(tmp_path / "g.safetensors")
+    z = torch.ones(1, 8)
+    assert_close(loaded.generator(z), pair[0](z))
+    assert_close(loaded.discriminator(pair[0](z)), pair[1](pair[0](z)))
 
 
 def test_a_file_without_discriminator_loads(networks, tmp_path):

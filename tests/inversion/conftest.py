@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from audit.generator.networks import Discriminator, Generator
+from audit.generator.discriminator import Discriminator
+from audit.generator.networks import Generator
 
 
 @pytest.fixture(scope="session")
