@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -287,19 +287,24 @@ EMBEDDINGS = ("auto", "phantom-factors", "discriminator")
 """Names that `metrics.embedding` knows; anything else is the file of a domain embedding."""
 
 
-def _embedding_or_path(value: str) -> str:
-    if value not in EMBEDDINGS and not value.endswith(".safetensors"):
-        near = difflib.get_close_matches(value, EMBEDDINGS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"'{value}' is no embedding: did you mean '{near}'? Or give the .safetensors file of a domain embedding"
-        )
-    return value
+def embedding_or_file(names: tuple[str, ...]) -> Callable[[str], str]:
+    """Return a check that a value is one of `names` or the file of a domain embedding."""
+
+    def check(value: str) -> str:
+        if value not in names and not value.endswith(".safetensors"):
+            near = difflib.get_close_matches(value, names, n=1, cutoff=0.0)[0]
+            raise ValueError(
+                f"'{value}' is no embedding: did you mean '{near}'? Or give the .safetensors file of a domain embedding"
+            )
+        return value
+
+    return check
 
 
 class MetricsConfig(Section):
     """Embeddings and perceptual distances; each is named wherever a number rests on it."""
 
-    embedding: Annotated[str, AfterValidator(_embedding_or_path)] = Field(
+    embedding: Annotated[str, AfterValidator(embedding_or_file(EMBEDDINGS))] = Field(
         "auto",
         description="ground of realism and the judge: phantom-factors, discriminator, or the .safetensors of a domain "
         "embedding (`spruce-audit train embedding`); auto: phantom-factors for the phantom, else discriminator",

@@ -18,6 +18,7 @@ from audit.generator.discriminator import Discriminator
 from audit.generator.load import LoadedGenerator, load_generator
 from audit.generator.networks import Generator
 from audit.generator.train_config import GeneratorTrainConfig
+from audit.generator.widen import widened
 from audit.seeds import stage_generator, stage_seed
 
 
@@ -58,8 +59,9 @@ class State(Resumable):
         self.ema = copy.deepcopy(self.g).eval().requires_grad_(False)
         self.d_trained = [p for p in self.d.parameters() if p.requires_grad]
         assert config.r1_gamma is not None, "resolved before a training starts"
+        d_lr = config.discriminator_lr or config.lr
         self.g_opt = _adam(self.g, config.lr, config.path_length_interval if config.path_length_weight else None)
-        self.d_opt = _adam(self.d, config.lr, config.r1_interval if config.r1_gamma else None)
+        self.d_opt = _adam(self.d, d_lr, config.r1_interval if config.r1_gamma else None)
         self.device, self.workers, self._seed = device, workers, config.seed
         self.rng = stage_generator(config.seed, "generator training", device)
         self.draws = stage_generator(config.seed, "augmentation")
@@ -109,6 +111,8 @@ def _taken_over(
             f"Only {len(d.resolutions)} blocks of the discriminator of '{config.start_from}' can be frozen: lower "
             "freeze_discriminator."
         )
+    if config.widen is not None:
+        g, d = widened(g, config.widen), widened(d, config.widen)
     d.requires_grad_(True)
     for resolution in d.resolutions[: config.freeze_discriminator]:
         getattr(d, f"b{resolution}").requires_grad_(False)

@@ -22,8 +22,9 @@ from audit.generator.snapshot import Board, open_board, reference_of, take_snaps
 from audit.generator.state import State
 from audit.generator.step import Means, train_step
 from audit.generator.stream import Reals
-from audit.generator.train_config import RUN_ONLY, GeneratorTrainConfig
+from audit.generator.train_config import FID_EMBEDDINGS, RUN_ONLY, GeneratorTrainConfig
 from audit.metrics.canonical import available, load_inception
+from audit.metrics.domain import load_domain
 from audit.metrics.embedding import Embedder
 from audit.metrics.phantom_factors import load_phantom_factors
 from audit.store import atomic_write_text
@@ -34,6 +35,8 @@ def fid_network(config: GeneratorTrainConfig, device: torch.device) -> Embedder 
     wanted = config.fid_embedding
     if wanted == "phantom-factors" or (wanted == "auto" and config.data.is_phantom):
         return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
+    if wanted not in FID_EMBEDDINGS:
+        return load_domain(wanted).to(device)
     if wanted == "inception" or (wanted == "auto" and not isinstance(available()["inception-v3-fid"], str)):
         return load_inception().to(device)
     return None

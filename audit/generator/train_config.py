@@ -4,15 +4,17 @@ Source: Karras et al. 2020 (StyleGAN2: appendix B) and Karras et al. 2020 (ADA: 
 """
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from audit.config import Section, Training, Weights, load_training
+from audit.config import Section, Training, Weights, embedding_or_file, load_training, resolve_path
 from audit.generator.augment import DEFAULT_GROUPS, Group
 
 RUN_ONLY = ("kimg", "data", "split", "start_from", "fid_embedding", "device", "tensorboard", "sample_grids", "cache_mb")
 """Keys that say how long, where and with what by-products a run is, but do not change what it computes at a step."""
+
+FID_EMBEDDINGS = ("auto", "phantom-factors", "inception", "none")
 
 
 class GeneratorTrainConfig(Training):
@@ -33,6 +35,7 @@ class GeneratorTrainConfig(Training):
     kimg: float = Field(400, gt=0, description="thousands of real images shown to the discriminator")
     batch_size: int = Field(32, ge=4, description="of all processes together")
     lr: float = Field(2.5e-3, gt=0)
+    discriminator_lr: float | None = Field(None, gt=0, description="default: lr; higher where G outruns D (TTUR)")
     r1_gamma: float | None = Field(
         None, ge=0, description="default: 0.0002 * resolution^2 / batch_size, the heuristic of the ADA paper"
     )
@@ -52,14 +55,19 @@ class GeneratorTrainConfig(Training):
     )
     ada_max: float = Field(0.8, gt=0, le=1, description="largest p; near 1 the augmentations leak into the images")
     start_from: Weights | None = Field(None, description="generator to fine-tune")
+    widen: int | None = Field(
+        None, ge=8, description="channel_max to which the networks of start_from are widened; they compute the same"
+    )
     freeze_discriminator: int = Field(0, ge=0, description="finest discriminator blocks kept fixed (Freeze-D)")
     snapshot_kimg: float = Field(20, gt=0)
     sample_grids: int = Field(5, ge=0, description="pictures of the latest snapshots that are kept")
     tensorboard: bool = Field(False, description="write scalars and pictures; needs the extra 'tensorboard'")
     cache_mb: float = Field(1024, ge=0, description="images up to this many MiB stay in memory as bytes, else streamed")
     fid_images: int = Field(2000, ge=50)
-    fid_embedding: Literal["auto", "phantom-factors", "inception", "none"] = Field(
-        "auto", description="auto: phantom-factors for the phantom, else Inception where its weights are, else none"
+    fid_embedding: Annotated[str, AfterValidator(embedding_or_file(FID_EMBEDDINGS))] = Field(
+        "auto",
+        description="phantom-factors, inception, none, or the .safetensors of a domain embedding (train embedding); "
+        "auto: phantom-factors for the phantom, else Inception where its weights are, else none",
     )
 
     @model_validator(mode="before")
@@ -68,6 +76,12 @@ class GeneratorTrainConfig(Training):
         """Read `ema_rampup = false` as none."""
         never = isinstance(values, dict) and values.get("ema_rampup") is False
         return {**values, "ema_rampup": None} if never else values
+
+    @model_validator(mode="after")
+    def _widening_needs_weights(self) -> "GeneratorTrainConfig":
+        if self.widen is not None and self.start_from is None:
+            raise ValueError("widen is for the networks of start_from: name it, or set channel_max instead")
+        return self
 
     @model_validator(mode="after")
     def _freezing_needs_weights(self) -> "GeneratorTrainConfig":
@@ -89,7 +103,11 @@ def r1_heuristic(resolution: int, batch_size: int) -> float:
 
 def load_generator_train_config(path: str | Path) -> GeneratorTrainConfig:
     """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
-    return load_training(GeneratorTrainConfig, path, "start_from")
+    config = load_training(GeneratorTrainConfig, path, "start_from")
+    if config.fid_embedding in FID_EMBEDDINGS:
+        return config
+    base = Path(path).resolve().parent
+    return config.model_copy(update={"fid_embedding": resolve_path(config.fid_embedding, base)})
 
 
 def portable(config: Section, *paths: str) -> dict[str, Any]:

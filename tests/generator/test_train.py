@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from audit.config import parse_config
@@ -17,9 +18,11 @@ from audit.generator import step, train
 from audit.generator.grid import sample_grid
 from audit.generator.load import load_generator
 from audit.generator.snapshot import generator_fid
+from audit.generator.state import State
 from audit.generator.stream import read_uint8
 from audit.generator.train import run_generator_training, train_generator
 from audit.generator.train_config import GeneratorTrainConfig, load_generator_train_config, portable, r1_heuristic
+from audit.metrics.domain import DomainEncoder
 
 CPU = torch.device("cpu")
 
@@ -209,6 +212,18 @@ def test_snapshots_are_chosen_by_fid_and_the_card_says_in_which_embedding(tmp_pa
     assert card["seed"] == 0
 
 
+def test_snapshots_are_chosen_in_a_domain_embedding_beside_the_configuration(tmp_path):
+    network = DomainEncoder("chest", (1, 16, 16), (8, 8), 8)
+    save_file(network.state_dict(), tmp_path / "chest.safetensors", metadata=network.metadata())
+    (tmp_path / "g.toml").write_text('fid_embedding = "chest.safetensors"\n[data]\npath = "images"\n')
+    read = load_generator_train_config(tmp_path / "g.toml")
+    assert train.fid_network(read, CPU).name == "chest"
+    assert portable(read, "fid_embedding")["fid_embedding"] == "chest.safetensors"
+    (tmp_path / "g.toml").write_text('fid_embedding = "inceptoin"\n[data]\npath = "images"\n')
+    with pytest.raises(ConfigError, match="did you mean 'inception'"):
+        load_generator_train_config(tmp_path / "g.toml")
+
+
 def test_a_set_too_small_for_two_halves_says_how_small(tmp_path):
     train_generator(config(kimg=0.008), images(60), tmp_path, Means(), CPU)
     card = json.loads((tmp_path / "generator.json").read_text())
@@ -285,6 +300,25 @@ def test_fine_tuning_keeps_the_finest_discriminator_blocks(tmp_path):
     before = load_generator(first).discriminator
     assert_close(second.b16.conv0.weight, before.b16.conv0.weight, rtol=0, atol=0)
     assert not torch.equal(second.b8.conv0.weight, before.b8.conv0.weight)
+
+
+def test_fine_tuning_widens_both_networks(tmp_path):
+    first = train_generator(config(kimg=0.008), images(), tmp_path / "a", None, CPU)
+    wider = train_generator(config(kimg=0.016, start_from=str(first), widen=16), images(), tmp_path / "b", None, CPU)
+    second, before = load_generator(wider), load_generator(first)
+    for network in (second.generator, second.discriminator):
+        assert network.settings["channel_max"] == 16
+    assert second.generator.synthesis.b4.conv1.weight.shape[0] == 16
+    z = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    assert (second.generator(z) - before.generator(z)).abs().mean() < before.generator(z).std()
+    with pytest.raises(ConfigError, match="start_from"):
+        parse_config(GeneratorTrainConfig, {"data": {"path": "phantom"}, "widen": 16}, "a test")
+
+
+def test_the_discriminator_may_learn_faster():
+    state = State(config(discriminator_lr=0.01).resolved(16), (1, 16, 16), 0, CPU)
+    rates = [optimiser.param_groups[0]["lr"] for optimiser in (state.g_opt, state.d_opt)]
+    assert rates[1] / rates[0] == pytest.approx(4)
 
 
 def test_bad_input_is_named(tmp_path):
