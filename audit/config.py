@@ -171,7 +171,7 @@ class InversionConfig(Section):
     locality_alpha: float | None = Field(
         None, gt=0, description="distance from the pivot at which locality is held; default: sqrt(w_dim)"
     )
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(32, ge=1)
 
 
 class CounterfactualConfig(Section):

@@ -136,7 +136,8 @@ def modulated_conv(
     """Convolve `x` `[N, I, H, W]` by weights modulated with `styles` `[N, I]` (StyleGAN2 equations 1 and 3).
 
     Modulating the input and demodulating the output gives the same result as modulating the weights and lets a batch
-    share one dense convolution. Only weights that differ by image (`[N, O, I, k, k]`) need a grouped one.
+    share one dense convolution. Only weights that differ by image (`[N, O, I, k, k]`) need a grouped one, and take the
+    modulation themselves where they are smaller than the maps.
     With `up` the resolution doubles and `filt` (4x4) removes the aliases. `gain` scales the demodulated output.
     """
     shared = weight.ndim == 4
@@ -145,7 +146,12 @@ def modulated_conv(
         styles = styles / styles.abs().amax(1, keepdim=True).clamp_min(1e-8)
         weight = weight / math.sqrt(weight[0].numel() if shared else weight[0, 0].numel())
     scale = demodulation(weight, styles) * gain if demodulate else None
-    x = x * styles[:, :, None, None].to(x.dtype)
+    if not shared and weight[0].numel() < x[0].numel():
+        weight = weight * styles[:, None, :, None, None]
+        if scale is not None:
+            weight, scale = weight * scale[:, :, None, None, None], None
+    else:
+        x = x * styles[:, :, None, None].to(x.dtype)
     weight = weight.to(x.dtype)
     if up and filt is None:
         raise ValueError("an upsampling convolution needs its filter")

@@ -28,9 +28,10 @@ def test_upsample_is_zero_insertion_and_filter(size, channels, seed):
 
 @pytest.mark.parametrize("up", [False, True])
 @pytest.mark.parametrize("demodulate", [False, True])
-def test_modulating_the_input_equals_modulating_the_weights(up, demodulate):
+@pytest.mark.parametrize("side", [4, 12])  # of maps smaller and larger than the weights of an image
+def test_modulating_the_input_equals_modulating_the_weights(up, demodulate, side):
     rng = torch.Generator().manual_seed(0)
-    x = torch.randn(3, 4, 6, 6, generator=rng, dtype=torch.float64)
+    x = torch.randn(3, 4, side, side, generator=rng, dtype=torch.float64)
     weight = torch.randn(5, 4, 3, 3, generator=rng, dtype=torch.float64)
     styles = torch.randn(3, 4, generator=rng, dtype=torch.float64)
     filt = blur_filter()
