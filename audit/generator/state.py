@@ -17,6 +17,7 @@ from audit.errors import GeneratorError
 from audit.generator.discriminator import Discriminator
 from audit.generator.load import LoadedGenerator, load_generator
 from audit.generator.networks import Generator
+from audit.generator.scales import Judges, ScaleDiscriminator
 from audit.generator.train_config import GeneratorTrainConfig
 from audit.generator.widen import widened
 from audit.seeds import stage_generator, stage_seed
@@ -25,7 +26,7 @@ from audit.seeds import stage_generator, stage_seed
 class State(Resumable):
     """Everything that a resumed run needs. `classes` is the number of classes of a conditional training, else 0."""
 
-    _modules: ClassVar[tuple[str, ...]] = ("g", "d", "ema", "g_opt", "d_opt")
+    _modules: ClassVar[tuple[str, ...]] = ("g", "judges", "ema", "g_opt", "d_opt")
     _plain: ClassVar[tuple[str, ...]] = (
         "p", "path_mean", "signs", "images", "step", "best_fid", "seconds", "history",
     )  # fmt: skip
@@ -53,15 +54,21 @@ class State(Resumable):
                 self.g, self.d = _fresh(config, channels, size, classes)
             else:
                 self.g, self.d = _taken_over(config, loaded, channels, size, classes)
+            # What judges the images: the discriminator that is kept, and perhaps a second one that is not.
+            self.judges: Discriminator | Judges = self.d
+            if config.second_discriminator:
+                self.judges = Judges(self.d, ScaleDiscriminator(size, channels))
         # Convolutions of few channels run faster where the channels of a pixel lie together.
-        for network in (self.g, self.d):
+        for network in (self.g, self.judges):
             network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.g).eval().requires_grad_(False)
-        self.d_trained = [p for p in self.d.parameters() if p.requires_grad]
+        self.d_trained = [p for p in self.judges.parameters() if p.requires_grad]
         assert config.r1_gamma is not None, "resolved before a training starts"
         d_lr = config.discriminator_lr or config.lr
         self.g_opt = _adam(self.g, config.lr, config.path_length_interval if config.path_length_weight else None)
         self.d_opt = _adam(self.d, d_lr, config.r1_interval if config.r1_gamma else None)
+        if isinstance(self.judges, Judges):
+            self.d_opt.add_param_group({"params": list(self.judges.second.parameters()), "lr": config.second_lr})
         self.device, self.workers, self._seed = device, workers, config.seed
         self.rng = stage_generator(config.seed, "generator training", device)
         self.draws = stage_generator(config.seed, "augmentation")

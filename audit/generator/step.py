@@ -67,7 +67,7 @@ def _drawn_classes(state: State, labels: Tensor) -> Tensor | None:
 def _update_discriminator(
     state: State, config: GeneratorTrainConfig, real: Tensor, labels: Tensor, means: Means
 ) -> None:
-    g, d, n = state.g, state.d, len(real)
+    g, judges, n = state.g, state.judges, len(real)
     regularise = bool(config.r1_gamma) and state.step % config.r1_interval == 0
     # The gradient's own gradient is taken in full precision.
     low = config.precision == "bfloat16" and not regularise
@@ -80,11 +80,11 @@ def _update_discriminator(
             shown = augment(real, state.p, state.draws, config.augmentation_groups)
         shown.requires_grad_(regularise)
         # Two passes: as one batch of twice the size the maps no longer fit the caches of a processor.
-        fake_logits = d(fake.contiguous(memory_format=torch.channels_last), c)
-        real_logits = d(shown.contiguous(memory_format=torch.channels_last), one_hot(labels, d.c_dim))
+        fake_logits = judges(fake.contiguous(memory_format=torch.channels_last), c)
+        real_logits = judges(shown.contiguous(memory_format=torch.channels_last), one_hot(labels, state.d.c_dim))
         loss = logistic(-fake_logits.float()) + logistic(real_logits.float())
     means.add("d_loss", loss)
-    state.signs += real_logits.detach().float().sign().mean()
+    state.signs += real_logits[:, 0].detach().float().sign().mean()
     if regularise:
         assert config.r1_gamma is not None
         (gradient,) = torch.autograd.grad(real_logits.sum(), shown, create_graph=True)
@@ -92,18 +92,18 @@ def _update_discriminator(
         means.add("r1", penalty)
         loss = loss + penalty * (config.r1_gamma / 2 * config.r1_interval)
     loss.backward()
-    state.workers.average_gradients(d)
+    state.workers.average_gradients(judges)
     state.d_opt.step()
 
 
 def _update_generator(state: State, config: GeneratorTrainConfig, labels: Tensor, means: Means) -> None:
-    g, d, n, rng = state.g, state.d, len(labels), state.rng
+    g, n, rng = state.g, len(labels), state.rng
     state.g_opt.zero_grad(set_to_none=True)
     with torch.autocast(state.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
         c = _drawn_classes(state, labels)
         fake = g.synthesis(codes(g, n, config.style_mixing, rng, c), "random", generator=rng)
         fake = augment(fake.float(), state.p, state.draws, config.augmentation_groups)
-        loss = logistic(d(fake.contiguous(memory_format=torch.channels_last), c).float())
+        loss = logistic(state.judges(fake.contiguous(memory_format=torch.channels_last), c).float())
     loss.backward()
     means.add("g_loss", loss)
     if config.path_length_weight and state.step % config.path_length_interval == 0:

@@ -36,6 +36,10 @@ class GeneratorTrainConfig(Training):
     batch_size: int = Field(32, ge=4, description="of all processes together")
     lr: float = Field(2.5e-3, gt=0)
     discriminator_lr: float | None = Field(None, gt=0, description="default: lr; higher where G outruns D (TTUR)")
+    second_discriminator: bool = Field(
+        False, description="one that judges at every scale, beside StyleGAN2's; for small networks that stand still"
+    )
+    second_lr: float = Field(5e-4, gt=0)
     r1_gamma: float | None = Field(
         None, ge=0, description="default: 0.0002 * resolution^2 / batch_size, the heuristic of the ADA paper"
     )

@@ -45,7 +45,7 @@ def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
     )
 
 
-class _Stage(nn.Module):
+class Stage(nn.Module):
     """Halve the side, then refine residually."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -80,7 +80,7 @@ class DomainEncoder(nn.Module):
         self.widths = tuple(widths or default_widths(height, width))
         self.features = features
         before = (channels, *self.widths[:-1])
-        self.stages = nn.ModuleList([_Stage(a, b) for a, b in zip(before, self.widths, strict=True)])
+        self.stages = nn.ModuleList([Stage(a, b) for a, b in zip(before, self.widths, strict=True)])
         self.squeeze = nn.Conv2d(self.widths[-1], SQUEEZED, 1)
         self.last = nn.Linear(SQUEEZED * POOLED**2, features)
         self.norm = nn.LayerNorm(features)

@@ -321,6 +321,16 @@ def test_the_discriminator_may_learn_faster():
     assert rates[1] / rates[0] == pytest.approx(4)
 
 
+def test_a_second_discriminator_teaches_and_resumes_and_is_not_kept(tmp_path):
+    whole = train_generator(config(second_discriminator=True), images(), tmp_path / "whole", None, CPU)
+    train_generator(config(second_discriminator=True, kimg=0.032), images(), tmp_path / "cut", None, CPU)
+    resumed = train_generator(config(second_discriminator=True), images(), tmp_path / "cut", None, CPU)
+    alone = train_generator(config(), images(), tmp_path / "alone", None, CPU)
+    assert same(weights(whole), weights(resumed))
+    assert weights(whole).keys() == weights(alone).keys()
+    assert not same(weights(whole), weights(alone))
+
+
 def test_bad_input_is_named(tmp_path):
     with pytest.raises(GeneratorError, match="power of two"):
         train_generator(config(), images(size=24), tmp_path, None, CPU)
