@@ -2,7 +2,8 @@
 
     python benchmarks/pneumonia/run.py --data pneumoniamnist.npz [--work runs/pneumonia] [--out reports/pneumonia]
 
-Every training can be killed and goes on where it was; what is finished is not trained again.
+The generator is trained in two stages, and the second chooses its snapshots in a domain embedding that is trained in
+between. Every training can be killed and goes on where it was; what is finished is not trained again.
 """
 
 import argparse
@@ -15,6 +16,8 @@ from audit.generator.train_config import load_generator_train_config
 from audit.runner import run_audit
 from audit.training.classifier import train_classifier
 from audit.training.config import load_classifier_train_config
+from audit.training.embedding import train_embedding
+from audit.training.embedding_config import load_embedding_train_config
 
 HERE = Path(__file__).parent
 CLASSIFIERS = ("plain", "trades-small", "trades")
@@ -36,7 +39,10 @@ def main() -> None:
             if not (args.work / name / f"{name}.json").exists():
                 train_classifier(load_classifier_train_config(args.work / f"{name}.toml"), args.work / name)
     if args.only in (None, "generator"):
-        run_generator_training(load_generator_train_config(args.work / "generator.toml"), args.work / "generator")
+        for stage in ("generator-first", "generator"):
+            if stage == "generator" and not (args.work / "domain" / "pneumonia-domain.json").exists():
+                train_embedding(load_embedding_train_config(args.work / "domain.toml"), args.work / "domain")
+            run_generator_training(load_generator_train_config(args.work / f"{stage}.toml"), args.work / stage)
     if args.only in (None, "audit"):
         run_audit(args.work / "audit.toml", args.out, cache=args.work / "cache")
         print(load_config(args.work / "audit.toml").name, "->", args.out / "report.html")
