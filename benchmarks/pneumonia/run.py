@@ -3,7 +3,8 @@
     python benchmarks/pneumonia/run.py --data pneumoniamnist.npz [--work runs/pneumonia] [--out reports/pneumonia]
 
 The generator is trained in two stages, and the second chooses its snapshots in a domain embedding that is trained in
-between. Every training can be killed and goes on where it was; what is finished is not trained again.
+between; then comes its encoder. Every training can be killed and goes on where it was; what is finished is not trained
+again.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from audit.training.classifier import train_classifier
 from audit.training.config import load_classifier_train_config
 from audit.training.embedding import train_embedding
 from audit.training.embedding_config import load_embedding_train_config
+from audit.training.encoder import load_encoder_train_config, run_encoder_training
 
 HERE = Path(__file__).parent
 CLASSIFIERS = ("plain", "trades-small", "trades")
@@ -43,6 +45,7 @@ def main() -> None:
             if stage == "generator" and not (args.work / "domain" / "pneumonia-domain.json").exists():
                 train_embedding(load_embedding_train_config(args.work / "domain.toml"), args.work / "domain")
             run_generator_training(load_generator_train_config(args.work / f"{stage}.toml"), args.work / stage)
+        run_encoder_training(load_encoder_train_config(args.work / "encoder.toml"), args.work / "encoder")
     if args.only in (None, "audit"):
         run_audit(args.work / "audit.toml", args.out, cache=args.work / "cache")
         print(load_config(args.work / "audit.toml").name, "->", args.out / "report.html")
