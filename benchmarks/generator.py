@@ -1,7 +1,7 @@
 """The generator's training and what comes of it.
 
     python benchmarks/generator.py throughput [--base 1024 --max 32] [--resolution 64] [--repeats 5] [--plain] [--wall]
-    python benchmarks/generator.py quality FILE --data TRAINING.toml [--n 2000] [--seed 0]
+    python benchmarks/generator.py quality FILE --data TRAINING.toml [--embedding NAME] [--n 2000] [--seed 0]
 
 `throughput` times whole training steps - codes, both networks' losses, gradients, Adam and the averaged generator - of
 `audit.generator.step` and of the papers' textbook form (`benchmarks/networks.py`) with torch's default Adam, turn about
@@ -10,7 +10,8 @@ in one process: one step without regularisers, and the mean of 16 steps with R1 
 seconds, or wall time with `--wall`; threads are those of OMP_NUM_THREADS.
 
 `quality` prints FID, precision and recall of n drawn images against n real ones of the training's data, in the
-embedding that the training names, beside the same numbers between those real images and n others.
+embedding that the training names or that is given (phantom-factors, inception, or the file of a domain embedding),
+beside the same numbers between those real images and n others.
 """
 
 import argparse
@@ -123,6 +124,8 @@ def throughput(args: argparse.Namespace) -> None:
 
 def quality(args: argparse.Namespace) -> None:
     config = load_generator_train_config(args.data)
+    if args.embedding:
+        config = config.model_copy(update={"fid_embedding": args.embedding})
     device = choose_device(config.device)
     g = load_generator(args.file, device).generator
     network = fid_network(config, device)
@@ -153,6 +156,7 @@ def main() -> None:
     good = commands.add_parser("quality")
     good.add_argument("file")
     good.add_argument("--data", type=Path, required=True, help="the TOML file of the generator's training")
+    good.add_argument("--embedding", help="in place of the training's fid_embedding")
     good.add_argument("--n", type=int, help="default: fid_images of the training")
     good.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
