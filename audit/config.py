@@ -448,15 +448,16 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"Configuration file '{file}' is not valid TOML: {error}.") from None
 
 
-def load_training(model: type[T], path: str | Path, *files: str) -> T:
+def load_training(model: type[T], path: str | Path, *files: str, names: tuple[str, ...] = ()) -> T:
     """Read a training's TOML file as `model`; `data.path` and the keys `files` are made absolute against its folder.
 
-    Raises ConfigError.
+    Values among `names` are no files and stay. Raises ConfigError.
     """
     config = parse_config(model, read_toml(path), f"'{path}'")
     base = Path(path).resolve().parent
     resolved: dict[str, Any] = {"data": config.data.model_copy(update={"path": resolve_path(config.data.path, base)})}
-    resolved |= {k: resolve_path(getattr(config, k), base) for k in files if getattr(config, k) is not None}
+    given = {key: getattr(config, key) for key in files}
+    resolved |= {k: resolve_path(v, base) for k, v in given.items() if v is not None and v not in names}
     return config.model_copy(update=resolved)
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from audit.config import Section, Training, Weights, embedding_or_file, load_training, resolve_path
+from audit.config import Section, Training, Weights, embedding_or_file, load_training
 from audit.generator.augment import DEFAULT_GROUPS, Group
 
 RUN_ONLY = ("kimg", "data", "split", "start_from", "fid_embedding", "device", "tensorboard", "sample_grids", "cache_mb")
@@ -107,11 +107,7 @@ def r1_heuristic(resolution: int, batch_size: int) -> float:
 
 def load_generator_train_config(path: str | Path) -> GeneratorTrainConfig:
     """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
-    config = load_training(GeneratorTrainConfig, path, "start_from")
-    if config.fid_embedding in FID_EMBEDDINGS:
-        return config
-    base = Path(path).resolve().parent
-    return config.model_copy(update={"fid_embedding": resolve_path(config.fid_embedding, base)})
+    return load_training(GeneratorTrainConfig, path, "start_from", "fid_embedding", names=FID_EMBEDDINGS)
 
 
 def portable(config: Section, *paths: str) -> dict[str, Any]:

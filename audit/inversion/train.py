@@ -8,15 +8,16 @@ mapping network from the encoder's, layer by layer, with R1 on the former.
 import json
 import time
 from pathlib import Path
+from typing import Annotated
 
 import torch
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from audit.checkpoint import Resumable, fingerprint
-from audit.config import EMBEDDINGS, Training, Weights
+from audit.config import EMBEDDINGS, Training, Weights, embedding_or_file
 from audit.data.audit_set import AuditSet
 from audit.errors import DataError
 from audit.generator.load import check_fits
@@ -57,7 +58,7 @@ class EncoderTrainConfig(Training):
     progressive_to: float = Field(0.6, ge=0, le=1, description="share of the steps at which all are unlocked")
     l2_weight: float = Field(1.0, ge=0)
     perceptual_weight: float = Field(0.1, ge=0)
-    similarity: str = Field(
+    similarity: Annotated[str, AfterValidator(embedding_or_file(SIMILARITIES))] = Field(
         "auto",
         description="network of the perceptual and the similarity term: auto (phantom-factors for the phantom, else "
         "discriminator), phantom-factors, discriminator, lpips (no similarity term), none, or the .safetensors of a "
@@ -71,13 +72,6 @@ class EncoderTrainConfig(Training):
     discriminator_lr: float = Field(2e-4, gt=0)
     r1_gamma: float = Field(10.0, ge=0)
     snapshot_steps: int = Field(500, ge=1)
-
-    @field_validator("similarity")
-    @classmethod
-    def _known(cls, value: str) -> str:
-        if value not in SIMILARITIES and not value.endswith(".safetensors"):
-            raise ValueError(f"'{value}' is not one of {', '.join(SIMILARITIES)}, nor a .safetensors file")
-        return value
 
     @model_validator(mode="after")
     def _ordered(self) -> "EncoderTrainConfig":

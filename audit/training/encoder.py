@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from audit.config import load_training, resolve_path
+from audit.config import load_training
 from audit.data.load import load_data, training_split
 from audit.environment import choose_device
 from audit.generator.load import LoadedGenerator, check_fits, load_generator
@@ -16,10 +16,7 @@ from audit.metrics.embedding import FeatureNetwork
 
 def load_encoder_train_config(path: str | Path) -> EncoderTrainConfig:
     """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
-    config = load_training(EncoderTrainConfig, path, "generator")
-    if config.similarity in SIMILARITIES:
-        return config
-    return config.model_copy(update={"similarity": resolve_path(config.similarity, Path(path).resolve().parent)})
+    return load_training(EncoderTrainConfig, path, "generator", "similarity", names=SIMILARITIES)
 
 
 def _similarity(
