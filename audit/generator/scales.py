@@ -1,23 +1,21 @@
 """A second discriminator that judges at every scale, with normalised maps.
 
 StyleGAN2's discriminator has no normalisation and is held smooth by R1, so differences that are faint beside the image
-reach it late, the later the fewer maps it has. A network with normalised maps sees them at once; both teach the
-generator together. Source: Durugkar, Gemp and Mahadevan, "Generative Multi-Adversarial Networks" (2017), for several
-discriminators with the mean of their losses; Wang et al., "High-Resolution Image Synthesis and Semantic Manipulation
-with Conditional GANs" (2018), section 3.2, for judging at several scales; Wu and He, "Group Normalization" (2018).
+reach it late, the later the fewer maps it has. A network with normalised maps sees them at once. Source: Wang et al.,
+"High-Resolution Image Synthesis and Semantic Manipulation with Conditional GANs" (2018), section 3.2, for judging at
+several scales; Wu and He, "Group Normalization" (2018).
 """
 
 import torch
 from torch import Tensor, nn
 
-from audit.generator.discriminator import Discriminator
 from audit.metrics.domain import Stage, default_widths
 
 HEAD_WIDTH = 64
 LAST_SIDE = 4
 
 
-def _head(inputs: int, side: int) -> nn.Sequential:
+def head(inputs: int, side: int) -> nn.Sequential:
     """From a map `[N, inputs, side, side]` to a logit `[N, 1]`."""
     layers: list[nn.Module] = [nn.Conv2d(inputs, HEAD_WIDTH, 1)]
     while side > LAST_SIDE:
@@ -33,22 +31,11 @@ class ScaleDiscriminator(nn.Module):
         super().__init__()
         widths = default_widths(resolution, resolution)
         self.stages = nn.ModuleList([Stage(a, b) for a, b in zip((channels, *widths), widths, strict=False)])
-        self.heads = nn.ModuleList([_head(width, resolution >> i) for i, width in enumerate(widths, 1)])
+        self.heads = nn.ModuleList([head(width, resolution >> i) for i, width in enumerate(widths, 1)])
 
     def forward(self, images: Tensor) -> Tensor:
         logits, x = [], images * 2  # to the unit variance that its first layer is initialised for
-        for stage, head in zip(self.stages, self.heads, strict=True):
+        for stage, judge in zip(self.stages, self.heads, strict=True):
             x = stage(x)
-            logits.append(head(x))
+            logits.append(judge(x))
         return torch.cat(logits, 1)
-
-
-class Judges(nn.Module):
-    """Both discriminators: `[N, 1 + scales]` logits, StyleGAN2's first, so that a mean over them weighs all alike."""
-
-    def __init__(self, first: Discriminator, second: ScaleDiscriminator) -> None:
-        super().__init__()
-        self.first, self.second = first, second
-
-    def forward(self, images: Tensor, c: Tensor | None = None) -> Tensor:
-        return torch.cat([self.first(images, c), self.second(images)], 1)

@@ -128,7 +128,7 @@ def _card(
     return card | {
         "world_size": state.workers.size,
         "training_seconds": round(state.seconds),
-        "config": portable(config, "start_from", "fid_embedding"),
+        "config": portable(config, "start_from", "fid_embedding", "second_discriminator"),
     }
 
 

@@ -15,9 +15,10 @@ from audit.checkpoint import Resumable
 from audit.distributed import ALONE, Workers
 from audit.errors import GeneratorError
 from audit.generator.discriminator import Discriminator
+from audit.generator.frozen import FeatureDiscriminator
 from audit.generator.load import LoadedGenerator, load_generator
 from audit.generator.networks import Generator
-from audit.generator.scales import Judges, ScaleDiscriminator
+from audit.generator.second import Judges, second_discriminator
 from audit.generator.train_config import GeneratorTrainConfig
 from audit.generator.widen import widened
 from audit.seeds import stage_generator, stage_seed
@@ -55,9 +56,12 @@ class State(Resumable):
             else:
                 self.g, self.d = _taken_over(config, loaded, channels, size, classes)
             # What judges the images: the discriminator that is kept, and perhaps a second one that is not.
-            self.judges: Discriminator | Judges = self.d
-            if config.second_discriminator:
-                self.judges = Judges(self.d, ScaleDiscriminator(size, channels))
+            second = second_discriminator(config.second_discriminator, size, channels, device)
+            self.judges: Discriminator | Judges = self.d if second is None else Judges(self.d, second)
+        # Which second one it is, and the logits whose gradient R1 keeps small: all but those of heads on frozen maps.
+        self.second_name, self.r1_logits = config.second_discriminator, slice(None)
+        if isinstance(second, FeatureDiscriminator):
+            self.second_name, self.r1_logits = f"{second.name} {second.weights_sha256}", slice(1)
         # Convolutions of few channels run faster where the channels of a pixel lie together.
         for network in (self.g, self.judges):
             network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from audit.distributed import ALONE, Workers
 from audit.generator.augment import ADA_INTERVAL, adapt, augment
-from audit.generator.losses import logistic, path_lengths
+from audit.generator.losses import path_lengths
 from audit.generator.networks import Generator, network_range
+from audit.generator.second import adversarial
 from audit.generator.state import State, one_hot
 from audit.generator.train_config import GeneratorTrainConfig
 
@@ -82,12 +83,12 @@ def _update_discriminator(
         # Two passes: as one batch of twice the size the maps no longer fit the caches of a processor.
         fake_logits = judges(fake.contiguous(memory_format=torch.channels_last), c)
         real_logits = judges(shown.contiguous(memory_format=torch.channels_last), one_hot(labels, state.d.c_dim))
-        loss = logistic(-fake_logits.float()) + logistic(real_logits.float())
+        loss = adversarial(-fake_logits.float()) + adversarial(real_logits.float())
     means.add("d_loss", loss)
     state.signs += real_logits[:, 0].detach().float().sign().mean()
     if regularise:
         assert config.r1_gamma is not None
-        (gradient,) = torch.autograd.grad(real_logits.sum(), shown, create_graph=True)
+        (gradient,) = torch.autograd.grad(real_logits[:, state.r1_logits].sum(), shown, create_graph=True)
         penalty = gradient.square().sum((1, 2, 3)).mean()
         means.add("r1", penalty)
         loss = loss + penalty * (config.r1_gamma / 2 * config.r1_interval)
@@ -103,7 +104,7 @@ def _update_generator(state: State, config: GeneratorTrainConfig, labels: Tensor
         c = _drawn_classes(state, labels)
         fake = g.synthesis(codes(g, n, config.style_mixing, rng, c), "random", generator=rng)
         fake = augment(fake.float(), state.p, state.draws, config.augmentation_groups)
-        loss = logistic(state.judges(fake.contiguous(memory_format=torch.channels_last), c).float())
+        loss = adversarial(state.judges(fake.contiguous(memory_format=torch.channels_last), c).float())
     loss.backward()
     means.add("g_loss", loss)
     if config.path_length_weight and state.step % config.path_length_interval == 0:

@@ -55,14 +55,15 @@ def run_generator_training(config: GeneratorTrainConfig, out: Path) -> Path:
 
 
 def _run_key(
-    config: GeneratorTrainConfig, start_sha256: str | None, reals: Reals, embedding: Embedder | None,
+    config: GeneratorTrainConfig, state: State, reals: Reals, embedding: Embedder | None,
     device: torch.device, group: Workers,
 ) -> str:  # fmt: skip
     """Fingerprint of a run but its length: files stand by what they hold; a stream is of one kind of device."""
     inputs = {
         "settings": config.model_dump(mode="json", exclude=set(RUN_ONLY)),
         "images": reals.fingerprint(),
-        "start": start_sha256,
+        "start": state.start_sha256,
+        "second": state.second_name,
         "embedding": None if embedding is None else embedding.weights_sha256,
         "device": device.type,
         "processes": group.size,
@@ -98,7 +99,7 @@ def train_generator(
     state = State(config, dataset.image_shape, classes, device, group)
     with Reals(dataset, config.batch_size, config.seed, device, config.cache_mb, group) as reals:
         # The first process decides whether the folder holds this run: it alone knows the embedding.
-        key = group.text_of_first(lambda: _run_key(config, state.start_sha256, reals, embedding, device, group), device)
+        key = group.text_of_first(lambda: _run_key(config, state, reals, embedding, device, group), device)
         out.mkdir(parents=True, exist_ok=True)
         checkpoint = out / "checkpoint.pt"
         state.resume(checkpoint, key)

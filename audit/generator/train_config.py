@@ -11,10 +11,14 @@ from pydantic import AfterValidator, Field, model_validator
 from audit.config import Section, Training, Weights, embedding_or_file, load_training
 from audit.generator.augment import DEFAULT_GROUPS, Group
 
-RUN_ONLY = ("kimg", "data", "split", "start_from", "fid_embedding", "device", "tensorboard", "sample_grids", "cache_mb")
+RUN_ONLY = (
+    "kimg", "data", "split", "start_from", "second_discriminator", "fid_embedding", "device", "tensorboard",
+    "sample_grids", "cache_mb",
+)  # fmt: skip
 """Keys that say how long, where and with what by-products a run is, but do not change what it computes at a step."""
 
 FID_EMBEDDINGS = ("auto", "phantom-factors", "inception", "none")
+SECOND_DISCRIMINATORS = ("none", "scales", "lpips-alex", "lpips-vgg")
 
 
 class GeneratorTrainConfig(Training):
@@ -36,8 +40,11 @@ class GeneratorTrainConfig(Training):
     batch_size: int = Field(32, ge=4, description="of all processes together")
     lr: float = Field(2.5e-3, gt=0)
     discriminator_lr: float | None = Field(None, gt=0, description="default: lr; higher where G outruns D (TTUR)")
-    second_discriminator: bool = Field(
-        False, description="one that judges at every scale, beside StyleGAN2's; for small networks that stand still"
+    second_discriminator: Annotated[str, AfterValidator(embedding_or_file(SECOND_DISCRIMINATORS))] = Field(
+        "none",
+        description="beside StyleGAN2's, for small networks that stand still: scales (trained with the rest), or heads "
+        "on the frozen maps of lpips-alex, lpips-vgg (`spruce-audit weights pull`) or of a domain embedding's "
+        ".safetensors",
     )
     second_lr: float = Field(5e-4, gt=0)
     r1_gamma: float | None = Field(
@@ -88,6 +95,12 @@ class GeneratorTrainConfig(Training):
         return self
 
     @model_validator(mode="after")
+    def _chosen_by_another(self) -> "GeneratorTrainConfig":
+        if self.second_discriminator == self.fid_embedding != "none":
+            raise ValueError("fid_embedding is the network that second_discriminator learns to please: name another")
+        return self
+
+    @model_validator(mode="after")
     def _freezing_needs_weights(self) -> "GeneratorTrainConfig":
         if self.freeze_discriminator > 0 and self.start_from is None:
             raise ValueError("freeze_discriminator keeps blocks of a trained discriminator: name it in start_from")
@@ -107,7 +120,8 @@ def r1_heuristic(resolution: int, batch_size: int) -> float:
 
 def load_generator_train_config(path: str | Path) -> GeneratorTrainConfig:
     """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
-    return load_training(GeneratorTrainConfig, path, "start_from", "fid_embedding", names=FID_EMBEDDINGS)
+    names = FID_EMBEDDINGS + SECOND_DISCRIMINATORS
+    return load_training(GeneratorTrainConfig, path, "start_from", "fid_embedding", "second_discriminator", names=names)
 
 
 def portable(config: Section, *paths: str) -> dict[str, Any]:

@@ -54,7 +54,8 @@ class Lpips(nn.Module):
         self.smallest = SMALLEST[net]
         self.weights_sha256 = weights_sha256
 
-    def _maps(self, images: Tensor) -> list[Tensor]:
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Tapped layers `[N, c, h, w]` of images `[N, 1 or 3, H, W]` in [0, 1], of unit length at every place."""
         value, maps = (2 * three_channels(images) - 1 - self.shift) / self.scale, []
         for i, layer in enumerate(self.features):
             value = layer(value)
@@ -70,7 +71,7 @@ class Lpips(nn.Module):
                 f"{self.name} is not defined on images of {a.shape[2]}x{a.shape[3]}: the side must be at least "
                 f"{self.smallest}."
             )
-        pairs = zip(self._maps(a), self._maps(b), strict=True)
+        pairs = zip(self.maps(a), self.maps(b), strict=True)
         layers = [((p - q).square() * self.get_buffer(f"head{i}")).sum(1) for i, (p, q) in enumerate(pairs)]
         return torch.stack([layer.mean((1, 2)) for layer in layers]).sum(0)
 

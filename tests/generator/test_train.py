@@ -13,7 +13,7 @@ from torch.testing import assert_close
 
 from audit.config import parse_config
 from audit.data.audit_set import AuditSet
-from audit.errors import ConfigError, DataError, GeneratorError
+from audit.errors import ConfigError, DataError, GeneratorError, MetricError
 from audit.generator import step, train
 from audit.generator.grid import sample_grid
 from audit.generator.load import load_generator
@@ -321,14 +321,59 @@ def test_the_discriminator_may_learn_faster():
     assert rates[1] / rates[0] == pytest.approx(4)
 
 
-def test_a_second_discriminator_teaches_and_resumes_and_is_not_kept(tmp_path):
-    whole = train_generator(config(second_discriminator=True), images(), tmp_path / "whole", None, CPU)
-    train_generator(config(second_discriminator=True, kimg=0.032), images(), tmp_path / "cut", None, CPU)
-    resumed = train_generator(config(second_discriminator=True), images(), tmp_path / "cut", None, CPU)
+@pytest.fixture(scope="module")
+def frozen(tmp_path_factory):
+    """The file of a domain embedding of images of 16 pixels, not trained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = DomainEncoder("chest", (1, 16, 16), (8, 8), 8)
+    path = tmp_path_factory.mktemp("frozen") / "chest.safetensors"
+    save_file(network.state_dict(), path, metadata=network.metadata())
+    return path
+
+
+@pytest.mark.parametrize("second", ["scales", "frozen"])
+def test_a_second_discriminator_teaches_and_resumes_and_is_not_kept(tmp_path, frozen, second):
+    two = {"second_discriminator": str(frozen) if second == "frozen" else second}
+    whole = train_generator(config(**two), images(), tmp_path / "whole", None, CPU)
+    train_generator(config(kimg=0.032, **two), images(), tmp_path / "cut", None, CPU)
+    resumed = train_generator(config(**two), images(), tmp_path / "cut", None, CPU)
     alone = train_generator(config(), images(), tmp_path / "alone", None, CPU)
     assert same(weights(whole), weights(resumed))
     assert weights(whole).keys() == weights(alone).keys()
     assert not same(weights(whole), weights(alone))
+
+
+def test_a_frozen_network_counts_by_what_it_holds(tmp_path, frozen):
+    short = {"kimg": 0.008, "snapshot_kimg": 0.008}
+    train_generator(config(second_discriminator=str(frozen), **short), images(), tmp_path / "out", None, CPU)
+    card = json.loads((tmp_path / "out" / "generator.json").read_text())
+    assert card["config"]["second_discriminator"] == "chest.safetensors"
+    moved = frozen.rename(tmp_path / "moved.safetensors")
+    train_generator(config(second_discriminator=str(moved), **short), images(), tmp_path / "out", None, CPU)
+    moved.rename(frozen)
+    for other in ("scales", "none"):
+        with pytest.raises(ConfigError, match="another configuration"):
+            train_generator(config(second_discriminator=other, **short), images(), tmp_path / "out", None, CPU)
+
+
+def test_a_second_discriminator_is_found_and_its_absence_told(tmp_path, frozen, monkeypatch):
+    monkeypatch.setenv("SPRUCE_AUDIT_WEIGHTS", str(tmp_path))
+    (tmp_path / "g.toml").write_text('second_discriminator = "lpips-alex"\n[data]\npath = "images"\n')
+    read = load_generator_train_config(tmp_path / "g.toml")
+    assert read.second_discriminator == "lpips-alex"
+    with pytest.raises(MetricError, match=r"run `spruce-audit weights pull lpips-v0.1-alex"):
+        train_generator(read, images(), tmp_path / "out", None, CPU)
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "g.toml").write_text('second_discriminator = "chest.safetensors"\n[data]\npath = "images"\n')
+    assert load_generator_train_config(tmp_path / "g.toml").second_discriminator == str(tmp_path / "chest.safetensors")
+    with pytest.raises(MetricError, match="reads images"):
+        train_generator(config(second_discriminator=str(frozen)), images(size=32), tmp_path / "out", None, CPU)
+    with pytest.raises(ConfigError, match="did you mean 'scales'"):
+        parse_config(GeneratorTrainConfig, {"data": {"path": "phantom"}, "second_discriminator": "scale"}, "a test")
+    both = {"second_discriminator": "a.safetensors", "fid_embedding": "a.safetensors"}
+    with pytest.raises(ConfigError, match="learns to please"):
+        parse_config(GeneratorTrainConfig, {"data": {"path": "phantom"}, **both}, "a test")
 
 
 def test_bad_input_is_named(tmp_path):

@@ -1,0 +1,72 @@
+"""Two discriminators side by side: whose logit is whose, how their losses add up, what the second one is good for."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+
+from audit.generator import second
+from audit.generator.discriminator import Discriminator
+from audit.generator.frozen import FeatureDiscriminator
+from audit.generator.losses import logistic
+from audit.generator.scales import ScaleDiscriminator
+from audit.generator.second import Judges, adversarial, second_discriminator
+from audit.metrics.lpips import Lpips
+
+CPU = torch.device("cpu")
+
+
+def test_the_first_logit_is_stylegan2s():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judges = Judges(Discriminator(16, 1, 128, 8), ScaleDiscriminator(16, 1))
+        images = torch.randn(2, 1, 16, 16)
+        logits = judges(images)
+    assert torch.equal(logits, torch.cat([judges.first(images), judges.second(images)], 1))
+
+
+def test_both_losses_weigh_alike_however_many_logits_the_second_gives():
+    assert adversarial(torch.zeros(3, 1)).item() == pytest.approx(math.log(2))
+    assert adversarial(torch.zeros(3, 5)).item() == pytest.approx(2 * math.log(2))
+    logits = torch.tensor([[4.0, -1.0, -1.0]])
+    assert adversarial(logits).item() == pytest.approx(math.log1p(math.exp(-4)) + math.log1p(math.exp(1)))
+
+
+def test_no_second_discriminator_is_the_default():
+    assert second_discriminator("none", 16, 1, CPU) is None
+
+
+@pytest.mark.parametrize(("net", "width"), [("alex", 64), ("vgg", 64)])
+def test_lpips_backbones_see_small_images_enlarged(monkeypatch, net, width):
+    def random_lpips(name):
+        whole = torchvision.models.alexnet() if name == "alex" else torchvision.models.vgg16()
+        return Lpips(whole.features, [torch.ones(1)] * 5, name, "0" * 64)
+
+    monkeypatch.setattr(second, "load_lpips", random_lpips)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judge = second_discriminator(f"lpips-{net}", 32, 1, CPU)
+        assert isinstance(judge, FeatureDiscriminator)
+        assert judge.heads[0][0].in_channels == width
+        assert judge(torch.rand(2, 1, 32, 32)).shape == (2, 5)
+
+
+@pytest.mark.parametrize(("scales", "low", "high"), [(False, 1.3, 1.5), (True, 0.0, 0.3)])
+def test_a_faint_difference_is_seen_sooner_than_by_the_first(scales, low, high):
+    """Smooth images, half of them with stripes of a tenth of their contrast; each network learns at its own rate."""
+    stripes = torch.tensor([0.1, -0.1]).repeat(8)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ScaleDiscriminator(16, 1) if scales else Discriminator(16, 1, 128, 8)
+        rate = 5e-4 if scales else 2.5e-3
+        optimiser = torch.optim.Adam(network.parameters(), lr=rate, betas=(0.0, 0.99))
+        losses = []
+        for _ in range(80):
+            smooth = torch.nn.functional.interpolate(torch.randn(32, 1, 4, 4), 16, mode="bicubic")
+            loss = logistic(-network(smooth[:16])) + logistic(network(smooth[16:] + stripes))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.detach())
+    assert low < torch.stack(losses[-10:]).mean() < high  # chance is 2 log 2 = 1.386
