@@ -7,6 +7,7 @@ Source: Durugkar, Gemp and Mahadevan, "Generative Multi-Adversarial Networks" (2
 import torch
 from torch import Tensor, nn
 
+from audit.errors import GeneratorError
 from audit.generator.discriminator import Discriminator
 from audit.generator.frozen import FeatureDiscriminator
 from audit.generator.losses import logistic
@@ -20,12 +21,20 @@ LPIPS_SIDE = 64
 
 
 def second_discriminator(name: str, resolution: int, channels: int, device: torch.device) -> Second | None:
-    """Build the one that a training names; None for `none`. Raises MetricError or WeightsError for absent weights."""
+    """Build the one that a training names; None for `none`.
+
+    Raises MetricError or WeightsError for absent weights, MetricError or GeneratorError for images that a network does
+    not read.
+    """
     if name == "none":
         return None
     if name == "scales":
         return ScaleDiscriminator(resolution, channels)
     if name in ("lpips-alex", "lpips-vgg"):
+        if channels not in (1, 3):
+            raise GeneratorError(
+                f"second_discriminator = '{name}' reads grey or RGB images, not {channels} channels: take 'scales'."
+            )
         network = load_lpips("alex" if name == "lpips-alex" else "vgg").to(device)
         return FeatureDiscriminator(network, channels, max(resolution, LPIPS_SIDE), device)
     return FeatureDiscriminator(load_domain(name).to(device), channels, resolution, device)

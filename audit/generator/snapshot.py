@@ -19,7 +19,7 @@ from audit.generator.load import save_generator
 from audit.generator.networks import Generator
 from audit.generator.state import State, one_hot
 from audit.generator.stream import Reals
-from audit.generator.train_config import GeneratorTrainConfig, portable
+from audit.generator.train_config import FILES, GeneratorTrainConfig, portable
 from audit.metrics.embedding import Embedder, embed_all
 from audit.metrics.fid import frechet_distance
 from audit.metrics.precision_recall import precision_recall
@@ -128,7 +128,7 @@ def _card(
     return card | {
         "world_size": state.workers.size,
         "training_seconds": round(state.seconds),
-        "config": portable(config, "start_from", "fid_embedding", "second_discriminator"),
+        "config": portable(config, *FILES),
     }
 
 

@@ -17,6 +17,9 @@ RUN_ONLY = (
 )  # fmt: skip
 """Keys that say how long, where and with what by-products a run is, but do not change what it computes at a step."""
 
+FILES = ("start_from", "second_discriminator", "fid_embedding")
+"""Keys whose value is, or may be, a file."""
+
 FID_EMBEDDINGS = ("auto", "phantom-factors", "inception", "none")
 SECOND_DISCRIMINATORS = ("none", "scales", "lpips-alex", "lpips-vgg")
 
@@ -121,7 +124,7 @@ def r1_heuristic(resolution: int, batch_size: int) -> float:
 def load_generator_train_config(path: str | Path) -> GeneratorTrainConfig:
     """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
     names = FID_EMBEDDINGS + SECOND_DISCRIMINATORS
-    return load_training(GeneratorTrainConfig, path, "start_from", "fid_embedding", "second_discriminator", names=names)
+    return load_training(GeneratorTrainConfig, path, *FILES, names=names)
 
 
 def portable(config: Section, *paths: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torchvision
 
+from audit.errors import GeneratorError
 from audit.generator import second
 from audit.generator.discriminator import Discriminator
 from audit.generator.frozen import FeatureDiscriminator
@@ -37,8 +38,13 @@ def test_no_second_discriminator_is_the_default():
     assert second_discriminator("none", 16, 1, CPU) is None
 
 
-@pytest.mark.parametrize(("net", "width"), [("alex", 64), ("vgg", 64)])
-def test_lpips_backbones_see_small_images_enlarged(monkeypatch, net, width):
+def test_other_channels_than_grey_and_rgb_are_refused_by_lpips():
+    with pytest.raises(GeneratorError, match="not 4 channels: take 'scales'"):
+        second_discriminator("lpips-vgg", 32, 4, CPU)
+
+
+@pytest.mark.parametrize("net", ["alex", "vgg"])
+def test_lpips_backbones_see_small_images_enlarged(monkeypatch, net):
     def random_lpips(name):
         whole = torchvision.models.alexnet() if name == "alex" else torchvision.models.vgg16()
         return Lpips(whole.features, [torch.ones(1)] * 5, name, "0" * 64)
@@ -48,7 +54,7 @@ def test_lpips_backbones_see_small_images_enlarged(monkeypatch, net, width):
         torch.manual_seed(0)
         judge = second_discriminator(f"lpips-{net}", 32, 1, CPU)
         assert isinstance(judge, FeatureDiscriminator)
-        assert judge.heads[0][0].in_channels == width
+        assert [h[0].in_channels for h in judge.heads][:2] == ([64, 192] if net == "alex" else [64, 128])
         assert judge(torch.rand(2, 1, 32, 32)).shape == (2, 5)
 
 
