@@ -2,8 +2,9 @@
 
     python benchmarks/pneumonia/run.py --data pneumoniamnist.npz [--work runs/pneumonia] [--out reports/pneumonia]
 
-The generator is trained in two stages, and the second chooses its snapshots in a domain embedding that is trained in
-between; then comes its encoder. Every training can be killed and goes on where it was; what is finished is not trained
+The generator is trained in three stages. The later ones learn from AlexNet's features, too, which must be there
+(`spruce-audit weights pull lpips-v0.1-alex`), and choose their snapshots in a domain embedding that is trained before
+them; then comes its encoder. Every training can be killed and goes on where it was; what is finished is not trained
 again.
 """
 
@@ -35,14 +36,15 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     for file in HERE.glob("*.toml"):
         shutil.copy(file, args.work)
-    shutil.copyfile(args.data, args.work / "pneumoniamnist.npz")
+    if not (args.work / "pneumoniamnist.npz").exists():
+        shutil.copyfile(args.data, args.work / "pneumoniamnist.npz")
     if args.only in (None, "classifiers"):
         for name in CLASSIFIERS:
             if not (args.work / name / f"{name}.json").exists():
                 train_classifier(load_classifier_train_config(args.work / f"{name}.toml"), args.work / name)
     if args.only in (None, "generator"):
-        for stage in ("generator-first", "generator"):
-            if stage == "generator" and not (args.work / "domain" / "pneumonia-domain.json").exists():
+        for stage in ("generator-first", "generator-second", "generator"):
+            if stage == "generator-second" and not (args.work / "domain" / "pneumonia-domain.json").exists():
                 train_embedding(load_embedding_train_config(args.work / "domain.toml"), args.work / "domain")
             run_generator_training(load_generator_train_config(args.work / f"{stage}.toml"), args.work / stage)
         run_encoder_training(load_encoder_train_config(args.work / "encoder.toml"), args.work / "encoder")
