@@ -18,7 +18,7 @@ from audit.metrics.embedding import Named
 from audit.metrics.perceptual import unit_channels
 
 
-class Mapping(Named, Protocol):
+class MapNetwork(Named, Protocol):
     """A named network that shows its feature maps."""
 
     def maps(self, images: Tensor) -> list[Tensor]:
@@ -32,7 +32,7 @@ class FeatureDiscriminator(nn.Module):
     MetricError where it does not read such images.
     """
 
-    def __init__(self, network: Mapping, channels: int, side: int, device: torch.device) -> None:
+    def __init__(self, network: MapNetwork, channels: int, side: int, device: torch.device) -> None:
         super().__init__()
         self.name, self.weights_sha256 = network.name, network.weights_sha256
         self._network = (network,)  # in a tuple, out of reach of parameters(), state_dict() and to()
