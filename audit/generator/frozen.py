@@ -7,22 +7,14 @@ Training" (arXiv:2112.09130), for a pretrained network beside StyleGAN2's own di
 to the network flatter the generator (Kynkäänniemi et al. 2023, arXiv:2203.06026): look at another one, too.
 """
 
-from typing import Protocol
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from audit.generator.networks import pixels
 from audit.generator.scales import head
-from audit.metrics.embedding import Named
+from audit.metrics.embedding import MapNetwork
 from audit.metrics.perceptual import unit_channels
-
-
-class MapNetwork(Named, Protocol):
-    """A named network that shows its feature maps."""
-
-    def maps(self, images: Tensor) -> list[Tensor]:
-        """Map images `[N, C, H, W]` in [0, 1] to feature maps `[N, c, h, w]`, fine to coarse; differentiable."""
 
 
 class FeatureDiscriminator(nn.Module):
@@ -42,7 +34,7 @@ class FeatureDiscriminator(nn.Module):
         self.heads = nn.ModuleList([head(m.shape[1], m.shape[2]) for m in maps])
 
     def _maps(self, images: Tensor) -> list[Tensor]:
-        shown = (images + 1) / 2
+        shown = pixels(images)
         if shown.shape[-1] != self._side:
             shown = functional.interpolate(shown, (self._side, self._side), mode="bilinear", align_corners=False)
         # Unit variance instead of unit length, as the heads are initialised for.

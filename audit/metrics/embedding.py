@@ -40,12 +40,16 @@ class Embedder(Named, Protocol):
         """Map images `[N, C, H, W]` in [0, 1] to vectors `[N, d]`."""
 
 
-@runtime_checkable
-class FeatureNetwork(Embedder, Protocol):
-    """An embedder that also shows its inner feature maps, for perceptual distances."""
+class MapNetwork(Named, Protocol):
+    """A named network that shows its inner feature maps."""
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Map images `[N, C, H, W]` in [0, 1] to feature maps `[N, c, h, w]`, one tensor a layer; differentiable."""
+
+
+@runtime_checkable
+class FeatureNetwork(Embedder, MapNetwork, Protocol):
+    """An embedder that also shows its inner feature maps, for perceptual distances."""
 
 
 def check_images(images: Tensor, what: str) -> None:

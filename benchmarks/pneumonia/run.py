@@ -36,8 +36,9 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     for file in HERE.glob("*.toml"):
         shutil.copy(file, args.work)
-    if not (args.work / "pneumoniamnist.npz").exists():
-        shutil.copyfile(args.data, args.work / "pneumoniamnist.npz")
+    archive = args.work / "pneumoniamnist.npz"
+    if args.data.resolve() != archive.resolve():
+        shutil.copyfile(args.data, archive)
     if args.only in (None, "classifiers"):
         for name in CLASSIFIERS:
             if not (args.work / name / f"{name}.json").exists():
