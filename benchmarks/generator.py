@@ -2,6 +2,7 @@
 
     python benchmarks/generator.py throughput [--base 1024 --max 32] [--resolution 64] [--repeats 5] [--plain] [--wall]
     python benchmarks/generator.py quality FILE --data TRAINING.toml [--embedding NAME] [--n 2000] [--seed 0]
+    python benchmarks/generator.py factors FILE [--n 2000] [--seed 0]
 
 `throughput` times whole training steps - codes, both networks' losses, gradients, Adam and the averaged generator - of
 `audit.generator.step` and of the papers' textbook form (`benchmarks/networks.py`) with torch's default Adam, turn about
@@ -12,6 +13,10 @@ seconds, or wall time with `--wall`; threads are those of OMP_NUM_THREADS.
 `quality` prints FID, precision and recall of n drawn images against n real ones of the training's data, in the
 embedding that the training names or that is given (phantom-factors, inception, or the file of a domain embedding),
 beside the same numbers between those real images and n others.
+
+`factors` asks the phantom's factor network what a generator of phantoms varies: for each causal factor that the network
+reads on real images with an R2 of at least .5, the variance and the mean (in standard deviations of the real images)
+among n drawn images against n real ones.
 """
 
 import argparse
@@ -24,7 +29,9 @@ import torch
 from networks import race, textbook_discriminator, textbook_mapping, textbook_synthesis
 from torch import Tensor
 
+from audit.data import phantom
 from audit.data.load import load_images, training_split
+from audit.embedded import path as embedded_path
 from audit.environment import choose_device, versions
 from audit.generator.load import load_generator
 from audit.generator.losses import logistic
@@ -35,8 +42,10 @@ from audit.generator.step import Means, train_step
 from audit.generator.stream import Reals
 from audit.generator.train import fid_network
 from audit.generator.train_config import GeneratorTrainConfig, load_generator_train_config
+from audit.metrics.phantom_factors import load_phantom_factors
 
 CYCLE = 16
+READABLE = 0.5
 
 
 class Textbook:
@@ -144,6 +153,26 @@ def quality(args: argparse.Namespace) -> None:
     print(f"FID / floor: {scores['fid'] / reference.floor['fid']:.2f}")
 
 
+@torch.inference_mode()
+def factors(args: argparse.Namespace) -> None:
+    network = load_phantom_factors(embedded_path("embeddings", "phantom-factors"))
+    g = load_generator(args.file, torch.device("cpu")).generator
+    real = phantom.sample(args.n, args.seed)
+    codes = torch.randn(args.n, g.z_dim, generator=torch.Generator().manual_seed(args.seed))
+    read = torch.cat([network.factors(batch) for batch in real.images.split(100)])
+    drawn = torch.cat([network.factors(g.images(g.mapping(z))) for z in codes.split(100)])
+    rows = []
+    for i, name in enumerate(network.factor_names):
+        r2 = torch.corrcoef(torch.stack([read[:, i], real.factor(name)]))[0, 1].square().item()
+        shift = (drawn[:, i].mean() - read[:, i].mean()) / read[:, i].std()
+        if r2 >= READABLE:
+            rows.append(((drawn[:, i].var() / read[:, i].var()).item(), shift.item(), r2, name))
+    print(f"{args.file}: {args.n} drawn, {args.n} real, seed {args.seed}")
+    print(f"{'factor':24} {'variance ratio':>14} {'mean':>6} {'R2 on real':>10}")
+    for ratio, shift, r2, name in sorted(rows):
+        print(f"{name:24} {ratio:14.2f} {shift:6.2f} {r2:10.2f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -159,14 +188,20 @@ def main() -> None:
     good.add_argument("--embedding", help="in place of the training's fid_embedding")
     good.add_argument("--n", type=int, help="default: fid_images of the training")
     good.add_argument("--seed", type=int, default=0)
+    varied = commands.add_parser("factors")
+    varied.add_argument("file")
+    varied.add_argument("--n", type=int, default=2000)
+    varied.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     print(f"python {versions()['python']}, torch {versions()['torch']}, {torch.get_num_threads()} threads")
     if args.command == "throughput":
         args.clock = time.perf_counter if args.wall else time.process_time
         torch.manual_seed(0)
         throughput(args)
-    else:
+    elif args.command == "quality":
         quality(args)
+    else:
+        factors(args)
 
 
 if __name__ == "__main__":

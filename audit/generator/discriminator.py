@@ -38,10 +38,15 @@ class DiscriminatorBlock(nn.Module):
         return self.skip(x, gain) + self.conv1(self.conv0(x), gain)
 
 
+def largest_group(n: int, most: int) -> int:
+    """Return the largest divisor of `n` up to `most`."""
+    return next(size for size in range(min(most, n), 0, -1) if n % size == 0)
+
+
 def minibatch_stddev(x: Tensor, group: int) -> Tensor:
     """Append one map holding the mean standard deviation within groups of `group` images (the largest divisor of N)."""
     n, channels, height, width = x.shape
-    size = next(g for g in range(min(group, n), 0, -1) if n % g == 0)
+    size = largest_group(n, group)
     y = x.reshape(size, n // size, channels, height, width)
     deviation = (y - y.mean(0)).square().mean(0).add(1e-8).sqrt().mean((1, 2, 3))
     return torch.cat([x, deviation.repeat(size)[:, None, None, None].expand(-1, 1, height, width)], 1)

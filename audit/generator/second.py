@@ -28,8 +28,8 @@ def second_discriminator(name: str, resolution: int, channels: int, device: torc
     """
     if name == "none":
         return None
-    if name == "scales":
-        return ScaleDiscriminator(resolution, channels)
+    if name in ("scales", "scales-spread"):
+        return ScaleDiscriminator(resolution, channels, spread=name == "scales-spread")
     if name in ("lpips-alex", "lpips-vgg"):
         if channels not in (1, 3):
             raise GeneratorError(

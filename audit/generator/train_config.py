@@ -21,7 +21,7 @@ FILES = ("start_from", "second_discriminator", "fid_embedding")
 """Keys whose value is, or may be, a file."""
 
 FID_EMBEDDINGS = ("auto", "phantom-factors", "inception", "none")
-SECOND_DISCRIMINATORS = ("none", "scales", "lpips-alex", "lpips-vgg")
+SECOND_DISCRIMINATORS = ("none", "scales", "scales-spread", "lpips-alex", "lpips-vgg")
 
 
 class GeneratorTrainConfig(Training):
@@ -45,9 +45,9 @@ class GeneratorTrainConfig(Training):
     discriminator_lr: float | None = Field(None, gt=0, description="default: lr; higher where G outruns D (TTUR)")
     second_discriminator: Annotated[str, AfterValidator(embedding_or_file(SECOND_DISCRIMINATORS))] = Field(
         "none",
-        description="beside StyleGAN2's, for small networks that stand still: scales (trained with the rest), or heads "
-        "on the frozen maps of lpips-alex, lpips-vgg (`spruce-audit weights pull`) or of a domain embedding's "
-        ".safetensors",
+        description="beside StyleGAN2's, for small networks that stand still: scales (trained with the rest), "
+        "scales-spread (also sees how little a group of images varies), or heads on the frozen maps of lpips-alex, "
+        "lpips-vgg (`spruce-audit weights pull`) or of a domain embedding's .safetensors",
     )
     second_lr: float = Field(5e-4, gt=0)
     r1_gamma: float | None = Field(

@@ -1,14 +1,54 @@
-"""The discriminator of normalised maps gives a logit for every scale."""
+"""The discriminator of normalised maps has a logit for every scale, and sees a lack of variety if shown groups."""
 
 import pytest
 import torch
 
-from audit.generator.scales import ScaleDiscriminator
+from audit.generator.losses import logistic
+from audit.generator.scales import SPREAD_GROUP, ScaleDiscriminator, Spread
 
 
+@pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize(("resolution", "channels", "scales"), [(16, 1, 2), (32, 3, 3), (64, 2, 4), (256, 1, 6)])
-def test_every_scale_gives_a_logit(resolution, channels, scales):
+def test_every_scale_gives_a_logit(resolution, channels, scales, spread):
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        logits = ScaleDiscriminator(resolution, channels)(torch.randn(2, channels, resolution, resolution))
+        logits = ScaleDiscriminator(resolution, channels, spread)(torch.randn(2, channels, resolution, resolution))
     assert logits.shape == (2, scales)
+
+
+@pytest.mark.parametrize(("n", "groups"), [(16, 2), (8, 1), (12, 2), (7, 1), (1, 1)])
+def test_deviations_are_those_of_an_images_group(n, groups):
+    x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    out = Spread()(x)
+    assert torch.equal(out[:, :3], x)
+    for i in range(n):
+        among = x[i % groups :: groups]
+        assert len(among) <= SPREAD_GROUP
+        torch.testing.assert_close(out[i, 3:], (among.var(0, correction=0) + 1e-4).sqrt())
+
+
+def test_one_image_and_equal_images_have_finite_gradients():
+    x = torch.ones(4, 3, requires_grad=True)
+    Spread()(x).sum().backward()
+    assert torch.equal(x.grad, torch.ones(4, 3))
+
+
+@pytest.mark.parametrize(("spread", "low", "high"), [(False, 1.2, 1.4), (True, 0.0, 1.1)])
+def test_a_lack_of_variety_is_seen_by_groups(spread, low, high):
+    """Smooth images under a gradient from left to right that in half of them varies half as much."""
+    ramp = torch.linspace(-0.4, 0.4, 16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = ScaleDiscriminator(16, 1, spread)
+        optimiser = torch.optim.Adam(network.parameters(), lr=1e-3, betas=(0.0, 0.99))
+        losses = []
+        for _ in range(140):
+            smooth = 0.3 * torch.nn.functional.interpolate(torch.randn(64, 1, 4, 4), 16, mode="bicubic")
+            images = smooth + torch.randn(64, 1, 1, 1) * ramp
+            narrow = smooth + torch.randn(64, 1, 1, 1) * ramp / 2
+            loss = logistic(-network(narrow[:32])) + logistic(network(images[32:]))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            losses.append(loss.detach())
+    assert low < torch.stack(losses[-40:]).mean() < high  # chance is 2 log 2 = 1.386

@@ -332,7 +332,7 @@ def frozen(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("second", ["scales", "frozen"])
+@pytest.mark.parametrize("second", ["scales", "scales-spread", "frozen"])
 def test_a_second_discriminator_teaches_and_resumes_and_is_not_kept(tmp_path, frozen, second):
     two = {"second_discriminator": str(frozen) if second == "frozen" else second}
     whole = train_generator(config(**two), images(), tmp_path / "whole", None, CPU)
@@ -352,7 +352,7 @@ def test_a_frozen_network_counts_by_what_it_holds(tmp_path, frozen):
     moved = frozen.rename(tmp_path / "moved.safetensors")
     train_generator(config(second_discriminator=str(moved), **short), images(), tmp_path / "out", None, CPU)
     moved.rename(frozen)
-    for other in ("scales", "none"):
+    for other in ("scales", "scales-spread", "none"):
         with pytest.raises(ConfigError, match="another configuration"):
             train_generator(config(second_discriminator=other, **short), images(), tmp_path / "out", None, CPU)
 
