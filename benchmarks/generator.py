@@ -42,7 +42,9 @@ from audit.generator.step import Means, train_step
 from audit.generator.stream import Reals
 from audit.generator.train import fid_network
 from audit.generator.train_config import GeneratorTrainConfig, load_generator_train_config
+from audit.metrics.embedding import embed_all
 from audit.metrics.phantom_factors import load_phantom_factors
+from audit.training.factors import r_squared
 
 CYCLE = 16
 READABLE = 0.5
@@ -157,20 +159,15 @@ def quality(args: argparse.Namespace) -> None:
 def factors(args: argparse.Namespace) -> None:
     network = load_phantom_factors(embedded_path("embeddings", "phantom-factors"))
     g = load_generator(args.file, torch.device("cpu")).generator
-    real = phantom.sample(args.n, args.seed)
-    codes = torch.randn(args.n, g.z_dim, generator=torch.Generator().manual_seed(args.seed))
-    read = torch.cat([network.factors(batch) for batch in real.images.split(100)])
-    drawn = torch.cat([network.factors(g.images(g.mapping(z))) for z in codes.split(100)])
-    rows = []
-    for i, name in enumerate(network.factor_names):
-        r2 = torch.corrcoef(torch.stack([read[:, i], real.factor(name)]))[0, 1].square().item()
-        shift = (drawn[:, i].mean() - read[:, i].mean()) / read[:, i].std()
-        if r2 >= READABLE:
-            rows.append(((drawn[:, i].var() / read[:, i].var()).item(), shift.item(), r2, name))
+    explained = r_squared(network, args.n, args.seed, "factors/evaluation")
+    real = network.head(embed_all(network, phantom.sample(args.n, args.seed).images))
+    drawn = network.head(embed_drawn(g, network, torch.zeros(args.n, dtype=torch.long), args.seed))
+    ratios, shifts = drawn.var(0) / real.var(0), (drawn.mean(0) - real.mean(0)) / real.std(0)
     print(f"{args.file}: {args.n} drawn, {args.n} real, seed {args.seed}")
     print(f"{'factor':24} {'variance ratio':>14} {'mean':>6} {'R2 on real':>10}")
-    for ratio, shift, r2, name in sorted(rows):
-        print(f"{name:24} {ratio:14.2f} {shift:6.2f} {r2:10.2f}")
+    for i in ratios.argsort():
+        if explained[i] >= READABLE:
+            print(f"{network.factor_names[i]:24} {ratios[i]:14.2f} {shifts[i]:6.2f} {explained[i]:10.2f}")
 
 
 def main() -> None:
