@@ -28,6 +28,7 @@ class Spread(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         group = largest_group(len(x), SPREAD_GROUP)
+        # The small number keeps the root's gradient finite where all images of a group are alike.
         deviation = (x.view(group, -1, x.shape[1]).var(0, correction=0) + 1e-4).sqrt()
         return torch.cat([x, deviation.repeat(group, 1)], 1)
 
