@@ -159,11 +159,12 @@ def modulated_conv(
         x, weight = dense(x), dense(weight)
         padding = weight.shape[-1] // 2
         x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2) if up else F.conv2d(x, weight, padding=padding)
-    else:
+    elif up and x.device.type == "cpu" and len(x) > PER_CALL:
         # On CPUs the transposed form of many groups falls off: a few images at a time are faster.
-        size = PER_CALL if up and x.device.type == "cpu" else len(x)
-        parts = [_grouped(a, b, up) for a, b in zip(x.split(size), weight.split(size), strict=True)]
-        x = parts[0] if len(parts) == 1 else torch.cat(parts)
+        parts = zip(x.split(PER_CALL), weight.split(PER_CALL), strict=True)
+        x = torch.cat([_grouped(maps, own, up) for maps, own in parts])
+    else:
+        x = _grouped(x, weight, up)
     if up:
         assert filt is not None
         x = blur(x, filt, padding=1, gain=4.0)
@@ -173,6 +174,8 @@ def modulated_conv(
 def _grouped(x: Tensor, weight: Tensor, up: bool) -> Tensor:
     """Convolve every image of `x` by its own `weight` `[N, O, I, k, k]`, or by its transpose with stride 2."""
     n, _, height, width = x.shape
+    if weight.shape[-1] == 1 and not up:  # a product of matrices, for which a grouped convolution has no fast form
+        return torch.bmm(weight[..., 0, 0], x.flatten(2)).view(n, -1, height, width)
     kernel = weight.transpose(1, 2) if up else weight
     kernel = kernel.reshape(-1, *kernel.shape[2:])
     x = x.reshape(1, -1, height, width)

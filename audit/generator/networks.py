@@ -93,7 +93,12 @@ class SynthesisLayer(nn.Module):
         x = modulated_conv(x, weight, self.affine(w), True, self.up, self.resample_filter, gain=SQRT2)
         bias = _per_channel(_tuned(self.bias, f"{self.name}.bias", deltas)).to(x.dtype) * SQRT2
         if noise == "const":
-            bias = bias + (self.noise_const * (self.noise_strength * SQRT2)).to(x.dtype)
+            fixed = (self.noise_const * (self.noise_strength * SQRT2)).to(x.dtype)
+            if deltas is None:
+                bias = bias + fixed
+            else:
+                # Not in place: a grouped convolution's maps are a view, whose changes autograd pays for with copies.
+                x = x + fixed
         elif noise == "random":
             shape = (x.shape[0], 1, self.resolution, self.resolution)
             drawn = torch.randn(shape, device=x.device, dtype=x.dtype, generator=generator)
