@@ -22,8 +22,8 @@ class Targets:
     images: Tensor
     maps: tuple[Tensor, ...] | None = None
 
-    def select(self, rows: Tensor) -> "Targets":
-        """Return the targets at `rows` (indices or mask)."""
+    def select(self, rows: Tensor | slice) -> "Targets":
+        """Return the targets at `rows` (indices, mask or slice)."""
         return Targets(self.images[rows], None if self.maps is None else tuple(m[rows] for m in self.maps))
 
 

@@ -2,7 +2,8 @@
 
 Source: Roich et al., "Pivotal Tuning for Latent-based Editing of Real Images" (2021), sections 3.2-3.3; thesis 001
 equations 5.5.8 to 5.5.11. The modulated convolution takes per-image weights as a grouped convolution, so a batch costs
-what its images cost one by one without the overhead, and an image that is done leaves the batch.
+what its images cost one by one without the overhead, and an image that is done leaves the batch. On a CPU the threads
+share the batch's images (`audit.inversion.shares`).
 
 The locality term is evaluated at every `LOCALITY_INTERVAL`-th step with as many times the weight (as StyleGAN2 does
 with its regularisers).
@@ -19,8 +20,9 @@ from audit.generator.layers import Deltas as Additions
 from audit.generator.networks import Generator
 from audit.inversion.adam import RowAdam, cosine
 from audit.inversion.codes import random_codes
-from audit.inversion.deltas import Deltas, Layout, layout_of
+from audit.inversion.deltas import Deltas, Layout, joined, layout_of
 from audit.inversion.loss import Targets, distance, draw, targets_of
+from audit.inversion.shares import in_shares
 from audit.metrics.embedding import FeatureNetwork
 from audit.seeds import stage_generator
 from audit.store import hash_tensor
@@ -83,8 +85,24 @@ def tune(
     """Tune additions to the generator's weights so that `pivots` `[N, L, w]` draw `targets`.
 
     The additions have the form `config.deltas`. An image stops at `config.stop_mse` or after `config.tuning_steps`.
-    Images do not influence one another.
+    Images do not influence one another; `on_step` is told the steps of the first share of them.
     """
+
+    def share(rows: slice, step: Callable[[], None]) -> Deltas:
+        return _tune(generator, pivots[rows], targets.select(rows), config, perceptual, seed, step)
+
+    return joined(in_shares(len(pivots), pivots.device, share, on_step))
+
+
+def _tune(
+    generator: Generator,
+    pivots: Tensor,
+    targets: Targets,
+    config: InversionConfig,
+    perceptual: FeatureNetwork | None,
+    seed: int,
+    on_step: Callable[[], None],
+) -> Deltas:
     layout = layout_of(generator, config.deltas, config.rank)
     n, device = len(pivots), pivots.device
     rows, active = layout.start(n, seed, device), torch.arange(n, device=device)
