@@ -5,7 +5,7 @@ Shares of the images, each worked on by threads of its own, need not wait for on
 """
 
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from threading import Event
 from typing import TypeVar
 
@@ -52,10 +52,13 @@ def in_shares(images: int, device: torch.device, work: Callable[[slice, Step], R
     try:
         # The number of threads is that of the thread which sets it, and of those that have none yet.
         with ThreadPoolExecutor(count, "share", torch.set_num_threads, (threads // count,)) as pool:
+            futures = [pool.submit(share, i) for i in range(count)]
             try:
-                return list(pool.map(share, range(count)))
+                for ended in wait(futures, return_when=FIRST_EXCEPTION).done:
+                    ended.result()
             except BaseException:
                 broken_off.set()
                 raise
+            return [future.result() for future in futures]
     finally:
         torch.set_num_threads(threads)

@@ -61,18 +61,19 @@ def test_steps_of_the_first_share_are_told() -> None:
     assert len(told) == 3
 
 
-def test_an_error_is_raised_and_ends_the_other_share() -> None:
+@pytest.mark.parametrize("failing", [0, SMALLEST_SHARE])
+def test_an_error_is_raised_and_ends_the_other_share(failing: int) -> None:
     ended_by_itself = []
 
     def work(rows: slice, step: Callable[[], None]) -> None:
-        if rows.start == 0:
-            raise ArithmeticError("the first share fails")
+        if rows.start == failing:
+            raise ArithmeticError("one share fails")
         for _ in range(1000):
             step()
             time.sleep(0.01)
         ended_by_itself.append(rows)
 
-    with pytest.raises(ArithmeticError, match="first share"):
+    with pytest.raises(ArithmeticError, match="one share"):
         in_shares(2 * SMALLEST_SHARE, CPU, work, nothing)
     assert not ended_by_itself
     assert torch.get_num_threads() == 2
