@@ -359,6 +359,7 @@ def test_a_frozen_network_counts_by_what_it_holds(tmp_path, frozen):
 
 def test_a_second_discriminator_is_found_and_its_absence_told(tmp_path, frozen, monkeypatch):
     monkeypatch.setenv("SPRUCE_AUDIT_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
     (tmp_path / "g.toml").write_text('second_discriminator = "lpips-alex"\n[data]\npath = "images"\n')
     read = load_generator_train_config(tmp_path / "g.toml")
     assert read.second_discriminator == "lpips-alex"
