@@ -16,6 +16,7 @@ from audit.distributed import ALONE, Workers
 from audit.errors import GeneratorError
 from audit.generator.discriminator import Discriminator
 from audit.generator.frozen import FeatureDiscriminator
+from audit.generator.graphs import Direct, Graphs
 from audit.generator.load import LoadedGenerator, load_generator
 from audit.generator.networks import Generator
 from audit.generator.second import Judges, second_discriminator
@@ -73,9 +74,17 @@ class State(Resumable):
         self.d_opt = _adam(self.d, d_lr, config.r1_interval if config.r1_gamma else None)
         if isinstance(self.judges, Judges):
             self.d_opt.add_param_group({"params": list(self.judges.second.parameters()), "lr": config.second_lr})
+        for group in (*self.g_opt.param_groups, *self.d_opt.param_groups):
+            group["first_lr"] = group["lr"]
+            if device.type == "cuda":  # a number would be part of what a graph records
+                group["lr"] = torch.tensor(group["lr"], device=device)
         self.device, self.workers, self._seed = device, workers, config.seed
         self.rng = stage_generator(config.seed, "generator training", device)
         self.draws = stage_generator(config.seed, "augmentation")
+        # A recorded part has no Python number that changes, as ADA's p is, and asks no other process; a permutation of
+        # classes is drawn by a call that waits.
+        fixed = config.augmentation == "none" and not classes and workers.size == 1
+        self.parts = Graphs(device, self.rng) if fixed and device.type == "cuda" else Direct()
         self.p, self.images, self.step = 0.0, 0, 0
         self.path_mean = torch.zeros([], device=device)
         self.signs = torch.zeros([], device=device)
@@ -89,6 +98,14 @@ class State(Resumable):
         self.rng.manual_seed(stage_seed(self._seed, stage))
         self.draws.manual_seed(stage_seed(self._seed, f"{stage}/augmentation"))
 
+    def set_rates(self, factor: float) -> None:
+        """Set every learning rate to `factor` times what it was at first."""
+        for group in (*self.g_opt.param_groups, *self.d_opt.param_groups):
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(group["first_lr"] * factor)
+            else:
+                group["lr"] = group["first_lr"] * factor
+
     def resume(self, path: Path, key: str) -> None:
         """Take everything from the checkpoint `path` if it is there; raises ConfigError as `load_checkpoint` does."""
         super().resume(path, key)
@@ -99,7 +116,8 @@ class State(Resumable):
 def _fresh(config: GeneratorTrainConfig, channels: int, size: int, classes: int) -> tuple[Generator, Discriminator]:
     base, top, layers = config.channel_base, config.channel_max, config.mapping_layers
     g = Generator(config.z_dim, config.w_dim, size, channels, base, top, layers, classes)
-    return g, Discriminator(size, channels, base, top, c_dim=classes, mapping_layers=layers)
+    d_base, d_top = config.discriminator_channel_base or base, config.discriminator_channel_max or top
+    return g, Discriminator(size, channels, d_base, d_top, c_dim=classes, mapping_layers=layers)
 
 
 def _taken_over(
@@ -134,8 +152,11 @@ def _adam(network: nn.Module, lr: float, lazy_interval: int | None) -> torch.opt
     """Adam of the paper; a lazy regulariser's extra steps are compensated (StyleGAN2 appendix B)."""
     ratio = 1.0 if lazy_interval is None else lazy_interval / (lazy_interval + 1)
     trained = [p for p in network.parameters() if p.requires_grad]
-    fused = trained[0].device.type in ("cpu", "cuda")  # one kernel for all parameters instead of some for each
-    return torch.optim.Adam(trained, lr=lr * ratio, betas=(0.0, 0.99**ratio), eps=1e-8, fused=fused)
+    device = trained[0].device.type
+    fused = device in ("cpu", "cuda")  # one kernel for all parameters instead of some for each
+    capturable = device == "cuda"  # so that a step can be recorded as a CUDA graph
+    betas = (0.0, 0.99**ratio)
+    return torch.optim.Adam(trained, lr=lr * ratio, betas=betas, eps=1e-8, fused=fused, capturable=capturable)
 
 
 def one_hot(labels: Tensor, classes: int) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 Source: Karras et al. 2020 (StyleGAN2: sections 3.1 lazy regularisation, 3.2 path length, appendix B), Mescheder et al.
 2018 (R1), Karras et al. 2020 (ADA: section 3). R1 is the gradient at the images that the discriminator sees, the
-augmented ones, so that it shares the loss's forward pass. Nothing here waits for a GPU but the adjustment of p.
+augmented ones, so that it shares the loss's forward pass. Nothing here waits for a GPU but the adjustment of p. The
+two updates can be recorded as CUDA graphs: what differs from step to step, and is no tensor, is in their names.
 """
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from audit.distributed import ALONE, Workers
 from audit.generator.augment import ADA_INTERVAL, adapt, augment
+from audit.generator.graphs import Scalars
 from audit.generator.losses import path_lengths
 from audit.generator.networks import Generator, network_range
 from audit.generator.second import adversarial
@@ -28,11 +30,11 @@ class Means:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
 
-    def add(self, name: str, value: Tensor) -> None:
-        """Count `value` (a scalar) in."""
-        value = value.detach().float()
-        self._sums[name] = self._sums[name] + value if name in self._sums else value
-        self._counts[name] = self._counts.get(name, 0) + 1
+    def add(self, scalars: Scalars) -> None:
+        """Count every one of `scalars` in."""
+        for name, value in scalars.items():
+            self._sums[name] = self._sums[name] + value.float() if name in self._sums else value.float()
+            self._counts[name] = self._counts.get(name, 0) + 1
 
     def values(self, workers: Workers = ALONE) -> dict[str, float]:
         """Every mean, over the processes too."""
@@ -66,10 +68,9 @@ def _drawn_classes(state: State, labels: Tensor) -> Tensor | None:
 
 
 def _update_discriminator(
-    state: State, config: GeneratorTrainConfig, real: Tensor, labels: Tensor, means: Means
-) -> None:
+    state: State, config: GeneratorTrainConfig, real: Tensor, labels: Tensor, regularise: bool
+) -> Scalars:
     g, judges, n = state.g, state.judges, len(real)
-    regularise = bool(config.r1_gamma) and state.step % config.r1_interval == 0
     # The gradient's own gradient is taken in full precision.
     low = config.precision == "bfloat16" and not regularise
     state.d_opt.zero_grad(set_to_none=True)
@@ -78,26 +79,27 @@ def _update_discriminator(
             c = _drawn_classes(state, labels)
             fake = g.synthesis(codes(g, n, config.style_mixing, state.rng, c), "random", generator=state.rng)
             fake = augment(fake.float(), state.p, state.draws, config.augmentation_groups)
-            shown = augment(real, state.p, state.draws, config.augmentation_groups)
+            shown = augment(real, state.p, state.draws, config.augmentation_groups).detach()
         shown.requires_grad_(regularise)
         # Two passes: as one batch of twice the size the maps no longer fit the caches of a processor.
         fake_logits = judges(fake.contiguous(memory_format=torch.channels_last), c)
         real_logits = judges(shown.contiguous(memory_format=torch.channels_last), one_hot(labels, state.d.c_dim))
         loss = adversarial(-fake_logits.float()) + adversarial(real_logits.float())
-    means.add("d_loss", loss)
+    scalars = {"d_loss": loss.detach()}
     state.signs += real_logits[:, 0].detach().float().sign().mean()
     if regularise:
         assert config.r1_gamma is not None
         (gradient,) = torch.autograd.grad(real_logits[:, state.r1_logits].sum(), shown, create_graph=True)
         penalty = gradient.square().sum((1, 2, 3)).mean()
-        means.add("r1", penalty)
+        scalars["r1"] = penalty.detach()
         loss = loss + penalty * (config.r1_gamma / 2 * config.r1_interval)
     loss.backward()
     state.workers.average_gradients(judges)
     state.d_opt.step()
+    return scalars
 
 
-def _update_generator(state: State, config: GeneratorTrainConfig, labels: Tensor, means: Means) -> None:
+def _update_generator(state: State, config: GeneratorTrainConfig, labels: Tensor, regularise: bool) -> Scalars:
     g, n, rng = state.g, len(labels), state.rng
     state.g_opt.zero_grad(set_to_none=True)
     with torch.autocast(state.device.type, torch.bfloat16, enabled=config.precision == "bfloat16"):
@@ -106,8 +108,8 @@ def _update_generator(state: State, config: GeneratorTrainConfig, labels: Tensor
         fake = augment(fake.float(), state.p, state.draws, config.augmentation_groups)
         loss = adversarial(state.judges(fake.contiguous(memory_format=torch.channels_last), c).float())
     loss.backward()
-    means.add("g_loss", loss)
-    if config.path_length_weight and state.step % config.path_length_interval == 0:
+    scalars = {"g_loss": loss.detach()}
+    if regularise:
         half = max(n // 2, 1)
         ws = codes(g, half, config.style_mixing, rng, None if c is None else c[:half])
         lengths = path_lengths(g.synthesis(ws, "random", generator=rng), ws, rng)
@@ -115,10 +117,11 @@ def _update_generator(state: State, config: GeneratorTrainConfig, labels: Tensor
         state.workers.average([mean])
         state.path_mean.lerp_(mean, 1 - PATH_DECAY)
         penalty = (lengths - state.path_mean).square().mean()
-        means.add("path", penalty)
+        scalars["path"] = penalty.detach()
         (penalty * (config.path_length_weight * config.path_length_interval)).backward()
     state.workers.average_gradients(g)
     state.g_opt.step()
+    return scalars
 
 
 def _average(state: State, config: GeneratorTrainConfig) -> None:
@@ -136,13 +139,23 @@ def _average(state: State, config: GeneratorTrainConfig) -> None:
 def train_step(state: State, config: GeneratorTrainConfig, real: Tensor, labels: Tensor, means: Means) -> None:
     """Update both networks once; `real` uint8 `[B, C, R, R]` and `labels` `[B]` are this process's part of a batch."""
     state.seed_step()
-    shown = network_range(real.float() / 255)
+    with state.parts.step():
+        if config.lr_half_life is not None:
+            late = max(state.images / 1000 - config.lr_decay_from, 0.0)
+            state.set_rates(0.5 ** (late / config.lr_half_life))
+        _train_step(state, config, real, labels, means)
+
+
+def _train_step(state: State, config: GeneratorTrainConfig, real: Tensor, labels: Tensor, means: Means) -> None:
+    shown = state.parts.keep(network_range(real.float() / 255))
+    r1 = bool(config.r1_gamma) and state.step % config.r1_interval == 0
     state.g.requires_grad_(False)
-    _update_discriminator(state, config, shown, labels, means)
+    means.add(state.parts.run(f"D {r1}", lambda: _update_discriminator(state, config, shown, labels, r1)))
     state.g.requires_grad_(True)
     for parameter in state.d_trained:
         parameter.requires_grad_(False)
-    _update_generator(state, config, labels, means)
+    path = bool(config.path_length_weight) and state.step % config.path_length_interval == 0
+    means.add(state.parts.run(f"G {path}", lambda: _update_generator(state, config, labels, path)))
     for parameter in state.d_trained:
         parameter.requires_grad_(True)
     state.workers.average([state.g.mapping.w_avg])
@@ -153,7 +166,7 @@ def train_step(state: State, config: GeneratorTrainConfig, real: Tensor, labels:
         state.workers.average([state.signs])
         mean_sign = state.signs / ADA_INTERVAL
         state.signs.zero_()
-        means.add("r_t", mean_sign)
+        means.add({"r_t": mean_sign})
         if config.augmentation == "ada":
             seen, full = ADA_INTERVAL * config.batch_size, config.ada_kimg * 1000
             state.p = adapt(state.p, float(mean_sign), seen, config.ada_target, full, config.ada_max)

@@ -38,11 +38,17 @@ class GeneratorTrainConfig(Training):
     w_dim: int = Field(64, ge=4)
     channel_base: int = Field(1024, ge=64)
     channel_max: int = Field(32, ge=8)
+    discriminator_channel_base: int | None = Field(
+        None, ge=64, description="default: channel_base; a wider discriminator costs nothing after the training"
+    )
+    discriminator_channel_max: int | None = Field(None, ge=8, description="default: channel_max")
     mapping_layers: int = Field(2, ge=1)
     kimg: float = Field(400, gt=0, description="thousands of real images shown to the discriminator")
     batch_size: int = Field(32, ge=4, description="of all processes together")
     lr: float = Field(2.5e-3, gt=0)
     discriminator_lr: float | None = Field(None, gt=0, description="default: lr; higher where G outruns D (TTUR)")
+    lr_decay_from: float = Field(0, ge=0, description="kimg after which every learning rate falls")
+    lr_half_life: float | None = Field(None, gt=0, description="kimg in which it halves; default: it never falls")
     second_discriminator: Annotated[str, AfterValidator(embedding_or_file(SECOND_DISCRIMINATORS))] = Field(
         "none",
         description="beside StyleGAN2's, for small networks that stand still: scales (trained with the rest), "
