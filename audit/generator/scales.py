@@ -19,39 +19,44 @@ from audit.metrics.domain import Stage, default_widths
 
 HEAD_WIDTH = 64
 LAST_SIDE = 4
-SPREAD_GROUP = 8
-"""Images among which a deviation is taken; larger groups tell it more exactly and give fewer of them."""
 
 
 class Spread(nn.Module):
-    """Append to features `[N, F]` their standard deviations in groups of up to `SPREAD_GROUP` images: `[N, 2 F]`."""
+    """Append to features `[N, F]` their standard deviations in groups of up to `most` images: `[N, 2 F]`.
+
+    Larger groups tell a deviation more exactly and give fewer of them.
+    """
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
 
     def forward(self, x: Tensor) -> Tensor:
-        group = largest_group(len(x), SPREAD_GROUP)
+        group = largest_group(len(x), self.most)
         # The small number keeps the root's gradient finite where all images of a group are alike.
         deviation = (x.view(group, -1, x.shape[1]).var(0, correction=0) + 1e-4).sqrt()
         return torch.cat([x, deviation.repeat(group, 1)], 1)
 
 
-def head(inputs: int, side: int, spread: bool = False) -> nn.Sequential:
-    """From a map `[N, inputs, side, side]` to a logit `[N, 1]`, with `spread` also of the features' deviations."""
+def head(inputs: int, side: int, spread_group: int = 0) -> nn.Sequential:
+    """From a map `[N, inputs, side, side]` to a logit `[N, 1]`, of the features' deviations in groups, too, if any."""
     layers: list[nn.Module] = [nn.Conv2d(inputs, HEAD_WIDTH, 1)]
     while side > LAST_SIDE:
         layers += [nn.LeakyReLU(0.2), nn.Conv2d(HEAD_WIDTH, HEAD_WIDTH, 4, stride=2, padding=1)]
         side //= 2
     features = HEAD_WIDTH * side**2
-    last = [Spread(), nn.Linear(2 * features, 1)] if spread else [nn.Linear(features, 1)]
+    last = [Spread(spread_group), nn.Linear(2 * features, 1)] if spread_group else [nn.Linear(features, 1)]
     return nn.Sequential(*layers, nn.LeakyReLU(0.2), nn.Flatten(), *last)
 
 
 class ScaleDiscriminator(nn.Module):
     """Images `[N, channels, R, R]` in [-1, 1] to a logit for each of its scales `[N, scales]`, from fine to coarse."""
 
-    def __init__(self, resolution: int, channels: int, spread: bool = False) -> None:
+    def __init__(self, resolution: int, channels: int, spread_group: int = 0) -> None:
         super().__init__()
         widths = default_widths(resolution, resolution)
         self.stages = nn.ModuleList([Stage(a, b) for a, b in zip((channels, *widths), widths, strict=False)])
-        self.heads = nn.ModuleList([head(width, resolution >> i, spread) for i, width in enumerate(widths, 1)])
+        self.heads = nn.ModuleList([head(width, resolution >> i, spread_group) for i, width in enumerate(widths, 1)])
 
     def forward(self, images: Tensor) -> Tensor:
         logits, x = [], images * 2  # to the unit variance that its first layer is initialised for

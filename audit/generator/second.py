@@ -20,8 +20,10 @@ LPIPS_SIDE = 64
 """Smaller images are enlarged for LPIPS' backbones: AlexNet's first layer keeps every fourth pixel only."""
 
 
-def second_discriminator(name: str, resolution: int, channels: int, device: torch.device) -> Second | None:
-    """Build the one that a training names; None for `none`.
+def second_discriminator(
+    name: str, resolution: int, channels: int, spread_group: int, device: torch.device
+) -> Second | None:
+    """Build the one that a training names; None for `none`. Only `scales-spread` uses `spread_group`.
 
     Raises MetricError or WeightsError for absent weights, MetricError or GeneratorError for images that a network does
     not read.
@@ -29,7 +31,7 @@ def second_discriminator(name: str, resolution: int, channels: int, device: torc
     if name == "none":
         return None
     if name in ("scales", "scales-spread"):
-        return ScaleDiscriminator(resolution, channels, spread=name == "scales-spread")
+        return ScaleDiscriminator(resolution, channels, spread_group if name == "scales-spread" else 0)
     if name in ("lpips-alex", "lpips-vgg"):
         if channels not in (1, 3):
             raise GeneratorError(

@@ -57,15 +57,18 @@ class State(Resumable):
             else:
                 self.g, self.d = _taken_over(config, loaded, channels, size, classes)
             # What judges the images: the discriminator that is kept, and perhaps a second one that is not.
-            second = second_discriminator(config.second_discriminator, size, channels, device)
+            second = second_discriminator(
+                config.second_discriminator, size, channels, config.spread_group, device
+            )
             self.judges: Discriminator | Judges = self.d if second is None else Judges(self.d, second)
         # Which second one it is, and the logits whose gradient R1 keeps small: all but those of heads on frozen maps.
         self.second_name, self.r1_logits = config.second_discriminator, slice(None)
         if isinstance(second, FeatureDiscriminator):
             self.second_name, self.r1_logits = f"{second.name} {second.weights_sha256}", slice(1)
-        # Convolutions of few channels run faster where the channels of a pixel lie together.
+        # On CPUs convolutions of few channels run faster where the channels of a pixel lie together; GPUs lose a fifth.
+        self.layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
         for network in (self.g, self.judges):
-            network.to(device, memory_format=torch.channels_last).train()  # type: ignore[call-overload]
+            network.to(device, memory_format=self.layout).train()  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.g).eval().requires_grad_(False)
         self.d_trained = [p for p in self.judges.parameters() if p.requires_grad]
         assert config.r1_gamma is not None, "resolved before a training starts"
@@ -115,6 +118,7 @@ class State(Resumable):
 
 def _fresh(config: GeneratorTrainConfig, channels: int, size: int, classes: int) -> tuple[Generator, Discriminator]:
     base, top, layers = config.channel_base, config.channel_max, config.mapping_layers
+    assert base is not None and top is not None, "resolved before a training starts"
     g = Generator(config.z_dim, config.w_dim, size, channels, base, top, layers, classes)
     d_base, d_top = config.discriminator_channel_base or base, config.discriminator_channel_max or top
     return g, Discriminator(size, channels, d_base, d_top, c_dim=classes, mapping_layers=layers)
@@ -140,8 +144,14 @@ def _taken_over(
             f"Only {len(d.resolutions)} blocks of the discriminator of '{config.start_from}' can be frozen: lower "
             "freeze_discriminator."
         )
-    if config.widen is not None:
-        g, d = widened(g, config.widen), widened(d, config.widen)
+    d_base, d_top = (
+        own or implied and max(implied, d.settings.get(key, 0))
+        for own, implied, key in (
+            (config.discriminator_channel_base, config.channel_base, "channel_base"),
+            (config.discriminator_channel_max, config.channel_max, "channel_max"),
+        )
+    )
+    g, d = widened(g, config.channel_base, config.channel_max), widened(d, d_base, d_top)
     d.requires_grad_(True)
     for resolution in d.resolutions[: config.freeze_discriminator]:
         getattr(d, f"b{resolution}").requires_grad_(False)

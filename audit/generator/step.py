@@ -82,8 +82,8 @@ def _update_discriminator(
             shown = augment(real, state.p, state.draws, config.augmentation_groups).detach()
         shown.requires_grad_(regularise)
         # Two passes: as one batch of twice the size the maps no longer fit the caches of a processor.
-        fake_logits = judges(fake.contiguous(memory_format=torch.channels_last), c)
-        real_logits = judges(shown.contiguous(memory_format=torch.channels_last), one_hot(labels, state.d.c_dim))
+        fake_logits = judges(fake.contiguous(memory_format=state.layout), c)
+        real_logits = judges(shown.contiguous(memory_format=state.layout), one_hot(labels, state.d.c_dim))
         loss = adversarial(-fake_logits.float()) + adversarial(real_logits.float())
     scalars = {"d_loss": loss.detach()}
     state.signs += real_logits[:, 0].detach().float().sign().mean()
@@ -106,7 +106,7 @@ def _update_generator(state: State, config: GeneratorTrainConfig, labels: Tensor
         c = _drawn_classes(state, labels)
         fake = g.synthesis(codes(g, n, config.style_mixing, rng, c), "random", generator=rng)
         fake = augment(fake.float(), state.p, state.draws, config.augmentation_groups)
-        loss = adversarial(state.judges(fake.contiguous(memory_format=torch.channels_last), c).float())
+        loss = adversarial(state.judges(fake.contiguous(memory_format=state.layout), c).float())
     loss.backward()
     scalars = {"g_loss": loss.detach()}
     if regularise:

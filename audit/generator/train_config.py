@@ -36,12 +36,16 @@ class GeneratorTrainConfig(Training):
     conditional: bool = Field(False, description="both networks are told the class; needs labels")
     z_dim: int = Field(64, ge=4)
     w_dim: int = Field(64, ge=4)
-    channel_base: int = Field(1024, ge=64)
-    channel_max: int = Field(32, ge=8)
-    discriminator_channel_base: int | None = Field(
-        None, ge=64, description="default: channel_base; a wider discriminator costs nothing after the training"
+    channel_base: int | None = Field(
+        None, ge=64, description="maps times resolution; default: 1024, or what start_from has, which more widens"
     )
-    discriminator_channel_max: int | None = Field(None, ge=8, description="default: channel_max")
+    channel_max: int | None = Field(
+        None, ge=8, description="most maps; default: 32, or what start_from has, which more widens"
+    )
+    discriminator_channel_base: int | None = Field(
+        None, ge=64, description="default: the generator's; a wider discriminator costs nothing after the training"
+    )
+    discriminator_channel_max: int | None = Field(None, ge=8, description="default: the generator's")
     mapping_layers: int = Field(2, ge=1)
     kimg: float = Field(400, gt=0, description="thousands of real images shown to the discriminator")
     batch_size: int = Field(32, ge=4, description="of all processes together")
@@ -56,6 +60,7 @@ class GeneratorTrainConfig(Training):
         "lpips-vgg (`spruce-audit weights pull`) or of a domain embedding's .safetensors",
     )
     second_lr: float = Field(5e-4, gt=0)
+    spread_group: int = Field(8, ge=2, description="images among which scales-spread takes a deviation")
     r1_gamma: float | None = Field(
         None, ge=0, description="default: 0.0002 * resolution^2 / batch_size, the heuristic of the ADA paper"
     )
@@ -75,9 +80,6 @@ class GeneratorTrainConfig(Training):
     )
     ada_max: float = Field(0.8, gt=0, le=1, description="largest p; near 1 the augmentations leak into the images")
     start_from: Weights | None = Field(None, description="generator to fine-tune")
-    widen: int | None = Field(
-        None, ge=8, description="channel_max to which the networks of start_from are widened; they compute the same"
-    )
     freeze_discriminator: int = Field(0, ge=0, description="finest discriminator blocks kept fixed (Freeze-D)")
     snapshot_kimg: float = Field(20, gt=0)
     sample_grids: int = Field(5, ge=0, description="pictures of the latest snapshots that are kept")
@@ -98,12 +100,6 @@ class GeneratorTrainConfig(Training):
         return {**values, "ema_rampup": None} if never else values
 
     @model_validator(mode="after")
-    def _widening_needs_weights(self) -> "GeneratorTrainConfig":
-        if self.widen is not None and self.start_from is None:
-            raise ValueError("widen is for the networks of start_from: name it, or set channel_max instead")
-        return self
-
-    @model_validator(mode="after")
     def _chosen_by_another(self) -> "GeneratorTrainConfig":
         if self.second_discriminator == self.fid_embedding != "none":
             raise ValueError("fid_embedding is the network that second_discriminator learns to please: name another")
@@ -117,9 +113,12 @@ class GeneratorTrainConfig(Training):
 
     def resolved(self, resolution: int) -> "GeneratorTrainConfig":
         """Return the settings with every default that depends on the images filled in, so that a card states it."""
-        if self.r1_gamma is not None:
-            return self
-        return self.model_copy(update={"r1_gamma": r1_heuristic(resolution, self.batch_size)})
+        filled: dict[str, float] = {}
+        if self.r1_gamma is None:
+            filled["r1_gamma"] = r1_heuristic(resolution, self.batch_size)
+        if self.start_from is None:
+            filled |= {"channel_base": self.channel_base or 1024, "channel_max": self.channel_max or 32}
+        return self.model_copy(update=filled)
 
 
 def r1_heuristic(resolution: int, batch_size: int) -> float:

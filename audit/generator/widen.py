@@ -18,25 +18,32 @@ from audit.generator.networks import Generator
 Network = TypeVar("Network", Generator, Discriminator)
 
 
-def widened(network: Network, channel_max: int) -> Network:
-    """Return a network with up to `channel_max` maps at each resolution that starts where `network` stands.
+def widened(network: Network, channel_base: int | None, channel_max: int | None) -> Network:
+    """Return a network with `min(channel_base / resolution, channel_max)` maps that starts where `network` stands.
 
-    A generator draws the same images. A discriminator agrees nearly: its minibatch deviation is a mean over all maps,
-    new ones too. New weights come from torch's global random stream. Raises GeneratorError for widths that follow no
-    rule, for fewer maps than there are, and for conditional networks, where the discriminator's class code is as long
-    as its last layer is wide.
+    None leaves either as it is. A generator draws the same images. A discriminator agrees nearly: its minibatch
+    deviation is a mean over all maps, new ones too. New weights come from torch's global random stream. Raises
+    GeneratorError for widths that follow no rule, for fewer maps than there are, and for conditional networks, where
+    the discriminator's class code is as long as its last layer is wide.
     """
     settings = network.settings
+    asked = {"channel_base": channel_base, "channel_max": channel_max}
+    grown = {k: v for k, v in asked.items() if v is not None and v != settings.get(k)}
+    if not grown:
+        return network
     if "channel_widths" in settings:
-        raise GeneratorError("Networks whose widths are given one by one cannot be widened: leave widen out.")
-    if channel_max < settings["channel_max"]:
         raise GeneratorError(
-            f"widen = {channel_max} is less than the {settings['channel_max']} maps that the networks of start_from "
-            "have: raise it, or leave it out."
+            f"Networks whose widths are given one by one cannot be widened: leave {' and '.join(grown)} out."
         )
+    for name, value in grown.items():
+        if value < settings[name]:
+            raise GeneratorError(
+                f"{name} = {value} is less than the {settings[name]} that the networks of start_from have: raise it, "
+                "or leave it out."
+            )
     if network.c_dim:
-        raise GeneratorError("Conditional networks cannot be widened: leave widen out.")
-    wide = type(network)(**settings | {"channel_max": channel_max})
+        raise GeneratorError(f"Conditional networks cannot be widened: leave {' and '.join(grown)} out.")
+    wide = type(network)(**settings | grown)
     old = network.state_dict()
     wide.load_state_dict({name: _placed(old[name], fresh, name) for name, fresh in wide.state_dict().items()})
     return wide

@@ -35,12 +35,12 @@ def test_both_losses_weigh_alike_however_many_logits_the_second_gives():
 
 
 def test_no_second_discriminator_is_the_default():
-    assert second_discriminator("none", 16, 1, CPU) is None
+    assert second_discriminator("none", 16, 1, 8, CPU) is None
 
 
 def test_other_channels_than_grey_and_rgb_are_refused_by_lpips():
     with pytest.raises(GeneratorError, match="not 4 channels: take 'scales'"):
-        second_discriminator("lpips-vgg", 32, 4, CPU)
+        second_discriminator("lpips-vgg", 32, 4, 8, CPU)
 
 
 @pytest.mark.parametrize("net", ["alex", "vgg"])
@@ -52,7 +52,7 @@ def test_lpips_backbones_see_small_images_enlarged(monkeypatch, net):
     monkeypatch.setattr(second, "load_lpips", random_lpips)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        judge = second_discriminator(f"lpips-{net}", 32, 1, CPU)
+        judge = second_discriminator(f"lpips-{net}", 32, 1, 8, CPU)
         assert isinstance(judge, FeatureDiscriminator)
         assert [h[0].in_channels for h in judge.heads][:2] == ([64, 192] if net == "alex" else [64, 128])
         assert judge(torch.rand(2, 1, 32, 32)).shape == (2, 5)

@@ -304,15 +304,38 @@ def test_fine_tuning_keeps_the_finest_discriminator_blocks(tmp_path):
 
 def test_fine_tuning_widens_both_networks(tmp_path):
     first = train_generator(config(kimg=0.008), images(), tmp_path / "a", None, CPU)
-    wider = train_generator(config(kimg=0.016, start_from=str(first), widen=16), images(), tmp_path / "b", None, CPU)
+    wider = train_generator(config(kimg=0.016, start_from=str(first), channel_max=16), images(), tmp_path / "b", None, CPU)
     second, before = load_generator(wider), load_generator(first)
     for network in (second.generator, second.discriminator):
         assert network.settings["channel_max"] == 16
     assert second.generator.synthesis.b4.conv1.weight.shape[0] == 16
     z = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
     assert (second.generator(z) - before.generator(z)).abs().mean() < before.generator(z).std()
-    with pytest.raises(ConfigError, match="start_from"):
-        parse_config(GeneratorTrainConfig, {"data": {"path": "phantom"}, "widen": 16}, "a test")
+
+
+def test_the_discriminator_may_be_wider(tmp_path):
+    wide = {"discriminator_channel_max": 16, "discriminator_channel_base": 256}
+    first = train_generator(config(kimg=0.008, **wide), images(), tmp_path / "a", None, CPU)
+    onwards = config(kimg=0.008, start_from=str(first), channel_base=192)
+    second = train_generator(onwards, images(), tmp_path / "b", None, CPU)
+    widths = []
+    for file in (first, second):
+        loaded = load_generator(file)
+        widths.append([n.settings["channel_base"] for n in (loaded.generator, loaded.discriminator)])
+    assert widths == [[config().channel_base, 256], [192, 256]]
+    assert load_generator(second).discriminator.settings["channel_max"] == 16
+    with pytest.raises(GeneratorError, match="less than the 16"):
+        State(config(start_from=str(first), discriminator_channel_max=8).resolved(16), (1, 16, 16), 0, CPU)
+
+
+def test_learning_rates_fall(tmp_path):
+    falling = config(lr_decay_from=0.008, lr_half_life=0.016).resolved(16)
+    state = State(falling, (1, 16, 16), 0, CPU)
+    first = [group["lr"] for group in state.g_opt.param_groups + state.d_opt.param_groups]
+    for factor in (1, 1, 0.5**0.5, 0.5):
+        step.train_step(state, falling, torch.zeros(8, 1, 16, 16, dtype=torch.uint8), torch.zeros(8).long(), step.Means())
+        now = [group["lr"] for group in state.g_opt.param_groups + state.d_opt.param_groups]
+        assert now == pytest.approx([rate * factor for rate in first])
 
 
 def test_the_discriminator_may_learn_faster():
