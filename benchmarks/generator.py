@@ -1,6 +1,7 @@
 """The generator's training and what comes of it.
 
     python benchmarks/generator.py throughput [--base 1024 --max 32] [--resolution 64] [--repeats 5] [--plain] [--wall]
+    python benchmarks/generator.py replayed [--base 1024 --max 64] [--batch 32] [--steps 48]
     python benchmarks/generator.py quality FILE --data TRAINING.toml [--embedding NAME] [--n 2000] [--draws 7]
     python benchmarks/generator.py factors FILE [--n 2000] [--seed 0]
 
@@ -9,6 +10,9 @@
 in one process: one step without regularisers, and the mean of 16 steps with R1 in every 16th and path length in every
 8th (left out with `--plain`). Printed are medians of the repeats and of their ratios. Times are the process's CPU
 seconds, or wall time with `--wall`; threads are those of OMP_NUM_THREADS.
+
+`replayed` needs a CUDA GPU and times the same steps, with two discriminators, the first twice as wide as the generator,
+named kernel by kernel and replayed as CUDA graphs.
 
 `quality` prints FID, precision and recall of n drawn images against n real ones of the training's data, in the
 embedding that the training names or that is given (phantom-factors, inception, or the file of a domain embedding),
@@ -38,6 +42,7 @@ from audit.data import phantom
 from audit.data.load import load_images, training_split
 from audit.embedded import path as embedded_path
 from audit.environment import choose_device, versions
+from audit.generator.graphs import Direct
 from audit.generator.load import load_generator
 from audit.generator.losses import logistic
 from audit.generator.networks import network_range
@@ -138,6 +143,35 @@ def throughput(args: argparse.Namespace) -> None:
         )
 
 
+def replayed(args: argparse.Namespace) -> None:
+    if not torch.cuda.is_available():
+        raise SystemExit("replayed needs a CUDA GPU: graphs are recorded there")
+    device, shape = torch.device("cuda"), (1, args.resolution, args.resolution)
+    real = torch.randint(0, 256, (args.batch, *shape), dtype=torch.uint8, device=device)
+    labels = torch.zeros(args.batch, dtype=torch.long, device=device)
+    config = GeneratorTrainConfig.model_validate(
+        {"data": {"path": "phantom"}, "channel_base": args.base, "channel_max": args.max, "batch_size": args.batch,
+         "discriminator_channel_base": 2 * args.base, "discriminator_channel_max": 2 * args.max,
+         "second_discriminator": "scales-spread", "augmentation": "none", "path_length_weight": 0.0}
+    ).resolved(args.resolution)  # fmt: skip
+    seconds = []
+    for graphs in (False, True):
+        state, means = State(config, shape, 0, device), Means()
+        if not graphs:
+            state.parts = Direct()
+        for step in range(64 + args.steps):  # the steps with R1, every 16th, are recorded at the fourth
+            if step == 64:
+                torch.cuda.synchronize()
+                began = time.perf_counter()
+            train_step(state, config, real, labels, means)
+        torch.cuda.synchronize()
+        seconds.append((time.perf_counter() - began) / args.steps)
+    print(
+        f"{torch.cuda.get_device_name()}: {1e3 * seconds[0]:.1f} ms a step, {1e3 * seconds[1]:.1f} replayed, "
+        f"ratio {seconds[0] / seconds[1]:.2f}"
+    )
+
+
 def quality(args: argparse.Namespace) -> None:
     config = load_generator_train_config(args.data)
     if args.embedding:
@@ -204,6 +238,9 @@ def main() -> None:
     fast.add_argument("--repeats", type=int, default=5)
     fast.add_argument("--plain", action="store_true", help="without the steps with regularisers")
     fast.add_argument("--wall", action="store_true")
+    graphs = commands.add_parser("replayed")
+    for name, default in (("base", 1024), ("max", 64), ("resolution", 64), ("batch", 32), ("steps", 48)):
+        graphs.add_argument(f"--{name}", type=int, default=default)
     good = commands.add_parser("quality")
     good.add_argument("file")
     good.add_argument("--data", type=Path, required=True, help="the TOML file of the generator's training")
@@ -221,10 +258,8 @@ def main() -> None:
         args.clock = time.perf_counter if args.wall else time.process_time
         torch.manual_seed(0)
         throughput(args)
-    elif args.command == "quality":
-        quality(args)
     else:
-        factors(args)
+        {"replayed": replayed, "quality": quality, "factors": factors}[args.command](args)
 
 
 if __name__ == "__main__":

@@ -57,9 +57,7 @@ class State(Resumable):
             else:
                 self.g, self.d = _taken_over(config, loaded, channels, size, classes)
             # What judges the images: the discriminator that is kept, and perhaps a second one that is not.
-            second = second_discriminator(
-                config.second_discriminator, size, channels, config.spread_group, device
-            )
+            second = second_discriminator(config.second_discriminator, size, channels, config.spread_group, device)
             self.judges: Discriminator | Judges = self.d if second is None else Judges(self.d, second)
         # Which second one it is, and the logits whose gradient R1 keeps small: all but those of heads on frozen maps.
         self.second_name, self.r1_logits = config.second_discriminator, slice(None)
@@ -118,7 +116,8 @@ class State(Resumable):
 
 def _fresh(config: GeneratorTrainConfig, channels: int, size: int, classes: int) -> tuple[Generator, Discriminator]:
     base, top, layers = config.channel_base, config.channel_max, config.mapping_layers
-    assert base is not None and top is not None, "resolved before a training starts"
+    assert base is not None, "resolved before a training starts"
+    assert top is not None, "resolved before a training starts"
     g = Generator(config.z_dim, config.w_dim, size, channels, base, top, layers, classes)
     d_base, d_top = config.discriminator_channel_base or base, config.discriminator_channel_max or top
     return g, Discriminator(size, channels, d_base, d_top, c_dim=classes, mapping_layers=layers)
@@ -144,13 +143,12 @@ def _taken_over(
             f"Only {len(d.resolutions)} blocks of the discriminator of '{config.start_from}' can be frozen: lower "
             "freeze_discriminator."
         )
-    d_base, d_top = (
-        own or implied and max(implied, d.settings.get(key, 0))
-        for own, implied, key in (
-            (config.discriminator_channel_base, config.channel_base, "channel_base"),
-            (config.discriminator_channel_max, config.channel_max, "channel_max"),
-        )
-    )
+    # Where only the generator is to grow, a discriminator that is wider already stays.
+    d_base, d_top = config.discriminator_channel_base, config.discriminator_channel_max
+    if d_base is None and config.channel_base is not None:
+        d_base = max(config.channel_base, d.settings.get("channel_base", 0))
+    if d_top is None and config.channel_max is not None:
+        d_top = max(config.channel_max, d.settings.get("channel_max", 0))
     g, d = widened(g, config.channel_base, config.channel_max), widened(d, d_base, d_top)
     d.requires_grad_(True)
     for resolution in d.resolutions[: config.freeze_discriminator]:

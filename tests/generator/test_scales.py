@@ -16,7 +16,9 @@ def test_every_scale_gives_a_logit(resolution, channels, scales, spread):
     assert logits.shape == (2, scales)
 
 
-@pytest.mark.parametrize(("n", "most", "groups"), [(16, 8, 2), (8, 8, 1), (12, 8, 2), (7, 8, 1), (1, 8, 1), (64, 32, 2)])
+@pytest.mark.parametrize(
+    ("n", "most", "groups"), [(16, 8, 2), (8, 8, 1), (12, 8, 2), (7, 8, 1), (1, 8, 1), (64, 32, 2)]
+)
 def test_deviations_are_those_of_an_images_group(n, most, groups):
     x = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
     out = Spread(most)(x)

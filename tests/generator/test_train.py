@@ -304,7 +304,9 @@ def test_fine_tuning_keeps_the_finest_discriminator_blocks(tmp_path):
 
 def test_fine_tuning_widens_both_networks(tmp_path):
     first = train_generator(config(kimg=0.008), images(), tmp_path / "a", None, CPU)
-    wider = train_generator(config(kimg=0.016, start_from=str(first), channel_max=16), images(), tmp_path / "b", None, CPU)
+    wider = train_generator(
+        config(kimg=0.016, start_from=str(first), channel_max=16), images(), tmp_path / "b", None, CPU
+    )
     second, before = load_generator(wider), load_generator(first)
     for network in (second.generator, second.discriminator):
         assert network.settings["channel_max"] == 16
@@ -333,7 +335,9 @@ def test_learning_rates_fall(tmp_path):
     state = State(falling, (1, 16, 16), 0, CPU)
     first = [group["lr"] for group in state.g_opt.param_groups + state.d_opt.param_groups]
     for factor in (1, 1, 0.5**0.5, 0.5):
-        step.train_step(state, falling, torch.zeros(8, 1, 16, 16, dtype=torch.uint8), torch.zeros(8).long(), step.Means())
+        step.train_step(
+            state, falling, torch.zeros(8, 1, 16, 16, dtype=torch.uint8), torch.zeros(8).long(), step.Means()
+        )
         now = [group["lr"] for group in state.g_opt.param_groups + state.d_opt.param_groups]
         assert now == pytest.approx([rate * factor for rate in first])
 
