@@ -28,8 +28,9 @@ def above(result: AuditResult, a: str, b: str) -> float:
 @pytest.mark.slow
 def test_robust_above_plain_above_shortcut(demo):
     assert above(demo, "trades-small", "plain") >= 0.95
-    # Not told apart with 64 queries: both models' edits are equally far from the true ones (benchmarks/README.md).
-    assert above(demo, "trades", "plain") >= 0.5
+    # Measured .97, but other images give .82 to .98: both models' edits are about as far from the true ones
+    # (benchmarks/README.md).
+    assert above(demo, "trades", "plain") >= 0.75
     assert above(demo, "plain", "shortcut") >= 0.95
     assert above(demo, "trades", "shortcut") >= 0.95
 
