@@ -6,7 +6,7 @@ depend on the seed, the step and the process's number alone.
 
 import copy
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +63,7 @@ class State(Resumable):
         self.second_name, self.r1_logits = config.second_discriminator, slice(None)
         if isinstance(second, FeatureDiscriminator):
             self.second_name, self.r1_logits = f"{second.name} {second.weights_sha256}", slice(1)
-        # On CPUs convolutions of few channels run faster where the channels of a pixel lie together; GPUs lose a fifth.
+        # Convolutions of few channels run faster on CPUs where a pixel's channels lie together; CUDA loses a fifth.
         self.layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
         for network in (self.g, self.judges):
             network.to(device, memory_format=self.layout).train()  # type: ignore[call-overload]
@@ -75,7 +75,7 @@ class State(Resumable):
         self.d_opt = _adam(self.d, d_lr, config.r1_interval if config.r1_gamma else None)
         if isinstance(self.judges, Judges):
             self.d_opt.add_param_group({"params": list(self.judges.second.parameters()), "lr": config.second_lr})
-        for group in (*self.g_opt.param_groups, *self.d_opt.param_groups):
+        for group in self._groups():
             group["first_lr"] = group["lr"]
             if device.type == "cuda":  # a number would be part of what a graph records
                 group["lr"] = torch.tensor(group["lr"], device=device)
@@ -99,9 +99,12 @@ class State(Resumable):
         self.rng.manual_seed(stage_seed(self._seed, stage))
         self.draws.manual_seed(stage_seed(self._seed, f"{stage}/augmentation"))
 
+    def _groups(self) -> list[dict[str, Any]]:
+        return [*self.g_opt.param_groups, *self.d_opt.param_groups]
+
     def set_rates(self, factor: float) -> None:
         """Set every learning rate to `factor` times what it was at first."""
-        for group in (*self.g_opt.param_groups, *self.d_opt.param_groups):
+        for group in self._groups():
             if isinstance(group["lr"], Tensor):
                 group["lr"].fill_(group["first_lr"] * factor)
             else:
@@ -110,6 +113,9 @@ class State(Resumable):
     def resume(self, path: Path, key: str) -> None:
         """Take everything from the checkpoint `path` if it is there; raises ConfigError as `load_checkpoint` does."""
         super().resume(path, key)
+        for group in self._groups():  # which an optimiser takes from a file as they are: on the CPU
+            if isinstance(group["lr"], Tensor):
+                group["lr"] = group["lr"].to(self.device)
         self.path_mean, self.signs = self.path_mean.to(self.device), self.signs.to(self.device)
         self.workers.check_equal(self.step, "the step to resume from", self.device)
 
@@ -149,7 +155,8 @@ def _taken_over(
         d_base = max(config.channel_base, d.settings.get("channel_base", 0))
     if d_top is None and config.channel_max is not None:
         d_top = max(config.channel_max, d.settings.get("channel_max", 0))
-    g, d = widened(g, config.channel_base, config.channel_max), widened(d, d_base, d_top)
+    g = widened(g, config.channel_base, config.channel_max)
+    d = widened(d, d_base, d_top, "discriminator_")
     d.requires_grad_(True)
     for resolution in d.resolutions[: config.freeze_discriminator]:
         getattr(d, f"b{resolution}").requires_grad_(False)

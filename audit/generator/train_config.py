@@ -43,9 +43,14 @@ class GeneratorTrainConfig(Training):
         None, ge=8, description="most maps; default: 32, or what start_from has, which more widens"
     )
     discriminator_channel_base: int | None = Field(
-        None, ge=64, description="default: the generator's; a wider discriminator costs nothing after the training"
+        None,
+        ge=64,
+        description="default: the generator's, or what start_from has if that is more; a wider "
+        "discriminator costs nothing after the training",
     )
-    discriminator_channel_max: int | None = Field(None, ge=8, description="default: the generator's")
+    discriminator_channel_max: int | None = Field(
+        None, ge=8, description="default: the generator's, or what start_from has if that is more"
+    )
     mapping_layers: int = Field(2, ge=1)
     kimg: float = Field(400, gt=0, description="thousands of real images shown to the discriminator")
     batch_size: int = Field(32, ge=4, description="of all processes together")
@@ -60,7 +65,7 @@ class GeneratorTrainConfig(Training):
         "lpips-vgg (`spruce-audit weights pull`) or of a domain embedding's .safetensors",
     )
     second_lr: float = Field(5e-4, gt=0)
-    spread_group: int = Field(8, ge=2, description="images among which scales-spread takes a deviation")
+    spread_group: int = Field(8, ge=2, description="images among which scales-spread, and only it, takes a deviation")
     r1_gamma: float | None = Field(
         None, ge=0, description="default: 0.0002 * resolution^2 / batch_size, the heuristic of the ADA paper"
     )
@@ -100,6 +105,12 @@ class GeneratorTrainConfig(Training):
         return {**values, "ema_rampup": None} if never else values
 
     @model_validator(mode="after")
+    def _falling_needs_a_pace(self) -> "GeneratorTrainConfig":
+        if self.lr_decay_from > 0 and self.lr_half_life is None:
+            raise ValueError("lr_decay_from says when the learning rates fall: say how fast in lr_half_life")
+        return self
+
+    @model_validator(mode="after")
     def _chosen_by_another(self) -> "GeneratorTrainConfig":
         if self.second_discriminator == self.fid_embedding != "none":
             raise ValueError("fid_embedding is the network that second_discriminator learns to please: name another")
@@ -112,7 +123,10 @@ class GeneratorTrainConfig(Training):
         return self
 
     def resolved(self, resolution: int) -> "GeneratorTrainConfig":
-        """Return the settings with every default that depends on the images filled in, so that a card states it."""
+        """Return the settings with R1's weight and a new network's widths filled in, so that a card states them.
+
+        Widths that are left to `start_from` stay None: its file holds them.
+        """
         filled: dict[str, float] = {}
         if self.r1_gamma is None:
             filled["r1_gamma"] = r1_heuristic(resolution, self.batch_size)

@@ -18,31 +18,30 @@ from audit.generator.networks import Generator
 Network = TypeVar("Network", Generator, Discriminator)
 
 
-def widened(network: Network, channel_base: int | None, channel_max: int | None) -> Network:
+def widened(network: Network, channel_base: int | None, channel_max: int | None, prefix: str = "") -> Network:
     """Return a network with `min(channel_base / resolution, channel_max)` maps that starts where `network` stands.
 
     None leaves either as it is. A generator draws the same images. A discriminator agrees nearly: its minibatch
     deviation is a mean over all maps, new ones too. New weights come from torch's global random stream. Raises
     GeneratorError for widths that follow no rule, for fewer maps than there are, and for conditional networks, where
-    the discriminator's class code is as long as its last layer is wide.
+    the discriminator's class code is as long as its last layer is wide; `prefix` begins the keys that it names.
     """
     settings = network.settings
     asked = {"channel_base": channel_base, "channel_max": channel_max}
     grown = {k: v for k, v in asked.items() if v is not None and v != settings.get(k)}
     if not grown:
         return network
+    keys = " and ".join(prefix + name for name in grown)
     if "channel_widths" in settings:
-        raise GeneratorError(
-            f"Networks whose widths are given one by one cannot be widened: leave {' and '.join(grown)} out."
-        )
+        raise GeneratorError(f"Networks whose widths are given one by one cannot be widened: leave {keys} out.")
     for name, value in grown.items():
         if value < settings[name]:
             raise GeneratorError(
-                f"{name} = {value} is less than the {settings[name]} that the networks of start_from have: raise it, "
-                "or leave it out."
+                f"{prefix}{name} = {value} is less than the {settings[name]} that start_from has: raise it or leave it "
+                "out."
             )
     if network.c_dim:
-        raise GeneratorError(f"Conditional networks cannot be widened: leave {' and '.join(grown)} out.")
+        raise GeneratorError(f"Conditional networks cannot be widened: leave {keys} out.")
     wide = type(network)(**settings | grown)
     old = network.state_dict()
     wide.load_state_dict({name: _placed(old[name], fresh, name) for name, fresh in wide.state_dict().items()})

@@ -49,11 +49,12 @@ def test_what_changes_or_waits_is_not_recorded(settings):
 @needs_cuda
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_replayed_step_computes_what_the_step_itself_does(precision, monkeypatch):
-    """After the warm-up every part is replayed twice, from the state that a training without graphs reached."""
+    """After the warm-up every part is replayed twice, at rates that halve from step to step."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    graphed, config = state("cuda", precision=precision, lr_half_life=0.05)
-    direct, _ = state("cuda", precision=precision, lr_half_life=0.05)
+    falling = {"lr_decay_from": 2 * WARM_UP * 8 / 1000, "lr_half_life": 8 / 1000}
+    graphed, config = state("cuda", precision=precision, **falling)
+    direct, _ = state("cuda", precision=precision, **falling)
     direct.parts = Direct()
     assert type(graphed.parts) is Graphs
     steps = 2 * WARM_UP
@@ -70,4 +71,15 @@ def test_a_replayed_step_computes_what_the_step_itself_does(precision, monkeypat
     moved = sum(float((after[k] - before[k]).square().sum()) for k in after)
     apart = sum(float((after[k] - v).square().sum()) for k, v in graphed.g.state_dict().items())
     assert apart < 0.05 * moved
-    assert float(graphed.g_opt.param_groups[0]["lr"]) == pytest.approx(float(direct.g_opt.param_groups[0]["lr"]))
+
+
+@needs_cuda
+def test_rates_stay_on_the_gpu_after_a_kill(tmp_path):
+    """On the CPU they would be numbers to a graph, which records them."""
+    first, _ = state("cuda", lr_half_life=1.0)
+    first.save(tmp_path / "checkpoint.pt", "key")
+    second, _ = state("cuda", lr_half_life=1.0)
+    second.resume(tmp_path / "checkpoint.pt", "key")
+    groups = second.g_opt.param_groups + second.d_opt.param_groups
+    assert len(groups) == 3
+    assert all(group["lr"].device.type == "cuda" for group in groups)

@@ -326,11 +326,11 @@ def test_the_discriminator_may_be_wider(tmp_path):
         widths.append([n.settings["channel_base"] for n in (loaded.generator, loaded.discriminator)])
     assert widths == [[config().channel_base, 256], [192, 256]]
     assert load_generator(second).discriminator.settings["channel_max"] == 16
-    with pytest.raises(GeneratorError, match="less than the 16"):
+    with pytest.raises(GeneratorError, match="discriminator_channel_max = 8 is less than the 16"):
         State(config(start_from=str(first), discriminator_channel_max=8).resolved(16), (1, 16, 16), 0, CPU)
 
 
-def test_learning_rates_fall(tmp_path):
+def test_learning_rates_fall():
     falling = config(lr_decay_from=0.008, lr_half_life=0.016).resolved(16)
     state = State(falling, (1, 16, 16), 0, CPU)
     first = [group["lr"] for group in state.g_opt.param_groups + state.d_opt.param_groups]
@@ -340,6 +340,8 @@ def test_learning_rates_fall(tmp_path):
         )
         now = [group["lr"] for group in state.g_opt.param_groups + state.d_opt.param_groups]
         assert now == pytest.approx([rate * factor for rate in first])
+    with pytest.raises(ConfigError, match="lr_half_life"):
+        parse_config(GeneratorTrainConfig, {"data": {"path": "phantom"}, "lr_decay_from": 5}, "a test")
 
 
 def test_the_discriminator_may_learn_faster():
