@@ -195,6 +195,15 @@ def train_generator_command(config: ConfigFile, out: Out = Path("runs/generator"
         typer.echo(weights)
 
 
+@train_app.command("mapping")
+def train_mapping_command(config: ConfigFile, out: Out = Path("runs/mapping")) -> None:
+    """Fit the mapping network of a trained generator to mean and covariance of real images' features."""
+    from audit.generator.fit_config import load_fit_mapping_config
+    from audit.generator.fit_mapping import run_mapping_fit
+
+    typer.echo(run_mapping_fit(load_fit_mapping_config(config), out))
+
+
 @train_app.command("embedding")
 def train_embedding_command(config: ConfigFile, out: Out = Path("runs/embedding")) -> None:
     """Train a domain embedding without labels: the ground of realism for metrics.embedding, with a card.

@@ -46,11 +46,10 @@ from audit.generator.graphs import Direct
 from audit.generator.load import load_generator
 from audit.generator.losses import logistic
 from audit.generator.networks import network_range
-from audit.generator.snapshot import compare, embed_drawn, reference_of
+from audit.generator.snapshot import compare, embed_drawn, fid_network, reference_of
 from audit.generator.state import State
 from audit.generator.step import Means, train_step
 from audit.generator.stream import Reals
-from audit.generator.train import fid_network
 from audit.generator.train_config import GeneratorTrainConfig, load_generator_train_config
 from audit.metrics.embedding import embed_all
 from audit.metrics.phantom_factors import load_phantom_factors
@@ -178,7 +177,7 @@ def quality(args: argparse.Namespace) -> None:
         config = config.model_copy(update={"fid_embedding": args.embedding})
     device = choose_device(config.device)
     g = load_generator(args.file, device).generator
-    network = fid_network(config, device)
+    network = fid_network(config.fid_embedding, config.data.is_phantom, device)
     if network is None:
         raise SystemExit("no embedding: set fid_embedding, or put Inception's weights where the package finds them")
     data = load_images(config.data, config.seed)

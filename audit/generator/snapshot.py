@@ -13,15 +13,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from audit.embedded import path as embedded_path
 from audit.errors import ConfigError
 from audit.generator.grid import sample_grid, save_grid
 from audit.generator.load import save_generator
 from audit.generator.networks import Generator
 from audit.generator.state import State, one_hot
 from audit.generator.stream import Reals
-from audit.generator.train_config import FILES, GeneratorTrainConfig, portable
+from audit.generator.train_config import FID_EMBEDDINGS, FILES, GeneratorTrainConfig, portable
+from audit.metrics.canonical import available, load_inception
+from audit.metrics.domain import load_domain
 from audit.metrics.embedding import Embedder, embed_all
 from audit.metrics.fid import frechet_distance
+from audit.metrics.phantom_factors import load_phantom_factors
 from audit.metrics.precision_recall import precision_recall
 from audit.seeds import stage_generator
 from audit.store import atomic_write_text
@@ -43,6 +47,17 @@ class Reference:
     floor: dict[str, float]
 
 
+def fid_network(wanted: str, is_phantom: bool, device: torch.device) -> Embedder | None:
+    """The embedding that `fid_embedding = wanted` names; None where nothing is to judge. Raises MetricError."""
+    if wanted == "phantom-factors" or (wanted == "auto" and is_phantom):
+        return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
+    if wanted not in FID_EMBEDDINGS:
+        return load_domain(wanted).to(device)
+    if wanted == "inception" or (wanted == "auto" and not isinstance(available()["inception-v3-fid"], str)):
+        return load_inception().to(device)
+    return None
+
+
 def compare(drawn: Tensor, real: Tensor) -> dict[str, float]:
     """FID, precision and recall of embeddings `drawn` against `real`."""
     precision, recall = precision_recall(drawn, real)
@@ -62,6 +77,23 @@ def reference_of(reals: Reals, network: Embedder, n: int, seed: int, device: tor
     floor = {"n": float(half)} | compare(embedded[half : 2 * half], embedded[:half])
     picked = torch.randint(len(order), (n,), generator=stage_generator(seed, "fid classes"))
     return Reference(network, embedded[:n], reals.labels(picked), floor)
+
+
+def quality(scores: Mapping[str, float], reference: Reference) -> dict[str, Any]:
+    """FID, precision and recall in a card's words, beside real against real and the embedding they rest on."""
+    embedding = {"name": reference.network.name, "weights_sha256": reference.network.weights_sha256}
+    counts = {"n": len(reference.labels), "n_real": len(reference.real)}
+    floor = reference.floor
+    return {
+        "fid": {
+            "value": scores["fid"], "floor": floor["fid"], "floor_n": int(floor["n"]), **counts, "embedding": embedding,
+        },
+        "precision_recall": {
+            "precision": scores["precision"], "recall": scores["recall"], "floor_precision": floor["precision"],
+            "floor_recall": floor["recall"], "floor_n": int(floor["n"]), **counts, "neighbours": 3,
+            "embedding": embedding,
+        },
+    }  # fmt: skip
 
 
 def embed_drawn(g: Generator, network: Embedder, labels: Tensor, seed: int) -> Tensor:
@@ -112,17 +144,7 @@ def _card(
 ) -> dict[str, Any]:  # fmt: skip
     card: dict[str, Any] = {"seed": config.seed, "kimg": state.images / 1000, "data": Path(config.data.path).name}
     if reference is not None:
-        embedding = {"name": reference.network.name, "weights_sha256": reference.network.weights_sha256}
-        counts = {"n": len(reference.labels), "n_real": len(reference.real)}
-        floor = reference.floor
-        card["fid"] = {
-            "value": scores["fid"], "floor": floor["fid"], "floor_n": int(floor["n"]), **counts, "embedding": embedding,
-        }  # fmt: skip
-        card["precision_recall"] = {
-            "precision": scores["precision"], "recall": scores["recall"], "floor_precision": floor["precision"],
-            "floor_recall": floor["recall"], "floor_n": int(floor["n"]), **counts, "neighbours": 3,
-            "embedding": embedding,
-        }  # fmt: skip
+        card |= quality(scores, reference)
     if config.conditional:
         card["classes"] = list(class_names)
     return card | {

@@ -16,30 +16,14 @@ from audit.checkpoint import fingerprint
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_images, training_split
 from audit.distributed import ALONE, Workers, workers
-from audit.embedded import path as embedded_path
 from audit.errors import ConfigError, DataError
-from audit.generator.snapshot import Board, open_board, reference_of, take_snapshot
+from audit.generator.snapshot import Board, fid_network, open_board, reference_of, take_snapshot
 from audit.generator.state import State
 from audit.generator.step import Means, train_step
 from audit.generator.stream import Reals
-from audit.generator.train_config import FID_EMBEDDINGS, RUN_ONLY, GeneratorTrainConfig
-from audit.metrics.canonical import available, load_inception
-from audit.metrics.domain import load_domain
+from audit.generator.train_config import RUN_ONLY, GeneratorTrainConfig
 from audit.metrics.embedding import Embedder
-from audit.metrics.phantom_factors import load_phantom_factors
 from audit.store import atomic_write_text
-
-
-def fid_network(config: GeneratorTrainConfig, device: torch.device) -> Embedder | None:
-    """The embedding that snapshots are chosen by; None: the last average is kept. Raises MetricError."""
-    wanted = config.fid_embedding
-    if wanted == "phantom-factors" or (wanted == "auto" and config.data.is_phantom):
-        return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
-    if wanted not in FID_EMBEDDINGS:
-        return load_domain(wanted).to(device)
-    if wanted == "inception" or (wanted == "auto" and not isinstance(available()["inception-v3-fid"], str)):
-        return load_inception().to(device)
-    return None
 
 
 def run_generator_training(config: GeneratorTrainConfig, out: Path) -> Path:
@@ -50,7 +34,7 @@ def run_generator_training(config: GeneratorTrainConfig, out: Path) -> Path:
     with workers(config.device) as (group, device):
         data = load_images(config.data, config.seed)
         split = training_split(config.data, data, config.split)
-        network = fid_network(config, device) if group.first else None
+        network = fid_network(config.fid_embedding, config.data.is_phantom, device) if group.first else None
         return train_generator(config, data.split(split), out, network, device, group)
 
 

@@ -17,7 +17,7 @@ from audit.errors import ConfigError, DataError, GeneratorError, MetricError
 from audit.generator import step, train
 from audit.generator.grid import sample_grid
 from audit.generator.load import load_generator
-from audit.generator.snapshot import generator_fid
+from audit.generator.snapshot import fid_network, generator_fid
 from audit.generator.state import State
 from audit.generator.stream import read_uint8
 from audit.generator.train import run_generator_training, train_generator
@@ -217,7 +217,7 @@ def test_snapshots_are_chosen_in_a_domain_embedding_beside_the_configuration(tmp
     save_file(network.state_dict(), tmp_path / "chest.safetensors", metadata=network.metadata())
     (tmp_path / "g.toml").write_text('fid_embedding = "chest.safetensors"\n[data]\npath = "images"\n')
     read = load_generator_train_config(tmp_path / "g.toml")
-    assert train.fid_network(read, CPU).name == "chest"
+    assert fid_network(read.fid_embedding, False, CPU).name == "chest"
     assert portable(read, "fid_embedding")["fid_embedding"] == "chest.safetensors"
     (tmp_path / "g.toml").write_text('fid_embedding = "inceptoin"\n[data]\npath = "images"\n')
     with pytest.raises(ConfigError, match="did you mean 'inception'"):
