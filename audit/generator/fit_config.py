@@ -26,9 +26,9 @@ class FitMappingConfig(Training):
         ".safetensors of domain embeddings (train embedding); not the one that judges the result",
     )
     least_share: float = Field(
-        0.002, ge=0, lt=1, description="directions with less of the largest direction's variance are left alone"
+        0.001, ge=0, lt=1, description="directions with less of the largest direction's variance are left alone"
     )
-    kimg: float = Field(200, gt=0, description="thousands of images drawn")
+    kimg: float = Field(128, gt=0, description="thousands of images drawn")
     batch_size: int = Field(64, ge=2)
     lr: float = Field(0.01, gt=0, description="falls to zero along a cosine; the network's own weights move 0.01 of it")
     anchor: float = Field(

@@ -11,6 +11,7 @@ import audit
 from audit.classifiers.load import load_classifier
 from audit.config import ClassifierConfig
 from audit.data import phantom
+from audit.generator.fit_config import load_fit_mapping_config, portable_fit
 from audit.generator.train_config import FILES, load_generator_train_config, portable
 from audit.robustness.clean import clean_metrics
 from audit.training.config import load_classifier_train_config, load_factors_train_config
@@ -78,3 +79,5 @@ def test_shortcut_falls_where_the_marker_says_nothing() -> None:
 def test_the_generator_comes_from_the_configuration_that_is_said_to_have_made_it() -> None:
     asked = load_generator_train_config(CONFIGS / "generator.toml").resolved(64)
     assert card("generators", "phantom")["config"] == portable(asked, *FILES)
+    fitted = load_fit_mapping_config(CONFIGS / "mapping.toml")
+    assert card("generators", "phantom")["mapping"]["config"] == portable_fit(fitted)
