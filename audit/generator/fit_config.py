@@ -35,7 +35,7 @@ class FitMappingConfig(Training):
         0.1, ge=0, description="weight of how far w moves for a z, in its deviations: of all that close the gap, the "
         "nearest network is taken; 0: any"
     )  # fmt: skip
-    window_kimg: float = Field(20, gt=0, description="half-life of the running moments")
+    window_kimg: float = Field(20, ge=0.1, description="half-life of the running moments")
     snapshot_kimg: float = Field(20, gt=0)
     fid_images: int = Field(2000, ge=50)
     fid_embedding: Annotated[str, AfterValidator(embedding_or_file(FID_EMBEDDINGS))] = Field(

@@ -276,7 +276,10 @@ def _write(
         "training_seconds": round(fit.seconds),
         "config": portable_fit(config),
     }
-    card = json.loads(loaded.metadata.get("card", "{}")) | judged | {"mapping": fitted}
+    card: dict[str, Any] = json.loads(loaded.metadata.get("card", "{}"))
+    for stale in ("fid", "precision_recall"):  # of the generator as it was: not judged anew, they are not said
+        card.pop(stale, None)
+    card |= judged | {"mapping": fitted}
     grid = sample_grid(g, GRID_ROWS, GRID_COLUMNS, config.seed)
     save_generator(out / "generator.safetensors", g, loaded.discriminator, {"card": card})
     atomic_write_text(out / "generator.json", json.dumps(card, indent=2) + "\n")

@@ -67,7 +67,7 @@ def saved(path, classes=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         g, d = Generator(8, 8, 16, 1, 64, 8, 2, classes), Discriminator(16, 1, 64, 8, c_dim=classes)
-    save_generator(path, g, d, {"card": {"kimg": 3.0, "data": "toy"}})
+    save_generator(path, g, d, {"card": {"kimg": 3.0, "data": "toy", "fid": {"value": 9.0}}})
     return path
 
 
@@ -108,6 +108,7 @@ def test_the_card_keeps_the_trainings_and_says_what_was_fitted_to_what(file, tmp
     assert [(f["name"], f["directions"] > 0) for f in said["features"]] == [("pixels", True)]
     assert said["config"]["generator"] == "g.safetensors"
     assert "fid" not in said["after"], "no judge, no number"
+    assert "fid" not in card, "what was measured before says nothing of it now"
     assert load_generator(tmp_path / "out" / "generator.safetensors").metadata["card"] == json.dumps(card)
 
 
