@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from audit.checkpoint import Resumable, fingerprint
 from audit.data.audit_set import AuditSet
@@ -43,7 +42,7 @@ from audit.generator.snapshot import (
 from audit.generator.state import one_hot
 from audit.generator.stream import Reals
 from audit.metrics.domain import load_domain
-from audit.metrics.embedding import Embedder, named
+from audit.metrics.embedding import Embedder, Pixels, named
 from audit.progress import stage_progress
 from audit.seeds import stage_generator
 from audit.store import atomic_write_text
@@ -57,20 +56,9 @@ IMAGES_PER_DIRECTION = 10
 """Fewer leave a covariance that is mostly chance."""
 
 
-class Pixels:
-    """Means of the pixels in a grid of 8x8: an embedding without weights."""
-
-    name = "pixels"
-    weights_sha256 = ""
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Embedding `[N, 64 C]`."""
-        return F.adaptive_avg_pool2d(images, PIXELS_SIDE).flatten(1)
-
-
 def _network(name: str, loaded: LoadedGenerator, device: torch.device) -> Embedder:
     if name == "pixels":
-        return Pixels()
+        return Pixels(PIXELS_SIDE)
     if name != "discriminator":
         return load_domain(name).to(device)
     if loaded.discriminator is None:

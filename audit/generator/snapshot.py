@@ -23,7 +23,7 @@ from audit.generator.stream import Reals
 from audit.generator.train_config import FID_EMBEDDINGS, FILES, GeneratorTrainConfig, portable
 from audit.metrics.canonical import available, load_inception
 from audit.metrics.domain import load_domain
-from audit.metrics.embedding import Embedder, embed_all
+from audit.metrics.embedding import Embedder, embed_all, named
 from audit.metrics.fid import frechet_distance
 from audit.metrics.phantom_factors import load_phantom_factors
 from audit.metrics.precision_recall import precision_recall
@@ -81,7 +81,7 @@ def reference_of(reals: Reals, network: Embedder, n: int, seed: int, device: tor
 
 def quality(scores: Mapping[str, float], reference: Reference) -> dict[str, Any]:
     """FID, precision and recall in a card's words, beside real against real and the embedding they rest on."""
-    embedding = {"name": reference.network.name, "weights_sha256": reference.network.weights_sha256}
+    embedding = named(reference.network).model_dump()
     counts = {"n": len(reference.labels), "n_real": len(reference.real)}
     floor = reference.floor
     return {

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
@@ -50,6 +51,21 @@ class MapNetwork(Named, Protocol):
 @runtime_checkable
 class FeatureNetwork(Embedder, MapNetwork, Protocol):
     """An embedder that also shows its inner feature maps, for perceptual distances."""
+
+
+class Pixels:
+    """Raw pixels, averaged to a side of at most `side`: an embedding without weights."""
+
+    name = "pixels"
+    weights_sha256 = ""
+
+    def __init__(self, side: int) -> None:
+        self.side = side
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Embedding `[N, C * h * w]` of images `[N, C, H, W]`."""
+        side = (min(self.side, images.shape[2]), min(self.side, images.shape[3]))
+        return functional.adaptive_avg_pool2d(images, side).flatten(1)
 
 
 def check_images(images: Tensor, what: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from audit.classifiers.load import load_classifier
 from audit.classifiers.mode import preserve_mode
@@ -22,7 +21,7 @@ from audit.generator.features import DiscriminatorFeatures
 from audit.generator.load import check_fits, load_generator
 from audit.metrics.cmmd import mmd, unit_norm
 from audit.metrics.distribution import real_floor
-from audit.metrics.embedding import Embedder, embed_all
+from audit.metrics.embedding import Embedder, Pixels, embed_all
 from audit.metrics.intervals import bootstrap_mean, wilson_interval
 from audit.metrics.phantom_factors import IMAGE_SHAPE, load_phantom_factors
 from audit.metrics.transfer import EmbeddingJudge, fit_judge
@@ -38,18 +37,6 @@ CHANGED = ("twin", "adversarial", "noise")
 """What is done to an image with a finding; random signs of the same size tell what of an attack is mere noise."""
 HEALTHY_PER_TWIN = 3
 BATCH = 128
-
-
-class Pixels:
-    """The yardstick below all: raw pixels `[N, C * h * w]`, averaged to a side of at most 32."""
-
-    name = "pixels"
-    weights_sha256 = ""
-
-    def embed(self, images: Tensor) -> Tensor:
-        """Return the averaged pixels."""
-        side = (min(PIXEL_SIDE, images.shape[2]), min(PIXEL_SIDE, images.shape[3]))
-        return functional.adaptive_avg_pool2d(images, side).flatten(1)
 
 
 class TowardsHealthy(nn.Module):
@@ -78,7 +65,7 @@ def yardsticks(config: EmbeddingTrainConfig, image_shape: tuple[int, int, int], 
             out.append(DiscriminatorFeatures(loaded.discriminator))
     if config.data.is_phantom and image_shape == IMAGE_SHAPE:
         out.append(load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device))
-    return [*out, Pixels()]
+    return [*out, Pixels(PIXEL_SIDE)]
 
 
 def _accuracy(judge: EmbeddingJudge, embedded: Tensor, labels: Tensor) -> dict[str, Any]:

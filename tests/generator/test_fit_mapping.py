@@ -15,10 +15,11 @@ from audit.errors import ConfigError, DataError, GeneratorError
 from audit.generator import fit_mapping as module
 from audit.generator.discriminator import Discriminator
 from audit.generator.fit_config import FitMappingConfig, load_fit_mapping_config
-from audit.generator.fit_mapping import Pixels, fit_mapping
+from audit.generator.fit_mapping import PIXELS_SIDE, fit_mapping
 from audit.generator.load import load_generator, save_generator
 from audit.generator.networks import Generator
 from audit.metrics.domain import DomainEncoder
+from audit.metrics.embedding import Pixels
 
 CPU = torch.device("cpu")
 
@@ -73,7 +74,7 @@ def saved(path, classes=0):
 
 def fitted(file, out, data=None, networks=None, judge=None, **changes):
     """Path and card of a fit."""
-    networks = networks or [Pixels()]
+    networks = networks or [Pixels(PIXELS_SIDE)]
     path = fit_mapping(config(**changes), load_generator(file), data or images(), out, networks, judge, CPU)
     return path, json.loads((out / "generator.json").read_text())
 

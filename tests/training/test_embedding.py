@@ -21,11 +21,12 @@ from audit.errors import ConfigError, DataError, GeneratorError
 from audit.generator.load import load_generator
 from audit.ground import domain_embedding
 from audit.metrics.domain import DomainEncoder, load_domain
+from audit.metrics.embedding import Pixels
 from audit.training import embedding, loop
 from audit.training.contrastive import Contrasted, nt_xent, two_views
 from audit.training.embedding import contrast, divided, stream, train_embedding, training_steps
 from audit.training.embedding_config import EmbeddingTrainConfig, ViewsConfig, load_embedding_train_config
-from audit.training.embedding_scores import Pixels, TowardsHealthy, sensitivity, twin_images
+from audit.training.embedding_scores import PIXEL_SIDE, TowardsHealthy, sensitivity, twin_images
 
 CONFIG = Path(__file__).parents[2] / "benchmarks" / "phantom" / "domain.toml"
 VALUES: dict[str, Any] = {
@@ -308,7 +309,7 @@ def test_sensitivity_of_an_embedding_that_sees_the_finding_and_nothing_else() ->
 
 
 def test_raw_pixels_are_averaged_where_they_are_many() -> None:
-    assert Pixels().embed(torch.rand(2, 3, 64, 20)).shape == (2, 3 * 32 * 20)
+    assert Pixels(PIXEL_SIDE).embed(torch.rand(2, 3, 64, 20)).shape == (2, 3 * 32 * 20)
 
 
 # The configuration
