@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
@@ -99,6 +99,11 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 def atomic_write_text(path: Path, text: str) -> None:
     """Write UTF-8 text as `atomic_write_bytes` does."""
     atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_history(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
+    """Write a training's `rows`, a JSON object a line with six decimals, as `atomic_write_bytes` does."""
+    atomic_write_text(path, "".join(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n" for row in rows))
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:

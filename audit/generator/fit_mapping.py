@@ -45,7 +45,7 @@ from audit.metrics.domain import load_domain
 from audit.metrics.embedding import Embedder, Pixels, named
 from audit.progress import stage_progress
 from audit.seeds import stage_generator
-from audit.store import atomic_write_text
+from audit.store import atomic_write_history, atomic_write_text
 
 PIXELS_SIDE = 8
 MEASURED = 20_000
@@ -237,8 +237,7 @@ def fit_mapping(
             row = {"kimg": fit.step * config.batch_size / 1000} | gaps
             fit.history.append(row)
             fit.save(checkpoint, key)
-            lines = (json.dumps({k: round(v, 6) for k, v in r.items()}) + "\n" for r in fit.history)
-            atomic_write_text(out / "history.jsonl", "".join(lines))
+            atomic_write_history(out / "history.jsonl", fit.history)
     _write(config, loaded, fit, before, reference, out)
     return out / "generator.safetensors"
 

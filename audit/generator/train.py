@@ -23,7 +23,7 @@ from audit.generator.step import Means, train_step
 from audit.generator.stream import Reals
 from audit.generator.train_config import RUN_ONLY, GeneratorTrainConfig
 from audit.metrics.embedding import Embedder
-from audit.store import atomic_write_text
+from audit.store import atomic_write_history
 
 
 def run_generator_training(config: GeneratorTrainConfig, out: Path) -> Path:
@@ -123,13 +123,9 @@ def _train(
                 row |= scores
                 state.history.append(row)
                 state.save(checkpoint, key)
-                atomic_write_text(out / "history.jsonl", "".join(_json_line(r) for r in state.history))
+                atomic_write_history(out / "history.jsonl", state.history)
                 if board is not None:
                     _show(board, row, picture, state.images)
-
-
-def _json_line(row: dict[str, float]) -> str:
-    return json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n"
 
 
 def _show(board: Board, row: dict[str, float], picture: Tensor, images: int) -> None:

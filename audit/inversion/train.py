@@ -34,7 +34,7 @@ from audit.metrics.embedding import FeatureNetwork, named
 from audit.metrics.lpips import Lpips
 from audit.progress import stage_progress
 from audit.seeds import stage_generator, stage_seed
-from audit.store import atomic_write_bytes, atomic_write_text, hash_tensor
+from audit.store import atomic_write_bytes, atomic_write_history, atomic_write_text, hash_tensor
 
 R1_INTERVAL = 16
 HELD_OUT = 256
@@ -215,8 +215,7 @@ def _write(
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.encoder.state_dict().items()}
     atomic_write_bytes(out / "encoder.safetensors", save(tensors, metadata=header))
     atomic_write_text(out / "encoder.json", json.dumps(card, indent=2) + "\n")
-    lines = (json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n" for row in state.history)
-    atomic_write_text(out / "history.jsonl", "".join(lines))
+    atomic_write_history(out / "history.jsonl", state.history)
 
 
 def _step(
