@@ -86,6 +86,8 @@ def _audit(config: Path, out: Path, cache: Path | None) -> None:
             *(_robust(attack.attack(model)) for attack in attacks),
         )
     console.print(table)
+    for notice in result.notices:
+        typer.echo(f"Note on {notice.subject}: {notice.text}")
     console.print(f"Report:  {out / 'report.html'}\nResults: {out / 'results.json'}", highlight=False, soft_wrap=True)
 
 

@@ -35,6 +35,35 @@ class Embedding(Row):
     weights_sha256: str
 
 
+class Notice(Row):
+    """Something to know before a number is believed; the audit went on as it was configured."""
+
+    subject: str = Field(description="'data', or the name of a model")
+    kind: str = Field(description="stable name for programs, for instance 'one-class'")
+    text: str = Field(description="what was seen, what it means and how to mend it")
+
+
+class ModelInput(Row):
+    """How a model was given its images and which weights it has; `origins` says where each setting came from."""
+
+    size: tuple[int, int] = Field(description="height and width that the network receives")
+    channels: int
+    mean: list[float] = Field(description="subtracted from pixels in [0, 1], per channel; 0: no normalisation")
+    std: list[float]
+    classes: list[str] = Field(description="classes in the order of the network's own outputs")
+    weights: str = Field(description="file, and the entry of the file that was read")
+    origins: dict[str, Literal["configuration", "checkpoint", "timm", "data", "default"]] = Field(
+        description="by the name of a field above; default: nobody gave any"
+    )
+
+
+class Failure(Row):
+    """Why a model's audit ended early; what had been measured before stays."""
+
+    stage: str
+    why: str
+
+
 class Clean(Row):
     """Performance on unmodified images of the audit split."""
 
@@ -276,6 +305,8 @@ class ModelResult(Row):
     component_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     weights_sha256: str
     source: str = Field(description="architecture or file the classifier was loaded from")
+    input: ModelInput | None = None
+    failed: Failure | None = Field(default=None, description="None: every stage was completed")
     clean: Clean
     robust: Robust
     counterfactuals: Counterfactuals | None = None
@@ -357,6 +388,7 @@ class AuditResult(Row):
     encoder_sha256: str | None = None
     data: dict[str, Any] = Field(description="source, split sizes, image shape")
     models: list[ModelResult]
+    notices: list[Notice] = Field(default_factory=list)
     comparisons: list[Comparison] = Field(default_factory=list)
     differences: list[Difference] = Field(default_factory=list)
     queries: list[Query] = Field(default_factory=list)
