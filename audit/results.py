@@ -43,6 +43,10 @@ class Notice(Row):
     text: str = Field(description="what was seen, what it means and how to mend it")
 
 
+Origin = Literal["configuration", "checkpoint", "timm", "data", "default"]
+"""Who said how a model wants its images; default: nobody did."""
+
+
 class ModelInput(Row):
     """How a model was given its images and which weights it has; `origins` says where each setting came from."""
 
@@ -52,9 +56,7 @@ class ModelInput(Row):
     std: list[float]
     classes: list[str] = Field(description="classes in the order of the network's own outputs")
     weights: str = Field(description="file, and the entry of the file that was read")
-    origins: dict[str, Literal["configuration", "checkpoint", "timm", "data", "default"]] = Field(
-        description="by the name of a field above; default: nobody gave any"
-    )
+    origins: dict[str, Origin] = Field(description="by the name of a field above; default: nobody gave any")
 
 
 class Failure(Row):

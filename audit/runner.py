@@ -148,6 +148,7 @@ def _model_result(model: Audited) -> ModelResult:
         components=Components(),
         weights_sha256=model.classifier.weights_sha256,
         source=model.classifier.source,
+        input=model.classifier.input,
         clean=model.clean,
         robust=model.robust,
         not_computed=list(model.not_computed),

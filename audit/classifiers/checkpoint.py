@@ -31,10 +31,14 @@ JSON_KEYS = ("classes", "mean", "std", "input_size", "channels", "architecture",
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and what the file says about the network (JSON_KEYS; empty for torch state dicts)."""
+    """Tensors by name, and what the file says about the network (JSON_KEYS; empty for torch state dicts).
+
+    `entry` is the dotted key of the file under which the tensors were found; None: at its top.
+    """
 
     tensors: dict[str, Tensor]
     about: dict[str, Any] = field(default_factory=dict)
+    entry: str | None = None
 
 
 def existing_file(path: str | Path, what: str) -> Path:
@@ -84,17 +88,20 @@ def _read_safetensors(file: Path) -> Checkpoint:
     return Checkpoint(tensors, about)
 
 
-def _unwrap(loaded: object, file: Path) -> dict[str, Tensor]:
+def _unwrap(loaded: object, file: Path) -> Checkpoint:
     content = loaded
+    path: list[str] = []
     for _ in range(3):
         if not isinstance(content, Mapping):
             break
         if content and all(isinstance(value, Tensor) for value in content.values()):
-            return {str(key): value for key, value in content.items()}
+            tensors = {str(key): value for key, value in content.items()}
+            return Checkpoint(tensors, entry=".".join(path) or None)
         inner = next((key for key in WRAPPINGS if isinstance(content.get(key), Mapping)), None)
         if inner is None:
             break
         content = content[inner]
+        path.append(inner)
     raise ClassifierError(
         f"Checkpoint '{file}' holds no state dict (tensors by name, at the top or under one of "
         f"{', '.join(WRAPPINGS)}): save model.state_dict()."
@@ -117,7 +124,7 @@ def _read_torch(file: Path) -> Checkpoint:
         raise ClassifierError(
             f"Checkpoint '{file}' is corrupt ({first_line(error)}): copy or write it again."
         ) from None
-    return Checkpoint(_unwrap(loaded, file))
+    return _unwrap(loaded, file)
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from audit.classifiers.trace import linear_of, trace_network
 from audit.errors import ClassifierError
+from audit.results import ModelInput, Origin
 from audit.seeds import stage_generator
 
 LUMA = (0.299, 0.587, 0.114)
@@ -68,6 +69,7 @@ class Classifier(nn.Module):
     `network` takes normalised images of `input_shape` (C, H, W) and returns logits straight from a linear layer.
     `class_names` are those of the data, in the data's order; `order[k]` is the position of class k in the network's
     output (None: the same order). `mean` and `std` are in pixel units, one per channel (None: no normalisation).
+    `source` and `weights` name architecture, file and entry, `origins` who said so, for `input`.
     The network is run once on random images to find its final linear layer; it keeps its mode and its gradients flags.
     Raises ClassifierError if the network does not fit this.
     """
@@ -87,12 +89,22 @@ class Classifier(nn.Module):
         std: Sequence[float] | None = None,
         order: Sequence[int] | None = None,
         source: str = "memory",
+        weights: str = "memory",
+        origins: Mapping[str, Origin] | None = None,
     ) -> None:
         super().__init__()
         self.name = name
         self.class_names = tuple(class_names)
         self.input_shape = input_shape
         self.source = source
+        self._weights = weights
+        given = {"mean": mean, "std": std, "classes": order}
+        # Built in memory, what is not given is the caller's choice of the plainest.
+        self._origins: dict[str, Origin] = {
+            **dict.fromkeys(("size", "channels", "weights"), "configuration"),
+            **{key: "default" if value is None else "configuration" for key, value in given.items()},
+            **(origins or {}),
+        }
         self.weights_sha256 = weights_hash(network.state_dict())
         channels = input_shape[0]
         self.register_buffer("mean", _per_channel(mean, 0.0, channels, "mean", name), persistent=False)
@@ -119,6 +131,22 @@ class Classifier(nn.Module):
     def num_classes(self) -> int:
         """Number of classes K."""
         return len(self.class_names)
+
+    @property
+    def input(self) -> ModelInput:
+        """How images are given to the network, and where each of these settings came from."""
+        order = range(self.num_classes) if self.order is None else self.order.tolist()
+        own = dict(zip(order, self.class_names, strict=True))
+        return ModelInput(
+            size=self.input_shape[1:],
+            channels=self.input_shape[0],
+            # As they were given, without the digits that float32 adds.
+            mean=[round(value, 7) for value in self.mean.flatten().tolist()],
+            std=[round(value, 7) for value in self.std.flatten().tolist()],
+            classes=[own[place] for place in range(self.num_classes)],
+            weights=self._weights,
+            origins=self._origins,
+        )
 
     @property
     def head(self) -> nn.Linear:

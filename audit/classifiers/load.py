@@ -9,113 +9,33 @@ import importlib
 import importlib.util
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import timm
 import torch
 from torch import nn
 
 from audit import embedded
 from audit.classifiers.architectures import SMALL_CONVNEXT_NAME, build_architecture
 from audit.classifiers.checkpoint import (
-    Checkpoint,
     check_finite,
     existing_file,
     fit_weights,
     is_exported,
     is_torchscript,
     read_checkpoint,
-    strip_prefix,
 )
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.trace import first_line
+from audit.classifiers.wants import Wants, wants_of_arguments, wants_of_metadata, wants_of_timm
 from audit.config import ClassifierConfig
 from audit.errors import ClassifierError
+from audit.results import Origin
 
 __all__ = ["load_classifier", "preserve_mode"]
-
-SAME_INPUT_ARGS = frozenset(
-    {
-        "num_classes",
-        "in_chans",
-        "img_size",
-        "global_pool",
-        "drop_rate",
-        "drop_path_rate",
-        "attn_drop_rate",
-        "proj_drop_rate",
-    }
-)
-"""Arguments that leave a timm architecture what its own configuration describes."""
-
-
-@dataclass(frozen=True)
-class Wants:
-    """How a network wants its images; None where its source does not say."""
-
-    classes: tuple[str, ...] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    input_size: int | None = None
-    channels: int | None = None
-
-    def over(self, other: "Wants") -> "Wants":
-        """Return these wishes, completed by `other` where they are silent."""
-        keys = ("classes", "mean", "std", "input_size", "channels")
-        return Wants(
-            **{key: getattr(self, key) if getattr(self, key) is not None else getattr(other, key) for key in keys}
-        )
-
-
-def _wants_of_metadata(about: dict[str, Any], where: str) -> Wants:
-    """Read metadata as ClassifierConfig would: wrong types are the file's fault and said so."""
-    try:
-        return Wants(
-            classes=None if "classes" not in about else tuple(str(c) for c in _list(about["classes"])),
-            mean=None if "mean" not in about else tuple(float(v) for v in _list(about["mean"])),
-            std=None if "std" not in about else tuple(float(v) for v in _list(about["std"])),
-            input_size=None if about.get("input_size") is None else int(about["input_size"]),
-            channels=None if about.get("channels") is None else int(about["channels"]),
-        )
-    except (TypeError, ValueError) as error:
-        raise ClassifierError(
-            f"The metadata of {where} cannot be read ({error}): write classes, mean and std as JSON lists, "
-            "input_size and channels as numbers."
-        ) from None
-
-
-def _list(value: object) -> list[Any]:
-    if not isinstance(value, list):
-        raise TypeError(f"{value!r} is not a list")
-    return value
-
-
-def _wants_of_timm(architecture: str, args: dict[str, Any], checkpoint: Checkpoint) -> Wants:
-    """Input of a timm architecture used as it stands; nothing is known of one whose layout was changed.
-
-    The channels are read off the checkpoint's first convolution where it can be found, because grey networks are often
-    trained under the name of an RGB one.
-    """
-    size = args.get("img_size")
-    own = Wants(input_size=size if isinstance(size, int) else None, channels=args.get("in_chans"))
-    about = None if architecture == SMALL_CONVNEXT_NAME else timm.models.get_pretrained_cfg(architecture)
-    if about is None:
-        return own
-    if isinstance(about.first_conv, str):
-        first = strip_prefix(checkpoint.tensors, {}).get(f"{about.first_conv}.weight")
-        if first is not None and first.ndim == 4 and first.shape[1] in (1, 3):
-            own = own.over(Wants(channels=first.shape[1]))
-    if not set(args) <= SAME_INPUT_ARGS:
-        return own
-    described = own.over(Wants(input_size=about.input_size[-1], channels=about.input_size[0]))
-    if described.channels != len(about.mean):
-        return described
-    return described.over(Wants(mean=tuple(about.mean), std=tuple(about.std)))
 
 
 def _import_factory(text: str) -> Callable[..., object]:
@@ -218,12 +138,15 @@ def class_order(model_classes: Sequence[str], data_classes: Sequence[str], name:
 
 def _network_and_wants(
     config: ClassifierConfig, wants: Wants, image_channels: int, num_data_classes: int
-) -> tuple[nn.Module, Wants, str]:
-    """Build the network with its weights; returns it with how it wants its images and what to call its source."""
+) -> tuple[nn.Module, Wants, str, str]:
+    """Build the network with its weights.
+
+    Returns it with how it wants its images, what to call its source, and which entry of which file its weights are.
+    """
     if config.file is not None:
-        network = _read_program(config.file)
+        network, file = _read_program(config.file), Path(config.file).name
         check_finite(network.state_dict(), f"'{config.file}'")
-        return network, wants, Path(config.file).name
+        return network, wants, file, file
     assert config.checkpoint is not None
     shipped = config.checkpoint.startswith("embedded:")
     path = (
@@ -233,25 +156,30 @@ def _network_and_wants(
     )
     checkpoint = read_checkpoint(path)
     where = f"'{config.checkpoint}'"
-    wants = wants.over(_wants_of_metadata(checkpoint.about, where))
+    wants = wants.over(wants_of_metadata(checkpoint.about, where))
     args = dict(config.architecture_args)
+    wants = wants.over(wants_of_arguments(args).said_by("configuration"))
     architecture = config.architecture
     if config.factory is None and architecture is None:
         architecture = str(checkpoint.about.get("architecture", SMALL_CONVNEXT_NAME))
-        args = {**(checkpoint.about.get("architecture_args") or {}), **args}
+        theirs: Mapping[str, Any] = checkpoint.about.get("architecture_args") or {}
+        wants = wants.over(wants_of_arguments(theirs).said_by("checkpoint"))
+        args = {**theirs, **args}
     # Building draws initial weights from the global generator: lend it a copy.
     with torch.random.fork_rng(devices=[]):
         if architecture is None:
             network, called = _build_by_factory(config), Path(str(config.factory)).name
         else:
-            wants = wants.over(_wants_of_timm(architecture, args, checkpoint))
+            wants = wants.over(wants_of_timm(architecture, args, checkpoint))
             classes = num_data_classes if wants.classes is None else len(wants.classes)
             network, called = (
                 build_architecture(architecture, classes, wants.channels or image_channels, args),
                 architecture,
             )
     fit_weights(network, checkpoint, where)
-    return network, wants, f"{called} + {config.checkpoint if shipped else path.name}"
+    file = config.checkpoint if shipped else path.name
+    weights = file if checkpoint.entry is None else f"{file}: {checkpoint.entry}"
+    return network, wants, f"{called} + {file}", weights
 
 
 def load_classifier(
@@ -262,8 +190,8 @@ def load_classifier(
     `image_shape` (C, H, W) and `class_names` are the data's; logits come out in the order of `class_names`. Raises
     ClassifierError naming file, tensor or setting, and ConfigError for shipped weights that do not exist.
     """
-    given = Wants(config.classes, config.mean, config.std, config.input_size, config.channels)
-    network, wants, source = _network_and_wants(config, given, image_shape[0], len(class_names))
+    given = Wants(config.classes, config.mean, config.std, config.input_size, config.channels).said_by("configuration")
+    network, wants, source, weights = _network_and_wants(config, given, image_shape[0], len(class_names))
     half = [p for p in network.parameters() if p.is_floating_point() and p.dtype != torch.float32]
     if half and not isinstance(network, torch.fx.GraphModule):
         network.float()
@@ -273,6 +201,14 @@ def load_classifier(
         network = network.to(memory_format=torch.channels_last)
     order = None if wants.classes is None else class_order(wants.classes, class_names, config.name)
     height, width = image_shape[1:] if wants.input_size is None else (wants.input_size, wants.input_size)
+    origins: dict[str, Origin] = {
+        "size": wants.origins.get("input_size", "data"),
+        "channels": wants.origins.get("channels", "data"),
+        "mean": wants.origins.get("mean", "default"),
+        "std": wants.origins.get("std", "default"),
+        "classes": wants.origins.get("classes", "data"),
+        "weights": "configuration",
+    }
     classifier = Classifier(
         network,
         name=config.name,
@@ -282,5 +218,7 @@ def load_classifier(
         std=wants.std,
         order=order,
         source=source,
+        weights=weights,
+        origins=origins,
     )
     return classifier.eval()

@@ -119,6 +119,35 @@ def test_timms_own_configuration_is_taken_for_its_own_architectures(tmp_path: Pa
     assert grey(images(channels=3)).shape == (2, 3)
 
 
+def test_every_setting_of_the_input_says_where_it_came_from(tmp_path: Path) -> None:
+    file = saved(small(), tmp_path / "w.safetensors", mean=[0.4], classes=list(CLASSES[::-1]))
+    known = load(architecture="small-convnext", checkpoint=file, input_size=48).input
+    assert (known.size, known.channels, known.mean, known.std) == ((48, 48), 1, [0.4], [1.0])
+    assert known.classes == list(CLASSES[::-1])
+    assert known.weights == "w.safetensors"
+    assert known.origins == {
+        "size": "configuration",
+        "channels": "data",
+        "mean": "checkpoint",
+        "std": "default",
+        "classes": "checkpoint",
+        "weights": "configuration",
+    }
+    torch.save({"model": timm.create_model("resnet18", num_classes=3, in_chans=3).state_dict()}, tmp_path / "rgb.pt")
+    guessed = load(architecture="resnet18", checkpoint=str(tmp_path / "rgb.pt"), classes=CLASSES).input
+    assert guessed.size == (224, 224)
+    assert guessed.mean == [0.485, 0.456, 0.406]
+    assert guessed.weights == "rgb.pt: model"
+    assert guessed.origins == {
+        "size": "timm",
+        "channels": "checkpoint",
+        "mean": "timm",
+        "std": "timm",
+        "classes": "configuration",
+        "weights": "configuration",
+    }
+
+
 @pytest.mark.parametrize(
     ("architecture", "args"),
     [("vit_tiny_patch16_224", {"img_size": 32}), ("mobilenetv3_small_050", {}), ("convnext_atto", {})],

@@ -1,0 +1,106 @@
+"""How a network wants its images, and who said so: configuration, checkpoint, timm, the data, or nobody.
+
+A setting is taken from the first source that gives it, in that order. Where it came from stays with it, because a guess
+that is wrong - timm's size for a network that was trained at another - changes every number without an error.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import timm
+
+from audit.classifiers.architectures import SMALL_CONVNEXT_NAME
+from audit.classifiers.checkpoint import Checkpoint, strip_prefix
+from audit.errors import ClassifierError
+from audit.results import Origin
+
+SETTINGS = ("classes", "mean", "std", "input_size", "channels")
+"""Names of the settings, as in a classifier's table of the configuration."""
+
+SAME_INPUT_ARGS = frozenset(
+    {
+        "num_classes",
+        "in_chans",
+        "img_size",
+        "global_pool",
+        "drop_rate",
+        "drop_path_rate",
+        "attn_drop_rate",
+        "proj_drop_rate",
+    }
+)
+"""Arguments that leave a timm architecture what its own configuration describes."""
+
+
+@dataclass(frozen=True)
+class Wants:
+    """How a network wants its images; None where its source does not say. `origins` is filled by `said_by`."""
+
+    classes: tuple[str, ...] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    input_size: int | None = None
+    channels: int | None = None
+    origins: Mapping[str, Origin] = field(default_factory=dict)
+
+    def said_by(self, origin: Origin) -> "Wants":
+        """Return these wishes with `origin` as the source of each that is given."""
+        return replace(self, origins={key: origin for key in SETTINGS if getattr(self, key) is not None})
+
+    def over(self, other: "Wants") -> "Wants":
+        """Return these wishes, completed by `other` where they are silent."""
+        taken = {key: getattr(other, key) for key in SETTINGS if getattr(self, key) is None}
+        origins = {key: other.origins[key] for key in taken if key in other.origins}
+        return replace(self, **taken, origins={**origins, **self.origins})
+
+
+def wants_of_metadata(about: Mapping[str, Any], where: str) -> Wants:
+    """Read metadata as ClassifierConfig would: wrong types are the file's fault and said so."""
+    try:
+        return Wants(
+            classes=None if "classes" not in about else tuple(str(c) for c in _list(about["classes"])),
+            mean=None if "mean" not in about else tuple(float(v) for v in _list(about["mean"])),
+            std=None if "std" not in about else tuple(float(v) for v in _list(about["std"])),
+            input_size=None if about.get("input_size") is None else int(about["input_size"]),
+            channels=None if about.get("channels") is None else int(about["channels"]),
+        ).said_by("checkpoint")
+    except (TypeError, ValueError) as error:
+        raise ClassifierError(
+            f"The metadata of {where} cannot be read ({error}): write classes, mean and std as JSON lists, "
+            "input_size and channels as numbers."
+        ) from None
+
+
+def _list(value: object) -> list[Any]:
+    if not isinstance(value, list):
+        raise TypeError(f"{value!r} is not a list")
+    return value
+
+
+def wants_of_arguments(args: Mapping[str, Any]) -> Wants:
+    """Return what arguments of an architecture say about its input, without an origin."""
+    size = args.get("img_size")
+    return Wants(input_size=size if isinstance(size, int) else None, channels=args.get("in_chans"))
+
+
+def wants_of_timm(architecture: str, args: Mapping[str, Any], checkpoint: Checkpoint) -> Wants:
+    """Input of a timm architecture used as it stands; nothing is known of one whose layout was changed.
+
+    The channels are read off the checkpoint's first convolution where it can be found, because grey networks are often
+    trained under the name of an RGB one.
+    """
+    about = None if architecture == SMALL_CONVNEXT_NAME else timm.models.get_pretrained_cfg(architecture)
+    if about is None:
+        return Wants()
+    own = Wants()
+    if isinstance(about.first_conv, str):
+        first = strip_prefix(checkpoint.tensors, {}).get(f"{about.first_conv}.weight")
+        if first is not None and first.ndim == 4 and first.shape[1] in (1, 3):
+            own = Wants(channels=first.shape[1]).said_by("checkpoint")
+    if not set(args) <= SAME_INPUT_ARGS:
+        return own
+    described = own.over(Wants(input_size=about.input_size[-1], channels=about.input_size[0]).said_by("timm"))
+    if described.channels != len(about.mean):
+        return described
+    return described.over(Wants(mean=tuple(about.mean), std=tuple(about.std)).said_by("timm"))
