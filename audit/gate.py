@@ -1,6 +1,7 @@
 """The gate: does an audit keep a policy? Pass, failed, or not measured - and what is not measured never passes.
 
-A robust accuracy that failed a trust check counts as not measured: nobody knows how far it over-states.
+A robust accuracy that failed a trust check, or whose checks were not made, counts as not measured: nobody knows how far
+it over-states. So does whatever was measured of a model that is unreliable as a whole or whose audit ended early.
 
 Exit status: 1 when anything measured breaks its bound; else 2 when anything asked for was not measured, cannot be
 compared with the baseline, or the audit did not finish; else 0. A failure comes first: more measuring cannot undo it.
@@ -14,7 +15,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from audit.gate_policy import Measured, Policy, Rule, Use, attack_of, load_policy, metrics_of
+from audit.gate_baseline import other_instrument
+from audit.gate_policy import Measured, Policy, Rule, Use, doubts_of, load_policy, metrics_of
 from audit.results import AuditResult, ModelResult, Row
 
 __all__ = ["Check", "GateOutcome", "Policy", "Rule", "evaluate_gate", "load_policy", "to_junit_xml", "to_markdown"]
@@ -56,6 +58,9 @@ def evaluate_gate(results: AuditResult, policy: Policy, baseline: AuditResult | 
     if not results.complete:
         sentence = "The audit did not finish: run it again to the end."
         checks.append(_not_measured(0, "audit", "complete", "the audit has finished", sentence))
+    for name in sorted({m.name for m in results.models if [o.name for o in results.models].count(m.name) > 1}):
+        sentence = f"Several models of the audit are called '{name}': run it again with names that differ."
+        checks.append(_not_measured(0, name, "name", "one model of this name", sentence))
     for number, rule in enumerate(policy.rule, start=1):
         checks += _check_rule(number, rule, results, baseline)
     states = {check.status for check in checks}
@@ -100,6 +105,9 @@ def _check_above(number: int, rule: Rule, name: str, results: AuditResult) -> Ch
             number, name, metric, requirement,
             f"The audit holds no comparison of '{name}' with '{rule.above}': both need an index in the same audit.",
         )  # fmt: skip
+    doubt = next((d for m in results.models if m.name in (name, rule.above) and (d := _doubt_of_all(m))), None)
+    if doubt is not None and probability >= rule.probability - _ROUNDING:
+        return _not_measured(number, name, metric, requirement, doubt)
     passed = probability >= rule.probability - _ROUNDING
     sentence = f"{name} is above {rule.above} with probability {probability:.3g}; {rule.probability:g} is asked."
     return Check(
@@ -111,13 +119,35 @@ def _check_above(number: int, rule: Rule, name: str, results: AuditResult) -> Ch
 def _check_bounds(
     rule_number: int, rule: Rule, model: ModelResult, results: AuditResult, baseline: AuditResult | None
 ) -> Iterator[Check]:
+    doubt = _doubt_of_all(model) or _doubt_of(model, rule)
     for check in _bounds(rule_number, rule, model, results, baseline):
-        attack = attack_of(model, rule.metric or "")
-        if check.status == "pass" and attack is not None and attack.untrusted and not rule.allow_untrusted:
-            reason = f"{check.metric} of {model.name} is untrusted: {attack.untrusted[0]}"
-            yield check.model_copy(update={"status": "not measured", "sentence": reason})
+        if check.status == "pass" and doubt is not None:
+            yield check.model_copy(update={"status": "not measured", "sentence": doubt})
         else:
             yield check
+
+
+def _doubt_of_all(model: ModelResult) -> str | None:
+    """Return why nothing that was measured of the model passes a bound, or None."""
+    if model.unreliable:
+        return f"Whatever was measured of {model.name} is unreliable: {model.unreliable[0]}"
+    if model.failed is not None:
+        return f"The audit of {model.name} ended early, at {model.failed.stage}: {model.failed.why.rstrip('.')}."
+    return None
+
+
+def _doubt_of(model: ModelResult, rule: Rule) -> str | None:
+    """Return why the number that the rule names passes no bound, or None."""
+    metric = rule.metric or ""
+    doubts = doubts_of(model, metric)
+    if doubts.untrusted and not rule.allow_untrusted:
+        return f"{metric} of {model.name} is untrusted: {doubts.untrusted[0]}"
+    if doubts.unchecked and not rule.allow_unchecked:
+        return (
+            f"{metric} of {model.name} is unchecked: {doubts.unchecked[0].rstrip('.')}; "
+            "make the check possible, or set allow_unchecked in the rule."
+        )
+    return None
 
 
 def _bounds(
@@ -187,32 +217,14 @@ def _baseline_value(
     before = next((m for m in baseline.models if m.name == name), None)
     if before is None:
         return None, f"The baseline has no model '{name}': name one of its models by baseline_model."
-    difference = _other_instrument(metric, model, before, results, baseline)
+    doubt = _doubt_of_all(before) or _doubt_of(before, rule)
+    if doubt is not None:
+        return None, f"In the baseline: {doubt}"
+    difference = other_instrument(metric, model, before, results, baseline)
     if difference is not None:
         return None, f"{metric} cannot be compared with the baseline: {difference}."
     value, reason = _measure(before, baseline, metric, "value")
     return value, f"In the baseline, {reason}"
-
-
-def _other_instrument(
-    metric: str, now: ModelResult, before: ModelResult, results: AuditResult, baseline: AuditResult
-) -> str | None:
-    """Return why two numbers of one name do not measure the same thing, or None."""
-    if metric == "index" or metric.startswith(("components", "counterfactuals")):
-        if results.generator_sha256 != baseline.generator_sha256:
-            return "it was measured with another generator"
-        if (results.realism_embedding, results.perceptual_embedding) != (
-            baseline.realism_embedding,
-            baseline.perceptual_embedding,
-        ):
-            return "it rests on another embedding"
-    attack, other = attack_of(now, metric), attack_of(before, metric)
-    if attack is not None and other is not None:
-        if (attack.norm, attack.steps, attack.restarts) != (other.norm, other.steps, other.restarts):
-            return "the attack had another norm, number of steps or of restarts"
-        if [stage.attack for stage in attack.stages] != [stage.attack for stage in other.stages]:
-            return "the cascade had other stages"
-    return None
 
 
 def _xml_text(text: str) -> str:

@@ -2,8 +2,9 @@
 
 A policy is a list of `[[rule]]` tables. Each names a metric by its dotted path in a model's result (`index`,
 `components.localisation`, `clean.accuracy`, `robust.ensemble.8/255`, `counterfactuals.regions.marker.mass`) and at
-least one bound, or asks by `above` that a model be ranked above another one. A robust accuracy that failed a trust
-check passes no bound unless the rule allows it. `benchmarks/gate.toml` is a commented example.
+least one bound, or asks by `above` that a model be ranked above another one. A robust accuracy or a minimal distance
+that failed a trust check, or whose checks were not made, passes no bound unless the rule allows it.
+`benchmarks/gate.toml` is a commented example.
 """
 
 import math
@@ -14,6 +15,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from audit.config import Section, parse_config, read_toml
+from audit.gate_ranges import bound_error
 from audit.results import (
     Attack,
     CascadeStage,
@@ -47,6 +49,7 @@ class Rule(Section):
     above: str | None = Field(None, description="the models must have a higher index than this model of the same audit")
     probability: float = Field(0.95, gt=0, lt=1, description="least bootstrap probability for 'above'")
     allow_untrusted: bool = Field(False, description="let a robust accuracy pass that failed one of its trust checks")
+    allow_unchecked: bool = Field(False, description="let a robust accuracy pass whose trust checks were not all made")
 
     @model_validator(mode="after")
     def _one_kind(self) -> "Rule":
@@ -61,6 +64,11 @@ class Rule(Section):
             raise ValueError(f"the rule on '{self.metric}' needs one of min, max, max_drop, max_rise")
         if self.baseline_model is not None and self.max_drop is None and self.max_rise is None:
             raise ValueError("'baseline_model' needs max_drop or max_rise")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min = {self.min:g} on '{self.metric}' is above max = {self.max:g}: no number keeps both")
+        for key in bounds:
+            if (error := bound_error(self.metric, key, getattr(self, key))) is not None:
+                raise ValueError(error)
         return self
 
 
@@ -109,6 +117,10 @@ def _list_key(item: Row) -> str | None:
             return None
 
 
+_NO_NUMBERS = {"distances_by_image", "outcomes", "input", "failed"}
+"""Parts of the results that hold nothing to gate on: what became of single images, and how a model was loaded."""
+
+
 def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
     # The short name of a row with one leading number is that number: 'robust.pgd.8/255', 'counterfactuals.mmd.healthy'.
     match node:
@@ -126,8 +138,7 @@ def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
             table[path] = Measured(node.value)
     children: list[tuple[str, object]] = []
     if isinstance(node, Row):
-        # The distances of single images are no numbers to gate on.
-        children = [(name, getattr(node, name)) for name in type(node).model_fields if name != "distances_by_image"]
+        children = [(name, getattr(node, name)) for name in type(node).model_fields if name not in _NO_NUMBERS]
     elif isinstance(node, dict):
         children = [(str(key), value) for key, value in node.items()]
     elif isinstance(node, list):
@@ -144,6 +155,30 @@ def attack_of(model: ModelResult, metric: str) -> Attack | None:
             if metric == path or metric.startswith(f"{path}."):
                 return attack
     return None
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Why a number must not be believed, and which checks of it were not made: a sentence each."""
+
+    untrusted: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+
+def doubts_of(model: ModelResult, metric: str) -> Doubts:
+    """Return the doubts about the number at the path `metric`: those of the attack it is the outcome of, if it is."""
+    attack: Attack | MinimalDistance | None = attack_of(model, metric)
+    kind = metric.split(".")[1].removesuffix("_l2") if attack is not None else "distance"
+    for row in model.robust.distances:
+        if metric == f"robust.distances.{row.norm}" or metric.startswith(f"robust.distances.{row.norm}."):
+            attack = row
+    if attack is None:
+        return Doubts()
+    unchecked = list(attack.unchecked)
+    unchecked += [check.finding for check in model.robust.checks if check.passed is None and kind in check.attacks]
+    if not unchecked and model.robust.trusted is None:
+        unchecked.append("Not all of the trust checks of this model were made.")
+    return Doubts(tuple(attack.untrusted), tuple(dict.fromkeys(unchecked)))
 
 
 def metrics_of(model: ModelResult) -> dict[str, Measured]:

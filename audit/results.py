@@ -97,6 +97,19 @@ class Attack(Row):
     untrusted: list[str] = Field(
         default_factory=list, description="why the number must not be believed, a sentence each; empty: no check failed"
     )
+    unchecked: list[str] = Field(
+        default_factory=list,
+        description="checks of this number that were not made, a sentence each; empty: all were, or the file is older",
+    )
+    without_gradient: int | None = Field(
+        default=None,
+        description="images that stand though no gradient attack had a gradient other than zero; None: not recorded",
+    )
+    outcomes: dict[str, Literal["before", "smaller", "pgd", "apgd-ce", "apgd-t", "fab-t", "square"] | None] = Field(
+        default_factory=dict,
+        description="by image id, the attack that fooled it; before: misclassified as it is; smaller: fooled at a "
+        "smaller eps of the same attack; None: stands",
+    )
 
 
 class TrustCheck(Row):
@@ -108,8 +121,9 @@ class TrustCheck(Row):
     limit: float | None = Field(description="bound that `value` may not exceed")
     n: int = Field(description="images it was made on")
     finding: str = Field(description="one sentence: what was seen, and what it means")
-    attacks: tuple[Literal["pgd", "ensemble"], ...] = Field(
-        ("pgd", "ensemble"), description="attacks whose numbers a failure marks as untrusted"
+    attacks: tuple[Literal["pgd", "ensemble", "distance"], ...] = Field(
+        ("pgd", "ensemble", "distance"),
+        description="attacks whose numbers a failure marks as untrusted; distance: minimal distances",
     )
 
 
@@ -124,6 +138,8 @@ class MinimalDistance(Row):
     distances_by_image: dict[str, float | None] = Field(
         description="by image id; 0: misclassified as it is; None: stands"
     )
+    untrusted: list[str] = Field(default_factory=list, description="as of an attack")
+    unchecked: list[str] = Field(default_factory=list, description="as of an attack")
 
 
 class Corruption(Row):
@@ -180,7 +196,7 @@ class Robust(Row):
     pgd_l2: dict[str, Attack] = Field(default_factory=dict)
     ensemble: dict[str, Attack] = Field(default_factory=dict)
     ensemble_l2: dict[str, Attack] = Field(default_factory=dict)
-    trusted: bool | None = Field(None, description="False: a check failed; None: no checks were made")
+    trusted: bool | None = Field(None, description="False: a check failed; None: not all checks were made")
     checks: list[TrustCheck] = Field(default_factory=list)
     distances: list[MinimalDistance] = Field(default_factory=list)
     corruptions: Corruptions | None = None
@@ -309,6 +325,10 @@ class ModelResult(Row):
     source: str = Field(description="architecture or file the classifier was loaded from")
     input: ModelInput | None = None
     failed: Failure | None = Field(default=None, description="None: every stage was completed")
+    unreliable: list[str] = Field(
+        default_factory=list,
+        description="why nothing measured of this model may be believed, clean accuracy included; a sentence each",
+    )
     clean: Clean
     robust: Robust
     counterfactuals: Counterfactuals | None = None
@@ -388,7 +408,9 @@ class AuditResult(Row):
     classes: list[str]
     generator_sha256: str | None = None
     encoder_sha256: str | None = None
-    data: dict[str, Any] = Field(description="source, split sizes, image shape")
+    data: dict[str, Any] = Field(
+        description="source, split sizes, image shape, and `audited_sha256`: hash of the audited images, labels and ids"
+    )
     models: list[ModelResult]
     notices: list[Notice] = Field(default_factory=list)
     comparisons: list[Comparison] = Field(default_factory=list)

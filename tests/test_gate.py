@@ -13,7 +13,8 @@ from audit.config import parse_config
 from audit.errors import ConfigError
 from audit.gate import Policy, evaluate_gate, load_policy, to_junit_xml, to_markdown
 from audit.gate_policy import metrics_of
-from audit.results import AuditResult
+from audit.gate_ranges import known_range, range_of
+from audit.results import AuditResult, Failure, TrustCheck
 
 ROOT = Path(__file__).parents[1]
 
@@ -209,6 +210,196 @@ def test_robust_accuracy_of_a_weaker_attack_is_no_baseline(results: AuditResult)
     assert "number of steps" in outcome.checks[0].sentence
 
 
+def unchecked(results: AuditResult, **changes: object) -> AuditResult:
+    return with_model(results, "trades", robust=results.models[0].robust.model_copy(update=changes))
+
+
+@pytest.mark.parametrize("metric", ["robust.pgd.8/255", "robust.ensemble.8/255", "robust.distances.Linf.median"])
+def test_a_number_whose_checks_were_not_made_passes_no_bound_unless_the_rule_allows_it(
+    results: AuditResult, metric: str
+):
+    rule = {"metric": metric, "models": ["trades"], "min": 0.01}
+    assert evaluate_gate(results, policy(rule)).exit_status == 0
+    bare = unchecked(results, trusted=None, checks=[])
+    outcome = evaluate_gate(bare, policy(rule))
+    assert outcome.exit_status == 2
+    assert "unchecked" in outcome.checks[0].sentence
+    assert evaluate_gate(bare, policy(rule | {"allow_untrusted": True})).exit_status == 2
+    assert evaluate_gate(bare, policy(rule | {"allow_unchecked": True})).exit_status == 0
+    assert evaluate_gate(bare, policy({"metric": "clean.accuracy", "models": ["trades"], "min": 0.5})).exit_status == 0
+
+
+def test_one_check_that_could_not_be_made_is_told_by_its_finding(results: AuditResult):
+    row = TrustCheck(
+        name="large-eps", passed=None, value=None, limit=None, n=8, finding="Only 3 of the 8 images are right."
+    )
+    outcome = evaluate_gate(
+        unchecked(results, trusted=None, checks=[row]),
+        policy({"metric": "robust.pgd.8/255", "models": ["trades"], "min": 0.1}),
+    )
+    assert outcome.exit_status == 2
+    assert "Only 3 of the 8 images are right; make the check possible" in outcome.checks[0].sentence
+
+
+def test_a_number_says_itself_that_it_was_not_checked(results: AuditResult):
+    attack = results.models[0].robust.ensemble["8/255"].model_copy(update={"unchecked": ["No check was made."]})
+    rule = {"metric": "robust.ensemble.8/255", "models": ["trades"], "min": 0.1}
+    outcome = evaluate_gate(unchecked(results, ensemble={"8/255": attack}, trusted=False), policy(rule))
+    assert outcome.exit_status == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"unreliable": ["Its logits depend on the other images of the batch."]},
+        {"failed": Failure(stage="attacks", why="NaN on image 'a'.")},
+    ],
+)
+def test_nothing_passes_of_a_model_that_is_unreliable_or_failed(results: AuditResult, changes: dict):
+    broken = with_model(results, "trades", **changes)
+    numbers = ("clean.accuracy", "index", "robust.ensemble.8/255", "robust.corruptions.mean_accuracy", "rank")
+    allowed = {"allow_untrusted": True, "allow_unchecked": True}
+    for metric in numbers:
+        rule = {"metric": metric, "models": ["trades"], **({"max": 4} if metric == "rank" else {"min": 0.01})}
+        outcome = evaluate_gate(broken, policy(rule | (allowed if "robust" in metric else {})))
+        assert outcome.exit_status == 2, metric
+        assert any(words in outcome.checks[0].sentence for words in ("depend on the other images", "NaN on image"))
+        assert evaluate_gate(broken, policy(rule | {"models": ["plain"]} | allowed)).exit_status == 0
+    assert evaluate_gate(broken, policy({"models": ["trades"], "above": "shortcut"})).exit_status == 2
+    assert evaluate_gate(broken, policy({"models": ["plain"], "above": "trades", "probability": 0.01})).exit_status == 2
+    change = {"metric": "clean.accuracy", "models": ["trades"], "max_drop": 0.5}
+    assert evaluate_gate(results, policy(change), broken).exit_status == 2
+    assert evaluate_gate(results, policy(change), results).exit_status == 0
+
+
+def test_two_models_of_one_name_pass_nothing(results: AuditResult):
+    twice = results.model_copy(update={"models": [*results.models, results.models[0]]})
+    assert evaluate_gate(twice, policy({"metric": "clean.accuracy", "min": 0.1})).exit_status == 2
+
+
+def test_every_number_of_an_audit_has_a_range_and_lies_in_it(results: AuditResult):
+    for metric, number in metrics_of(results.models[0]).items():
+        assert known_range(metric), metric
+        low, high = range_of(metric)
+        assert number.value is None or low <= number.value <= high, metric
+
+
+@pytest.mark.parametrize(
+    ("metric", "bounds"),
+    [
+        ("robust.pgd.8/255", (0, 1)),
+        ("robust.pgd_l2.0.5", (0, 1)),
+        ("robust.ensemble.0.03.robust_accuracy", (0, 1)),
+        ("robust.ensemble_l2.128/255.stages.square.standing", (0, math.inf)),
+        ("index", (0, 100)),
+        ("counterfactuals.mmd.healthy", (-math.inf, math.inf)),
+        ("robust.distances.L2.median", (0, math.inf)),
+    ],
+)
+def test_ranges_by_path(metric: str, bounds: tuple[float, float]):
+    assert range_of(metric) == bounds
+
+
+def named(results: AuditResult, name: str, **changes: object) -> AuditResult:
+    """The audit with `changes` in the attack at 8/255 of `name`'s PGD."""
+    robust = next(m for m in results.models if m.name == name).robust
+    attack = robust.pgd["8/255"].model_copy(update=changes)
+    return with_model(results, name, robust=robust.model_copy(update={"pgd": {"8/255": attack}}))
+
+
+def configured(results: AuditResult, section: str, **changes: object) -> AuditResult:
+    table = {**(results.config.get(section) or {}), **changes}
+    return results.model_copy(update={"config": {**results.config, section: table}})
+
+
+OTHER_GROUND = {
+    "encoder": (lambda r: r.model_copy(update={"encoder_sha256": "ef" * 32}), "another encoder"),
+    "counterfactual": (lambda r: configured(r, "counterfactual", steps=7), "counterfactual.steps was 7 there"),
+    "inversion": (lambda r: configured(r, "inversion", tuning_steps=7), "inversion.tuning_steps"),
+    "ranking": (lambda r: configured(r, "ranking", transfer=0.0), "ranking.transfer"),
+    "metrics": (lambda r: configured(r, "metrics", min_images=99), "metrics.min_images"),
+    "target": (lambda r: configured(r, "queries", target="runner-up"), "queries.target"),
+    "seed": (lambda r: r.model_copy(update={"seed": 99}), "the seed was 99"),
+    "queries": (lambda r: r.model_copy(update={"queries": r.queries[:1]}), "other query images"),
+    "judges": (lambda r: r.model_copy(update={"models": r.models[:2]}), "its model"),
+    "judge's weights": (lambda r: with_model(r, "plain", weights_sha256="99" * 32), "judge 'plain' has other weights"),
+    "images": (lambda r: r.model_copy(update={"data": {**r.data, "audited_sha256": "1"}}), "which images"),
+}
+
+
+@pytest.mark.parametrize("what", OTHER_GROUND)
+@pytest.mark.parametrize("metric", ["index", "components.transfer", "counterfactuals.flip_ratio"])
+def test_meaningfulness_is_compared_on_equal_ground_only(results: AuditResult, what: str, metric: str):
+    change, words = OTHER_GROUND[what]
+    rule = policy({"metric": metric, "models": ["trades"], "max_drop": 0.9})
+    assert evaluate_gate(results, rule, results).exit_status == 0
+    for new, old in ((results, change(results)), (change(results), results)):
+        outcome = evaluate_gate(new, rule, old)
+        assert outcome.exit_status == 2
+    if what != "judges":
+        assert words in evaluate_gate(results, rule, change(results)).checks[0].sentence
+
+
+def test_a_bound_on_memory_and_the_place_of_a_file_are_no_settings(results: AuditResult):
+    moved = configured(configured(results, "inversion", max_memory="9GB", encoder="a.safetensors"), "data", path="b")
+    assert evaluate_gate(results, policy({"metric": "index", "max_drop": 1}), moved).exit_status == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"eps": 0.5}, "radius was 0.5"),
+        ({"norm": "L2"}, "in L2 there"),
+        ({"restarts": 9}, "restarts"),
+        ({"outcomes": {"a": None}}, "other images were attacked"),
+    ],
+)
+def test_robust_accuracy_is_compared_under_one_attack_only(results: AuditResult, changes: dict, words: str):
+    rule = policy({"metric": "robust.pgd.8/255", "models": ["trades"], "max_drop": 0.9})
+    new = named(results, "trades", outcomes={"b": None})
+    assert evaluate_gate(new, rule, new).exit_status == 0
+    outcome = evaluate_gate(new, rule, named(new, "trades", **changes))
+    assert outcome.exit_status == 2
+    assert words in outcome.checks[0].sentence
+
+
+def test_robust_accuracy_is_compared_on_as_many_images_and_with_one_step_size(results: AuditResult):
+    rule = policy({"metric": "robust.pgd.8/255", "models": ["trades"], "max_drop": 0.9})
+    accuracy = results.models[0].robust.pgd["8/255"].robust_accuracy.model_copy(update={"n": 8})
+    assert evaluate_gate(results, rule, named(results, "trades", robust_accuracy=accuracy)).exit_status == 2
+    assert evaluate_gate(results, rule, configured(results, "robustness", step_size=0.1)).exit_status == 2
+    assert evaluate_gate(results, rule, configured(results, "robustness", batch_size=3)).exit_status == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "section"),
+    [
+        ("robust.corruptions.mean_accuracy", {"corruptions": {"severities": [1]}}),
+        ("robust.distances.Linf.median", {"distance": {"bisections": 2}}),
+        ("robust.vulnerability.shares.0.1.accuracy", {"vulnerability": {"steps": 3}}),
+    ],
+)
+def test_other_numbers_of_robustness_are_compared_at_equal_settings_only(
+    results: AuditResult, metric: str, section: dict
+):
+    rule = policy({"metric": metric, "models": ["trades"], "max_drop": 0.9})
+    assert evaluate_gate(results, rule, results).exit_status == 0
+    assert evaluate_gate(results, rule, configured(results, "robustness", **section)).exit_status == 2
+
+
+def test_clean_accuracy_is_compared_on_the_same_images_only(results: AuditResult):
+    rule = policy({"metric": "clean.accuracy", "max_drop": 0.9})
+    one = results.model_copy(update={"data": {**results.data, "audited_sha256": "1"}})
+    other = results.model_copy(update={"data": {**results.data, "audited_sha256": "2"}})
+    assert evaluate_gate(one, rule, one).exit_status == 0
+    outcome = evaluate_gate(one, rule, other)
+    assert outcome.exit_status == 2
+    assert "other images" in outcome.checks[0].sentence
+    assert "run it again" in evaluate_gate(one, rule, results).checks[0].sentence
+    renamed = results.model_copy(update={"classes": ["a", "b", "c"]})
+    assert evaluate_gate(results, rule, renamed).exit_status == 2
+
+
 def test_change_without_baseline_does_not_hide_the_absolute_bound(results: AuditResult):
     outcome = evaluate_gate(results, policy({"metric": "index", "models": ["trades"], "min": 99, "max_drop": 1}))
     assert [c.status for c in outcome.checks] == ["fail", "not measured"]
@@ -247,6 +438,14 @@ def test_markdown_puts_the_worst_first_and_keeps_its_columns(results: AuditResul
         ('[[rule]]\nmetric = "index"\nmin = 1\nbaseline_model = "plain"', "needs max_drop"),
         ('[[rule]]\nmetric = "index"\nmin = nan', "finite"),
         ('[[rule]]\nmetric = "index"\nmax_drop = -1', "greater than or equal to 0"),
+        ('[[rule]]\nmetric = "clean.accuracy"\nmax = 5', "max = 5 on 'clean.accuracy' is outside"),
+        ('[[rule]]\nmetric = "robust.pgd.8/255"\nmin = -1', "0 to 1; shares are written from 0 to 1"),
+        ('[[rule]]\nmetric = "robust.pgd_l2.0.5"\nmin = 85', "outside of what it can be"),
+        ('[[rule]]\nmetric = "index"\nmin = 101', "0 to 100"),
+        ('[[rule]]\nmetric = "robust.distances.Linf.median"\nmin = -0.1', "at least 0"),
+        ('[[rule]]\nmetric = "index"\nmin = 60\nmax = 40', "no number keeps both"),
+        ('[[rule]]\nmetric = "clean.accuracy"\nmax_drop = 2', "more than it can change"),
+        ('[[rule]]\nmetric = "index"\nmax_rise = 101', "more than it can change"),
         ("[[rule", "not valid TOML"),
     ],
 )

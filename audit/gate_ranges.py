@@ -1,0 +1,78 @@
+"""The range of every number that a gate's rule can name: a bound outside of it asks for nothing, or for what cannot be.
+
+`max = 5` on a share lets everything pass and `min = -1` does, too; both are typing errors (percent for shares, most of
+the time), and a policy that holds one is refused.
+"""
+
+import math
+import re
+
+_ATTACK = r"robust\.(?:pgd|ensemble)(?:_l2)?\."
+_CORRUPTION = r"robust\.corruptions\."
+_VULNERABILITY = r"robust\.vulnerability\."
+_REGION = r"(?:counterfactuals|robust\.vulnerability)\.regions\..+\."
+_CHANCES = "mass|area|p_value|rank_accuracy|pointing|iou|auc"
+UNBOUNDED = (-math.inf, math.inf)
+FROM_ZERO = (0.0, math.inf)
+SHARE = (0.0, 1.0)
+
+_RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
+    (re.compile(pattern), bounds)
+    for pattern, bounds in (
+        (r"index", (0.0, 100.0)),
+        (r"rank", (1.0, math.inf)),
+        (r"components\.\w+", SHARE),
+        (r"(?:.+\.)?(?:n|n_real|skipped|standing|attacked|steps|restarts|step|flip_step)", FROM_ZERO),
+        (r"left_out(?:_by_inversion)?(?:\..+)?", FROM_ZERO),
+        (r"(?:clean|robust\.shift)\.(?:accuracy|ece|recall\..+)", SHARE),
+        (rf"{_ATTACK}.+\.(?:eps|without_gradient)", FROM_ZERO),
+        (rf"{_ATTACK}.+\.recall\..+", SHARE),
+        (rf"{_ATTACK}(?!.+\.[a-z]).+|{_ATTACK}.+\.robust_accuracy", SHARE),
+        (r"robust\.checks\..+", FROM_ZERO),
+        (r"robust\.distances\..+", FROM_ZERO),
+        (rf"{_CORRUPTION}(?:mean_accuracy|clean_accuracy|corruptions\..+\.(?:mean|accuracy\.\d))", SHARE),
+        (rf"{_REGION}(?:{_CHANCES})", SHARE),
+        (rf"{_REGION}lift", FROM_ZERO),
+        (rf"{_VULNERABILITY}(?:eps|attack_accuracy|smallest_share)", SHARE),
+        (rf"{_VULNERABILITY}shares\..+\.(?:share|accuracy|random_accuracy)", SHARE),
+        (rf"{_VULNERABILITY}shares\..+\.l2", FROM_ZERO),
+        # What is saved of a length can be less than nothing where the pixels that are kept weigh more.
+        (rf"{_VULNERABILITY}l2_saved", (-math.inf, 1.0)),
+        (r"counterfactuals\.(?:flip_ratio|reached|feature_target_flips|confidence|l1|changed_share)", SHARE),
+        (r"counterfactuals\.operating_point\..+", SHARE),
+        (r"counterfactuals\.judges\..+\.(?:accuracy|agreement|rejects_inversion|rejects_adversarial)", SHARE),
+        (r"counterfactuals\.(?:lpips|perceptual)(?:\.value)?", FROM_ZERO),
+        # An unbiased estimate of a squared distance falls below zero where the distance is small.
+        (r"counterfactuals\.(?:fid|cmmd|mmd)\..+", UNBOUNDED),
+    )
+)
+
+
+def range_of(metric: str) -> tuple[float, float]:
+    """Return the least and the greatest value that the number called `metric` can have; infinite where not bounded."""
+    return next((bounds for pattern, bounds in _RANGES if pattern.fullmatch(metric)), UNBOUNDED)
+
+
+def known_range(metric: str) -> bool:
+    """Return whether the table has an entry for `metric`."""
+    return any(pattern.fullmatch(metric) for pattern, _ in _RANGES)
+
+
+def _shown(bounds: tuple[float, float]) -> str:
+    low, high = bounds
+    if math.isinf(high):
+        return f"at least {low:g}"
+    return f"at most {high:g}" if math.isinf(low) else f"{low:g} to {high:g}"
+
+
+def bound_error(metric: str, key: str, bound: float) -> str | None:
+    """Return what is wrong with `bound`, given as `key` (min, max, max_drop or max_rise) of `metric`; None: nothing."""
+    low, high = range_of(metric)
+    hint = "; shares are written from 0 to 1, 95 % as 0.95" if (low, high) == SHARE else ""
+    if key in ("min", "max"):
+        if low <= bound <= high:
+            return None
+        return f"{key} = {bound:g} on '{metric}' is outside of what it can be, {_shown((low, high))}{hint}"
+    if bound <= high - low:
+        return None
+    return f"{key} = {bound:g} on '{metric}' is more than it can change, {high - low:g}{hint}"
