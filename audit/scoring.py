@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Literal
 
 import torch
@@ -40,7 +41,7 @@ def mean_interval(values: Tensor, level: float = 0.95) -> Interval:
     mean = float(finite.mean())
     if len(finite) < 2:
         return Interval(value=mean, level=level, n=1)
-    half = 1.959964 * float(finite.std()) / len(finite) ** 0.5
+    half = NormalDist().inv_cdf((1 + level) / 2) * float(finite.std()) / len(finite) ** 0.5
     return Interval(value=mean, low=mean - half, high=mean + half, level=level, n=len(finite))
 
 
