@@ -188,7 +188,9 @@ class CounterfactualConfig(Section):
     steps: int = Field(100, ge=1)
     lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")
     perceptual_weight: float = Field(0.1, ge=0)
-    latent_weight: float = Field(1e-4, ge=0)
+    latent_weight: float | None = Field(
+        None, ge=0, description="default: 0.9216 (of the mean absolute change of w+); raw: 1e-4 (of the sum, at 14x512)"
+    )
     image_weight: float | None = Field(
         None, ge=0, description="default: 30 (of the mean absolute pixel change); raw: 1e-6 (of the sum, at 3x256x256)"
     )

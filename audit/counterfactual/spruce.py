@@ -3,12 +3,12 @@
 Source: thesis 001 §5.6; DESIGN formulas 5.4. Per image, with its own tuned generator G and the query image I:
 
     L = mean_i ((C(G(w))_i - x'_i) / sigma_i)^2
-        + (lambda_perc perceptual(G(w), I) + lambda_latent 9216 mean|w - w_p| + lambda_image mean|G(w) - I|) / push
+        + (lambda_perc perceptual(G(w), I) + lambda_latent mean|w - w_p| + lambda_image mean|G(w) - I|) / push
 
 where x' and `push` follow the image's own balance (`balance.py`; push = 1 with `balance = "fixed"`). `loss = "raw"`
-takes the thesis' literal sums for the feature and the image term. Images never see each other: losses are summed,
-gradients clipped image by image, and AdamW works element by element. Its weight decay is 0, for decay would pull w+ to
-the origin and not to the pivot.
+takes the thesis' literal sums, as they are at 256 pixels, for all terms but the perceptual one. Images never see each
+other: losses are summed, gradients clipped image by image, and AdamW works element by element. Its weight decay is 0,
+for decay would pull w+ to the origin and not to the pivot.
 """
 
 from collections.abc import Mapping
@@ -34,10 +34,12 @@ from audit.seeds import stage_generator
 
 REFERENCE_PIXELS = 3 * 256 * 256
 """Image values behind the thesis' lambda_image."""
-REFERENCE_LATENTS = 18 * 512
-"""Latent values behind the thesis' lambda_latent."""
+REFERENCE_LATENTS = 14 * 512
+"""Latent values behind the thesis' lambda_latent: the layers of a generator of 256 pixels."""
 IMAGE_WEIGHT = {"standardised": 30.0, "raw": 1e-6}
 """Default lambda_image: of the mean absolute change, and the thesis' of the sum."""
+LATENT_WEIGHT = {"standardised": 0.9216, "raw": 1e-4}
+"""Default lambda_latent: of the mean absolute change of the code, and the thesis' of the sum."""
 ADAM_EPS = 1e-5
 """Gradients of an image have norm <= 1: components below this are rounding, and must not be blown up to whole steps."""
 UNIT_CODES = 512
@@ -202,10 +204,11 @@ class Objective:
         """Size of the change (001 eqs. 5.6.3-5.6.5) of `images` and `latents`; `perceptual [N]` is the distance."""
         config = self.config
         image_weight = IMAGE_WEIGHT[config.loss] if config.image_weight is None else config.image_weight
+        latent_weight = LATENT_WEIGHT[config.loss] if config.latent_weight is None else config.latent_weight
         if config.loss == "raw":
-            image_weight = image_weight * REFERENCE_PIXELS
+            image_weight, latent_weight = image_weight * REFERENCE_PIXELS, latent_weight * REFERENCE_LATENTS
         loss = image_weight * (images - self.queries).abs().flatten(1).mean(dim=1)
-        loss = loss + config.latent_weight * REFERENCE_LATENTS * (latents - self.pivots).abs().flatten(1).mean(dim=1)
+        loss = loss + latent_weight * (latents - self.pivots).abs().flatten(1).mean(dim=1)
         return loss if perceptual is None else loss + config.perceptual_weight * perceptual
 
 

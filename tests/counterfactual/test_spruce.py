@@ -168,14 +168,26 @@ def test_the_perceptual_term_takes_part(world) -> None:
 def test_raw_loss_is_the_literal_sum() -> None:
     config = CounterfactualConfig(loss="raw")
     x, aim = torch.randn(2, 7), torch.randn(2, 7)
-    pivots, queries = torch.randn(2, 18, 512), torch.rand(2, 3, 256, 256)
-    latents, images = torch.randn(2, 18, 512), torch.rand(2, 3, 256, 256)
+    pivots, queries = torch.randn(2, 14, 512), torch.rand(2, 3, 256, 256)
+    latents, images = torch.randn(2, 14, 512), torch.rand(2, 3, 256, 256)
     objective = Objective(config, torch.full((7,), 5.0), pivots, queries)
     torch.testing.assert_close(objective.features(x, aim), ((x - aim) ** 2).sum(1))
     expected = 1e-4 * (latents - pivots).abs().sum((1, 2)) + 1e-6 * (images - queries).abs().sum((1, 2, 3))
     torch.testing.assert_close(objective.sparsity(images, latents, None), expected)
     with_distance = objective.sparsity(images, latents, torch.tensor([2.0, 3.0]))
     torch.testing.assert_close(with_distance, expected + 0.1 * torch.tensor([2.0, 3.0]))
+
+
+def test_raw_weights_carry_over_to_other_sizes_and_standardised_ones_are_of_the_mean() -> None:
+    """At another size the sums stand for those of 3x256x256 values and 14x512 codes; the mean needs no reference."""
+    pivots, queries = torch.zeros(1, 10, 64), torch.full((1, 1, 64, 64), 0.5)
+    latents, images = pivots + 0.3, queries + 0.1
+    raw, standardised = (
+        Objective(CounterfactualConfig(loss=loss), torch.ones(7), pivots, queries).sparsity(images, latents, None)
+        for loss in ("raw", "standardised")
+    )
+    torch.testing.assert_close(raw, torch.tensor([1e-4 * 14 * 512 * 0.3 + 1e-6 * 3 * 256 * 256 * 0.1]))
+    torch.testing.assert_close(standardised, torch.tensor([0.9216 * 0.3 + 30 * 0.1]))
 
 
 def test_gradients_are_clipped_image_by_image() -> None:
