@@ -21,13 +21,16 @@ from audit.inversion.storing import keep_in, keep_without_store
 from audit.progress import stage_progress
 from audit.store import Entry, Store, hash_tensor
 
+PROBED = 4
+"""Calibration images on which it is tried whether the logits have a gradient."""
+
 
 @dataclass(frozen=True)
 class Calibrated:
     """What a classifier's features and confidence look like on the calibration split.
 
     `operating_point` `[K]` is NaN for a class of which no calibration image is classified correctly. `key` stands for
-    everything that was seen: the features and logits of these very images.
+    everything that was seen: the features and logits of these very images, and whether a gradient leads back to them.
     """
 
     fitted: Calibration
@@ -62,7 +65,7 @@ def invert_queries(
             store,
             generator=ground.loaded.sha256,
             encoder=ground.encoder_sha256,
-            embedding=ground.network.weights_sha256,
+            embedding=[ground.network.name, ground.network.weights_sha256],
             settings=config.inversion,
             seed=config.seed,
         )
@@ -94,7 +97,21 @@ def calibrate(classifier: Classifier, calibration: AuditSet, config: AuditConfig
         classifier.name,
     )  # fmt: skip
     points = operating_points(answers.softmax(1), calibration.row_labels, decided)
-    return Calibrated(fitted, points, hash_tensor(seen) + hash_tensor(answers))
+    first = next(calibration.batches(PROBED))[0].to(device)
+    seeing = "differentiable" if _has_gradient(classifier, first) else "no gradient"
+    return Calibrated(fitted, points, f"{hash_tensor(seen)} {hash_tensor(answers)} {seeing}")
+
+
+def _has_gradient(classifier: Classifier, images: Tensor) -> bool:
+    """Whether the logits answer to `images`: code that cuts the way back is no other in features and logits."""
+    with preserve_mode(classifier), torch.enable_grad():
+        leaf = images.clone().requires_grad_()
+        logits = classifier(leaf)
+        if not logits.requires_grad:
+            return False
+        # The sum of all logits is constant in a network that centres them; the first one alone is not.
+        (gradient,) = torch.autograd.grad(logits[:, 0].sum(), leaf, allow_unused=True)
+    return gradient is not None and bool(gradient.any())
 
 
 def explain_model(
@@ -133,15 +150,18 @@ def explain_model(
         store,
         "counterfactuals",
         compute,
-        # The features and logits stand for weights, code, preprocessing and class order of the classifier alike.
+        # The features and logits stand for weights, code, preprocessing and class order of the classifier alike, but
+        # not for the labels of the calibration images, which the operating point rests on.
         classifier=calibrated.key,
+        operating_point=calibrated.operating_point,
+        class_names=classifier.class_names,
         logits=logits,
         generator=ground.loaded.sha256,
         inversion=inversion.images,
         pivots=inversion.pivots,
         queries=queries,
         labels=labels,
-        embedding=ground.network.weights_sha256,
+        embedding=[ground.network.name, ground.network.weights_sha256],
         settings=config.counterfactual,
         target=config.queries.target,
         seed=config.seed,

@@ -112,17 +112,22 @@ def run_cascade(
 
     `eps` is in pixel units. Each stage's draws depend on `seed`, `seed_stage` and its name alone, not on what the other
     stages drew. With `store` a finished stage is read back instead of run again, if the classifier's parameters and
-    buffers, the images it attacks, labels, eps, norm, seeds, the stage's settings and `key` (what else the classifier
-    depends on, such as its architecture) are the same. The classifier keeps its mode. Raises as the attacks do:
-    MetricError on input that is not valid, ClassifierError on logits or gradients that are not finite.
+    buffers, its logits (which stand for its code), the images it attacks, labels, eps, norm, seeds, the stage's
+    settings and `key` (what else the classifier depends on, such as its architecture) are the same. The classifier
+    keeps its mode. Raises as the attacks do: MetricError on input that is not valid, ClassifierError on logits or
+    gradients that are not finite.
     """
     images = float_images(images, "images given to the ensemble")
     check_eps(eps, norm, images.shape[1:])
     labels = labels.to(images.device)
     result, standing = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
     with preserve_mode(classifier):
+        logits = torch.zeros(0)
         if len(images):
-            standing = ~_is_wrong(classifier, images, labels)
+            with torch.no_grad():
+                logits = checked_logits(classifier, images)
+            check_labels(labels, len(images), logits.shape[1])
+            standing = logits.argmax(dim=1) == labels
         stages = [CascadeStage(attack="before", attacked=len(images), standing=int(standing.sum()))]
         state_hash = None if store is None else _state_hash(classifier)
         for stage in config.stages:
@@ -140,6 +145,7 @@ def run_cascade(
                     name = store.key(
                         "ensemble/stage",
                         classifier=state_hash,
+                        logits=logits,
                         images=attacked,
                         labels=of_them,
                         attack=stage,

@@ -180,6 +180,7 @@ def test_a_finished_run_is_read_back_without_an_attack(tmp_path: Path) -> None:
         {"architecture": "another"},
         {"weight": 1.0001},
         {"image": 0.5},
+        {"code": "another temperature"},
     ],
 )
 def test_nothing_is_read_back_when_something_it_depends_on_has_changed(change: dict, tmp_path: Path) -> None:
@@ -191,6 +192,8 @@ def test_nothing_is_read_back_when_something_it_depends_on_has_changed(change: d
         classifier.network[1].running_var *= change.pop("weight")
     if "image" in change:
         images[5, 0, 0, 0] = change.pop("image")
+    if change.pop("code", None):
+        classifier.register_forward_hook(lambda module, inputs, logits: logits / 2)
     files = len(list(tmp_path.rglob("*.safetensors")))
     cascade(classifier, images, labels, store=Store(tmp_path), **change)
     assert len(list(tmp_path.rglob("*.safetensors"))) > files
