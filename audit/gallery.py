@@ -11,7 +11,8 @@ from audit.data.audit_set import AuditSet
 from audit.inversion.invert import Inversion
 from audit.metrics.edit import edit_map
 from audit.pictures import file_names, folder_name, save_edit, save_image, save_mask
-from audit.results import AuditResult, Query, VulnerabilityExample
+from audit.results import AdversarialExample, AuditResult, Query, VulnerabilityExample
+from audit.robustness.examples import Fooled
 from audit.robustness.vulnerability import VulnerabilityMaps
 
 EXAMPLE_MAPS = 6
@@ -89,3 +90,33 @@ def save_maps(result: AuditResult, maps: Sequence[VulnerabilityMaps | None], aud
         for example in named.examples:
             save_image(one.maps[places[example.id]][None], folder / example.map_image)
             save_image(audited.images(torch.tensor([rows[example.id]]))[0], folder / example.image)
+
+
+def name_examples(result: AuditResult, made: Sequence[Sequence[Fooled]]) -> None:
+    """List every model's attacked images in the results and name their pictures."""
+    for position, (model, found) in enumerate(zip(result.models, made, strict=True)):
+        base = f"images/{folder_name(model.name, position)}"
+        for name, one in zip(file_names(tuple(one.id for one in found)), found, strict=True):
+            largest = float((one.adversarial - one.image).abs().max())
+            model.robust.examples.append(
+                AdversarialExample(
+                    id=one.id,
+                    label=one.label,
+                    predicted=one.predicted,
+                    metric=one.metric,
+                    image=f"{base}/attacked-{name}.png",
+                    adversarial_image=f"{base}/attacked-{name}-adversarial.png",
+                    perturbation_image=f"{base}/attacked-{name}-perturbation.png",
+                    scale=0.5 / largest,
+                )
+            )
+
+
+def save_examples(result: AuditResult, made: Sequence[Sequence[Fooled]], folder: Path) -> None:
+    """Write the named pictures of attacked images: as they were, what was added, and as they are."""
+    for model, found in zip(result.models, made, strict=True):
+        for example, one in zip(model.robust.examples, found, strict=True):
+            save_image(one.image, folder / example.image)
+            save_image(one.adversarial, folder / example.adversarial_image)
+            added = (one.adversarial - one.image) * example.scale + 0.5
+            save_image(added, folder / example.perturbation_image)

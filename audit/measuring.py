@@ -21,6 +21,7 @@ from audit.results import Clean, Difference, Interval, NotComputed, Robust
 from audit.robustness.clean import clean_of_logits, predict
 from audit.robustness.corruptions import check_names, corruption_accuracies
 from audit.robustness.evaluate import attacked_rows, measured_robustness
+from audit.robustness.examples import Fooled
 from audit.robustness.vulnerability import VulnerabilityMaps, map_overlap, vulnerability
 from audit.seeds import stage_generator
 from audit.store import Store
@@ -39,6 +40,7 @@ class Audited:
     robust: Robust = field(default_factory=Robust)
     outcomes: dict[str, Tensor] = field(default_factory=dict)
     maps: VulnerabilityMaps | None = None
+    examples: list[Fooled] = field(default_factory=list)
     not_computed: list[NotComputed] = field(default_factory=list)
 
     @property
@@ -76,6 +78,7 @@ def measure_models(
             attacked = measured_robustness(classifier, audited, settings, config.seed, classifier.name, store, key)
             model.robust = attacked.robust
             model.outcomes |= attacked.standing
+            model.examples = attacked.examples
             if settings.trust is not None and not settings.eps:
                 why = "they are defined for L-inf and robustness.eps is empty"
                 model.not_computed.append(NotComputed(what="trust checks of robust accuracy", why=why))

@@ -73,6 +73,9 @@ class Clean(Row):
     recall: dict[str, float | None] = Field(description="per class; None where the class has no image")
     ece: float = Field(description="expected calibration error, 15 equal-width bins")
     n: int
+    confusion: list[list[int]] | None = Field(
+        default=None, description="images by true class (rows) and answer (columns), in the order of the classes"
+    )
 
 
 class CascadeStage(Row):
@@ -94,6 +97,9 @@ class Attack(Row):
     steps: int
     restarts: int
     stages: list[CascadeStage] = Field(default_factory=list, description="of the ensemble, in their order")
+    recall: dict[str, Interval] = Field(
+        default_factory=dict, description="robust accuracy of each class; None where none of its images was attacked"
+    )
     untrusted: list[str] = Field(
         default_factory=list, description="why the number must not be believed, a sentence each; empty: no check failed"
     )
@@ -120,6 +126,7 @@ class TrustCheck(Row):
     value: float | None = Field(description="what was measured")
     limit: float | None = Field(description="bound that `value` may not exceed")
     n: int = Field(description="images it was made on")
+    eps: float | None = Field(default=None, description="L-inf radius it was made at, in pixel units; None: at none")
     finding: str = Field(description="one sentence: what was seen, and what it means")
     attacks: tuple[Literal["pgd", "ensemble", "distance"], ...] = Field(
         ("pgd", "ensemble", "distance"),
@@ -142,8 +149,21 @@ class MinimalDistance(Row):
     unchecked: list[str] = Field(default_factory=list, description="as of an attack")
 
 
+class AdversarialExample(Row):
+    """One image that a model decides rightly until it is attacked; the pictures are rounded to 8 bits."""
+
+    id: str
+    label: str
+    predicted: str = Field(description="class answered to the attacked image")
+    metric: str = Field(description="dotted path of the attack, for instance 'robust.pgd.8/255'")
+    image: str = Field(description="path relative to results.json")
+    adversarial_image: str
+    perturbation_image: str = Field(description="perturbation times `scale` around middle grey")
+    scale: float
+
+
 class Corruption(Row):
-    """Accuracy under one corruption of ImageNet-C."""
+    """Accuracy under one corruption."""
 
     name: str
     accuracy: dict[int, Interval] = Field(description="by severity, 1 to 5")
@@ -156,6 +176,10 @@ class Corruptions(Row):
     mean_accuracy: Interval = Field(description="mean over corruptions and severities; bootstrap over images")
     corruptions: list[Corruption]
     n: int
+    clean_accuracy: Interval | None = Field(default=None, description="on the same images, not corrupted")
+    constants: Literal["imagenet-c", "cifar-c"] = Field(
+        default="imagenet-c", description="published list that the severities are taken from"
+    )
 
 
 class VulnerabilityShare(Row):
@@ -201,6 +225,9 @@ class Robust(Row):
     distances: list[MinimalDistance] = Field(default_factory=list)
     corruptions: Corruptions | None = None
     shift: Clean | None = Field(None, description="performance on a second set of the same classes")
+    examples: list[AdversarialExample] = Field(
+        default_factory=list, description="the first fooled images of the attacked order"
+    )
     vulnerability: Vulnerability | None = None
 
 

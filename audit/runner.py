@@ -17,7 +17,7 @@ from audit.data.load import calibration_split, load_data
 from audit.environment import Stopwatch, choose_device
 from audit.errors import ConfigError, DataError
 from audit.explaining import Calibrated, calibrate, explain_model, invert_queries
-from audit.gallery import name_maps, name_pictures, save_maps, save_pictures
+from audit.gallery import name_examples, name_maps, name_pictures, save_examples, save_maps, save_pictures
 from audit.ground import Ground, load_ground
 from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
@@ -120,7 +120,9 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
     else:
         _explain_all(config, ground, models, calibrated, audited_set, calibration, result, folder, store, watch, device)
     name_maps(result, [m.maps for m in models], audited_set.row_ids)
+    name_examples(result, [m.examples for m in models])
     if folder is not None:
+        save_examples(result, [m.examples for m in models], folder)
         save_maps(result, [m.maps for m in models], audited_set, folder)
     result.environment = watch.environment(device)
     if folder is not None:

@@ -210,6 +210,10 @@ def test_without_a_generator_only_robustness_is_measured(folder):
     assert result.models[0].counterfactuals is None
     assert any("generator" in n.why for n in result.not_computed)
     assert (folder / "robust" / "report.html").is_file()
+    assert result.models[0].robust.examples
+    for example in result.models[0].robust.examples:
+        for name in (example.image, example.adversarial_image, example.perturbation_image):
+            assert (folder / "robust" / name).is_file()
 
 
 ROBUSTNESS = """

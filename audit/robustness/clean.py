@@ -63,18 +63,26 @@ def device_of(classifier: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
+def _confusion(labels: Tensor, predicted: Tensor, k: int) -> list[list[int]]:
+    """Count the images by true class (rows) and answer (columns)."""
+    counts: list[list[int]] = torch.bincount(labels * k + predicted, minlength=k * k).reshape(k, k).tolist()
+    return counts
+
+
 def clean_of_logits(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Clean:
-    """Accuracy, recall per class and calibration of `logits` `[N, K]` for `labels` `[N]`."""
-    correct = logits.argmax(dim=1) == labels
+    """Accuracy, recall per class, calibration and confusions of `logits` `[N, K]` for `labels` `[N]`."""
+    predicted, k = logits.argmax(dim=1), len(class_names)
+    correct = predicted == labels
     recall = {
-        name: float(correct[labels == k].float().mean()) if bool((labels == k).any()) else None
-        for k, name in enumerate(class_names)
+        name: float(correct[labels == c].float().mean()) if bool((labels == c).any()) else None
+        for c, name in enumerate(class_names)
     }
     return Clean(
         accuracy=wilson_interval(int(correct.sum()), len(labels)),
         recall=recall,
         ece=expected_calibration_error(logits.softmax(dim=1), labels),
         n=len(labels),
+        confusion=_confusion(labels, predicted, k) if logits.shape[1] == k else None,
     )
 
 

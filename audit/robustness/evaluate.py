@@ -6,7 +6,7 @@ is not attacked again: the curve falls monotonically and costs less.
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -24,6 +24,7 @@ from audit.robustness.clean import device_of
 from audit.robustness.distance import median_distance, minimal_distances
 from audit.robustness.door import checked_logits
 from audit.robustness.ensemble import run_cascade
+from audit.robustness.examples import EXAMPLES, Fooled, first_fooled, still_fooled
 from audit.robustness.pgd import pgd_attack
 from audit.robustness.trust import ensemble_beats_pgd, trust_checks, trusted, untrusted_reasons
 from audit.seeds import stage_generator
@@ -36,10 +37,14 @@ FEWEST_STANDING = 8
 
 @dataclass(frozen=True)
 class Attacked:
-    """Robust accuracies, and which images stood: bool `[n]` by the number's path, for instance 'robust.pgd.8/255'."""
+    """Robust accuracies, and which images stood: bool `[n]` by the number's path, for instance 'robust.pgd.8/255'.
+
+    `examples` are the first images of the attacked order that the first attack fools.
+    """
 
     robust: Robust
     standing: dict[str, Tensor]
+    examples: list[Fooled] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,11 @@ class Ball:
     def field(self) -> str:
         """Name of the table in `results.Robust` that holds the number."""
         return self.kind if self.norm == "Linf" else f"{self.kind}_l2"
+
+    @property
+    def metric(self) -> str:
+        """Path of the number in the results."""
+        return f"robust.{self.field}.{self.radius}"
 
 
 def attacked_rows(dataset: AuditSet, n: int, seed: int) -> AuditSet:
@@ -91,8 +101,11 @@ def _attack(
     first: int,
     store: Store | None,
     key: Mapping[str, Any],
-) -> tuple[Tensor, list[CascadeStage]]:
-    """Attack the `active` images of one batch; returns which stand, bool `[N]`, and the stages of a cascade."""
+) -> tuple[Tensor, list[CascadeStage], Tensor]:
+    """Attack the `active` images of one batch.
+
+    Returns which stand, bool `[N]`, the stages of a cascade, and the images `[N, C, H, W]` as the attack left them.
+    """
     # A stream a batch: were it shared, a fooled model's fewer draws would shift the next batch's starts.
     stream = f"robustness/{ball.field}/{ball.eps:.8f}/{first}"
     if ball.kind == "pgd":
@@ -110,7 +123,7 @@ def _attack(
             generator=stage_generator(seed, stream),
         )
         with preserve_mode(classifier), torch.no_grad():
-            return active & (checked_logits(classifier, adversarial).argmax(dim=1) == labels), []
+            return active & (checked_logits(classifier, adversarial).argmax(dim=1) == labels), [], adversarial
     rows = active.nonzero().flatten()
     cascade = run_cascade(
         classifier,
@@ -124,13 +137,15 @@ def _attack(
         store=store,
         key=key,
     )
-    standing = torch.zeros_like(active)
-    standing[rows] = cascade.standing
+    standing, adversarial = torch.zeros_like(active), images.clone()
+    standing[rows], adversarial[rows] = cascade.standing, cascade.images
     before = cascade.stages[0].model_copy(update={"attacked": len(images)})
-    return standing, [before, *cascade.stages[1:]]
+    return standing, [before, *cascade.stages[1:]], adversarial
 
 
-def _summary(ball: Ball, config: RobustnessConfig, standing: Tensor, stages: Sequence[CascadeStage]) -> Attack:
+def _summary(
+    ball: Ball, config: RobustnessConfig, standing: Tensor, stages: Sequence[CascadeStage], chosen: AuditSet
+) -> Attack:
     attacked: Counter[str] = Counter()
     left: Counter[str] = Counter()
     for stage in stages:
@@ -144,6 +159,10 @@ def _summary(ball: Ball, config: RobustnessConfig, standing: Tensor, stages: Seq
         steps=config.ensemble.apgd_steps if whole else config.steps,
         restarts=config.ensemble.apgd_restarts if whole else config.restarts,
         stages=[CascadeStage(attack=name, attacked=attacked[name], standing=left[name]) for name in attacked],
+        recall={
+            name: wilson_interval(int(standing[chosen.row_labels == c].sum()), int((chosen.row_labels == c).sum()))
+            for c, name in enumerate(chosen.class_names)
+        },
     )
 
 
@@ -169,22 +188,30 @@ def robust_accuracy(
     balls = [ball for curve in curves for ball in curve]
     standing = {ball: torch.zeros(len(chosen), dtype=torch.bool) for ball in balls}
     stages: dict[Ball, list[CascadeStage]] = {ball: [] for ball in balls}
+    examples: list[Fooled] = []
     with stage_progress(stage, len(chosen) * len(balls)) as advance:
         for images, labels, rows in chosen.batches(config.batch_size):
             images, labels = images.to(device), labels.to(device)
+            found: list[Fooled] = []
             for curve in curves:
                 active = torch.ones(len(images), dtype=torch.bool, device=device)
                 for ball in curve:
-                    active, counts = _attack(
+                    before = active
+                    active, counts, adversarial = _attack(
                         classifier, images, labels, active, ball, config, seed, int(rows[0]), store, key or {}
                     )
                     standing[ball][rows] = active.cpu()
                     stages[ball] += counts
+                    if curve is curves[0] and len(examples) < EXAMPLES:
+                        found += first_fooled(images, adversarial, before & ~active, rows, ball.metric)
                     advance(len(images))
+            examples = sorted(examples + found, key=lambda one: one.row)[:EXAMPLES]
     robust = Robust()
     for ball in balls:
-        getattr(robust, ball.field)[ball.radius] = _summary(ball, config, standing[ball], stages[ball])
-    return Attacked(robust, {f"robust.{ball.field}.{ball.radius}": standing[ball] for ball in balls})
+        getattr(robust, ball.field)[ball.radius] = _summary(ball, config, standing[ball], stages[ball], chosen)
+    return Attacked(
+        robust, {ball.metric: standing[ball] for ball in balls}, still_fooled(classifier, examples, chosen, device)
+    )
 
 
 def measured_robustness(

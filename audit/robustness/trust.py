@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.trace import first_line
-from audit.config import EnsembleConfig, TrustConfig
+from audit.config import EnsembleConfig, TrustConfig, eps_value
 from audit.errors import MetricError
 from audit.results import TrustCheck
 from audit.robustness.ball import TOLERANCE, project, random_offset
@@ -42,9 +42,10 @@ LARGE_STEPS = 40
 
 
 def _share_check(
-    case: Case, name: str, count: int, seen: str, passes: str, fails: str, attacks: tuple[AttackName, ...]
-) -> TrustCheck:
-    """Hold `count` of the judged images against the limit of chance."""
+    case: Case, name: str, count: int, seen: str, passes: str, fails: str, attacks: tuple[AttackName, ...],
+    eps: float | None = None,
+) -> TrustCheck:  # fmt: skip
+    """Hold `count` of the judged images against the limit of chance; `eps` is the radius, default: the case's."""
     share, limit = count / case.judged, chance_limit(case.judged)
     passed = share <= limit
     # A few images are no proof of soundness either: say that they were let pass, and at what limit.
@@ -55,6 +56,7 @@ def _share_check(
         value=share,
         limit=limit,
         n=case.judged,
+        eps=case.eps if eps is None else eps,
         finding=f"{seen}: {tolerated if passed else fails}.",
         attacks=attacks,
     )
@@ -199,6 +201,7 @@ def _large_eps(case: Case) -> TrustCheck:
         "the attack succeeds where it must",
         "the attack fails where it must succeed, so it measures itself and not robustness",
         attacks,
+        eps,
     )
 
 
@@ -348,6 +351,7 @@ def ensemble_beats_pgd(standing: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[T
         value=counts[worst] / n,
         limit=limit,
         n=n,
+        eps=eps_value(worst),
         finding=finding(worst),
         attacks=PGD_ONLY,
     )

@@ -32,6 +32,7 @@ def test_clean_metrics_by_hand() -> None:
     assert clean.accuracy.value == 0.75
     assert clean.recall == {"dark": 1.0, "bright": 0.5, "absent": None}
     assert clean.n == 4
+    assert clean.confusion == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
 
 
 def test_predictions_show_a_bar_and_trainings_scores_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -330,6 +330,7 @@ def test_the_ensemble_marks_pgd_at_the_radii_where_it_finds_much_more() -> None:
     assert calm.passed
     assert calm.value == pytest.approx(0.03)
     assert not beaten
+    assert calm.eps == pytest.approx(2 / 255)
     loud, beaten = ensemble_beats_pgd({"2/255": (stands, few), "8/255": (stands, many)})
     assert loud.passed is False
     assert "At eps 8/255 the ensemble fools 20 of 100 images" in loud.finding

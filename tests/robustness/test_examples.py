@@ -1,0 +1,86 @@
+"""Attacked images to look at: the first ones that are fooled, by which radius, and their pictures."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support_models import Brightness, grey_levels
+
+from audit.config import EnsembleConfig, RobustnessConfig
+from audit.gallery import name_examples, save_examples
+from audit.results import AuditResult, Components, Environment, ModelResult
+from audit.robustness.clean import clean_metrics
+from audit.robustness.evaluate import Attacked, attacked_rows, robust_accuracy
+from audit.robustness.examples import EXAMPLES
+
+LEVELS = [0.45, 0.40, 0.49, 0.55, 0.60, 0.95, 0.48, 0.52, 0.9]
+LABELS = [0, 0, 0, 1, 1, 1, 0, 1, 0]  # the last one is misclassified as it is
+
+
+def attacked(**settings: object) -> Attacked:
+    config = RobustnessConfig.model_validate({"n": 9, "eps": ("0.03", "0.15"), "steps": 8, "batch_size": 2} | settings)
+    return robust_accuracy(Brightness(), grey_levels(LEVELS, LABELS), config, seed=0)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"attacks": ("ensemble",), "ensemble": EnsembleConfig(stages=("apgd-ce",), apgd_steps=8).model_dump()},
+        {"eps": (), "l2_eps": ("0.12", "0.6")},
+    ],
+)
+def test_examples_are_the_first_fooled_images_of_the_order(settings: dict[str, object]) -> None:
+    found = attacked(**settings)
+    order = attacked_rows(grey_levels(LEVELS, LABELS), 9, 0)
+    small, large = found.standing
+    rows = [i for i, row_id in enumerate(order.row_ids) if row_id not in ("5", "8")][:EXAMPLES]
+    assert [one.row for one in found.examples] == rows
+    for one in found.examples:
+        level = LEVELS[int(one.id)]
+        assert one.metric == (small if abs(level - 0.5) < 0.03 else large)
+        assert (one.label, one.predicted) == (("dark", "bright") if level < 0.5 else ("bright", "dark"))
+        assert torch.allclose(one.image, torch.full((1, 4, 4), level))
+        assert not torch.equal(one.adversarial, one.image)
+        assert (one.adversarial - one.image).abs().max() <= (0.15 if "l2_eps" not in settings else 0.6) + 1e-6
+
+
+def test_nothing_fooled_is_no_example() -> None:
+    assert attacked(eps=("0.001",)).examples == []
+
+
+def test_recall_under_attack_by_hand() -> None:
+    robust = attacked().robust
+    recall = robust.pgd["0.03"].recall
+    assert (recall["dark"].value, recall["dark"].n) == (pytest.approx(2 / 5), 5)
+    assert (recall["bright"].value, recall["bright"].n) == (pytest.approx(3 / 4), 4)
+    total = sum((interval.value or 0) * interval.n for interval in recall.values())
+    assert total / 9 == pytest.approx(robust.pgd["0.03"].robust_accuracy.value)
+
+
+def test_pictures_are_written_beside_the_results(tmp_path: Path) -> None:
+    found = attacked()
+    clean = clean_metrics(Brightness(), grey_levels(LEVELS, LABELS))
+    model = ModelResult(
+        name="a model", rank=None, index=None, index_interval=None, components=Components(), weights_sha256="0",
+        source="x", clean=clean, robust=found.robust,
+    )  # fmt: skip
+    result = AuditResult(
+        name="x", created="", complete=True, config={}, seed=0, classes=["dark", "bright"], data={}, models=[model],
+        environment=Environment(versions={}, device="cpu", platform=""),
+    )  # fmt: skip
+    name_examples(result, [found.examples])
+    save_examples(result, [found.examples], tmp_path)
+    assert len(model.robust.examples) == EXAMPLES
+    for example, one in zip(model.robust.examples, found.examples, strict=True):
+        image, adversarial, added = (
+            np.asarray(Image.open(tmp_path / name), dtype=float)
+            for name in (example.image, example.adversarial_image, example.perturbation_image)
+        )
+        assert np.abs(image / 255 - one.image[0].numpy()).max() <= 0.5 / 255
+        assert np.abs(adversarial / 255 - one.adversarial[0].numpy()).max() <= 0.5 / 255
+        change = (added / 255 - 0.5) / example.scale
+        assert np.abs(change - (one.adversarial - one.image)[0].numpy()).max() <= 0.6 / 255 / example.scale
+        assert {added.min(), added.max()} & {0.0, 255.0}
