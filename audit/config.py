@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
@@ -29,12 +29,25 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-def _check_eps(value: Any) -> str:
-    text = str(value).strip()
+def _exact(text: str) -> Fraction:
+    """Read `8/255`, `0.5/255`, `4 / 255` or `0.03` exactly; raises ValueError or ZeroDivisionError."""
+    parts = [Fraction(part.strip()) for part in text.split("/")]
+    if len(parts) > 2:
+        raise ValueError(text)
+    return parts[0] / parts[1] if len(parts) == 2 else parts[0]
+
+
+def _radius(value: Any, example: str) -> tuple[str, Fraction]:
+    """The text of a radius without its spaces, and its value; raises ValueError showing an `example`."""
+    text = re.sub(r"\s*/\s*", "/", str(value).strip())
     try:
-        number = Fraction(text)
+        return text, _exact(text)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"'{text}' is not a number such as \"8/255\" or 0.03") from None
+        raise ValueError(f"'{text}' is not a number such as {example}") from None
+
+
+def _check_eps(value: Any) -> str:
+    text, number = _radius(value, '"8/255" or 0.03')
     if not 0 < number <= 1:
         raise ValueError(f"'{text}' is not in (0, 1]; eps is in pixel units, for instance \"8/255\"")
     return text
@@ -45,11 +58,7 @@ Eps = Annotated[str, BeforeValidator(_check_eps)]
 
 
 def _check_eps_l2(value: Any) -> str:
-    text = str(value).strip()
-    try:
-        number = Fraction(text)
-    except (ValueError, ZeroDivisionError):
-        raise ValueError(f"'{text}' is not a number such as 0.5 or \"128/255\"") from None
+    text, number = _radius(value, '0.5 or "128/255"')
     if not number > 0:
         raise ValueError(f"'{text}' is not above 0; an L2 radius is the Euclidean length over all pixels in [0, 1]")
     return text
@@ -82,7 +91,7 @@ def memory_bytes(memory: str) -> int:
 
 def eps_value(eps: str) -> float:
     """Return the number that an eps text such as `8/255` stands for."""
-    return float(Fraction(eps))
+    return float(_exact(eps))
 
 
 def _embedded_or_path(value: str) -> str:
@@ -335,6 +344,57 @@ class RankingConfig(Section):
         return self
 
 
+def _per_channel(value: Any) -> Any:
+    """Read one number as the same for every channel; raises ValueError for what is no number or list of numbers."""
+    values = list(value) if isinstance(value, list | tuple) else [value]
+    if not values or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values):
+        raise ValueError(
+            f"{value!r} is not a number or a list of numbers, one per channel, such as [0.485, 0.456, 0.406]"
+        )
+    return tuple(values)
+
+
+PerChannel = Annotated[tuple[float, ...], BeforeValidator(_per_channel)]
+"""One number per channel, or one for all."""
+
+
+def _one_side(value: Any) -> Any:
+    """Read `[224, 224]` as 224; raises ValueError for sides that differ."""
+    if isinstance(value, list | tuple):
+        sides = list(value)[-2:]
+        if len(sides) != 2 or sides[0] != sides[1]:
+            raise ValueError(f"{list(value)} is not one side of a square such as 224; other shapes cannot be audited")
+        return sides[0]
+    return value
+
+
+def _shown(values: Sequence[float], digits: int = 6) -> str:
+    return f"[{', '.join(f'{v:.{digits}g}' for v in values)}]"
+
+
+def why_not_pixel_units(mean: Sequence[float] | None, std: Sequence[float] | None) -> str | None:
+    """Say what is wrong with a normalisation of pixels in [0, 1], with the right values; None where nothing is."""
+    if std is not None and any(not v > 0 for v in std):
+        return f"std = {_shown(std)} holds a value that is not above 0: give the standard deviation of each channel"
+    if mean is not None and any(v < 0 for v in mean):
+        return f"mean = {_shown(mean)} holds a value below 0 where pixels are in [0, 1]: give the mean of each channel"
+    largest = max([*(mean or ()), *(std or ())], default=0.0)
+    if largest <= 1:
+        return None
+    scale = 255 if largest <= 255 else 65535
+    # Where the means are in such units, a std of 1 is as well: the network was fed 0 to 255 less the mean.
+    units = {
+        "mean": mean if mean is not None and max(mean) > 1 else None,
+        "std": std if std is not None and (max(std) > 1 or set(std) == {1}) else None,
+    }
+    written = " and ".join(f"{key} = {_shown(values)}" for key, values in units.items() if values is not None)
+    right = ", ".join(
+        f"{key} = {_shown([v / scale for v in values], 4)}" for key, values in units.items() if values is not None
+    )
+    verb = "are" if " and " in written else "is"
+    return f"{written} {verb} in units of 0 to {scale} where pixels are in [0, 1]: set {right}"
+
+
 class ClassifierConfig(Section):
     """One trained classifier: timm name + checkpoint, TorchScript / torch.export file, or factory + checkpoint."""
 
@@ -346,9 +406,11 @@ class ClassifierConfig(Section):
     checkpoint: Weights | None = Field(None, description="state dict (.pt, .pth) or .safetensors for the architecture")
     file: str | None = Field(None, description="TorchScript (.pt, .ts) or torch.export (.pt2) file")
     classes: tuple[str, ...] | None = Field(None, description="class names in the model's output order")
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    input_size: int | None = Field(None, ge=8, description="side the model wants; default: timm's, else the data's")
+    mean: PerChannel | None = Field(None, description="of pixels in [0, 1]; one number per channel, or one for all")
+    std: PerChannel | None = None
+    input_size: Annotated[int, BeforeValidator(_one_side)] | None = Field(
+        None, ge=8, description="side the model wants; default: timm's, else the data's"
+    )
     channels: Literal[1, 3] | None = Field(None, description="channels it wants; default: timm's, else the data's")
 
     @model_validator(mode="after")
@@ -369,6 +431,13 @@ class ClassifierConfig(Section):
         }
         for key in (k for k, unused in idle.items() if unused):
             raise ValueError(f"'{key}' of classifier '{self.name}' would have no effect: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _in_pixel_units(self) -> "ClassifierConfig":
+        why = why_not_pixel_units(self.mean, self.std)
+        if why is not None:
+            raise ValueError(f"classifier '{self.name}': {why}")
         return self
 
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from audit.config import (
     AuditConfig,
+    ClassifierConfig,
     DataConfig,
     RobustnessConfig,
     eps_value,
@@ -219,3 +220,54 @@ def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
 def test_sections_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         DataConfig(path="phantom").path = "other"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "value"),
+    [("0.5/255", "0.5/255", 0.5 / 255), (" 4 / 255", "4/255", 4 / 255), ("8/255.0", "8/255.0", 8 / 255)],
+)
+def test_radii_may_be_fractions_of_decimals_with_spaces(text: str, key: str, value: float) -> None:
+    config = parse_config(RobustnessConfig, {"eps": [text], "l2_eps": [text]}, "x")
+    assert config.eps == config.l2_eps == (key,)
+    assert eps_value(key) == pytest.approx(value, rel=1e-12)
+
+
+@pytest.mark.parametrize("text", ["1/2/3", "/255", "8/", "0.5/0.0"])
+def test_what_is_no_fraction_is_refused(text: str) -> None:
+    for table in ({"eps": [text]}, {"l2_eps": [text]}):
+        with pytest.raises(ConfigError, match="is not a number such as"):
+            parse_config(RobustnessConfig, table, "x")
+
+
+CLASSIFIER = {"name": "it", "architecture": "resnet18", "checkpoint": "it.pt"}
+
+
+def test_one_number_of_mean_and_std_and_a_square_size_are_taken() -> None:
+    config = parse_config(ClassifierConfig, {**CLASSIFIER, "mean": 0.5, "std": 1, "input_size": [3, 64, 64]}, "x")
+    assert (config.mean, config.std, config.input_size) == ((0.5,), (1.0,), 64)
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        (
+            {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]},
+            r"mean = \[123\.675, .* set mean = \[0\.485, 0\.456, 0\.406\], std = \[0\.229, 0\.224, 0\.225\]",
+        ),
+        # As the networks of Caffe: 0 to 255 less the mean, and nothing else.
+        ({"mean": [104, 117, 123], "std": [1, 1, 1]}, r"set mean = \[0\.4078, .*\], std = \[0\.003922, "),
+        ({"std": 57.0}, r"std = \[57\] is in units of 0 to 255 .* set std = \[0\.2235\]"),
+        ({"mean": 30000.0, "std": 10000.0}, r"0 to 65535 .* set mean = \[0\.4578\], std = \[0\.1526\]"),
+        ({"std": [0.2, 0.0, 0.2]}, "not above 0"),
+        ({"std": -0.2}, "not above 0"),
+        ({"mean": [-0.5]}, "below 0"),
+        ({"mean": "0.5"}, "'0.5' is not a number or a list of numbers"),
+        ({"mean": []}, "is not a number or a list of numbers"),
+        ({"std": True}, "is not a number or a list of numbers"),
+        ({"input_size": [224, 200]}, "is not one side of a square"),
+    ],
+)
+def test_wrong_normalisations_are_refused_with_the_right_value(table: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence) as caught:
+        parse_config(ClassifierConfig, {**CLASSIFIER, **table}, "x")
+    assert "\n" not in str(caught.value)

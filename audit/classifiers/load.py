@@ -31,7 +31,7 @@ from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.trace import first_line
 from audit.classifiers.wants import Wants, wants_of_arguments, wants_of_metadata, wants_of_timm
-from audit.config import ClassifierConfig
+from audit.config import ClassifierConfig, why_not_pixel_units
 from audit.errors import ClassifierError
 from audit.results import Origin
 
@@ -192,6 +192,9 @@ def load_classifier(
     """
     given = Wants(config.classes, config.mean, config.std, config.input_size, config.channels).said_by("configuration")
     network, wants, source, weights = _network_and_wants(config, given, image_shape[0], len(class_names))
+    why = why_not_pixel_units(wants.mean, wants.std)
+    if why is not None:
+        raise ClassifierError(f"The metadata that classifier '{config.name}' came with say {why}.")
     half = [p for p in network.parameters() if p.is_floating_point() and p.dtype != torch.float32]
     if half and not isinstance(network, torch.fx.GraphModule):
         network.float()

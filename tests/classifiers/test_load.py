@@ -119,6 +119,13 @@ def test_timms_own_configuration_is_taken_for_its_own_architectures(tmp_path: Pa
     assert grey(images(channels=3)).shape == (2, 3)
 
 
+def test_metadata_in_other_units_are_refused_and_the_configuration_comes_before_them(tmp_path: Path) -> None:
+    file = saved(small(), tmp_path / "w.safetensors", mean=[127.5], std=[127.5])
+    with pytest.raises(ClassifierError, match=r"metadata .* set mean = \[0\.5\], std = \[0\.5\]"):
+        load(architecture="small-convnext", checkpoint=file)
+    assert float(load(architecture="small-convnext", checkpoint=file, mean=(0.5,), std=(0.5,)).mean) == 0.5
+
+
 def test_every_setting_of_the_input_says_where_it_came_from(tmp_path: Path) -> None:
     file = saved(small(), tmp_path / "w.safetensors", mean=[0.4], classes=list(CLASSES[::-1]))
     known = load(architecture="small-convnext", checkpoint=file, input_size=48).input
