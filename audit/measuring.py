@@ -79,9 +79,6 @@ def measure_models(
             model.robust = attacked.robust
             model.outcomes |= attacked.standing
             model.examples = attacked.examples
-            if settings.trust is not None and not settings.eps:
-                why = "they are defined for L-inf and robustness.eps is empty"
-                model.not_computed.append(NotComputed(what="trust checks of robust accuracy", why=why))
         models.append(model)
     if settings.corruptions is not None:
         with watch.stage("corruptions"):

@@ -126,7 +126,8 @@ class TrustCheck(Row):
     value: float | None = Field(description="what was measured")
     limit: float | None = Field(description="bound that `value` may not exceed")
     n: int = Field(description="images it was made on")
-    eps: float | None = Field(default=None, description="L-inf radius it was made at, in pixel units; None: at none")
+    eps: float | None = Field(default=None, description="radius it was made at, in pixel units; None: at none")
+    norm: Literal["Linf", "L2"] = Field(default="Linf", description="norm of `eps`")
     finding: str = Field(description="one sentence: what was seen, and what it means")
     attacks: tuple[Literal["pgd", "ensemble", "distance"], ...] = Field(
         ("pgd", "ensemble", "distance"),

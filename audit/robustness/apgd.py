@@ -17,6 +17,7 @@ from audit.errors import MetricError
 from audit.robustness.ball import Norm, ascent, assert_in_ball, per_image, project, random_offset
 from audit.robustness.door import check_eps, check_labels, checked_logits, float_images
 from audit.robustness.losses import LOSSES, LossName, image_gradient, targeted_dlr, targeted_margin
+from audit.robustness.sight import Sight
 
 MOMENTUM = 0.75
 """Weight alpha of the new step against the last one (section 3.1, eq. 2)."""
@@ -142,7 +143,14 @@ def _take_best(result: _Result, state: _State) -> None:
 
 
 def _run(
-    classifier: nn.Module, state: _State, result: _Result, loss: PairLoss, eps: float, norm: Norm, steps: int
+    classifier: nn.Module,
+    state: _State,
+    result: _Result,
+    loss: PairLoss,
+    eps: float,
+    norm: Norm,
+    steps: int,
+    sight: Sight | None,
 ) -> None:
     """Run Auto-PGD once on the samples of `state` and bring what it finds into `result`."""
     marks, last_mark = set(checkpoints(steps)), 0
@@ -157,6 +165,8 @@ def _run(
         wrong = logits.argmax(dim=1) != state.labels
         if not last:
             state.gradient = image_gradient(classifier, losses, current)
+            if sight is not None:
+                sight.note(state.row, state.gradient, norm)
         if done:
             state.rises += losses.detach() > state.loss
         state.loss = losses.detach()
@@ -185,6 +195,7 @@ def _attack(
     norm: Norm,
     steps: int,
     generator: torch.Generator,
+    sight: Sight | None,
 ) -> None:
     """Attack the images `rows`, each towards its entry of `targets`, once from random starts."""
     centre = images[rows]
@@ -208,7 +219,7 @@ def _attack(
         mark_loss=never,
         mark_halved=torch.zeros(n, dtype=torch.bool, device=images.device),
     )
-    _run(classifier, state, result, loss, eps, norm, steps)
+    _run(classifier, state, result, loss, eps, norm, steps, sight)
 
 
 def _door(
@@ -239,12 +250,14 @@ def apgd_attack(
     steps: int = 100,
     restarts: int = 1,
     loss: LossName = "ce",
+    sight: Sight | None = None,
 ) -> Tensor:
     """Return adversarial images `[N, C, H, W]` in [0, 1] within `eps` (pixel units) of `images`, by Auto-PGD.
 
     `labels` are int64 `[N]`. An image that is misclassified comes back as it is, one that was fooled as the first
     iterate that did it, any other as the iterate of highest loss over all `restarts`. A run costs at most `steps + 1`
-    forward and `steps` backward passes. Random starts come from `generator` alone, the classifier keeps its mode.
+    forward and `steps` backward passes. Random starts come from `generator` alone, the classifier keeps its mode,
+    `sight` takes the account of the gradients.
     Raises MetricError on images outside [0, 1], labels, eps or counts out of range and a loss that K does not allow,
     and ClassifierError on logits or gradients that are not finite.
     """
@@ -260,7 +273,7 @@ def apgd_attack(
             rows = result.standing.nonzero().flatten()
             if len(rows) == 0:
                 break
-            _attack(classifier, result, images, labels, rows, labels[rows], climbed, eps, norm, steps, generator)
+            _attack(classifier, result, images, labels, rows, labels[rows], climbed, eps, norm, steps, generator, sight)
     assert_in_ball(result.images, images, eps, norm, f"APGD ({loss})")
     return result.images
 
@@ -277,6 +290,7 @@ def apgd_targeted_attack(
     restarts: int = 1,
     target_classes: int = 9,
     batch_size: int | None = None,
+    sight: Sight | None = None,
 ) -> Tensor:
     """Return adversarial images as `apgd_attack` does, by Auto-PGD towards the most likely wrong classes in turn.
 
@@ -304,7 +318,7 @@ def apgd_targeted_attack(
                 together = max(1, min(count - tried, width // len(left)))
                 targets = likely[left, tried : tried + together].T.flatten()
                 rows = left.repeat(together)
-                _attack(classifier, result, images, labels, rows, targets, loss, eps, norm, steps, generator)
+                _attack(classifier, result, images, labels, rows, targets, loss, eps, norm, steps, generator, sight)
                 tried += together
     assert_in_ball(result.images, images, eps, norm, "targeted APGD")
     return result.images

@@ -20,15 +20,27 @@ from audit.robustness.ball import Norm, ascent, distance, project, random_offset
 from audit.robustness.door import check_eps, checked_logits, float_images
 from audit.robustness.fab import fab_minimal, nearest_on_line
 from audit.robustness.losses import image_gradient, margin
+from audit.robustness.sight import Sight
 
 STEP_SHARE = 2.5
 """Ascent's step in units of eps / steps, so that an image can cross its ball (Madry et al. 2018, section 2.1)."""
 
 
 def _climb(
-    classifier: nn.Module, images: Tensor, labels: Tensor, start: Tensor, eps: Tensor, steps: int, norm: Norm
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    start: Tensor,
+    eps: Tensor,
+    steps: int,
+    norm: Norm,
+    sight: Sight | None,
+    places: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Climb the margin inside balls of radii `eps` `[N]`; return the last iterates and whether they fool `[N]`."""
+    """Climb the margin inside balls of radii `eps` `[N]`; return the last iterates and whether they fool `[N]`.
+
+    `places` `[N]` are those of the images in the account `sight`.
+    """
     result, fooled = start.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
     rows, current = torch.arange(len(images), device=images.device), start
     for step in range(steps + 1):
@@ -43,6 +55,8 @@ def _climb(
             break
         gradient = image_gradient(classifier, found, current)[kept]
         rows, moved = rows[kept], current.detach()[kept]
+        if sight is not None:
+            sight.note(places[rows], gradient, norm)
         current = project(moved + ascent(gradient, eps[rows] * STEP_SHARE / steps, norm), images[rows], eps[rows], norm)
     return result, fooled
 
@@ -57,27 +71,28 @@ def minimal_distances(
     bisections: int,
     steps: int,
     generator: torch.Generator,
+    sight: Sight | None = None,
 ) -> Tensor:
     """Return how far each of `images` `[N, C, H, W]` is from its nearest adversarial image found, `[N]`, pixel units.
 
     0: misclassified as it is; inf: nothing within `largest` fools. `steps` are those of FAB for each target class and
-    of each of the `bisections` runs of gradient ascent. Random starts come from `generator`, the classifier keeps its
-    mode. Raises MetricError on images, labels or numbers out of range, and ClassifierError on logits or gradients that
-    are not finite.
+    of each of the `bisections` runs of gradient ascent. Random starts come from `generator`, `sight` takes the account
+    of the gradients, the classifier keeps its mode. Raises MetricError on images, labels or numbers out of range, and
+    ClassifierError on logits or gradients that are not finite.
     """
     images = float_images(images, "images whose distance is measured")
     check_eps(largest, norm, images.shape[1:])
     if bisections < 1:
         raise MetricError(f"Minimal distances need at least 1 bisection; given: {bisections}.")
     labels = labels.to(images.device)
-    nearest, reached = fab_minimal(classifier, images, labels, norm=norm, steps=steps, generator=generator)
+    nearest, reached = fab_minimal(classifier, images, labels, norm=norm, steps=steps, generator=generator, sight=sight)
     reached = torch.where(reached <= largest, reached, torch.inf)
 
     def attempt(rows: Tensor, start: Tensor, eps: Tensor) -> Tensor:
         """Attack the images `rows` from `start` within `eps` (of the whole batch); return the rows that stood."""
         origin, answer, radius = images[rows], labels[rows], eps[rows]
         start = project(start[rows], origin, radius, norm)
-        candidates, fooled = _climb(classifier, origin, answer, start, radius, steps, norm)
+        candidates, fooled = _climb(classifier, origin, answer, start, radius, steps, norm, sight, rows)
         hit = rows[fooled]
         if len(hit) > 0:
             with torch.no_grad():

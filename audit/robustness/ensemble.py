@@ -22,6 +22,7 @@ from audit.robustness.apgd import apgd_attack, apgd_targeted_attack
 from audit.robustness.ball import Norm, assert_in_ball
 from audit.robustness.door import check_eps, check_labels, checked_logits, float_images
 from audit.robustness.fab import fab_attack
+from audit.robustness.sight import Sight
 from audit.robustness.square import square_attack
 from audit.seeds import stage_generator
 from audit.store import Entry, Store
@@ -35,11 +36,15 @@ class Cascade:
 
     `images` are float32 `[N, C, H, W]`, the original where no attack succeeded; `standing` `[N]` says which images the
     classifier still decides rightly; `stages` begin with `before`, whose standing images are those it decides rightly.
+    `fell` int64 `[N]` is the place in `stages` of the one at which each image fell, -1 where it stands; `blind` `[N]`
+    marks those whose gradient was zero at every step of all the attacks that take one.
     """
 
     images: Tensor
     standing: Tensor
     stages: list[CascadeStage]
+    fell: Tensor
+    blind: Tensor
 
 
 def stage_settings(stage: StageName, config: EnsembleConfig) -> dict[str, int]:
@@ -80,19 +85,25 @@ def _run_stage(
     generator: torch.Generator,
     batch_size: int,
 ) -> Entry:
-    """Attack `images`, which the classifier decides rightly; returns which were `fooled`, and their `adversarial`."""
+    """Attack `images`, which the classifier decides rightly.
+
+    Returns which were `fooled`, their `adversarial`, and the account of gradients: how many were `taken` of each image
+    and how many were `useful`.
+    """
     common: dict[str, Any] = {"eps": eps, "norm": norm, "generator": generator, **settings}
+    sight = Sight.of(len(images), images.device)
     if stage == "apgd-ce":
-        found = apgd_attack(classifier, images, labels, loss="ce", **common)
+        found = apgd_attack(classifier, images, labels, loss="ce", sight=sight, **common)
     elif stage == "apgd-t":
-        found = apgd_targeted_attack(classifier, images, labels, batch_size=batch_size, **common)
+        found = apgd_targeted_attack(classifier, images, labels, batch_size=batch_size, sight=sight, **common)
     elif stage == "fab-t":
-        found = fab_attack(classifier, images, labels, **common)
+        found = fab_attack(classifier, images, labels, sight=sight, **common)
     else:
         found = square_attack(classifier, images, labels, **common)
     # An attack saw each success in a batch of other rows, where sums may round otherwise.
     fooled = _is_wrong(classifier, found, labels)
-    return Entry({"fooled": fooled, "adversarial": found[fooled]})
+    account = {"taken": sight.taken, "useful": sight.useful}
+    return Entry({"fooled": fooled, "adversarial": found[fooled], **account})
 
 
 def run_cascade(
@@ -121,6 +132,8 @@ def run_cascade(
     check_eps(eps, norm, images.shape[1:])
     labels = labels.to(images.device)
     result, standing = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    sight = Sight.of(len(images), images.device)
+    fell = torch.zeros(len(images), dtype=torch.int64, device=images.device)
     with preserve_mode(classifier):
         logits = torch.zeros(0)
         if len(images):
@@ -128,6 +141,7 @@ def run_cascade(
                 logits = checked_logits(classifier, images)
             check_labels(labels, len(images), logits.shape[1])
             standing = logits.argmax(dim=1) == labels
+        fell[standing] = -1
         stages = [CascadeStage(attack="before", attacked=len(images), standing=int(standing.sum()))]
         state_hash = None if store is None else _state_hash(classifier)
         for stage in config.stages:
@@ -143,7 +157,7 @@ def run_cascade(
                     entry = compute()
                 else:
                     name = store.key(
-                        "ensemble/stage",
+                        "ensemble/stage and account",
                         classifier=state_hash,
                         logits=logits,
                         images=attacked,
@@ -161,6 +175,9 @@ def run_cascade(
                 hit = left[entry.tensors["fooled"].to(left.device)]
                 result[hit] = entry.tensors["adversarial"].to(result)
                 standing[hit] = False
+                fell[hit] = len(stages)
+                sight.taken[left] += entry.tensors["taken"].to(left)
+                sight.useful[left] += entry.tensors["useful"].to(left)
             stages.append(CascadeStage(attack=stage, attacked=len(left), standing=int(standing.sum())))
     assert_in_ball(result, images, eps, norm, "the ensemble")
-    return Cascade(result, standing, stages)
+    return Cascade(result, standing, stages, fell, sight.blind)

@@ -20,31 +20,75 @@ from audit.metrics.intervals import wilson_interval
 from audit.progress import stage_progress
 from audit.results import Attack, CascadeStage, MinimalDistance, Robust
 from audit.robustness.ball import Norm
+from audit.robustness.blind import Account
 from audit.robustness.clean import device_of
 from audit.robustness.distance import median_distance, minimal_distances
 from audit.robustness.door import checked_logits
 from audit.robustness.ensemble import run_cascade
 from audit.robustness.examples import EXAMPLES, Fooled, first_fooled, still_fooled
 from audit.robustness.pgd import pgd_attack
-from audit.robustness.trust import ensemble_beats_pgd, trust_checks, trusted, untrusted_reasons
+from audit.robustness.sight import Sight
+from audit.robustness.verdict import Evidence, check_trust
 from audit.seeds import stage_generator
 from audit.store import Store
 
 Kind = Literal["pgd", "ensemble"]
-FEWEST_STANDING = 8
-"""Images that have to stand under an attack for its trust checks to have something to look at."""
+Outcome = Literal["before", "smaller", "pgd", "apgd-ce", "apgd-t", "fab-t", "square"]
+OUTCOMES: tuple[Outcome, ...] = ("before", "smaller", "pgd", "apgd-ce", "apgd-t", "fab-t", "square")
+"""What can become of an image, by the number that stands for it while the attacks run; -1: it stands."""
+BEFORE, SMALLER, PGD = OUTCOMES.index("before"), OUTCOMES.index("smaller"), OUTCOMES.index("pgd")
 
 
 @dataclass(frozen=True)
 class Attacked:
     """Robust accuracies, and which images stood: bool `[n]` by the number's path, for instance 'robust.pgd.8/255'.
 
-    `examples` are the first images of the attacked order that the first attack fools.
+    `examples` are the first images of the attacked order that the first attack fools; `accounts` say by the same paths
+    what each attack saw of its images.
     """
 
     robust: Robust
     standing: dict[str, Tensor]
     examples: list[Fooled] = field(default_factory=list)
+    accounts: dict[str, Account] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Met:
+    """What one attack did to one batch.
+
+    `standing` and `blind` are bool `[N]`: which images stand, and of which it never had a gradient. `fell` int64 `[N]`
+    is the place in `OUTCOMES` of what became of each attacked image, -1 elsewhere; `images` `[N, C, H, W]` are as the
+    attack left them.
+    """
+
+    standing: Tensor
+    blind: Tensor
+    fell: Tensor
+    images: Tensor
+    stages: list[CascadeStage] = field(default_factory=list)
+
+
+@dataclass
+class _Tally:
+    """What became of all images under one attack: `standing` and `blind` bool `[n]`, `fell` int64 `[n]`."""
+
+    standing: Tensor
+    blind: Tensor
+    fell: Tensor
+    stages: list[CascadeStage] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, n: int) -> "_Tally":
+        return cls(torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool), torch.full((n,), -1))
+
+    def enter(self, rows: Tensor, met: _Met, active: Tensor, earlier: Tensor) -> None:
+        """Enter a batch's `rows`, of which `active` were attacked; what the others are is in `earlier`."""
+        self.standing[rows] = met.standing.cpu()
+        self.blind[rows] = (met.blind & met.standing).cpu()
+        known = torch.where(earlier == BEFORE, BEFORE, SMALLER)
+        self.fell[rows] = torch.where(active, met.fell, known).cpu()
+        self.stages += met.stages
 
 
 @dataclass(frozen=True)
@@ -101,14 +145,12 @@ def _attack(
     first: int,
     store: Store | None,
     key: Mapping[str, Any],
-) -> tuple[Tensor, list[CascadeStage], Tensor]:
-    """Attack the `active` images of one batch.
-
-    Returns which stand, bool `[N]`, the stages of a cascade, and the images `[N, C, H, W]` as the attack left them.
-    """
+) -> _Met:
+    """Attack the `active` images of one batch."""
     # A stream a batch: were it shared, a fooled model's fewer draws would shift the next batch's starts.
     stream = f"robustness/{ball.field}/{ball.eps:.8f}/{first}"
     if ball.kind == "pgd":
+        sight = Sight.of(len(images), images.device)
         adversarial = pgd_attack(
             classifier,
             images,
@@ -121,9 +163,14 @@ def _attack(
             norm=ball.norm,
             active=active,
             generator=stage_generator(seed, stream),
+            sight=sight,
         )
         with preserve_mode(classifier), torch.no_grad():
-            return active & (checked_logits(classifier, adversarial).argmax(dim=1) == labels), [], adversarial
+            standing = active & (checked_logits(classifier, adversarial).argmax(dim=1) == labels)
+        # PGD gives back as it came what is misclassified anyway.
+        changed = (adversarial != images).flatten(1).any(dim=1)
+        fell = torch.where(standing, -1, torch.where(changed, PGD, BEFORE))
+        return _Met(standing, sight.blind, fell, adversarial)
     rows = active.nonzero().flatten()
     cascade = run_cascade(
         classifier,
@@ -137,18 +184,24 @@ def _attack(
         store=store,
         key=key,
     )
-    standing, adversarial = torch.zeros_like(active), images.clone()
-    standing[rows], adversarial[rows] = cascade.standing, cascade.images
+    standing, blind, adversarial = torch.zeros_like(active), torch.zeros_like(active), images.clone()
+    standing[rows], blind[rows], adversarial[rows] = cascade.standing, cascade.blind, cascade.images
+    fell = torch.full((len(images),), -1, device=images.device)
+    places = torch.tensor([OUTCOMES.index(stage.attack) for stage in cascade.stages] + [-1], device=images.device)
+    fell[rows] = places[cascade.fell]  # -1 takes the last
     before = cascade.stages[0].model_copy(update={"attacked": len(images)})
-    return standing, [before, *cascade.stages[1:]], adversarial
+    return _Met(standing, blind, fell, adversarial, [before, *cascade.stages[1:]])
 
 
-def _summary(
-    ball: Ball, config: RobustnessConfig, standing: Tensor, stages: Sequence[CascadeStage], chosen: AuditSet
-) -> Attack:
+def _takes_gradients(ball: Ball, config: RobustnessConfig) -> bool:
+    return ball.kind == "pgd" or set(config.ensemble.stages) != {"square"}
+
+
+def _summary(ball: Ball, config: RobustnessConfig, tally: _Tally, chosen: AuditSet) -> Attack:
     attacked: Counter[str] = Counter()
     left: Counter[str] = Counter()
-    for stage in stages:
+    standing = tally.standing
+    for stage in tally.stages:
         attacked[stage.attack] += stage.attacked
         left[stage.attack] += stage.standing
     whole = ball.kind == "ensemble"
@@ -163,6 +216,21 @@ def _summary(
             name: wilson_interval(int(standing[chosen.row_labels == c].sum()), int((chosen.row_labels == c).sum()))
             for c, name in enumerate(chosen.class_names)
         },
+        without_gradient=int(tally.blind.sum()) if _takes_gradients(ball, config) else None,
+        outcomes={
+            row_id: OUTCOMES[place] if place >= 0 else None
+            for row_id, place in zip(chosen.row_ids, tally.fell.tolist(), strict=True)
+        },
+    )
+
+
+def _account(ball: Ball, tally: _Tally) -> Account:
+    where = f"{'PGD' if ball.kind == 'pgd' else 'The ensemble'} at eps {ball.radius}"
+    return Account(
+        kind=ball.kind,
+        where=where if ball.norm == "Linf" else f"{where} (L2)",
+        blind=int(tally.blind.sum()),
+        attacked=int((tally.fell != BEFORE).sum()),
     )
 
 
@@ -186,8 +254,7 @@ def robust_accuracy(
     device = device_of(classifier)
     curves = _curves(config)
     balls = [ball for curve in curves for ball in curve]
-    standing = {ball: torch.zeros(len(chosen), dtype=torch.bool) for ball in balls}
-    stages: dict[Ball, list[CascadeStage]] = {ball: [] for ball in balls}
+    tallies = {ball: _Tally.of(len(chosen)) for ball in balls}
     examples: list[Fooled] = []
     with stage_progress(stage, len(chosen) * len(balls)) as advance:
         for images, labels, rows in chosen.batches(config.batch_size):
@@ -195,22 +262,26 @@ def robust_accuracy(
             found: list[Fooled] = []
             for curve in curves:
                 active = torch.ones(len(images), dtype=torch.bool, device=device)
+                fell = torch.full((len(images),), -1, device=device)
                 for ball in curve:
-                    before = active
-                    active, counts, adversarial = _attack(
+                    met = _attack(
                         classifier, images, labels, active, ball, config, seed, int(rows[0]), store, key or {}
                     )
-                    standing[ball][rows] = active.cpu()
-                    stages[ball] += counts
+                    tallies[ball].enter(rows, met, active, fell)
                     if curve is curves[0] and len(examples) < EXAMPLES:
-                        found += first_fooled(images, adversarial, before & ~active, rows, ball.metric)
+                        found += first_fooled(images, met.images, active & ~met.standing, rows, ball.metric)
+                    fell = torch.where(active, met.fell, fell)
+                    active = met.standing
                     advance(len(images))
             examples = sorted(examples + found, key=lambda one: one.row)[:EXAMPLES]
     robust = Robust()
     for ball in balls:
-        getattr(robust, ball.field)[ball.radius] = _summary(ball, config, standing[ball], stages[ball], chosen)
+        getattr(robust, ball.field)[ball.radius] = _summary(ball, config, tallies[ball], chosen)
     return Attacked(
-        robust, {ball.metric: standing[ball] for ball in balls}, still_fooled(classifier, examples, chosen, device)
+        robust,
+        {ball.metric: tallies[ball].standing for ball in balls},
+        still_fooled(classifier, examples, chosen, device),
+        {ball.metric: _account(ball, tallies[ball]) for ball in balls if _takes_gradients(ball, config)},
     )
 
 
@@ -225,80 +296,33 @@ def measured_robustness(
 ) -> Attacked:
     """Measure robust accuracy as `robust_accuracy` does, check whether it may be believed, and measure distances.
 
-    A failed check puts its finding beside every number that it concerns. Raises as `robust_accuracy` does.
+    A failed check puts its finding beside every number that it concerns, and so does an attack that never had a
+    gradient, whatever checks are switched off. Raises as `robust_accuracy` does.
     """
     measured = robust_accuracy(classifier, dataset, config, seed, f"attacks on {name}", store, key)
     robust = measured.robust
     chosen = attacked_rows(dataset, config.n, seed)
-    if config.trust is not None:
-        _check_trust(classifier, chosen, config, seed, name, measured)
-    if config.distance is not None:
-        robust.distances = [_distances(classifier, chosen, config, norm, seed, name) for norm in config.distance.norms]
+    evidence = Evidence(robust, measured.standing, dict(measured.accounts))
+    for norm in () if config.distance is None else config.distance.norms:
+        row, account = _distances(classifier, chosen, config, norm, seed, name)
+        robust.distances.append(row)
+        evidence.accounts[f"robust.distances.{norm}"] = account
+    check_trust(classifier, chosen, config, seed, name, evidence)
     return measured
-
-
-def _telling_eps(config: RobustnessConfig, standing: Mapping[str, Tensor]) -> float:
-    """Return the largest L-inf radius at which images stand that a stronger attack could still fool, else the largest.
-
-    Where nothing stands there is nothing to over-state, and the checks that compare attacks say nothing.
-    """
-    kind = "pgd" if "pgd" in config.attacks else "ensemble"
-    radii = sorted(config.eps, key=eps_value)
-    telling = [radius for radius in radii if int(standing[f"robust.{kind}.{radius}"].sum()) >= FEWEST_STANDING]
-    return eps_value((telling or radii)[-1])
-
-
-def _check_trust(
-    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, seed: int, name: str, measured: Attacked
-) -> None:
-    assert config.trust is not None
-    if not config.eps:
-        return
-    rows = chosen.select(range(min(config.trust.n, len(chosen))))
-    device = device_of(classifier)
-    standing = {metric: values[: len(rows)] for metric, values in measured.standing.items()}
-    with stage_progress(f"trust checks of {name}", 1) as advance:
-        checks = trust_checks(
-            classifier,
-            rows.images().to(device),
-            rows.row_labels.to(device),
-            config.trust,
-            eps=_telling_eps(config, standing),
-            steps=config.steps,
-            step_size=config.step_size,
-            seed=seed,
-            stage="robustness/trust",
-            ensemble=config.ensemble,
-        )
-        advance(1)
-    robust = measured.robust
-    for attack in (*robust.pgd.values(), *robust.pgd_l2.values()):
-        attack.untrusted = untrusted_reasons(checks, "pgd")
-    for attack in (*robust.ensemble.values(), *robust.ensemble_l2.values()):
-        attack.untrusted = untrusted_reasons(checks, "ensemble")
-    if set(config.attacks) == {"pgd", "ensemble"}:
-        both = {
-            radius: (measured.standing[f"robust.pgd.{radius}"], measured.standing[f"robust.ensemble.{radius}"])
-            for radius in config.eps
-        }
-        check, beaten = ensemble_beats_pgd(both)
-        checks.append(check)
-        for radius, reason in beaten.items():
-            robust.pgd[radius].untrusted.append(reason)
-    robust.checks, robust.trusted = checks, trusted(checks)
 
 
 def _distances(
     classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, norm: Norm, seed: int, name: str
-) -> MinimalDistance:
+) -> tuple[MinimalDistance, Account]:
     settings = config.distance
     assert settings is not None
     rows = chosen.select(range(min(settings.n, len(chosen))))
     largest = eps_value(settings.largest_linf) if norm == "Linf" else settings.largest_l2
     device = device_of(classifier)
-    found = torch.empty(len(rows))
+    found, blind = torch.empty(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
     with stage_progress(f"minimal distances of {name}", len(rows)) as advance:
         for images, labels, at in rows.batches(config.batch_size):
+            sight = Sight.of(len(images), device)
             found[at] = minimal_distances(
                 classifier,
                 images.to(device),
@@ -308,10 +332,12 @@ def _distances(
                 bisections=settings.bisections,
                 steps=config.steps,
                 generator=stage_generator(seed, f"robustness/distance/{norm}/{int(at[0])}"),
+                sight=sight,
             ).cpu()
+            blind[at] = sight.blind.cpu()
             advance(len(images))
     known = zip(rows.row_ids, found.tolist(), strict=True)
-    return MinimalDistance(
+    row = MinimalDistance(
         norm=norm,
         median=median_distance(found, largest),
         largest=largest,
@@ -319,3 +345,6 @@ def _distances(
         standing=int((found == torch.inf).sum()),
         distances_by_image={row_id: value if value < torch.inf else None for row_id, value in known},
     )
+    # A distance that a random start happened on is over-stated as well: no nearer image was looked for.
+    where = f"The search for minimal distances in {'L-inf' if norm == 'Linf' else norm}"
+    return row, Account("distance", where, int((blind & (found > 0)).sum()), int((found > 0).sum()))

@@ -20,6 +20,7 @@ from audit.robustness.ball import Norm, assert_in_ball, distance, per_image, ran
 from audit.robustness.door import check_eps, check_labels, checked_logits, float_images
 from audit.robustness.fab_projection import shortest_step
 from audit.robustness.losses import image_gradient, margin, targeted_margin
+from audit.robustness.sight import Sight
 
 LARGEST_MIX = 0.1
 """alpha_max: the largest share that the projection of the original has in a step."""
@@ -78,6 +79,7 @@ def _run(
     steps: int,
     norm: Norm,
     enough: float,
+    sight: Sight | None,
 ) -> None:
     """Attack the images `rows` of the batch towards `targets` `[N]` from `start`; leave off within `enough`."""
     current = start[rows]
@@ -93,6 +95,8 @@ def _run(
         if last or not bool(kept.any()):
             return
         gradient = image_gradient(classifier, difference, current)
+        if sight is not None:
+            sight.note(rows, gradient, norm)
         moved = _boundary_step(current.detach(), images[rows], gradient, difference.detach(), fooling, norm)
         rows, current = (rows, moved) if bool(kept.all()) else (rows[kept], moved[kept])
 
@@ -134,6 +138,7 @@ def _search(
     target_classes: int,
     radius: float,
     enough: float,
+    sight: Sight | None,
 ) -> _Nearest:
     """Find the nearest adversarial images; those within `enough` of their originals are not improved further."""
     if steps < 1 or restarts < 1 or target_classes < 1:
@@ -163,7 +168,7 @@ def _search(
                 unit = random_offset(images.shape, 0.5, norm, generator).to(images)
                 within = per_image(nearest.distance.clamp_max(radius), images)
                 start = (images + unit * within).clamp(0, 1)
-            _run(classifier, images, labels, order[:, rank], start, rows, nearest, steps, norm, enough)
+            _run(classifier, images, labels, order[:, rank], start, rows, nearest, steps, norm, enough, sight)
     rows = standing()
     rows = rows[torch.isfinite(nearest.distance[rows])]
     if len(rows) > 0:
@@ -183,13 +188,14 @@ def fab_minimal(
     steps: int = 100,
     restarts: int = 1,
     target_classes: int = 9,
+    sight: Sight | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the nearest adversarial images `[N, C, H, W]` found in [0, 1] and their distances `[N]` in pixel units.
 
     Distance 0: the image is misclassified as it is; inf: nothing was found, and the image itself is returned. `steps`
     are those of each of the at most `target_classes` likeliest wrong classes (K - 1 if fewer). Restarts draw from
-    `generator`. The classifier keeps its mode. Raises MetricError on images, labels or numbers out of range, and
-    ClassifierError on logits or gradients that are not finite.
+    `generator`, `sight` takes the account of the gradients. The classifier keeps its mode. Raises MetricError on
+    images, labels or numbers out of range, and ClassifierError on logits or gradients that are not finite.
     """
     images = float_images(images, "images given to FAB")
     with preserve_mode(classifier):
@@ -204,6 +210,7 @@ def fab_minimal(
             target_classes=target_classes,
             radius=START_RADIUS[norm],
             enough=0.0,
+            sight=sight,
         )
     return nearest.images, nearest.distance
 
@@ -219,6 +226,7 @@ def fab_attack(
     steps: int = 100,
     restarts: int = 1,
     target_classes: int = 9,
+    sight: Sight | None = None,
 ) -> Tensor:
     """Return adversarial images `[N, C, H, W]` within `eps` (pixel units), the image itself where none was found.
 
@@ -238,6 +246,7 @@ def fab_attack(
             target_classes=target_classes,
             radius=eps,
             enough=eps,
+            sight=sight,
         )
     result = torch.where(per_image(nearest.distance <= eps, images), nearest.images, images)
     assert_in_ball(result, images, eps, norm, "FAB")

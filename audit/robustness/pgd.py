@@ -16,6 +16,7 @@ from audit.errors import MetricError
 from audit.robustness.ball import Norm, ascent, assert_in_ball, per_image, project, random_offset
 from audit.robustness.door import check_eps, check_labels, checked_logits, float_images
 from audit.robustness.losses import cross_entropy, image_gradient
+from audit.robustness.sight import Sight
 
 
 def _accumulated(velocity: Tensor, gradient: Tensor, momentum: float) -> Tensor:
@@ -35,8 +36,13 @@ def _one_restart(
     step: float,
     norm: Norm,
     momentum: float,
+    sight: Sight | None,
+    rows: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Run PGD once from `start`; returns the best iterate, its loss `[N]` and whether it fools the classifier `[N]`."""
+    """Run PGD once from `start`; returns the best iterate, its loss `[N]` and whether it fools the classifier `[N]`.
+
+    `rows` `[N]` are the images' places in the account `sight`.
+    """
     best, best_loss = start.clone(), torch.full((len(images),), -torch.inf, device=images.device)
     fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     active = torch.arange(len(images), device=images.device)
@@ -57,6 +63,8 @@ def _one_restart(
         kept = ~wrong
         active = active[kept]
         direction = image_gradient(classifier, losses, current)[kept]
+        if sight is not None:
+            sight.note(rows[active], direction, norm)
         if momentum > 0:
             direction = velocity = _accumulated(velocity[kept], direction, momentum)
         moved = current.detach()[kept] + ascent(direction, step, norm)
@@ -77,6 +85,7 @@ def pgd_attack(
     norm: Norm = "Linf",
     momentum: float = 0.0,
     active: Tensor | None = None,
+    sight: Sight | None = None,
 ) -> Tensor:
     """Return adversarial images `[N, C, H, W]` in [0, 1] within `eps` (pixel units) of `images`.
 
@@ -85,8 +94,8 @@ def pgd_attack(
     image itself if it is misclassified already), else the one of highest cross-entropy over all `restarts`. Random
     starts come from `generator` alone and are drawn for the whole batch, so that two models attacked with equal
     generators are attacked from equal points; how far the generator has run afterwards depends on the model, so give
-    each batch one of its own. Images outside the mask `active` `[N]` (default: all) come back as they are. The
-    classifier keeps its mode.
+    each batch one of its own. Images outside the mask `active` `[N]` (default: all) come back as they are; `sight`
+    takes the account of the gradients. The classifier keeps its mode.
     Raises MetricError on images outside [0, 1], labels out of range or eps outside (0, 1] for L-inf (> 0 for L2), and
     ClassifierError on logits or gradients that are not finite.
     """
@@ -115,7 +124,7 @@ def pgd_attack(
             offset = random_offset(images.shape, eps, norm, generator).to(images)
             start = project(images[left] + offset[left], images[left], eps, norm)
             best, loss, fooled = _one_restart(
-                classifier, images[left], labels[left], start, eps, steps, step, norm, momentum
+                classifier, images[left], labels[left], start, eps, steps, step, norm, momentum, sight, left
             )
             better = fooled | (loss > result_loss[left])
             result[left[better]], result_loss[left[better]] = best[better], loss[better]

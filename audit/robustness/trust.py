@@ -7,7 +7,10 @@ Croce & Hein 2020 (losses that do not depend on the logits' scale, a black-box s
 A share of images is held against `chance_limit`: two points are tolerated, and what two points may look like by chance
 on so few images. Where a failure speaks about PGD alone - its number of steps, its loss - it marks `pgd` only, because
 the ensemble holds the remedy: longer and scale-free attacks, and Square. Where the gradients lead nowhere at all,
-outputs are of the wrong kind or the classifier draws at random, no attack at hand can be trusted: both are marked.
+outputs are of the wrong kind or the classifier draws at random, no attack at hand can be trusted: both are marked, and
+minimal distances with them.
+
+The checks are made in one norm at one radius and speak about both: what hides a gradient hides it in every ball.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,21 +25,27 @@ from audit.classifiers.trace import first_line
 from audit.config import EnsembleConfig, TrustConfig, eps_value
 from audit.errors import MetricError
 from audit.results import TrustCheck
-from audit.robustness.ball import TOLERANCE, project, random_offset
+from audit.robustness.ball import TOLERANCE, Norm, project, random_offset
 from audit.robustness.door import check_eps, check_labels, checked_logits, float_images
 from audit.robustness.losses import margin
 from audit.robustness.square import square_attack
 from audit.robustness.trust_case import FOREIGN_ERRORS, FORWARDS, RANDOMNESS_LIMIT, Case, NotMade, chance_limit
 
-AttackName = Literal["pgd", "ensemble"]
-BOTH: tuple[AttackName, ...] = ("pgd", "ensemble")
+AttackName = Literal["pgd", "ensemble", "distance"]
+EVERY: tuple[AttackName, ...] = ("pgd", "ensemble", "distance")
+ACCURACIES: tuple[AttackName, ...] = ("pgd", "ensemble")
+"""Minimal distances are searched by the margin, which the scale of the logits cannot saturate."""
+WITHOUT_SQUARE: tuple[AttackName, ...] = ("pgd", "distance")
 PGD_ONLY: tuple[AttackName, ...] = ("pgd",)
 
 PROBABILITY_TOLERANCE = 1e-3
 PROBABILITY_LIMIT = 0.5
 """Share of rows that look like probabilities; by chance next to none do, and a softmax makes all of them so."""
 LARGE_EPS = 0.5
-"""L-inf radius at which every image can become uniform grey, which has no class (Carlini et al. 2019)."""
+"""L-inf radius at which every image can become uniform grey, which has no class (Carlini et al. 2019).
+
+In L2 it is as much in every pixel: half the square root of their number.
+"""
 LARGE_STEPS = 40
 """PGD steps at the large radius, or as many as configured if more: the way is longer than in the usual ball."""
 
@@ -57,6 +66,7 @@ def _share_check(
         limit=limit,
         n=case.judged,
         eps=case.eps if eps is None else eps,
+        norm=case.norm,
         finding=f"{seen}: {tolerated if passed else fails}.",
         attacks=attacks,
     )
@@ -78,7 +88,7 @@ def _randomised_forward(case: Case) -> TrustCheck:
             if passed
             else "it draws at random, and attacks that do not average over its draws over-state robust accuracy."
         ),
-        attacks=BOTH,
+        attacks=EVERY,
     )
 
 
@@ -97,7 +107,7 @@ def _softmax_output(case: Case) -> TrustCheck:
         n=len(case.images),
         finding=f"{value:.0%} of the outputs are non-negative and sum to 1: "
         + ("they are logits." if passed else "they are probabilities, not logits, which hides the gradient."),
-        attacks=BOTH,
+        attacks=EVERY,
     )
 
 
@@ -109,8 +119,8 @@ def _without_gradient(case: Case) -> tuple[int, int]:
     count = cut = 0
     for rows in case.chunks(case.correct):
         images, labels = case.images[rows], case.labels[rows]
-        offset = random_offset(images.shape, case.eps, "Linf", case.generator(f"start/{int(rows[0])}"))
-        start = project(images + offset.to(images), images, case.eps, "Linf").requires_grad_()
+        offset = random_offset(images.shape, case.eps, case.norm, case.generator(f"start/{int(rows[0])}"))
+        start = project(images + offset.to(images), images, case.eps, case.norm).requires_grad_()
         with torch.enable_grad():
             margins = margin(case.classifier(start), labels)
         if not margins.requires_grad:
@@ -141,7 +151,7 @@ def _zero_gradients(case: Case) -> TrustCheck:
         f"The margin of the logits has no usable gradient on {count} of {n} images",
         "attacks can see where to go",
         fails,
-        BOTH,
+        EVERY,
     )
 
 
@@ -155,7 +165,7 @@ def _saturated_loss(case: Case) -> TrustCheck:
         f"PGD on rescaled logits fools {count} of {case.judged} images that plain PGD leaves standing",
         "the scale of the logits hides nothing",
         "cross-entropy is saturated, and robust accuracy under PGD is over-stated",
-        PGD_ONLY if {"apgd-t", "fab-t"} & set(case.ensemble.stages) else BOTH,
+        PGD_ONLY if {"apgd-t", "fab-t"} & set(case.ensemble.stages) else ACCURACIES,
     )
 
 
@@ -164,7 +174,13 @@ def _black_box_beats_white_box(case: Case) -> TrustCheck:
 
     def attack(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         return square_attack(
-            classifier, images, labels, eps=case.eps, generator=generator, queries=case.config.square_queries
+            classifier,
+            images,
+            labels,
+            eps=case.eps,
+            generator=generator,
+            norm=case.norm,
+            queries=case.config.square_queries,
         )
 
     count = case.newly_fooled("Square", attack)
@@ -176,7 +192,7 @@ def _black_box_beats_white_box(case: Case) -> TrustCheck:
         f"Square with {queries} queries fools {count} of {case.judged} images that PGD leaves standing",
         "the gradient is worth more than a blind search",
         "the gradient misleads PGD, and its robust accuracy is over-stated",
-        PGD_ONLY if "square" in case.ensemble.stages else BOTH,
+        WITHOUT_SQUARE if "square" in case.ensemble.stages else EVERY,
     )
 
 
@@ -185,14 +201,15 @@ def _large_eps(case: Case) -> TrustCheck:
 
     What stands is attacked once more on rescaled logits: if that works, the fault is PGD's loss and not the gradient's.
     """
-    eps = max(LARGE_EPS, case.eps)
+    pixels = case.images[0].numel()
+    eps = max(LARGE_EPS * (1.0 if case.norm == "Linf" else pixels**0.5), case.eps)
     attack = case.pgd(max(case.steps, LARGE_STEPS), None, eps)
     standing = case.attacked("PGD at a large eps", attack, eps, case.correct)
     count = int(standing.sum())
-    attacks = BOTH
+    attacks = EVERY
     if count / case.judged > chance_limit(case.judged):
         after = case.attacked("PGD on rescaled logits at a large eps", attack, eps, standing, scale_free=True)
-        attacks = PGD_ONLY if int(after.sum()) / case.judged <= chance_limit(case.judged) else BOTH
+        attacks = PGD_ONLY if int(after.sum()) / case.judged <= chance_limit(case.judged) else EVERY
     return _share_check(
         case,
         "large-eps",
@@ -242,7 +259,7 @@ def _bounds(case: Case) -> TrustCheck:
         limit=TOLERANCE,
         n=len(case.images),
         finding=finding,
-        attacks=BOTH,
+        attacks=EVERY,
     )
 
 
@@ -290,17 +307,18 @@ def trust_checks(
     seed: int,
     stage: str,
     ensemble: EnsembleConfig | None = None,
+    norm: Norm = "Linf",
 ) -> list[TrustCheck]:
     """Run every check of `CHECKS` on the first `config.n` of `images` `[N, C, H, W]` in [0, 1] with `labels` `[N]`.
 
-    `eps` (L-inf, pixel units), `steps` and `step_size` are those of the PGD whose number is in question; `ensemble`
+    `eps` (pixel units of `norm`), `steps` and `step_size` are those of the PGD whose number is in question; `ensemble`
     says which attacks the ensemble holds (default: all). Draws come from `seed` and `stage` alone. The classifier keeps
     its mode and the global generators their state. What a defence does to an attack ends in a row and never in an
     error. Raises MetricError on images, labels or eps that no attack takes, and ClassifierError where the outputs on
     the images themselves are no finite logits.
     """
     images = float_images(images[: config.n], "images given to the trust checks")
-    check_eps(eps, "Linf", images.shape[1:])
+    check_eps(eps, norm, images.shape[1:])
     if steps < 1:
         raise MetricError(f"The trust checks need PGD of at least 1 step; given: {steps}.")
     labels = labels[: config.n].to(images.device)
@@ -323,25 +341,30 @@ def trust_checks(
             step_size=step_size,
             seed=seed,
             stage=stage,
+            norm=norm,
         )
         return [_made(name, check, case) for name, check in CHECKS]
 
 
-def ensemble_beats_pgd(standing: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[TrustCheck, dict[str, str]]:
+def ensemble_beats_pgd(
+    standing: Mapping[tuple[Norm, str], tuple[Tensor, Tensor]],
+) -> tuple[TrustCheck, dict[tuple[Norm, str], str]]:
     """Hold what PGD left standing against what the ensemble left, on the same images: bool `[N]` each, by radius.
 
     Returns the check at the radius where the ensemble fools the largest share of what PGD left, and a sentence for each
     radius at which it is more than the tolerated: these numbers of PGD are untrusted. No defence need be at work; PGD
     is the weaker attack.
     """
-    counts = {radius: int((pgd & ~ensemble).sum()) for radius, (pgd, ensemble) in standing.items()}
+    counts = {ball: int((pgd & ~ensemble).sum()) for ball, (pgd, ensemble) in standing.items()}
     worst = max(counts, key=lambda key: counts[key])
     n = len(standing[worst][0])
     limit = chance_limit(n)
 
-    def finding(radius: str) -> str:
-        seen = f"At eps {radius} the ensemble fools {counts[radius]} of {n} images that PGD leaves standing"
-        if counts[radius] / n <= limit:
+    def finding(ball: tuple[Norm, str]) -> str:
+        norm, radius = ball
+        where = f"eps {radius}" if norm == "Linf" else f"eps {radius} (L2)"
+        seen = f"At {where} the ensemble fools {counts[ball]} of {n} images that PGD leaves standing"
+        if counts[ball] / n <= limit:
             return f"{seen}: PGD is nearly as strong here."
         return f"{seen}: PGD over-states robust accuracy, so read the ensemble's."
 
@@ -351,11 +374,12 @@ def ensemble_beats_pgd(standing: Mapping[str, tuple[Tensor, Tensor]]) -> tuple[T
         value=counts[worst] / n,
         limit=limit,
         n=n,
-        eps=eps_value(worst),
+        eps=eps_value(worst[1]),
+        norm=worst[0],
         finding=finding(worst),
         attacks=PGD_ONLY,
     )
-    return check, {radius: finding(radius) for radius in counts if counts[radius] / n > limit}
+    return check, {ball: finding(ball) for ball in counts if counts[ball] / n > limit}
 
 
 def untrusted_reasons(checks: Sequence[TrustCheck], attack: AttackName) -> list[str]:

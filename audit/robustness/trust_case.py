@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from audit.classifiers.trace import first_line
 from audit.config import EnsembleConfig, TrustConfig
 from audit.errors import ClassifierError, MetricError
-from audit.robustness.ball import distance
+from audit.robustness.ball import Norm, distance
 from audit.robustness.door import checked_logits
 from audit.robustness.pgd import pgd_attack
 from audit.seeds import stage_generator
@@ -98,6 +98,7 @@ class Case:
     step_size: float | None
     seed: int
     stage: str
+    norm: Norm = "Linf"
     excess: list[float] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
@@ -135,7 +136,14 @@ class Case:
 
         def attack(classifier: nn.Module, images: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
             return pgd_attack(
-                classifier, images, labels, eps=radius, steps=steps, step_size=step_size, generator=generator
+                classifier,
+                images,
+                labels,
+                eps=radius,
+                steps=steps,
+                step_size=step_size,
+                generator=generator,
+                norm=self.norm,
             )
 
         return attack
@@ -162,7 +170,7 @@ class Case:
             images, labels = self.images[rows], self.labels[rows]
             try:
                 adversarial = attack(target, images, labels, self.generator(f"{name}/{int(rows[0])}"))
-                self.excess.append(excess_of(adversarial, images, eps))
+                self.excess.append(excess_of(adversarial, images, eps, self.norm))
                 with torch.no_grad():
                     standing[rows] = checked_logits(self.classifier, adversarial).argmax(dim=1) == labels
             except torch.OutOfMemoryError:
@@ -176,10 +184,10 @@ class Case:
         return standing
 
 
-def excess_of(adversarial: Tensor, images: Tensor, eps: float) -> float:
-    """Return by how much a batch leaves the L-inf ball or [0, 1] at most; infinite where a pixel is not finite."""
+def excess_of(adversarial: Tensor, images: Tensor, eps: float, norm: Norm = "Linf") -> float:
+    """Return by how much a batch leaves its ball or [0, 1] at most; infinite where a pixel is not finite."""
     if not torch.isfinite(adversarial).all():
         return float("inf")
     outside = torch.maximum(-adversarial, adversarial - 1).amax()
-    beyond = distance(adversarial, images, "Linf").amax() - eps
+    beyond = distance(adversarial, images, norm).amax() - eps
     return max(0.0, float(outside), float(beyond))

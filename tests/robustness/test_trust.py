@@ -326,12 +326,12 @@ def test_the_ensemble_marks_pgd_at_the_radii_where_it_finds_much_more() -> None:
     stands = torch.ones(100, dtype=torch.bool)
     few, many = stands.clone(), stands.clone()
     few[:3], many[:20] = False, False
-    calm, beaten = ensemble_beats_pgd({"2/255": (stands, few), "8/255": (few, few)})
+    calm, beaten = ensemble_beats_pgd({("Linf", "2/255"): (stands, few), ("Linf", "8/255"): (few, few)})
     assert calm.passed
     assert calm.value == pytest.approx(0.03)
     assert not beaten
     assert calm.eps == pytest.approx(2 / 255)
-    loud, beaten = ensemble_beats_pgd({"2/255": (stands, few), "8/255": (stands, many)})
+    loud, beaten = ensemble_beats_pgd({("Linf", "2/255"): (stands, few), ("Linf", "8/255"): (stands, many)})
     assert loud.passed is False
     assert "At eps 8/255 the ensemble fools 20 of 100 images" in loud.finding
-    assert beaten == {"8/255": loud.finding}
+    assert beaten == {("Linf", "8/255"): loud.finding}
