@@ -117,8 +117,8 @@ def _list_key(item: Row) -> str | None:
             return None
 
 
-_NO_NUMBERS = {"distances_by_image", "outcomes", "input", "failed"}
-"""Parts of the results that hold nothing to gate on: what became of single images, and how a model was loaded."""
+_NO_NUMBERS = {"distances_by_image", "outcomes", "confusion", "input", "failed"}
+"""Parts of the results that hold nothing to gate on: single images and decisions, and how a model was loaded."""
 
 
 def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
