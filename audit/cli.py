@@ -241,6 +241,8 @@ def inspect_generator_command(
 
     found = inspect_generator(file)
     typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(as_lines(found)))
+    if "refused" in found:
+        raise typer.Exit(2)
 
 
 @generator_app.command("convert")

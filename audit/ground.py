@@ -11,13 +11,13 @@ from audit.data.audit_set import AuditSet
 from audit.embedded import path as embedded_path
 from audit.errors import GeneratorError, MetricError
 from audit.generator.features import DiscriminatorFeatures
-from audit.generator.load import LoadedGenerator, check_fits, load_generator
+from audit.generator.load import LoadedGenerator, check_fits, load_generator, why_no_discriminator
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
 from audit.metrics.canonical import LPIPS_SMALLEST, Lpips, available, load_clip, load_inception, load_lpips
 from audit.metrics.domain import load_domain
 from audit.metrics.embedding import Embedder, FeatureNetwork
 from audit.metrics.phantom_factors import load_phantom_factors
-from audit.results import NotComputed
+from audit.results import NotComputed, Notice
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,14 @@ class Ground:
     canonical: list[Embedder]
     lpips: Lpips | None
     missing: list[NotComputed]
+
+    @property
+    def notices(self) -> list[Notice]:
+        """What the generator's file left open or could not be used for, to be known before a number is believed."""
+        return [
+            Notice(subject="generator", kind="generator-file", text=f"{note[:1].upper()}{note[1:]}.")
+            for note in self.loaded.notes
+        ]
 
     @cached_property
     def encoder_sha256(self) -> str | None:
@@ -93,7 +101,8 @@ def domain_embedding(wanted: str, phantom: bool, loaded: LoadedGenerator, device
         return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
     if loaded.discriminator is None:
         raise GeneratorError(
-            "The generator file holds no discriminator, whose features are the ground of realism: train the generator "
-            "with `spruce-audit train generator`, which stores both."
+            f"{why_no_discriminator(loaded)}, and realism rests on its features where no embedding is named: set "
+            "metrics.embedding to the .safetensors file of a domain embedding, which `spruce-audit train embedding` "
+            "learns from images alone, or name a generator file with a discriminator."
         )
     return DiscriminatorFeatures(loaded.discriminator)

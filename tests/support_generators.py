@@ -1,6 +1,7 @@
 """Generator files as other projects write them, and the equations of rosinality's layout written out afresh."""
 
 import collections
+import contextlib
 import pickle
 import sys
 import types
@@ -15,12 +16,12 @@ TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0])
 KERNEL = torch.outer(TAPS, TAPS) / 64
 
 
-def tiny(seed=0, c_dim=0, channels=1):
+def tiny(seed=0, c_dim=0, channels=1, d_mapping_layers=2):
     """Networks of 16x16 pixels whose every tensor is random, biases, noise and mean code included."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         g = Generator(6, 8, 16, channels, 64, 8, mapping_layers=3, c_dim=c_dim)
-        d = Discriminator(16, channels, 64, 8, c_dim=c_dim)
+        d = Discriminator(16, channels, 64, 8, c_dim=c_dim, mapping_layers=d_mapping_layers)
         for network in (g, d):
             for name, tensor in network.state_dict().items():
                 if name.endswith(("bias", "noise_strength", "w_avg")):
@@ -46,56 +47,70 @@ class Persistent:
         return self.reconstruct, (self.meta,)
 
 
-def snapshot(g_state, d_state, source="raise SystemExit", g_kwargs=None, d_kwargs=None, protocol=4, **extra):
-    """Bytes of a snapshot with the given tensors; the modules that it names exist only while it is written."""
-    persistence, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib.util")
+class _Fakes(contextlib.AbstractContextManager):
+    """The modules that a snapshot names, which exist only within the context, while it is written."""
 
-    def _reconstruct_persistent_obj(meta):
-        raise AssertionError("the reader reconstructed an object")
+    def __init__(self):
+        persistence, util = types.ModuleType("torch_utils.persistence"), types.ModuleType("dnnlib.util")
 
-    class EasyDict(dict):
-        pass
+        def _reconstruct_persistent_obj(meta):
+            raise AssertionError("the reader reconstructed an object")
 
-    for module, thing in ((persistence, _reconstruct_persistent_obj), (util, EasyDict)):
-        thing.__module__, thing.__qualname__ = module.__name__, thing.__name__
-        setattr(module, thing.__name__, thing)
-    fakes = {
-        "torch_utils": types.ModuleType("torch_utils"), "torch_utils.persistence": persistence,
-        "dnnlib": types.ModuleType("dnnlib"), "dnnlib.util": util,
-    }  # fmt: skip
+        class EasyDict(dict):
+            pass
 
-    def module(state, class_name, kwargs):
-        parameters, buffers, children = (collections.OrderedDict() for _ in range(3))
-        for name in dict.fromkeys(key.split(".")[0] for key in state):
-            if name in state:
-                value = state[name].detach().clone()
-                is_buffer = name in ("resample_filter", "noise_const", "w_avg")
-                (buffers if is_buffer else parameters)[name] = value if is_buffer else torch.nn.Parameter(value)
-            else:
-                children[name] = module(by_prefix(state, f"{name}."), f"Sub_{name}", None)
-        content = {
-            "training": False, "_parameters": parameters, "_buffers": buffers, "_modules": children,
-            "_non_persistent_buffers_set": set(), "_backward_hooks": collections.OrderedDict(), "_init_args": (),
-            "_init_kwargs": EasyDict(kwargs or {}), "weight_gain": 0.5, "shape": torch.Size([1, 2]),
+        for module, thing in ((persistence, _reconstruct_persistent_obj), (util, EasyDict)):
+            thing.__module__, thing.__qualname__ = module.__name__, thing.__name__
+            setattr(module, thing.__name__, thing)
+        self.reconstruct, self.wrap = _reconstruct_persistent_obj, EasyDict
+        self.modules = {
+            "torch_utils": types.ModuleType("torch_utils"), "torch_utils.persistence": persistence,
+            "dnnlib": types.ModuleType("dnnlib"), "dnnlib.util": util,
         }  # fmt: skip
-        return Persistent(class_name, content, source, _reconstruct_persistent_obj, EasyDict)
 
-    before = {name: sys.modules.get(name) for name in fakes}
-    sys.modules.update(fakes)
-    try:
-        networks = {
-            "G": module(g_state, "Generator", g_kwargs),
-            "D": module(d_state, "Discriminator", d_kwargs) if d_state else None,
-            "G_ema": module(g_state, "Generator", g_kwargs),
-        }
-        other = {"training_set_kwargs": EasyDict(path="/data", resolution=16), "augment_pipe": None}
-        return pickle.dumps(networks | other | extra, protocol=protocol)
-    finally:
-        for name, module_ in before.items():
-            if module_ is None:
+    def __enter__(self):
+        self.before = {name: sys.modules.get(name) for name in self.modules}
+        sys.modules.update(self.modules)
+
+    def __exit__(self, *_):
+        for name, module in self.before.items():
+            if module is None:
                 del sys.modules[name]
             else:
-                sys.modules[name] = module_
+                sys.modules[name] = module
+
+
+PERSISTENT_FAKES = _Fakes()
+
+
+def whole_module(state, class_name="Generator", g_kwargs=None, source="raise SystemExit"):
+    """A network of persistent objects with the given tensors, to be pickled within PERSISTENT_FAKES."""
+    parameters, buffers, children = (collections.OrderedDict() for _ in range(3))
+    for name in dict.fromkeys(key.split(".")[0] for key in state):
+        if name in state:
+            value = state[name].detach().clone()
+            is_buffer = name in ("resample_filter", "noise_const", "w_avg") or not value.is_floating_point()
+            (buffers if is_buffer else parameters)[name] = value if is_buffer else torch.nn.Parameter(value)
+        else:
+            children[name] = whole_module(by_prefix(state, f"{name}."), f"Sub_{name}", None, source)
+    content = {
+        "training": False, "_parameters": parameters, "_buffers": buffers, "_modules": children,
+        "_non_persistent_buffers_set": set(), "_backward_hooks": collections.OrderedDict(), "_init_args": (),
+        "_init_kwargs": PERSISTENT_FAKES.wrap(g_kwargs or {}), "weight_gain": 0.5, "shape": torch.Size([1, 2]),
+    }  # fmt: skip
+    return Persistent(class_name, content, source, PERSISTENT_FAKES.reconstruct, PERSISTENT_FAKES.wrap)
+
+
+def snapshot(g_state, d_state, source="raise SystemExit", g_kwargs=None, d_kwargs=None, protocol=4, **extra):
+    """Bytes of a snapshot with the given tensors."""
+    with PERSISTENT_FAKES:
+        networks = {
+            "G": whole_module(g_state, "Generator", g_kwargs, source),
+            "D": whole_module(d_state, "Discriminator", d_kwargs, source) if d_state else None,
+            "G_ema": whole_module(g_state, "Generator", g_kwargs, source),
+        }
+        other = {"training_set_kwargs": PERSISTENT_FAKES.wrap(path="/data", resolution=16), "augment_pipe": None}
+        return pickle.dumps(networks | other | extra, protocol=protocol)
 
 
 # --- rosinality's layout ---------------------------------------------------------------------------------------------

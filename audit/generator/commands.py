@@ -10,10 +10,12 @@ from typing import Any
 from torch import nn
 
 from audit.errors import GeneratorError
-from audit.generator.contents import Pickled, open_pickle, printable, read_contents
+from audit.generator.contents import existing, printable
+from audit.generator.file_bytes import Budget, Foreign, Refused, Window
 from audit.generator.grid import grid_size, sample_grid, save_grid
-from audit.generator.load import LoadedGenerator, load_generator, resolve, save_generator
-from audit.generator.plain_pickle import Refused
+from audit.generator.harmless import harmful
+from audit.generator.load import LoadedGenerator, load_generator, open_generator, resolve, save_generator
+from audit.generator.sources import open_archive
 from audit.store import hash_file
 
 MAX_SAMPLES = 10_000
@@ -25,27 +27,22 @@ def inspect_generator(path: str | Path) -> dict[str, Any]:
     A file that is refused is described too, with the reason under `refused`. Raises GeneratorError if there is no file.
     """
     file = resolve(path)
-    if not file.is_file():
-        read_contents(file)  # says so
-    found: dict[str, Any] = {
-        "file": str(path),
-        "format": "unknown",
-        "bytes": file.stat().st_size,
-        "sha256": hash_file(file),
-    }
-    pickled: Pickled | None = None
+    found: dict[str, Any] = {"file": str(path), "format": "unknown"}
     try:
-        pickled = open_pickle(file)
+        existing(file)
+        found["bytes"] = file.stat().st_size
+        with file.open("rb") as opened:
+            window = Window.of(opened)
+            found["sha256"] = hash_file(file)
+            archive = open_archive(window, Budget())
+        if archive is not None:
+            found["format"] = "torch"
+            found["globals"] = sorted(".".join(name) for name in archive.content.globals)
+            found["globals_refused"] = sorted(".".join(name) for name in harmful(archive.content))
+        loaded = open_generator(file)
     except Refused as error:
-        return found | {"refused": str(error)}
-    if pickled is not None:
-        found["format"] = pickled.format
-        found["globals"] = sorted(".".join(name) for name in pickled.content.globals)
-        found["globals_refused"] = sorted(".".join(name) for name in pickled.refused())
-    try:
-        loaded = load_generator(path)
-    except GeneratorError as error:
-        return found | {"refused": str(error).split(" cannot be used: ")[-1].split("; `spruce-audit")[0]}
+        kind = {"format": error.kind} if isinstance(error, Foreign) else {}
+        return found | kind | {"refused": str(error)}
     return found | _described(loaded)
 
 

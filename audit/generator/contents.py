@@ -4,44 +4,43 @@
 |---|---|---|
 | spruce-audit | safetensors whose metadata name the format | safetensors |
 | safetensors | any other safetensors in a known layout | safetensors |
-| torch | `torch.save` of a state dict or checkpoint in a known layout | `audit.generator.torch_archive` |
-| rosinality | the same, in rosinality's layout | `audit.generator.rosinality` |
-| stylegan2-ada | pickle of persistent objects | `audit.generator.official_pickle` |
+| torch | `torch.save` of a state dict, checkpoint or module in a known layout | `audit.generator.torch_archive` |
+| rosinality | any of these in rosinality's layout, pSp's and e4e's checkpoints too | `audit.generator.rosinality` |
+| stylegan2-ada | persistent objects, pickled or saved by torch | `audit.generator.official_pickle` |
+
+A fault of the discriminator never costs the generator: it is left out, and a note says why.
 """
 
-import io
 import json
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from audit.errors import GeneratorError
-from audit.generator import official_pickle, rosinality
-from audit.generator.plain_pickle import Name, Plain, Refused, read_pickle
-from audit.generator.torch_archive import (
-    CHECKPOINT_GLOBALS,
-    MAGIC,
-    Archive,
-    entries_of,
-    read_sequential,
-    read_zipped,
-    refuse_unknown,
-)
+from audit.generator import rosinality
+from audit.generator.file_bytes import Refused, Window, brief
+from audit.generator.foreign import folder_kind, foreign
+from audit.generator.official_pickle import Module
+from audit.generator.sources import Source, open_source
 
 FORMAT = "spruce-audit generator 1"
-MAX_ENTRIES, MAX_DEPTH = 100_000, 6
 WHOLE_BATCH = 2**16
+MAX_TENSORS = 2_000
+"""Tensors of one network; the largest have about two hundred."""
+LEFT_OUT = "the discriminator is left out: "
+LR_MULTIPLIER = 0.01
+"""Of the mappings here: a layer's weights are stored divided by it (Karras et al. 2019, appendix C)."""
 _OURS = ("mapping", "synthesis")
 _ROSINALITY = ("style", "input", "conv1", "to_rgb1", "convs", "to_rgbs", "noises")
 _MARKS = ("synthesis.b4.const", rosinality.GENERATOR_MARK)
 _DISCRIMINATOR_MARKS = ("b4.out.weight", rosinality.DISCRIMINATOR_MARK)
-_KNOWN_VALUES: Mapping[str, Mapping[str, tuple[Any, ...]]] = {
-    "generator": {"architecture": ("skip",), "activation": ("lrelu",), "lr_multiplier": (0.01,)},
-    "discriminator": {"architecture": ("resnet",), "activation": ("lrelu",), "lr_multiplier": (0.01,)},
+_KNOWN_VALUES: Mapping[str, Mapping[str, Any]] = {
+    "generator": {"architecture": "skip", "activation": "lrelu"},
+    "discriminator": {"architecture": "resnet", "activation": "lrelu"},
 }
 """Settings of a snapshot that its tensors do not show, with the values that the networks here have."""
 
@@ -58,56 +57,25 @@ class Contents:
     notes: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Pickled:
-    """The pickle of a file, before it is judged: its kind, what it describes and the globals it asks for."""
-
-    format: str
-    content: Plain
-    archive: Archive | None
-    size: int
-
-    def refused(self) -> tuple[Name, ...]:
-        """Globals that are not on the list of its format."""
-        allowed = official_pickle.allowed if self.archive is None else CHECKPOINT_GLOBALS.__contains__
-        return tuple(name for name in self.content.globals if not allowed(name))
+def left_out(reason: Refused) -> str:
+    """The note for a discriminator that cannot be used."""
+    return f"{LEFT_OUT}{reason}"
 
 
-def open_pickle(path: Path) -> Pickled | None:
-    """Read the pickle of a torch or snapshot file as plain data; None if `path` is safetensors. Raises Refused."""
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start[8:] == b"{":
-        return None
-    if start[:4] == b"PK\x03\x04":
-        archive = read_zipped(path.read_bytes())
-        return Pickled("torch", archive.content, archive, path.stat().st_size)
-    if start[:1] != b"\x80":
-        raise Refused("it is neither safetensors, nor a file of torch, nor a StyleGAN2-ADA snapshot")
-    data = path.read_bytes()
-    source = io.BytesIO(data)
-    content = read_pickle(source)
-    if content.value == MAGIC:
-        archive = read_sequential(data)
-        return Pickled("torch", archive.content, archive, len(data))
-    if source.tell() != len(data):
-        raise Refused("bytes follow the end of its pickle")
-    return Pickled("stylegan2-ada", content, None, len(data))
-
-
-def read_contents(path: Path) -> Contents:
-    """Open a generator file of any supported format; raises GeneratorError if it is damaged, hostile or foreign."""
+def existing(path: Path) -> Path:
+    """Return `path` if it is a file; raises GeneratorError if there is nothing, Refused if it is something else."""
+    if path.is_dir():
+        raise folder_kind(path)
     if not path.is_file():
         raise GeneratorError(f"Generator file '{path}' does not exist: check generator.path.")
-    try:
-        pickled = open_pickle(path)
-        if pickled is None:
-            return _from_safetensors(path)
-        if pickled.archive is None:
-            return _from_snapshot(pickled)
-        return _from_archive(pickled, pickled.archive)
-    except Refused as error:
-        raise refusal(path, error) from None
+    return path
+
+
+def contents_of(path: Path) -> Contents:
+    """Open a generator file of any supported format; raises Refused if it is damaged, hostile or foreign."""
+    with path.open("rb") as file:
+        source = open_source(Window.of(file), path)
+        return _Networks(source).contents()
 
 
 def printable(text: str) -> str:
@@ -123,115 +91,154 @@ def refusal(path: Path, reason: Exception) -> GeneratorError:
     )
 
 
-def _from_safetensors(path: Path) -> Contents:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            networks = _pick(list(file.keys()), file.get_tensor)
-    except (SafetensorError, OSError) as error:
-        raise GeneratorError(
-            f"Generator file '{path}' cannot be read as safetensors ({error}): "
-            "train one with `spruce-audit train generator` or copy the file again."
-        ) from None
-    kind = "spruce-audit" if metadata.get("format") == FORMAT else "safetensors"
-    group = metadata.get("mbstd_group_size", "")
-    return Contents(
-        networks.layout or kind, networks.generator, networks.discriminator, metadata,
-        {"mbstd_group": int(group)} if group.isdecimal() and len(group) < 6 and int(group) else {},
-    )  # fmt: skip
-
-
-def _from_archive(pickled: Pickled, archive: Archive) -> Contents:
-    refuse_unknown(pickled.content.globals, CHECKPOINT_GLOBALS.__contains__)
-    described = dict(_leaves(archive))
-    networks = _pick(list(described), lambda name: archive.tensors.read(described[name]))
-    return Contents(networks.layout or "torch", networks.generator, networks.discriminator)
-
-
-def _leaves(archive: Archive) -> Iterator[tuple[str, Any]]:
-    """Descriptions of tensors in nested dictionaries by dotted name."""
-    todo: list[tuple[str, Any, int]] = [("", archive.root, 0)]
-    seen = 0
-    while todo:
-        prefix, value, depth = todo.pop()
-        for name, entry in (entries_of(value) or {}).items():
-            seen += 1
-            if seen > MAX_ENTRIES:
-                raise Refused(f"it holds more than {MAX_ENTRIES} entries")
-            if archive.tensors.is_tensor(entry):
-                yield f"{prefix}{name}"[:300], entry
-            elif depth < MAX_DEPTH and entries_of(entry):
-                todo.append((f"{prefix}{name}."[:300], entry, depth + 1))
-
-
-@dataclass(frozen=True)
 class _Networks:
-    layout: str | None
-    generator: dict[str, Tensor]
-    discriminator: dict[str, Tensor]
+    """Finds the generator (the averaged one where there are two) and the discriminator, whatever prefix they have."""
 
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        names = source.names
+        found = [(name.removesuffix(mark), mark) for name in names for mark in _MARKS if _ends(name, mark)]
+        if not found:
+            classes = {module.class_name for module in source.modules.values()}
+            raise foreign(names, classes, source.globals) or Refused(
+                "it holds no tensors of a StyleGAN2 generator, so that its architecture cannot be told"
+            )
+        self.prefix, mark = min(found, key=lambda f: ("ema" not in f[0].lower(), len(f[0]), f[0]))
+        self.foreign = mark == rosinality.GENERATOR_MARK
+        wanted = _DISCRIMINATOR_MARKS[self.foreign]
+        prefixes = [name.removesuffix(wanted) for name in names if _ends(name, wanted)]
+        # A discriminator without a prefix beside a generator without one could not be told from it.
+        self.other = min((p for p in prefixes if p and p != self.prefix), key=lambda p: (len(p), p), default=None)
+        self.notes: dict[str, None] = {}
 
-def _pick(names: list[str], read: Callable[[str], Tensor]) -> _Networks:
-    """Read the generator (the averaged one where there are two) and the discriminator, whatever prefix they have."""
-    found = [(name.removesuffix(mark), mark) for name in names for mark in _MARKS if _ends(name, mark)]
-    if not found:
-        raise Refused("it holds no tensors of a StyleGAN2 generator, so that its architecture cannot be told")
-    prefix, mark = min(found, key=lambda f: ("ema" not in f[0].lower(), len(f[0]), f[0]))
-    foreign = mark == rosinality.GENERATOR_MARK
-    generator = _part(names, read, prefix, _ROSINALITY if foreign else _OURS)
-    wanted = _DISCRIMINATOR_MARKS[foreign]
-    prefixes = [name.removesuffix(wanted) for name in names if _ends(name, wanted)]
-    # A discriminator without a prefix beside a generator without one could not be told from it.
-    other = min((p for p in prefixes if p and p != prefix), key=lambda p: (len(p), p), default=None)
-    discriminator = {} if other is None else _part(names, read, other, ())
-    if not foreign:
-        return _Networks(None, generator, discriminator)
-    mean = next((read(name) for name in ("latent_avg", f"{prefix}latent_avg") if name in names), None)
-    return _Networks(
-        "rosinality",
-        rosinality.translate_generator(generator, mean),
-        rosinality.translate_discriminator(discriminator),
-    )
+    def contents(self) -> Contents:
+        """Read both networks; raises Refused if the generator cannot be used."""
+        generator = self._part(self.prefix, _ROSINALITY if self.foreign else _OURS)
+        if self.foreign:
+            generator = rosinality.translate_generator(generator)
+            mean = self._mean()
+            if mean is not None:
+                generator["mapping.w_avg"] = mean
+        self._one_mean(generator)
+        module = self.source.modules.get(self.prefix.removesuffix("."))
+        official = module is not None and module.persistent
+        settings = self._settings("generator", self.prefix)
+        generator = _rescaled(generator, _multiplier(settings))
+        metadata = self.source.metadata
+        if module is not None and official:
+            metadata = {"class": module.class_name, "init_kwargs": json.dumps(module.settings)}
+        layout = "rosinality" if self.foreign else "stylegan2-ada" if official else self.source.kind
+        if metadata.get("format") == FORMAT:
+            layout = "spruce-audit"
+        discriminator, said = self._discriminator()
+        return Contents(layout, generator, discriminator, metadata, said, tuple(self.notes))
+
+    def _discriminator(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors of the discriminator and its settings; none where there is none or it cannot be used."""
+        if self.other is None:
+            return {}, {}
+        notes = dict(self.notes)
+        try:
+            settings = self._settings("discriminator", self.other)
+            tensors = self._part(self.other, ())
+            if self.foreign:
+                tensors = rosinality.translate_discriminator(tensors)
+            tensors = _rescaled(tensors, _multiplier(settings))
+        except Refused as error:
+            self.notes = notes | {left_out(error): None}
+            return {}, {}
+        group: Any = self.source.metadata.get("mbstd_group_size", "")
+        if group.isdecimal() and len(group) < 6 and int(group):
+            return tensors, {"mbstd_group": int(group)}
+        module = self.source.modules.get(self.other.removesuffix("."))
+        if module is None or not module.persistent:
+            return tensors, {}
+        epilogue = settings.get("epilogue_kwargs")
+        group = epilogue.get("mbstd_group_size", 4) if isinstance(epilogue, dict) else 4
+        # None stands for the whole batch.
+        return tensors, {"mbstd_group": group if isinstance(group, int) and 0 < group < WHOLE_BATCH else WHOLE_BATCH}
+
+    def _settings(self, kind: str, prefix: str) -> dict[str, Any]:
+        """What the module at `prefix` was made with, once it is known to be what the networks here have."""
+        module = self.source.modules.get(prefix.removesuffix("."))
+        if module is None:
+            return {}
+        settings = module.settings
+        _check_settings(kind, settings, self.notes)
+        mapping: Module | None = self.source.modules.get(f"{prefix}mapping")
+        said = settings.get("mapping_kwargs")
+        if mapping is not None and not (isinstance(said, dict) and "lr_multiplier" in said):
+            multiplier = mapping.settings.get("lr_multiplier", LR_MULTIPLIER)
+            settings = settings | {"mapping_kwargs": {"lr_multiplier": multiplier}}
+        return settings
+
+    def _part(self, prefix: str, first: tuple[str, ...]) -> dict[str, Tensor]:
+        """Tensors below `prefix`, real ones in float32; without a prefix, those whose first part is in `first`."""
+        names = [
+            name for name in self.source.names
+            if name.startswith(prefix) and (prefix or name.split(".", 1)[0] in first)
+            and name != f"{prefix}latent_avg"
+        ]  # fmt: skip
+        if len(names) > MAX_TENSORS:
+            raise Refused(f"a network in it has more than the budget of {MAX_TENSORS} tensors")
+        tensors = {name.removeprefix(prefix): self.source.read(name) for name in names}
+        return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+
+    def _mean(self) -> Tensor | None:
+        """The running mean of w beside the generator: at its own level or at one above, as in pSp's checkpoints."""
+        parts = self.prefix.removesuffix(".").split(".")
+        levels = [".".join([*parts[:n], "latent_avg"]) for n in range(len(parts), 0, -1)]
+        name = next((n for n in (*levels, "latent_avg") if n in self.source.names), None)
+        return None if name is None else self.source.read(name)
+
+    def _one_mean(self, generator: dict[str, Tensor]) -> None:
+        """Where the mean of w is repeated for every layer (pSp and e4e), take one row, if they are one and the same."""
+        mean, affine = generator.get("mapping.w_avg"), generator.get("synthesis.b4.conv1.affine.weight")
+        if mean is None or affine is None or affine.ndim != 2 or not affine.shape[1]:
+            return
+        if mean.numel() % affine.shape[1] or not mean.numel():
+            raise Refused(
+                f"its mean code has the shape {list(mean.shape)}, and its codes have {affine.shape[1]} numbers"
+            )
+        rows = mean.float().reshape(-1, affine.shape[1])
+        apart = float((rows - rows[:1]).abs().max())
+        if apart <= 1e-5 * max(1.0, float(rows.abs().max())):
+            generator["mapping.w_avg"] = rows[0].clone()
+        elif math.isfinite(apart):
+            del generator["mapping.w_avg"]
+            self.notes[f"its mean code differs from layer to layer, by up to {apart:.2g}, and is not used"] = None
 
 
 def _ends(name: str, mark: str) -> bool:
     return name == mark or name.endswith(f".{mark}")
 
 
-def _part(names: list[str], read: Callable[[str], Tensor], prefix: str, first: tuple[str, ...]) -> dict[str, Tensor]:
-    """Tensors below `prefix`; without one, those whose first part is in `first`."""
-    inside = (n for n in names if n.startswith(prefix) and (prefix or n.split(".", 1)[0] in first))
-    return {n.removeprefix(prefix): read(n) for n in inside if n != f"{prefix}latent_avg"}
+def _multiplier(settings: Mapping[str, Any]) -> float:
+    said = settings.get("mapping_kwargs")
+    value = said.get("lr_multiplier", LR_MULTIPLIER) if isinstance(said, dict) else LR_MULTIPLIER
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-6 <= value <= 1e6:
+        raise Refused(f"its mapping has lr_multiplier = {brief(value)}, and only numbers above 0 are possible")
+    return float(value)
 
 
-def _from_snapshot(pickled: Pickled) -> Contents:
-    networks = official_pickle.networks_of(pickled.content, pickled.size)
-    generator = networks.get("G_ema") or networks.get("G")
-    if generator is None:
-        raise Refused("its pickle holds no generator under 'G_ema' or 'G'")
-    notes: dict[str, None] = {}
-    _check_settings("generator", generator.settings, notes)
-    discriminator, settings = networks.get("D"), {}
-    if discriminator is not None:
-        _check_settings("discriminator", discriminator.settings, notes)
-        epilogue = discriminator.settings.get("epilogue_kwargs")
-        group = epilogue.get("mbstd_group_size", 4) if isinstance(epilogue, dict) else 4
-        # None stands for the whole batch.
-        settings["mbstd_group"] = group if isinstance(group, int) and 0 < group < WHOLE_BATCH else WHOLE_BATCH
-    said = {"class": generator.class_name, "init_kwargs": json.dumps(generator.settings)}
-    return Contents(
-        "stylegan2-ada", generator.tensors, {} if discriminator is None else discriminator.tensors, said, settings,
-        tuple(notes),
-    )  # fmt: skip
+def _rescaled(tensors: dict[str, Tensor], multiplier: float) -> dict[str, Tensor]:
+    """The same mapping with its weights stored for the learning-rate multiplier of the networks here.
+
+    A layer computes `multiplier * (W x / sqrt(inputs) + b)`, so that the factor can move into W and b.
+    """
+    if multiplier == LR_MULTIPLIER:
+        return tensors
+    factor = multiplier / LR_MULTIPLIER
+    return {n: t * factor if n.startswith("mapping.fc") and t.is_floating_point() else t for n, t in tensors.items()}
 
 
 def _check_settings(kind: str, settings: Mapping[str, Any], notes: dict[str, None]) -> None:
     """Refuse settings that the networks here do not have; they may stand at any depth of the arguments."""
     for key, value in settings.items():
         known = _KNOWN_VALUES[kind].get(key)
-        if known is not None and value not in known:
-            raise Refused(f"its {kind} has {key} = {str(value)[:60]}, and only {known[0]} is supported")
+        if known is not None and value != known:
+            raise Refused(f"its {kind} has {key} = {brief(value)}, and only {known} is supported")
         if key == "conv_clamp" and value is not None:
-            notes[f"activations are not clamped at {value}, as the original does for half precision"] = None
+            notes[f"activations are not clamped at {brief(value)}, as the original does for half precision"] = None
         if isinstance(value, dict):
             _check_settings(kind, value, notes)

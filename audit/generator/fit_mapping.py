@@ -26,7 +26,13 @@ from audit.generator.features import DiscriminatorFeatures
 from audit.generator.fit_config import FitMappingConfig, portable_fit
 from audit.generator.grid import sample_grid, save_grid
 from audit.generator.infer import mean_code
-from audit.generator.load import LoadedGenerator, check_fits, load_generator, save_generator
+from audit.generator.load import (
+    LoadedGenerator,
+    check_fits,
+    load_generator,
+    save_generator,
+    why_no_discriminator,
+)
 from audit.generator.moments import Target, follow, gap, gap_loss, moments
 from audit.generator.snapshot import (
     EMBED_BATCH,
@@ -62,7 +68,7 @@ def _network(name: str, loaded: LoadedGenerator, device: torch.device) -> Embedd
     if name != "discriminator":
         return load_domain(name).to(device)
     if loaded.discriminator is None:
-        raise GeneratorError('The generator file holds no discriminator: leave "discriminator" out of features.')
+        raise GeneratorError(f'{why_no_discriminator(loaded)}: leave "discriminator" out of features.')
     return DiscriminatorFeatures(loaded.discriminator)
 
 

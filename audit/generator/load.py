@@ -6,7 +6,8 @@ file does not say its architecture, it is inferred from the shapes (`audit.gener
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from audit.embedded import path as embedded_path
 from audit.errors import GeneratorError
-from audit.generator.contents import FORMAT, Contents, read_contents, refusal
+from audit.generator.contents import FORMAT, LEFT_OUT, Contents, contents_of, existing, left_out, refusal
 from audit.generator.discriminator import Discriminator
+from audit.generator.file_bytes import Refused, brief
 from audit.generator.infer import complete, infer_discriminator, infer_generator, mean_code
 from audit.generator.networks import Generator
-from audit.generator.plain_pickle import Refused
 from audit.store import atomic_write_bytes, hash_file
 
 Network = TypeVar("Network", Generator, Discriminator)
@@ -70,12 +71,10 @@ def _settings(inferred: dict[str, Any], said: str | None, word: str) -> dict[str
         counted.append("mapping_layers")
     for key in counted:
         if key in inferred and settings.get(key, inferred[key]) != inferred[key]:
-            raise Refused(
-                f"it says {key} = {str(settings[key])[:60]} of its {word}, but its tensors have {inferred[key]}"
-            )
+            raise Refused(f"it says {key} = {brief(settings[key])} of its {word}, but its tensors have {inferred[key]}")
     group = settings.get("mbstd_group", 1)
     if not isinstance(group, int) or group < 1:
-        raise Refused(f"it says mbstd_group = {str(group)[:60]}, and only whole numbers from 1 upwards are possible")
+        raise Refused(f"it says mbstd_group = {brief(group)}, and only whole numbers from 1 upwards are possible")
     if not inferred["c_dim"] and word == "discriminator":
         settings.pop("mapping_layers", None)
     return inferred | settings
@@ -85,10 +84,12 @@ def _build(kind: type[Network], settings: dict[str, Any], state: dict[str, Tenso
     """Make the network that `settings` describe and fill it with `state`; raises Refused naming the first misfit."""
     prefix = "G." if issubclass(kind, Generator) else "D."
     try:
-        with torch.device("meta"):  # shapes only: nothing is allocated before the file is known to hold it
-            expected = {name: t.shape for name, t in kind(**settings).state_dict().items()}
+        with torch.device("meta"):  # shapes only: the file's tensors become the network's
+            network = kind(**settings)
     except (TypeError, ValueError, RuntimeError, OverflowError, AttributeError, GeneratorError):
-        raise Refused(f"the architecture that it says cannot be built ({str(settings)[:200]})") from None
+        said = ", ".join(f"{key[:40]} = {brief(value)}" for key, value in islice(settings.items(), 12))
+        raise Refused(f"the architecture that it says cannot be built ({said[:200]})") from None
+    expected = {name: t.shape for name, t in network.state_dict().items()}
     notes = complete(state, expected)
     _check_names(expected, state, prefix)
     for name, value in state.items():
@@ -98,9 +99,7 @@ def _build(kind: type[Network], settings: dict[str, Any], state: dict[str, Tenso
             )
         if not torch.isfinite(value).all():
             raise Refused(f"its tensor '{prefix}{name}' holds NaN or infinity")
-    with torch.random.fork_rng(devices=[]):  # initial weights are drawn from the global stream, and replaced
-        network = kind(**settings)
-    network.load_state_dict({name: value.float() for name, value in state.items()})
+    network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
     return network.eval().requires_grad_(False), notes
 
 
@@ -127,15 +126,25 @@ def networks_from(contents: Contents) -> tuple[Generator, Discriminator | None, 
     generator, notes = _build(Generator, settings, state)
     if not has_mean:
         generator.mapping.w_avg.copy_(mean_code(generator.mapping, generator.z_dim, generator.c_dim))
-        notes.append("the mean code is that of 10 000 random codes, as the file holds none")
+        notes.append("the mean code is that of 10 000 random codes, as the file gives none")
     discriminator: Discriminator | None = None
     if contents.discriminator:
-        state = dict(contents.discriminator)
-        inferred = infer_discriminator(state, contents.settings.get("mbstd_group", 4))
-        settings = _settings(inferred, ours.get("discriminator"), "discriminator")
-        discriminator, more = _build(Discriminator, settings, state)
-        notes += more
+        try:
+            discriminator, more = _discriminator(contents, ours.get("discriminator"), generator)
+            notes += more
+        except Refused as error:
+            notes.append(left_out(error))
     return generator, discriminator, (*contents.notes, *notes)
+
+
+def _discriminator(contents: Contents, said: str | None, generator: Generator) -> tuple[Discriminator, list[str]]:
+    """The discriminator of a file and what had to be made up; raises Refused also if it judges other images."""
+    state = dict(contents.discriminator)
+    inferred = infer_discriminator(state, contents.settings.get("mbstd_group", 4))
+    judged, drawn = ((n["resolution"], n["channels"]) for n in (inferred, generator.settings))
+    if judged != drawn:
+        raise Refused(f"it judges images of {judged} pixels and channels, but the generator draws {drawn}")
+    return _build(Discriminator, _settings(inferred, said, "discriminator"), state)
 
 
 def resolve(path: str | Path) -> Path:
@@ -150,19 +159,31 @@ def load_generator(path: str | Path, device: torch.device | str = "cpu") -> Load
     Both networks come in evaluation mode without gradients, in float32. Raises GeneratorError naming file and remedy.
     """
     file = resolve(path)
-    contents = read_contents(file)
     try:
-        generator, discriminator, notes = networks_from(contents)
+        loaded = open_generator(file)
     except Refused as error:
         raise refusal(file, error) from None
-    return LoadedGenerator(
-        generator.to(device),
-        None if discriminator is None else discriminator.to(device),
-        hash_file(file),
-        contents.metadata,
-        contents.format,
-        notes,
+    discriminator = loaded.discriminator
+    return replace(
+        loaded,
+        generator=loaded.generator.to(device),
+        discriminator=None if discriminator is None else discriminator.to(device),
     )
+
+
+def open_generator(file: Path) -> LoadedGenerator:
+    """Open a file on the CPU; raises Refused with the reason, GeneratorError if there is no file."""
+    contents = contents_of(existing(file))
+    generator, discriminator, notes = networks_from(contents)
+    return LoadedGenerator(generator, discriminator, hash_file(file), contents.metadata, contents.format, notes)
+
+
+def why_no_discriminator(loaded: LoadedGenerator) -> str:
+    """Begin the sentence for a discriminator that is needed and not there."""
+    reason = next((note for note in loaded.notes if note.startswith(LEFT_OUT)), None)
+    if reason is None:
+        return "The generator file holds no discriminator"
+    return f"The discriminator of the generator file cannot be used ({reason.removeprefix(LEFT_OUT)})"
 
 
 def check_fits(generator: Generator, image_shape: tuple[int, int, int]) -> None:

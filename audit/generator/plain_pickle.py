@@ -5,54 +5,53 @@ fetches any global the program names and calls it. This one pushes a *descriptio
 for a call that was asked for. A reader then interprets those it knows. There is therefore no code that a hostile file
 could reach, whatever it names; what remains is to bound memory and time:
 
-- lengths are checked by `pickletools.genops` against the bytes that are there, before anything is allocated;
-- the number of opcodes is limited, and every opcode allocates a constant amount beyond its own bytes;
+- lengths are checked against the bytes that are there before anything is read, and long ones stay in the file;
+- opcodes and text are counted against the budget of the file, and every opcode allocates a constant amount;
 - keys are text (numbers are turned into it), so that no nested tuple is ever hashed and no hash collision can be aimed;
-- opcodes that Python's own pickler does not write for such data (INST, OBJ, EXT, text persistent ids, ...) are refused.
+- opcodes that Python 3's own pickler does not write (INST, OBJ, EXT, text persistent ids, ...) are refused.
 """
 
 import pickletools
+import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Any
 
-MAX_OPCODES = 2_000_000
-"""A snapshot of three 1024x1024 networks takes about a tenth of a million."""
-MAX_INTEGER_BITS = 128
+from audit.generator.file_bytes import CHUNK, MAX_BLOB_TEXT, MAX_OPCODES, Blob, Budget, Refused, Window
+
+MAX_INTEGER_BYTES = 64
+MAX_LINE = 1000
+SMALL_BYTES = 256
+"""Raw bytes up to this length are copied; longer ones stay in the file."""
 Name = tuple[str, str]
 """Module and qualified name of a global."""
 
 
-class Refused(ValueError):
-    """The bytes cannot be or are not to be read; `str(error)` is the clause that says why."""
-
-
-class ByteSource(Protocol):
-    """What bytes are read from: an `io.BytesIO` or an `mmap`, whose `read` never allocates more than there is."""
-
-    def read(self, size: int = -1, /) -> bytes: ...
-    def readline(self) -> bytes: ...
-    def tell(self) -> int: ...
-
-
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class Global:
     """A name that the pickle asks for; never looked up."""
 
     name: Name
 
 
-@dataclass(eq=False, repr=False)
 class Call:
     """A call that the pickle asks for; never made. `entries` and `state` are what it then puts into the result."""
 
-    name: Name
-    arguments: tuple[Any, ...]
-    entries: dict[str, Any] = field(default_factory=dict)
-    state: Any = None
+    __slots__ = ("_entries", "arguments", "name", "state")
+
+    def __init__(self, name: Name, arguments: tuple[Any, ...], entries: dict[str, Any] | None = None) -> None:
+        self.name, self.arguments, self._entries = name, arguments, entries
+        self.state: Any = None
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """Entries of the dictionary that the result is; made when first asked for."""
+        if self._entries is None:
+            self._entries = {}
+        return self._entries
 
 
-@dataclass(frozen=True, eq=False, repr=False)
+@dataclass(frozen=True, eq=False, repr=False, slots=True)
 class PersistentId:
     """A reference to something outside the pickle, such as a storage of torch."""
 
@@ -61,38 +60,164 @@ class PersistentId:
 
 @dataclass(frozen=True, repr=False)
 class Plain:
-    """What a pickle describes, with every global and every reference to the outside that it names, in order."""
+    """What a pickle describes, every global (`called` where it is called) and reference that it names, and its end."""
 
     value: Any
     globals: tuple[Name, ...]
+    called: frozenset[Name]
     persistent: tuple[PersistentId, ...]
+    end: int
 
 
-_VALUES = {
-    "BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8",
-    "BINBYTES", "SHORT_BINBYTES", "BINBYTES8",
+class _Cursor:
+    """Reads a window from front to back through a small buffer."""
+
+    def __init__(self, window: Window, start: int) -> None:
+        self.window, self._base, self._at, self._data = window, start, 0, b""
+
+    @property
+    def position(self) -> int:
+        return self._base + self._at
+
+    def take(self, size: int) -> bytes:
+        end = self._at + size
+        if end > len(self._data):
+            self._base, self._at = self.position, 0
+            left = self.window.size - self._base
+            if size > left:
+                raise Refused("its pickle is cut short")
+            self._data = self.window.read(self._base, max(size, min(CHUNK, left)))
+            end = size
+        part, self._at = self._data[self._at : end], end
+        return part
+
+    def skip(self, size: int) -> Window:
+        """The next `size` bytes, unread."""
+        part = self.window.part(self.position, size)
+        self._advance(size)
+        return part
+
+    def _advance(self, size: int) -> None:
+        if self._at + size <= len(self._data):
+            self._at += size
+        else:
+            self._base, self._at, self._data = self.position + size, 0, b""
+
+    def line(self) -> Window:
+        """The bytes up to the next end of line, which is passed as well."""
+        start = self.position
+        found = self._data.find(b"\n", self._at)
+        size = found - self._at
+        at = start if found >= 0 else self._base + len(self._data)
+        while found < 0:
+            part = self.window.read(at, min(CHUNK, self.window.size - at))
+            if not part:
+                raise Refused("its pickle is cut short")
+            found = part.find(b"\n")
+            size = at + found - start
+            at += len(part)
+        self._advance(size + 1)
+        return self.window.part(start, size)
+
+
+def _short_line(cursor: _Cursor) -> str:
+    line = cursor.line()
+    if line.size > MAX_LINE:
+        raise Refused(f"its pickle has a name or number of more than {MAX_LINE} bytes")
+    return line.read(0, line.size).decode("utf-8")
+
+
+_FIXED = {
+    "BININT": "<i", "BININT1": "<B", "BININT2": "<H", "BINFLOAT": ">d", "BINGET": "<B", "LONG_BINGET": "<I",
+    "BINPUT": "<B", "LONG_BINPUT": "<I", "PROTO": "<B", "FRAME": "<Q",
 }  # fmt: skip
+_COUNTED = {
+    "SHORT_BINUNICODE": ("<B", "utf-8"), "BINUNICODE": ("<I", "utf-8"), "BINUNICODE8": ("<Q", "utf-8"),
+    "SHORT_BINSTRING": ("<B", "latin-1"), "BINSTRING": ("<i", "latin-1"),
+    "SHORT_BINBYTES": ("<B", None), "BINBYTES": ("<I", None), "BINBYTES8": ("<Q", None), "BYTEARRAY8": ("<Q", None),
+}  # fmt: skip
+_LONG = {"LONG1": "<B", "LONG4": "<i"}
+_LINES = {"INT", "LONG", "FLOAT", "GET", "PUT"}
+_VALUES = {"BININT", "BININT1", "BININT2", "BINFLOAT", "INT", "LONG", "FLOAT", "STRING", "UNICODE", *_COUNTED, *_LONG}
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
+_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 
 
-def read_pickle(source: ByteSource) -> Plain:
-    """Interpret one pickle from the current position of `source`, which is left just behind it; raises Refused."""
-    machine = _Machine()
-    position = -1
-    try:
-        for count, (opcode, argument, place) in enumerate(pickletools.genops(source)):  # type: ignore[arg-type]
-            position = place or 0
-            if count >= MAX_OPCODES:
-                raise Refused(f"its pickle has more than {MAX_OPCODES} opcodes")
-            if opcode.name == "STOP":
-                return Plain(machine.pop(), tuple(machine.globals), tuple(machine.persistent))
-            machine.step(opcode.name, argument)
-    except Refused:
-        raise
-    except (ValueError, IndexError, KeyError, OverflowError) as error:
-        reason = str(error).splitlines()[0][:120] if isinstance(error, ValueError) else "an operand is missing"
-        raise Refused(f"its pickle is damaged or cut short after byte {position} ({reason})") from None
-    raise Refused("its pickle is cut short")
+def _unpack(cursor: _Cursor, code: str) -> Any:
+    return struct.unpack(code, cursor.take(struct.calcsize(code)))[0]
+
+
+def _argument(opcode: str, cursor: _Cursor, budget: Budget) -> Any:
+    """What follows `opcode` in the pickle, its length checked before it is read."""
+    if opcode in _FIXED:
+        value = _unpack(cursor, _FIXED[opcode])
+        if opcode == "FRAME" and value > cursor.window.size - cursor.position:
+            raise Refused("its pickle is cut short")
+        return value
+    if opcode in _COUNTED:
+        code, encoding = _COUNTED[opcode]
+        size = _unpack(cursor, code)
+        if encoding is None and size > SMALL_BYTES:
+            return Blob(cursor.skip(size))
+        if size > MAX_BLOB_TEXT:
+            return Blob(cursor.skip(size), encoding)
+        budget.spend_text(max(size, 0))
+        data = cursor.take(size) if size >= 0 else _damaged()
+        return data if encoding is None else data.decode(encoding, "surrogatepass" if encoding == "utf-8" else "strict")
+    if opcode in _LONG:
+        size = _unpack(cursor, _LONG[opcode])
+        if not 0 <= size <= MAX_INTEGER_BYTES:
+            raise Refused(f"its pickle holds an integer of more than {8 * MAX_INTEGER_BYTES} bits")
+        return int.from_bytes(cursor.take(size), "little", signed=True)
+    if opcode in _LINES:
+        return _number(opcode, _short_line(cursor))
+    if opcode in ("UNICODE", "STRING"):
+        line = cursor.line()
+        encoding = "raw-unicode-escape" if opcode == "UNICODE" else "unicode-escape"
+        if line.size > MAX_BLOB_TEXT:
+            return Blob(line, encoding)
+        budget.spend_text(line.size)
+        text = line.read(0, line.size).decode(encoding)
+        return text[1:-1] if opcode == "STRING" else text
+    if opcode == "GLOBAL":
+        return _short_line(cursor), _short_line(cursor)
+    return None
+
+
+def _damaged() -> bytes:
+    raise ValueError("a length is negative")
+
+
+def _number(opcode: str, line: str) -> Any:
+    if len(line) > 150:
+        raise Refused(f"its pickle holds an integer of more than {8 * MAX_INTEGER_BYTES} bits")
+    if opcode == "INT" and line in ("00", "01"):
+        return line == "01"
+    return float(line) if opcode == "FLOAT" else int(line.removesuffix("L"))
+
+
+def read_pickle(window: Window, budget: Budget, start: int = 0) -> Plain:
+    """Interpret one pickle from `start` of `window` within `budget`; raises Refused."""
+    machine, cursor = _Machine(), _Cursor(window, start)
+    while True:
+        position = cursor.position
+        try:
+            opcode = _NAMES.get(cursor.take(1)[0], "unknown")
+            budget.opcodes -= 1
+            if budget.opcodes < 0:
+                raise Refused(f"its pickle is longer than the budget of {MAX_OPCODES} opcodes")
+            argument = _argument(opcode, cursor, budget)
+            if opcode == "STOP":
+                return Plain(
+                    machine.pop(), tuple(machine.globals), frozenset(machine.called), tuple(machine.persistent),
+                    cursor.position,
+                )  # fmt: skip
+            machine.step(opcode, argument)
+        except Refused:
+            raise
+        except (ValueError, IndexError, KeyError, OverflowError) as error:
+            reason = str(error).splitlines()[0][:120] if isinstance(error, ValueError) else "an operand is missing"
+            raise Refused(f"its pickle is damaged or cut short after byte {position} ({reason})") from None
 
 
 class _Machine:
@@ -103,6 +228,7 @@ class _Machine:
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.globals: dict[Name, None] = {}
+        self.called: set[Name] = set()
         self.persistent: list[PersistentId] = []
 
     def pop(self) -> Any:
@@ -115,8 +241,6 @@ class _Machine:
     def step(self, opcode: str, argument: Any) -> None:
         """Carry out one opcode."""
         if opcode in _VALUES:
-            if isinstance(argument, int) and argument.bit_length() > MAX_INTEGER_BITS:
-                raise Refused(f"its pickle holds an integer of more than {MAX_INTEGER_BITS} bits")
             self.stack.append(argument)
         elif opcode in _CONSTANTS:
             self.stack.append(_CONSTANTS[opcode])
@@ -131,28 +255,42 @@ class _Machine:
         else:
             self.stack = self.below.pop()
 
-    def _drop_marked(self, _: None) -> None:
-        self._since_mark()
-
     def _new_global(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise Refused("its pickle names a global by something that is no text")
         self.globals[module, name] = None
         self.stack.append(Global((module, name)))
 
-    def _global(self, argument: str) -> None:
-        module, _, name = argument.partition(" ")
-        self._new_global(module, name)
-
     def _stack_global(self, _: None) -> None:
         name, module = self.pop(), self.pop()
         self._new_global(module, name)
 
-    def _call(self, _: None) -> None:
-        arguments, function = self.pop(), self.pop()
+    def _make(self, function: Any, arguments: Any, called: bool) -> None:
+        if isinstance(function, Call) and function.name == ("functools", "partial") and function.arguments:
+            function = function.arguments[0]
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise Refused("its pickle calls something that is no named function")
-        self.stack.append(Call(function.name, arguments))
+        name, entries = function.name, None
+        if name[0] in ("copyreg", "copy_reg") and arguments and isinstance(arguments[0], Global):
+            # How the older protocols make an object of a class, with what a dictionary or list within it holds.
+            name, called = arguments[0].name, False
+            entries = next((a for a in arguments[1:] if isinstance(a, dict)), None)
+            arguments = ()
+        if called:
+            self.called.add(name)
+        self.stack.append(Call(name, arguments, entries))
+
+    def _call(self, _: None) -> None:
+        arguments, function = self.pop(), self.pop()
+        self._make(function, arguments, called=True)
+
+    def _new(self, _: None) -> None:
+        arguments, function = self.pop(), self.pop()
+        self._make(function, arguments, called=False)
+
+    def _new_with_names(self, _: None) -> None:
+        self.pop()
+        self._new(None)
 
     def _build(self, _: None) -> None:
         state, target = self.pop(), self.stack[-1]
@@ -162,9 +300,10 @@ class _Machine:
 
     def _append(self, items: list[Any]) -> None:
         target = self.stack[-1]
-        if not isinstance(target, list):
+        if isinstance(target, list):
+            target.extend(items)
+        elif not isinstance(target, Call):  # an object that is a list is an extra: what it holds is dropped
             raise Refused("its pickle appends to something that is no list")
-        target.extend(items)
 
     def _set(self, flat: list[Any]) -> None:
         target = self.stack[-1]
@@ -172,9 +311,14 @@ class _Machine:
         if not isinstance(entries, dict) or len(flat) % 2:
             raise Refused("its pickle puts entries into something that is no dictionary")
         for key, value in zip(flat[::2], flat[1::2], strict=True):
-            if not isinstance(key, str | int | float | None):
-                raise Refused("its pickle has a dictionary key that is neither text nor a number")
-            entries[key if isinstance(key, str) else str(key)] = value
+            # Entries under other keys belong to no network; hashing such a key could take any time.
+            if isinstance(key, str | int | float | None):
+                entries[key if isinstance(key, str) else str(key)] = value
+
+    def _dictionary(self, _: None) -> None:
+        items = self._since_mark()
+        self.stack.append({})
+        self._set(items)
 
     def _tuple(self, size: int) -> None:
         if len(self.stack) < size:
@@ -187,7 +331,7 @@ class _Machine:
         items = self._since_mark()
         self.stack.append(tuple(items))
 
-    def _frozen_set(self, _: None) -> None:
+    def _marked_list(self, _: None) -> None:
         items = self._since_mark()
         self.stack.append(items)
 
@@ -202,40 +346,51 @@ class _Machine:
         self.stack = []
 
     def _persistent_id(self, _: None) -> None:
-        reference = PersistentId(self.pop())
+        value = self.pop()
+        match value:
+            case ("module", Global() as named, *_):  # how torch's older layout names the class of a whole module
+                self.stack.append(named)
+                return
+        reference = PersistentId(value)
         self.persistent.append(reference)
         self.stack.append(reference)
 
 
 # Sets become lists: their elements are never hashed.
-_HANDLERS: dict[str, Callable[[_Machine, Any], None]] = {
+_HANDLERS: dict[str, Callable[[_Machine, Any], Any]] = {
     "PROTO": lambda m, a: None,
     "FRAME": lambda m, a: None,
     "MARK": _Machine._mark,
     "POP": _Machine._drop,
-    "POP_MARK": _Machine._drop_marked,
+    "POP_MARK": lambda m, a: m._since_mark(),
+    "DUP": lambda m, a: m.stack.append(m.stack[-1]),
+    "DICT": _Machine._dictionary,
+    "LIST": _Machine._marked_list,
     "EMPTY_DICT": lambda m, a: m.stack.append({}),
     "EMPTY_LIST": lambda m, a: m.stack.append([]),
     "EMPTY_SET": lambda m, a: m.stack.append([]),
     "APPEND": lambda m, a: m._append([m.pop()]),
     "APPENDS": lambda m, a: m._append(m._since_mark()),
     "ADDITEMS": lambda m, a: m._append(m._since_mark()),
-    "FROZENSET": _Machine._frozen_set,
+    "FROZENSET": _Machine._marked_list,
     "SETITEM": lambda m, a: m._set([m.pop(), m.pop()][::-1]),
     "SETITEMS": lambda m, a: m._set(m._since_mark()),
     "TUPLE": _Machine._marked_tuple,
     "TUPLE1": lambda m, a: m._tuple(1),
     "TUPLE2": lambda m, a: m._tuple(2),
     "TUPLE3": lambda m, a: m._tuple(3),
+    "GET": _Machine._get,
     "BINGET": _Machine._get,
     "LONG_BINGET": _Machine._get,
+    "PUT": _Machine._put,
     "BINPUT": _Machine._put,
     "LONG_BINPUT": _Machine._put,
     "MEMOIZE": _Machine._put,
-    "GLOBAL": _Machine._global,
+    "GLOBAL": lambda m, a: m._new_global(*a),
     "STACK_GLOBAL": _Machine._stack_global,
     "REDUCE": _Machine._call,
-    "NEWOBJ": _Machine._call,
+    "NEWOBJ": _Machine._new,
+    "NEWOBJ_EX": _Machine._new_with_names,
     "BUILD": _Machine._build,
     "BINPERSID": _Machine._persistent_id,
 }

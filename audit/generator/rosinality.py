@@ -7,7 +7,7 @@ Both layouts follow the same paper, so that translating is renaming, but for the
 - the mapping's weights are stored divided by its learning-rate multiplier 0.01, as here;
 - filters that follow an upsampling carry its gain of 4;
 - constant noise maps are `[1, 1, H, W]` buffers of their own, and the strength is `[1]`;
-- the running mean of w is the entry `latent_avg` and is often absent.
+- the running mean of w is the entry `latent_avg` beside the network and is often absent.
 
 Written from the names in such files and the paper's equations.
 """
@@ -18,14 +18,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from audit.generator.file_bytes import Refused
 from audit.generator.layers import blur_filter
-from audit.generator.plain_pickle import Refused
 
 GENERATOR_MARK, DISCRIMINATOR_MARK = "input.input", "final_linear.1.weight"
 UPSAMPLING_GAIN = 4.0
 
 
-def translate_generator(state: Mapping[str, Tensor], latent_avg: Tensor | None = None) -> dict[str, Tensor]:
+def translate_generator(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of a generator to the layout of `audit.generator.networks.Generator`; raises Refused."""
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -34,8 +34,6 @@ def translate_generator(state: Mapping[str, Tensor], latent_avg: Tensor | None =
         else:
             ours, shape = _generator_name(name)
             out[ours] = _reshaped(name, tensor, shape)
-    if latent_avg is not None:
-        out["mapping.w_avg"] = latent_avg.reshape(-1)
     return out
 
 

@@ -17,7 +17,7 @@ from audit.errors import GeneratorError
 from audit.generator.discriminator import Discriminator
 from audit.generator.frozen import FeatureDiscriminator
 from audit.generator.graphs import Direct, Graphs
-from audit.generator.load import LoadedGenerator, load_generator
+from audit.generator.load import LoadedGenerator, load_generator, why_no_discriminator
 from audit.generator.networks import Generator
 from audit.generator.second import Judges, second_discriminator
 from audit.generator.train_config import GeneratorTrainConfig
@@ -134,10 +134,15 @@ def _taken_over(
 ) -> tuple[Generator, Discriminator]:
     """Both networks of a file, the finest discriminator blocks frozen (Mo et al. 2020, Freeze-D)."""
     g, d = loaded.generator.requires_grad_(True), loaded.discriminator
-    if d is None or (g.channels, g.resolution) != (channels, size):
+    if d is None:
+        raise GeneratorError(
+            f"{why_no_discriminator(loaded)}, without which '{config.start_from}' cannot be fine-tuned: name a file "
+            "with both networks in start_from."
+        )
+    if (g.channels, g.resolution) != (channels, size):
         raise GeneratorError(
             f"Generator '{config.start_from}' cannot be fine-tuned on {size}x{size} images with {channels} "
-            "channel(s): it has another size or no discriminator."
+            "channel(s): it has another size."
         )
     if (g.c_dim, d.c_dim) != (classes, classes):
         raise GeneratorError(

@@ -48,7 +48,7 @@ def test_inspect_names_what_a_hostile_pickle_asks_for(tmp_path):
     file = tmp_path / "x.pkl"
     file.write_bytes(pickle.dumps({"G_ema": Counter("ab"), "D": print}))
     found = inspect_generator(file)
-    assert found["globals_refused"] == ["builtins.print", "collections.Counter"]
+    assert found["globals_refused"] == ["builtins.print"]
     assert "asks for" in found["refused"]
     file.write_bytes(b"\x80\x04\x8c\x05o\x1b[2Js\x8c\x01x\x93.")
     assert "\x1b" not in CliRunner().invoke(app, ["generator", "inspect", str(file)]).output

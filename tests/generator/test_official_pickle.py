@@ -20,9 +20,9 @@ from torch.testing import assert_close
 
 from audit.errors import GeneratorError
 from audit.generator.commands import inspect_generator
+from audit.generator.file_bytes import MAX_OPCODES
 from audit.generator.load import load_generator
 from audit.generator.official_pickle import plain_settings
-from audit.generator.plain_pickle import MAX_OPCODES
 
 VECTORS = Path(__file__).parents[2].parent / "shared/conformance/stylegan2_ada_32_gray.safetensors"
 SEEN: list[str] = []
@@ -95,7 +95,7 @@ def test_a_snapshot_agrees_with_the_reference_vectors_and_runs_no_source(tmp_pat
     assert found["globals_refused"] == []
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
+@pytest.mark.parametrize("protocol", range(6))
 @torch.no_grad()
 def test_every_protocol_and_conditional_networks(tmp_path, protocol):
     g, d = tiny(c_dim=3, channels=2)
@@ -119,17 +119,17 @@ def test_half_precision_and_shared_storages_load(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("g_kwargs", "d_kwargs", "said"),
+    ("g_kwargs", "said"),
     [
-        ({"mapping_kwargs": {"lr_multiplier": 0.02}}, {}, "lr_multiplier"),
-        ({"synthesis_kwargs": {"architecture": "resnet"}}, {}, "architecture"),
-        ({}, {"architecture": "skip"}, "architecture"),
-        ({}, {"block_kwargs": {"activation": "relu"}}, "activation"),
+        ({"mapping_kwargs": {"lr_multiplier": 0}}, "lr_multiplier = 0"),
+        ({"mapping_kwargs": {"lr_multiplier": [0.01]}}, "lr_multiplier = a list"),
+        ({"synthesis_kwargs": {"architecture": "resnet"}}, "architecture = resnet"),
+        ({"synthesis_kwargs": {"activation": "relu"}}, "activation = relu"),
     ],
 )
-def test_settings_that_the_networks_do_not_have_are_refused(refused, g_kwargs, d_kwargs, said):
+def test_settings_that_the_generator_does_not_have_are_refused(refused, g_kwargs, said):
     g, d = tiny()
-    refused(snapshot(g.state_dict(), d.state_dict(), g_kwargs=g_kwargs, d_kwargs=d_kwargs), said)
+    refused(snapshot(g.state_dict(), d.state_dict(), g_kwargs=g_kwargs), said)
 
 
 # --- hostile files ---------------------------------------------------------------------------------------------------
@@ -218,7 +218,7 @@ def test_names_that_only_look_allowed_are_refused(refused, command):
         (text("id") + b"Q", "outside itself"),
         (b"cposix\nsystem\n" + text("true") + b"\x85R", "posix.system"),
         (b"cposix\nsystem\n(" + text("true") + b"t\x81", "posix.system"),
-        (b"cposix\nsystem\n)}\x92", "NEWOBJ_EX"),
+        (b"cposix\nsystem\n)}\x92", "posix.system"),
         (b"ccollections\nOrderedDict\n)R(" + text("__setstate__") + b"cos\nsystem\nub", "damaged|asks for"),
         (b"ccollections\nOrderedDict\n" + b"}" + text("__call__") + b"K\x01sb", "no object"),
         (b"}}b", "no object"),
@@ -226,7 +226,7 @@ def test_names_that_only_look_allowed_are_refused(refused, command):
         (b"}K\x01a", "no list"),
         (text("name") + b")R", "no named function"),
         (b"K\x01K\x02\x93", "no text"),
-        (b"S'text'\n", "STRING"),
+        (b"S'text'\n", "no dictionary"),
         (b"2", "DUP|damaged"),
     ],
 )
@@ -234,9 +234,10 @@ def test_opcodes_that_reach_further_are_refused(refused, body, said):
     refused(pickled(body), said)
 
 
-def test_text_pickles_are_no_generator(refused, command):
-    refused(pickle.dumps(Reduces(os.system, command), protocol=0), "neither")
-    refused(f"cos\nsystem\n(S'{command}'\ntR.".encode(), "neither")
+def test_text_pickles_are_read_as_warily(refused, command):
+    refused(pickle.dumps(Reduces(os.system, command), protocol=0), "posix.system")
+    refused(f"cos\nsystem\n(S'{command}'\ntR.".encode(), "os.system")
+    refused(f"(S'{command}'\nios\nsystem\n.".encode(), "neither")
 
 
 def tensor(storage: bytes, size=(1,), stride=(1,), offset=0) -> bytes:
@@ -253,7 +254,7 @@ def tensor(storage: bytes, size=(1,), stride=(1,), offset=0) -> bytes:
     )
     parts = data + number(offset) + numbers(size) + numbers(stride) + b"\x89" + b"N"
     rebuilt = stack_global("torch._utils", "_rebuild_tensor_v2") + b"(" + parts + b"tR"
-    state = b"}" + text("_buffers") + b"}" + text("x") + rebuilt + b"s" + b"s"
+    state = b"}" + text("_buffers") + b"}" + text("synthesis.b4.const") + rebuilt + b"s" + b"s"
     meta = b"}(" + text("type") + text("class") + text("state") + state + b"u"
     return pickled(
         b"}" + text("G_ema") + stack_global("a.persistence", "_reconstruct_persistent_obj") + meta + b"\x85R" + b"s"
@@ -270,7 +271,7 @@ FLOATS = next(argument for op, argument, _ in pickletools.genops(pickle.dumps(to
 
 
 def test_the_hand_made_snapshot_is_only_refused_for_its_names(refused):
-    refused(tensor(FLOATS, (2, 3), (3, 1)), "holds no tensors of|blocks")
+    refused(tensor(FLOATS, (2, 3), (3, 1)), "blocks")
 
 
 def test_a_pickle_inside_a_storage_is_read_as_warily(refused, command):
@@ -320,15 +321,15 @@ def test_claims_of_size_allocate_nothing(refused):
 def test_deep_and_doubling_structures_end_soon(refused):
     nested = b"N" + b"\x85" * 50_000
     refused(pickled(nested), "no dictionary")
-    refused(pickled(b"}" + nested + b"K\x01s"), "neither text nor a number")  # hashing it would overflow the C stack
+    refused(pickled(b"}" + nested + b"K\x01s"), "holds no tensors")  # hashing it would overflow the C stack
     doubling = b"Nq\x000" + b"".join(
         b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) + b"0" for i in range(200)
     )
     doubling += b"h\xc8"
     refused(pickled(doubling), "no dictionary")
-    refused(pickled(b"}" + doubling + b"K\x01s"), "neither text nor a number")  # 2**200 elements to hash
+    refused(pickled(b"}" + doubling + b"K\x01s"), "holds no tensors")  # 2**200 elements to hash
     refused(pickled(b"]" + b"h\x00" * 10), "damaged")
-    refused(pickled(b"}q\x00" + text("G_ema") + b"h\x00s"), "no persistent object")  # a dictionary within itself
+    refused(pickled(b"}q\x00" + text("G_ema") + b"h\x00s"), "holds no tensors")  # a dictionary within itself
 
 
 def test_a_module_in_too_many_places_is_refused(refused):
@@ -337,7 +338,7 @@ def test_a_module_in_too_many_places_is_refused(refused):
         children = b"}(" + text("a") + level + b"q\x00" + text("b") + b"h\x00u"
         meta = b"}(" + text("type") + text("class") + text("state") + b"}" + text("_modules") + children + b"su"
         level = stack_global("a.persistence", "_reconstruct_persistent_obj") + meta + b"\x85R"
-    refused(pickled(b"}" + text("G_ema") + level + b"s"), "modules|persistent")
+    refused(pickled(b"}" + text("G_ema") + level + b"s"), "holds no tensors")
 
 
 @pytest.mark.parametrize(
