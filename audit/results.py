@@ -38,7 +38,7 @@ class Embedding(Row):
 class Notice(Row):
     """Something to know before a number is believed; the audit went on as it was configured."""
 
-    subject: str = Field(description="'data', or the name of a model")
+    subject: str = Field(description="'data', 'generator', or the name of a model")
     kind: str = Field(description="stable name for programs, for instance 'one-class'")
     text: str = Field(description="what was seen, what it means and how to mend it")
 

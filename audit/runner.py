@@ -167,6 +167,7 @@ def _explain_all(
     result.encoder_sha256 = ground.encoder_sha256
     result.realism_embedding = result.perceptual_embedding = named(ground.network)
     result.not_computed += ground.missing
+    result.notices += ground.notices
     with watch.stage("inversion"):
         rows, indices, inversion = _queries(config, ground, models, audited, result, store, device)
     queries, labels = rows.images(), rows.row_labels

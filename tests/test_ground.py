@@ -10,7 +10,8 @@ from audit.config import AuditConfig, load_config
 from audit.data.audit_set import AuditSet
 from audit.data.demo import demo_config
 from audit.data.phantom import phantom_set
-from audit.errors import MetricError
+from audit.errors import GeneratorError, MetricError
+from audit.generator.load import load_generator, save_generator
 from audit.ground import load_ground
 
 NAMES = ("inception-v3-fid", "lpips-v0.1-vgg", "clip-vit-large-patch14-336")
@@ -48,3 +49,34 @@ def test_required_networks_fail_with_the_command_that_fetches_them(config: Audit
 
 def test_off_says_nothing(config: AuditConfig, data: AuditSet) -> None:
     assert load_ground(choose(config, "off"), data, torch.device("cpu")).missing == []
+
+
+def with_generator(config: AuditConfig, file: Path, embedding: str) -> AuditConfig:
+    """The configuration with another generator file and embedding, and without encoder and canonical networks."""
+    assert config.generator is not None
+    return config.model_copy(
+        update={
+            "generator": config.generator.model_copy(update={"path": str(file)}),
+            "inversion": config.inversion.model_copy(update={"encoder": None}),
+            "metrics": config.metrics.model_copy(update={"embedding": embedding, "canonical": "off"}),
+        }
+    )
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_a_generator_without_a_usable_discriminator_is_audited_with_an_embedding(
+    config: AuditConfig, data: AuditSet, tmp_path: Path, faulty: bool
+) -> None:
+    shipped = load_generator("embedded:phantom")
+    judge = shipped.discriminator if faulty else None
+    if judge is not None:
+        judge.b4.out.bias.fill_(torch.nan)
+    file = tmp_path / "g.safetensors"
+    save_generator(file, shipped.generator, judge, {})
+    with pytest.raises(GeneratorError, match=r"metrics\.embedding .*train embedding") as error:
+        load_ground(with_generator(config, file, "discriminator"), data, torch.device("cpu"))
+    assert ("cannot be used" in str(error.value), "NaN" in str(error.value)) == (faulty, faulty)
+    ground = load_ground(with_generator(config, file, "phantom-factors"), data, torch.device("cpu"))
+    said = [(notice.subject, notice.text) for notice in ground.notices]
+    assert len(said) == faulty
+    assert all(subject == "generator" and "left out" in text and "NaN" in text for subject, text in said)
