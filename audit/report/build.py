@@ -11,8 +11,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from audit.errors import ResultsError
-from audit.report import figures, robustness, text
-from audit.results import AuditResult, Distribution, ModelResult, Query, QueryRow, read_results
+from audit.report import classes, figures, robustness, text, verdict
+from audit.results import AdversarialExample, AuditResult, Distribution, ModelResult, Query, QueryRow, read_results
 
 VISIBLE_QUERIES = 6
 """Query images shown at once; the others open on demand."""
@@ -81,12 +81,19 @@ def report_html(result: AuditResult, folder: Path) -> str:
         gradient=Markup(figures.gradient_css()),
         figures=figures,
         text=text,
-        verdict=text.verdict(result),
-        findings=[*robustness.distrust(result), *text.findings(result)],
+        verdict=verdict.verdict(result),
+        findings=[*robustness.distrust(result), *verdict.cautions(result), *text.findings(result)],
         regions=_region_names(models, result.queries),
         robustness=robustness,
         attacks=robustness.attack_columns(models),
         headline=robustness.headline_columns(models),
+        classes=classes,
+        class_counts=next((found for m in models if (found := classes.class_counts(m, result.classes))), {}),
+        confused=[m for m in models if m.clean.confusion is not None and len(m.clean.confusion) == len(result.classes)],
+        told=verdict.told_column(result),
+        clean_counts=robustness.counts(m.clean.n for m in models if m.clean.n),
+        difference_counts=robustness.counts(d.difference.n for d in result.differences if d.difference.n),
+        attacked=_attacked(models, folder),
         staged=list(robustness.cascades(models)),
         distances=any(m.robust.distances for m in models),
         metrics=robustness.difference_metrics(result.differences),
@@ -94,6 +101,9 @@ def report_html(result: AuditResult, folder: Path) -> str:
         checks=robustness.check_names(models),
         doubts=robustness.doubts(models),
         corruptions=robustness.corruption_names(models),
+        corruption_counts=robustness.counts(m.robust.corruptions.n for m in models if m.robust.corruptions),
+        corruption_clean=any(m.robust.corruptions and m.robust.corruptions.clean_accuracy for m in models),
+        corruption_constants=robustness.corruption_lists(models),
         shifted=any(m.robust.shift is not None for m in models),
         vulnerable=[m for m in models if m.robust.vulnerability is not None],
         kept=robustness.vulnerability_curves(models),
@@ -133,6 +143,22 @@ def _mean_edits(models: Sequence[ModelResult], edits: dict[str, NDArray[np.uint8
     scale = figures.common_scale([np.rint(mean).astype(np.uint8) for mean in means.values()])
     uris = {name: figures.heat_uri(mean / 255 * figures.EDIT_FULL_SCALE, scale) for name, mean in means.items()}
     return uris, scale
+
+
+def _attacked(
+    models: Sequence[ModelResult], folder: Path
+) -> list[tuple[ModelResult, list[tuple[AdversarialExample, list[tuple[str, str]]]]]]:
+    """Return every model's attacked images, each with its three pictures and what they show."""
+    rows = []
+    for model in models:
+        cells = []
+        for one in model.robust.examples:
+            files = {"Image": one.image, "Perturbation of": one.perturbation_image, "Attacked": one.adversarial_image}
+            shown = [(figures.image_uri(figures.read_image(folder, file)), what) for what, file in files.items()]
+            cells.append((one, shown))
+        if cells:
+            rows.append((model, cells))
+    return rows
 
 
 def _vulnerability_maps(models: Sequence[ModelResult], folder: Path) -> dict[str, str]:

@@ -7,6 +7,7 @@ brightness is twice the edit to the eye, in grey print too.
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
@@ -192,37 +193,87 @@ def _goal(value: float) -> str:
     return f'<line class="goal" x1="36" x2="250" y1="{y:.1f}" y2="{y:.1f}"/>'
 
 
+DASHES = ("", "7 3", "2 3", "10 3 2 3", "4 2", "1.5 2.5")
+MARKERS = (
+    "M-3 0a3 3 0 1 0 6 0a3 3 0 1 0 -6 0z",
+    "M-2.7 -2.7h5.4v5.4h-5.4z",
+    "M0 -3.6L3.4 2.6H-3.4z",
+    "M0 -3.8L3.4 0L0 3.8L-3.4 0z",
+    "M0 3.6L3.4 -2.6H-3.4z",
+    "M-1 -3.4h2v2.4h2.4v2h-2.4v2.4h-2v-2.4h-2.4v-2h2.4z",
+)
+"""Circle, square, triangle, diamond, triangle downwards, plus."""
+_LETTER = 6.4
+"""Width of a letter of the charts, in units of their view box."""
+_LONGEST_LABEL = 40
+
+
 def accuracy_chart(curves: Sequence[tuple[str, Sequence[tuple[str, float]]]], label: str) -> Markup:
     """Return accuracy as lines, for instance clean and then under each eps.
 
-    Points of one curve are (name of the x value, accuracy). Curves are told apart by the label at their end, moved
-    apart where they would overlap.
+    Points of one curve are (name of the x value, accuracy). Curves are told apart by colour, dashes and markers, which
+    stand side by side where values are equal, and by the label at their end, moved apart where labels would overlap.
     """
     names = list(dict.fromkeys(name for _, points in curves for name, _ in points))
     if len(names) < 2:
         return Markup("")
-    x = {name: 44 + 300 * i / (len(names) - 1) for i, name in enumerate(names)}
+    step = 300 / (len(names) - 1)
+    x = {name: 44 + step * i for i, name in enumerate(names)}
+    apart = min(5.0, 30 / len(curves), step / 2 / len(curves))
+    label_y = _label_heights(curves)
+    tick_rows = min(math.ceil((_LETTER * max(map(len, names)) + 6) / step), 3)
+    height = max(202 + 12 * tick_rows, max(label_y.values(), default=0) + 8)
+    longest = min(max(len(_end_label(*curve)) for curve in curves), _LONGEST_LABEL)
+    parts = [
+        f'<line class="grid" x1="36" x2="352" y1="{y}" y2="{y}"/><text x="32" y="{y + 4}" text-anchor="end">{t}</text>'
+        for y, t in ((10, "100 %"), (55, "75"), (100, "50"), (145, "25"), (190, "0"))
+    ]
+    parts += [
+        f'<text x="{x[name]:.0f}" y="{208 + 12 * (i % tick_rows)}" text-anchor="middle">{escape(name)}</text>'
+        for i, name in enumerate(names)
+    ]
+    for i, (model, points) in enumerate(curves):
+        if points:
+            aside = (i - (len(curves) - 1) / 2) * apart
+            at = [(x[name] + aside, 10 + 180 * (1 - min(max(value, 0.0), 1.0))) for name, value in points]
+            parts.append(_curve(i, at, _end_label(model, points), label_y[i]))
+    return Markup(
+        f'<svg class="accuracy" viewBox="-6 0 {380 + _LETTER * longest:.0f} {height:.0f}" role="img" '
+        f'aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    )
+
+
+def _end_label(model: str, points: Sequence[tuple[str, float]]) -> str:
+    """Return name and last value, short enough to stand beside the chart."""
+    value = f" {100 * points[-1][1]:.1f} %" if points else ""
+    room = _LONGEST_LABEL - len(value)
+    return (model if len(model) <= room else f"{model[: room - 1]}\N{HORIZONTAL ELLIPSIS}") + value
+
+
+def _label_heights(curves: Sequence[tuple[str, Sequence[tuple[str, float]]]]) -> dict[int, float]:
+    """Return where the label of each curve stands: as near to its end as the other labels let it."""
     ends = sorted(((10 + 180 * (1 - points[-1][1]), i) for i, (_, points) in enumerate(curves) if points))
     heights = [y for y, _ in ends]
     for a, b in pairwise(range(len(heights))):
         heights[b] = max(heights[b], heights[a] + 13)
-    spill = max(0.0, heights[-1] - 196) if heights else 0.0
-    label_y = {i: y - spill for (_, i), y in zip(ends, heights, strict=True)}
-    parts = [
-        f'<line class="grid" x1="44" x2="344" y1="{y}" y2="{y}"/><text x="38" y="{y + 4}" text-anchor="end">{t}</text>'
-        for y, t in ((10, "100 %"), (55, "75"), (100, "50"), (145, "25"), (190, "0"))
-    ]
-    parts += [f'<text x="{x[name]:.0f}" y="208" text-anchor="middle">{escape(name)}</text>' for name in names]
-    for i, (model, points) in enumerate(curves):
-        if not points:
-            continue
-        at = [(x[name], 10 + 180 * (1 - min(max(value, 0.0), 1.0))) for name, value in points]
-        line = " ".join(f"{px:.1f},{py:.1f}" for px, py in at)
-        dots = "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in at)
-        parts.append(
-            f'<g class="curve c{i % 6}"><polyline points="{line}"/>{dots}'
-            f'<text x="352" y="{label_y[i] + 4:.1f}">{escape(model)}</text></g>'
-        )
-    return Markup(
-        f'<svg class="accuracy" viewBox="0 0 470 214" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    lowest = 196.0
+    for i in reversed(range(len(heights))):  # what spills over the bottom pushes the others up
+        heights[i] = min(heights[i], lowest)
+        lowest = heights[i] - 13
+    down = max(0.0, 10 - heights[0]) if heights else 0.0
+    return {i: y + down for (_, i), y in zip(ends, heights, strict=True)}
+
+
+def _curve(i: int, at: Sequence[tuple[float, float]], label: str, label_y: float) -> str:
+    """Return line, markers and label of curve `i`; a thin line leads from its end to its label."""
+    style = i + i // 6  # a seventh curve has the first one's colour, but neither its dashes nor its markers
+    line = " ".join(f"{px:.1f},{py:.1f}" for px, py in at)
+    marks = "".join(
+        f'<path class="marker" transform="translate({px:.1f} {py:.1f})" d="{MARKERS[style % 6]}"/>' for px, py in at
+    )
+    end_x, end_y = at[-1]
+    return (
+        f'<g class="curve c{i % 6}"><polyline points="{line}" stroke-dasharray="{DASHES[style % 6] or "none"}"/>'
+        f'<line class="leader" x1="{end_x + 4:.1f}" y1="{end_y:.1f}" x2="366" y2="{label_y:.1f}"/>{marks}'
+        f'<text x="369" y="{label_y + 4:.1f}">{escape(label)}</text></g>'
     )

@@ -1,11 +1,11 @@
 """What the report shows of robustness: which attacks were made, which numbers are doubted, what a corruption costs."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from audit.report.text import finite, in_order
+from audit.report.text import finite, in_order, names
 from audit.results import (
     Attack,
     AuditResult,
@@ -59,11 +59,14 @@ def attack_columns(models: Sequence[ModelResult]) -> list[Column]:
 
 
 def headline_columns(models: Sequence[ModelResult]) -> list[Column]:
-    """Return one attack for each L-inf radius: the ensemble where it was made, for PGD alone flatters; else PGD."""
-    best: dict[str, Column] = {}
-    for column in attack_columns(models):
-        if column.kind in ("pgd", "ensemble"):
-            best[column.radius] = column  # the ensemble comes later and takes the place of PGD
+    """Return one attack for each L-inf radius: the ensemble where it was made, for PGD alone flatters; else PGD.
+
+    Where there is no L-inf radius, those of L2.
+    """
+    columns = attack_columns(models)
+    linf = [column for column in columns if not column.kind.endswith("_l2")]
+    # The ensemble comes later and takes the place of PGD.
+    best = {column.radius: column for column in linf or columns}
     return sorted(best.values(), key=lambda column: column.eps)
 
 
@@ -110,7 +113,22 @@ def distrust(result: AuditResult) -> list[Markup]:
             )
             for reasons, titles in by_reasons.items()
         ]
-    return notes
+    return notes + _unchecked(in_order(result))
+
+
+def _unchecked(models: Sequence[ModelResult]) -> list[Markup]:
+    """Return a sentence for the models whose robust accuracy nobody checked."""
+    attacked = [m for m in models if any(getattr(m.robust, kind) for kind in KINDS)]
+    missed = [m for m in attacked if m.robust.trusted is None]
+    if not missed:
+        return []
+    who = "every model" if len(missed) == len(attacked) > 1 else names(missed)
+    what = "No trust check was made" if not any(m.robust.checks for m in missed) else "Not every trust check was made"
+    return [
+        Markup("{} of the robust accuracy of {}: an attack that saw no gradient would leave as high a number.").format(
+            what, who
+        )
+    ]
 
 
 def cascades(models: Sequence[ModelResult]) -> Iterator[tuple[str, Column, Attack]]:
@@ -120,6 +138,43 @@ def cascades(models: Sequence[ModelResult]) -> Iterator[tuple[str, Column, Attac
             attack = column.attack(model)
             if attack is not None and attack.stages:
                 yield model.name, column, attack
+
+
+MEANINGS = {
+    "randomised-forward": "difference between forwards of the same images, as a share of the logits' range",
+    "softmax-output": "share of outputs that are probabilities and no logits",
+    "zero-gradients": "share of images without a usable gradient",
+    "saturated-loss": "share of images that PGD fools on rescaled logits only",
+    "black-box-beats-white-box": "share of images that Square fools and PGD does not",
+    "large-eps": "share of images that stand where every image can become grey",
+    "more-steps": "share of images that only more steps fool",
+    "bounds": "how far adversarial images leave their ball or [0, 1], in pixel units",
+    "ensemble-beats-pgd": "share of images that the ensemble fools and PGD does not",
+}
+"""What the number of each trust check is."""
+
+
+def radius_text(eps: float, models: Sequence[ModelResult]) -> str:
+    """Return a radius as the configuration writes it, or as 255ths where these are whole, or as a number."""
+    written = {column.eps: column.radius for column in attack_columns(models) if not column.kind.endswith("_l2")}
+    if eps in written:
+        return written[eps]
+    levels = 255 * eps
+    return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
+
+
+def counts(numbers: Iterable[int]) -> str:
+    """Return '500 images', or '100 to 500 images' where they differ; '' for none."""
+    found = sorted(set(numbers))
+    if not found:
+        return ""
+    span = f"{found[0]}" if len(found) == 1 else f"{found[0]} to {found[-1]}"
+    return f"{span} image{'' if found == [1] else 's'}"
+
+
+def column_counts(column: Column, models: Sequence[ModelResult]) -> str:
+    """Return on how many images an attack was made."""
+    return counts(attack.robust_accuracy.n for m in models if (attack := column.attack(m)) is not None)
 
 
 def difference_of(result: AuditResult, a: str, b: str, metric: str) -> Interval | None:
@@ -168,6 +223,14 @@ def corruption_names(models: Sequence[ModelResult]) -> list[str]:
     return list(
         dict.fromkeys(row.name for m in models if m.robust.corruptions for row in m.robust.corruptions.corruptions)
     )
+
+
+LISTS = {"imagenet-c": "ImageNet-C", "cifar-c": "CIFAR-10-C"}
+
+
+def corruption_lists(models: Sequence[ModelResult]) -> list[str]:
+    """Return the published lists that the severities were taken from."""
+    return list(dict.fromkeys(LISTS[m.robust.corruptions.constants] for m in models if m.robust.corruptions))
 
 
 def corruption_mean(model: ModelResult, name: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Words and numbers of the report: the verdict in one sentence, the findings, and numbers that never read 'nan'."""
+"""Words and numbers of the report: what to know before its numbers, and numbers that never read 'nan'."""
 
 import json
 import math
@@ -120,90 +120,16 @@ def wrong_region(model: ModelResult) -> RegionShare | None:
     return max(others, key=lambda row: row.lift or 0, default=None)
 
 
-def _is_ranked(model: ModelResult) -> bool:
+def is_ranked(model: ModelResult) -> bool:
+    """Say whether a model has an index and a place."""
     return finite(model.index) and model.rank is not None
 
 
-def _index(model: ModelResult) -> str:
-    low, high = model.index_interval or (None, None)
-    return f"{number(model.index, 0)} {bounds(low, high, digits=0)}".strip().replace(" ", "\N{NO-BREAK SPACE}")
-
-
-def _names(models: Sequence[ModelResult]) -> Markup:
+def names(models: Sequence[ModelResult]) -> Markup:
+    """Return the models' names in bold, joined as in a sentence."""
     marked = [Markup("<strong>{}</strong>").format(model.name) for model in models]
     head, tail = marked[:-1], marked[-1:]
     return Markup(" and ").join([Markup(", ").join(head), *tail] if head else tail)
-
-
-def _explain_last(last: ModelResult, best: ModelResult) -> str:
-    """Return the most telling difference between the last model and the best."""
-    wrong = wrong_region(last)
-    if wrong is not None:
-        return f"{percent(wrong.mass, 0)} of its edit lies on the {wrong.region}"
-    here, there = region_of(last, MAIN_REGION), region_of(best, MAIN_REGION)
-    if here and there and here.mass is not None and there.mass is not None and here.mass < 0.75 * there.mass:
-        return f"only {percent(here.mass, 0)} of its edit lies in the region, against {percent(there.mass, 0)}"
-    gaps = {
-        name: a - b
-        for name in COMPONENTS
-        if (a := getattr(best.components, name)) is not None and (b := getattr(last.components, name)) is not None
-    }
-    if not gaps or max(gaps.values()) <= 0:
-        return ""
-    name = max(gaps, key=lambda key: gaps[key])
-    mine, other = getattr(last.components, name), getattr(best.components, name)
-    return f"its {name} is {number(mine)}, against {number(other)}"
-
-
-def verdict(result: AuditResult) -> Markup:
-    """Return the outcome of the audit in one sentence, model names in bold."""
-    ranked = [model for model in in_order(result) if _is_ranked(model)]
-    if not ranked:
-        return _robust_verdict(result)
-    best_rank, last_rank = ranked[0].rank, ranked[-1].rank
-    leaders = [m for m in ranked if m.rank == best_rank]
-    if len(ranked) == 1:
-        model = ranked[0]
-        where = wrong_region(model) or region_of(model, MAIN_REGION)
-        tail = ""
-        if where is not None and where.mass is not None:
-            place = "in the region that carries the class" if where.region == MAIN_REGION else f"on the {where.region}"
-            tail = f": {percent(where.mass, 0)} of its edit lies {place}"
-        return Markup("{} has a meaningfulness index of {} out of 100{}.").format(_names(ranked), _index(model), tail)
-    if best_rank == last_rank:
-        return Markup(
-            "{} cannot be told apart by the meaning of their counterfactuals (index\N{NO-BREAK SPACE}{})."
-        ).format(_names(ranked), ", ".join(_index(m) for m in ranked))
-    if len(leaders) == 1:
-        head = Markup("{} gives the most meaningful counterfactuals (index\N{NO-BREAK SPACE}{})").format(
-            _names(leaders), _index(leaders[0])
-        )
-    else:
-        head = Markup(
-            "{} give the most meaningful counterfactuals and share first place (index\N{NO-BREAK SPACE}{})"
-        ).format(_names(leaders), ", ".join(_index(m) for m in leaders))
-    trailing = [m for m in ranked if m.rank == last_rank]
-    if len(trailing) > 1:
-        return head + Markup("; {} share the last place.").format(_names(trailing))
-    why = _explain_last(trailing[0], leaders[0])
-    return head + Markup("; {} is last{}.").format(_names(trailing), f": {why}" if why else "")
-
-
-def _robust_verdict(result: AuditResult) -> Markup:
-    def largest(model: ModelResult) -> tuple[str, Interval] | None:
-        made = {**model.robust.pgd, **model.robust.ensemble}  # the ensemble takes the place of PGD at its radius
-        attacks = [(a.eps, text, a.robust_accuracy) for text, a in made.items()]
-        attacks = [a for a in attacks if finite(a[2].value)]
-        return max(attacks, key=lambda a: a[0])[1:] if attacks else None
-
-    measured = [(model, found) for model in result.models if (found := largest(model)) is not None]
-    if not measured:
-        return Markup("Neither counterfactuals nor robust accuracy were computed; the models are not ranked.")
-    model, (eps, interval) = max(measured, key=lambda row: row[1][1].value or 0)
-    comparative = "keeps the highest accuracy" if len(measured) > 1 else "keeps an accuracy"
-    return Markup(
-        "{} {} under attack: {} at eps {} (clean {}). Its reasons were not examined: no counterfactuals were computed."
-    ).format(_names([model]), comparative, percent(interval.value), eps, percent(model.clean.accuracy.value))
 
 
 def findings(result: AuditResult) -> list[Markup]:
@@ -220,7 +146,7 @@ def findings(result: AuditResult) -> list[Markup]:
                 "are and as inversions."
             ).format(len(result.queries), result.queries_asked)
         )
-    ranked = [model for model in in_order(result) if _is_ranked(model)]
+    ranked = [model for model in in_order(result) if is_ranked(model)]
     trailing = [model for model in ranked if model.rank == ranked[-1].rank]
     told = trailing[0] if len(trailing) == 1 else None  # the verdict has already said where its edits lie
     for model in in_order(result):
@@ -230,13 +156,13 @@ def findings(result: AuditResult) -> list[Markup]:
             against = f", against {percent(main.mass, 0)} in the region" if main and finite(main.mass) else ""
             notes.append(
                 Markup("{} decides by the {}: {} of its edit lies there, on {} of the image{}.").format(
-                    _names([model]), wrong.region, percent(wrong.mass, 0), percent(wrong.area), against
+                    names([model]), wrong.region, percent(wrong.mass, 0), percent(wrong.area), against
                 )
             )
         if scores and finite(scores.flip_ratio.value) and (scores.flip_ratio.value or 0) < 0.9:
             notes.append(
                 Markup("{} was flipped on {} of the query images only; its other scores rest on those.").format(
-                    _names([model]), percent(scores.flip_ratio.value, 0)
+                    names([model]), percent(scores.flip_ratio.value, 0)
                 )
             )
     weak = {

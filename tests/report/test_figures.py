@@ -120,7 +120,34 @@ def test_labels_are_escaped():
 
 def test_labels_of_curves_do_not_overlap():
     curves = [(f"m{i}", [("clean", 0.9), ("8/255", 0.01 * i)]) for i in range(12)]
-    heights = sorted(float(y) for y in re.findall(r'x="352" y="([\d.]+)"', figures.accuracy_chart(curves, "curves")))
+    heights = sorted(float(y) for y in re.findall(r'x="369" y="([\d.]+)"', figures.accuracy_chart(curves, "curves")))
     assert np.diff(heights).min() >= 12.9
     assert heights[0] > 0
     assert heights[-1] <= 214
+
+
+@pytest.mark.parametrize("count", [3, 12, 30])
+def test_curves_of_equal_values_are_told_apart(count: int):
+    curves = [(f"a model of a rather long name, number {i}", [("clean", 0.9), ("8/255", 0.0)]) for i in range(count)]
+    chart = figures.accuracy_chart(curves, "curves")
+    lines = re.findall(r'<g class="curve (c\d)"><polyline points="([^"]+)" stroke-dasharray="([^"]+)"/>', chart)
+    assert len(lines) == count
+    assert len({line[1] for line in lines}) == count  # side by side, not one upon the other
+    assert len({(colour, dashes) for colour, _, dashes in lines}) == count
+    ends = [float(points.split()[-1].split(",")[0]) for _, points, _ in lines]
+    assert max(ends) - min(ends) <= 30
+    width, height = (float(v) for v in re.findall(r'viewBox="-6 0 (\d+) (\d+)"', chart)[0])
+    labels = re.findall(r'<text x="369" y="([\d.]+)">([^<]+)</text>', chart)
+    assert all(0 < float(y) < height and len(words) <= 40 and words.endswith(" 0.0 %") for y, words in labels)
+    assert width >= 369 + 6 * 38
+
+
+def test_names_on_the_axis_do_not_run_into_each_other():
+    radii = [f"{i}.5/255" for i in range(9)]
+    chart = figures.accuracy_chart([("m", [("clean", 1.0), *((r, 0.5) for r in radii)])], "curves")
+    found = re.findall(r'x="(\d+)" y="(\d+)" text-anchor="middle">([^<]+)', chart)
+    assert [name for *_, name in found] == ["clean", *radii]
+    rows: dict[str, list[float]] = {}
+    for x, y, _ in found:
+        rows.setdefault(y, []).append(float(x))
+    assert all(np.diff(sorted(xs)).min() >= 50 for xs in rows.values())
