@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from audit.classifiers.trace import first_line
+from audit.classifiers.probe import first_line
 from audit.errors import ClassifierError
 
 WRAPPINGS = ("state_dict", "model", "model_state_dict", "ema", "state_dict_ema", "model_ema", "net")

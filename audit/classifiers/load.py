@@ -27,15 +27,15 @@ from audit.classifiers.checkpoint import (
     is_torchscript,
     read_checkpoint,
 )
-from audit.classifiers.classifier import Classifier
+from audit.classifiers.classifier import Classifier, class_order
 from audit.classifiers.mode import preserve_mode
-from audit.classifiers.trace import first_line
+from audit.classifiers.probe import first_line
 from audit.classifiers.wants import Wants, wants_of_arguments, wants_of_metadata, wants_of_timm
 from audit.config import ClassifierConfig, why_not_pixel_units
 from audit.errors import ClassifierError
 from audit.results import Origin
 
-__all__ = ["load_classifier", "preserve_mode"]
+__all__ = ["class_order", "load_classifier", "preserve_mode"]
 
 
 def _import_factory(text: str) -> Callable[..., object]:
@@ -119,23 +119,6 @@ def _read_program(text: str) -> nn.Module:
     return network
 
 
-def class_order(model_classes: Sequence[str], data_classes: Sequence[str], name: str) -> tuple[int, ...]:
-    """Return, for each class of the data, its position in the model's output; raises ClassifierError if they differ."""
-    unknown = [c for c in model_classes if c not in data_classes]
-    missing = [c for c in data_classes if c not in model_classes]
-    if unknown or missing or len(model_classes) != len(data_classes):
-        differences = [
-            *([f"not in the data: {', '.join(unknown)}"] if unknown else []),
-            *([f"not in the model: {', '.join(missing)}"] if missing else []),
-            *(["a class is named twice"] if not unknown and not missing else []),
-        ]
-        raise ClassifierError(
-            f"Classes of classifier '{name}' ({', '.join(model_classes)}) do not match those of the data "
-            f"({', '.join(data_classes)}): {'; '.join(differences)}."
-        )
-    return tuple(list(model_classes).index(c) for c in data_classes)
-
-
 def _network_and_wants(
     config: ClassifierConfig, wants: Wants, image_channels: int, num_data_classes: int
 ) -> tuple[nn.Module, Wants, str, str]:
@@ -198,10 +181,6 @@ def load_classifier(
     half = [p for p in network.parameters() if p.is_floating_point() and p.dtype != torch.float32]
     if half and not isinstance(network, torch.fx.GraphModule):
         network.float()
-    if not isinstance(network, torch.jit.ScriptModule | torch.fx.GraphModule):
-        # Channels last: the same numbers in another order in memory, in which convolutions and poolings on CPUs run up
-        # to 1.7 times faster, and no slower on GPUs.
-        network = network.to(memory_format=torch.channels_last)
     order = None if wants.classes is None else class_order(wants.classes, class_names, config.name)
     height, width = image_shape[1:] if wants.input_size is None else (wants.input_size, wants.input_size)
     origins: dict[str, Origin] = {
@@ -224,4 +203,5 @@ def load_classifier(
         weights=weights,
         origins=origins,
     )
-    return classifier.eval()
+    classifier.eval().prefer_channels_last()
+    return classifier

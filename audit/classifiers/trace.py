@@ -10,13 +10,25 @@ from contextlib import suppress
 
 import torch
 from torch import Tensor, nn
-from torch.fx import GraphModule
 from torch.nn.utils import skip_init
 
 from audit.classifiers.mode import preserve_mode
+from audit.classifiers.probe import (
+    HALVES,
+    HOW,
+    at_least_float,
+    check_batches,
+    first_line,
+    in_its_dtype,
+    is_program,
+    logits_of,
+    run,
+    same,
+    same_draws,
+)
 from audit.errors import ClassifierError
 
-HOW = "return the output of the final nn.Linear, one logit per class."
+__all__ = ["ObservedNetwork", "TracedNetwork", "WidenedNetwork", "first_line", "linear_of", "same", "trace_network"]
 
 REVERSAL = -3.0
 """The final layer's output is also tried times this: a rectifier or clamp behind it may do nothing on the probe."""
@@ -43,8 +55,7 @@ class ObservedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, K]` of normalised images."""
-        logits: Tensor = self.network(images)
-        return logits
+        return at_least_float(self.network(images))
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features `[N, d]` and logits `[N, K]` of normalised images, in one pass."""
@@ -54,7 +65,8 @@ class ObservedNetwork(nn.Module):
             logits: Tensor = self.network(images)
         finally:
             handle.remove()
-        return seen[-1].reshape(len(logits), -1), logits
+        logits = at_least_float(logits)
+        return seen[-1].reshape(len(logits), -1).to(logits.dtype), logits
 
 
 class WidenedNetwork(nn.Module):
@@ -79,65 +91,12 @@ class WidenedNetwork(nn.Module):
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features `[N, d]` and logits `[N, K]` of normalised images, in one pass."""
-        out = self.network(images)
+        out = at_least_float(self.network(images))
         num_classes = self.head.out_features
         return out[:, num_classes:].reshape(len(out), -1), out[:, :num_classes].reshape(len(out), -1)
 
 
 TracedNetwork = ObservedNetwork | WidenedNetwork
-
-
-def first_line(error: Exception) -> str:
-    """Return the first line of a foreign error's text, or its type where it has none."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
-
-
-def _is_foreign(network: nn.Module) -> bool:
-    """Whether the network runs outside Python, from a TorchScript or torch.export file."""
-    return isinstance(network, torch.jit.ScriptModule | GraphModule)
-
-
-def _run(network: nn.Module, images: Tensor, name: str) -> Tensor:
-    shape = list(images.shape)
-    try:
-        logits = network(images)
-    except Exception as error:
-        batch = ", or export it with a dynamic batch dimension" if _is_foreign(network) else ""
-        raise ClassifierError(
-            f"Classifier '{name}' fails on a batch of shape {shape} ({first_line(error)}): set its input_size and "
-            f"channels to what it was trained on{batch}."
-        ) from error
-    if not isinstance(logits, Tensor):
-        raise ClassifierError(f"Classifier '{name}' returns a {type(logits).__name__} where a tensor is needed: {HOW}")
-    if logits.ndim != 2 or len(logits) != len(images):
-        raise ClassifierError(
-            f"Classifier '{name}' returns shape {list(logits.shape)} for a batch of {len(images)} where "
-            f"[{len(images)}, number of classes] is needed: {HOW}"
-        )
-    if not torch.isfinite(logits).all():
-        raise ClassifierError(
-            f"Classifier '{name}' returns NaN or infinite logits on a random image: check its weights, mean and std."
-        )
-    return logits
-
-
-def _check_batch_size(network: nn.Module, probe: Tensor, name: str) -> None:
-    """Run a smaller batch: a traced or exported network may have the batch size of its example frozen in."""
-    try:
-        fits = len(network(probe[:-1])) == len(probe) - 1
-    except Exception:  # noqa: BLE001 - foreign code may raise anything
-        fits = False
-    if not fits:
-        raise ClassifierError(
-            f"Classifier '{name}' takes batches of {len(probe)} but not of {len(probe) - 1} images: export it with a "
-            "dynamic batch dimension."
-        )
-
-
-def same(a: Tensor, b: Tensor) -> bool:
-    """Whether `a` and `b` are equal up to what another order of summation does in float32."""
-    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 + 1e-3 * b.abs().max())
 
 
 def _is_final(module: nn.Module, num_classes: int) -> bool:
@@ -172,18 +131,22 @@ def _observe(network: nn.Module, probe: Tensor, num_classes: int) -> ObservedNet
     final = [module for module in network.modules() if _is_final(module, num_classes)]
     handles = [m.register_forward_hook(lambda m, args, out: calls.append((m, args[0], out))) for m in final]
     try:
-        logits = network(probe)
+        logits = run(network, probe)
     finally:
         for handle in handles:
             handle.remove()
     for module, x, out in reversed(calls):
-        if out.numel() != logits.numel() or not same(out.reshape(logits.shape), logits):
+        if out.numel() != logits.numel() or not same(out.reshape(logits.shape).to(logits.dtype), logits, out.dtype):
             continue
-        own = None if isinstance(module, nn.Linear) else linear_of(module.weight, module.bias)  # type: ignore[arg-type]
+        weight: Tensor = module.weight  # type: ignore[assignment]
+        bias: Tensor | None = module.bias  # type: ignore[assignment]
+        # A layer in another number type than the logits' cannot be given features in theirs: its copy can.
+        whole = isinstance(module, nn.Linear) and out.dtype == weight.dtype == logits.dtype
+        own = None if whole else linear_of(weight, bias).to(logits.dtype)
         traced = ObservedNetwork(network, module, own)
         handle = module.register_forward_hook(lambda _, __, out: REVERSAL * out)
         try:
-            reversed_too = same(network(probe), REVERSAL * logits)
+            reversed_too = same(run(network, probe), REVERSAL * logits, out.dtype)
         finally:
             handle.remove()
         if reversed_too and x.numel() == len(logits) * traced.head.in_features:
@@ -202,7 +165,7 @@ def _widen(network: nn.Module, probe: Tensor, logits: Tensor) -> WidenedNetwork 
             continue
         bias = parameters.get(key.removesuffix("weight") + "bias")
         before = weight.detach(), None if bias is None else bias.detach()
-        head = linear_of(*before)
+        head = linear_of(*before).to(logits.dtype)
         identity = torch.eye(head.in_features, dtype=weight.dtype, device=weight.device).reshape(-1, *weight.shape[1:])
         traced = WidenedNetwork(network, head)
         found = True
@@ -212,8 +175,10 @@ def _widen(network: nn.Module, probe: Tensor, logits: Tensor) -> WidenedNetwork 
             if bias is not None and before[1] is not None:
                 bias.data = torch.cat([factor * before[1], before[1].new_zeros(head.in_features)])
             try:
-                x, out = traced.features_and_logits(probe)
-                fits = x.shape[1] == head.in_features and same(out, factor * logits) and same(head(x), logits)
+                with same_draws(probe):
+                    x, out = traced.features_and_logits(probe)
+                fits = x.shape[1] == head.in_features and same(out, factor * logits, weight.dtype)
+                fits = fits and same(head(x), logits, weight.dtype)
             except (RuntimeError, ValueError, AssertionError, IndexError, TypeError):
                 fits = False  # The layer lies elsewhere in the network: its wider output fits nothing.
             found = found and fits
@@ -245,13 +210,30 @@ def trace_network(network: nn.Module, probe: Tensor, name: str) -> TracedNetwork
     Networks from TorchScript or torch.export are changed for good (their final weight is widened); others are left
     untouched. Raises ClassifierError if the output is not finite logits `[N, K]` straight from a linear layer.
     """
+    buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     with preserve_mode(network), torch.no_grad():
-        logits = _run(network, probe, name)
-        _check_batch_size(network, probe, name)
-        traced = _widen(network, probe, logits) if _is_foreign(network) else _observe(network, probe, logits.shape[1])
+        fitting = in_its_dtype(network, probe)
+        logits = logits_of(fitting, probe, name)
+        check_batches(fitting, probe, name)
+        if not same(run(fitting, probe), logits):
+            raise ClassifierError(
+                f"Classifier '{name}' draws at random in its forward, and not from torch's generator: its features "
+                "cannot be found; draw from torch, or give the network without its noise."
+            )
+        widened = is_program(fitting)
+        traced = _widen(fitting, probe, logits) if widened else _observe(fitting, probe, logits.shape[1])
         if traced is None:
             raise ClassifierError(_why_no_head(network, logits, name))
-        x, again = traced.features_and_logits(probe)
-        if not same(traced.head(x), again):
+        with same_draws(probe):
+            x, again = traced.features_and_logits(probe)
+        if not same(traced.head(x), again, _coarsest(network)):
             raise ClassifierError(f"Classifier '{name}' has a final layer that does not reproduce its logits: {HOW}")
+        for buffer, value in buffers:
+            # A batch norm in training mode counts along, even of random images.
+            buffer.copy_(value)
     return traced
+
+
+def _coarsest(network: nn.Module) -> torch.dtype:
+    dtypes = [p.dtype for p in network.parameters() if p.dtype in HALVES]
+    return torch.bfloat16 if torch.bfloat16 in dtypes else dtypes[0] if dtypes else torch.float32

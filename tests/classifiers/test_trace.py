@@ -154,7 +154,7 @@ class Returns(nn.Module):
         (Returns(lambda m, images: m.layer(images.flatten(1)).sum(1)), "returns shape"),
         (Returns(lambda m, images: m.layer(images.flatten(1)) / 0.0), "NaN or infinite logits"),
         (Returns(lambda m, images: functional.linear(images.flatten(1), m.layer.weight)), "no final linear layer"),
-        (Returns(lambda m, images: m.layer(images.reshape(4, -1))), "dynamic batch dimension"),
+        (Returns(lambda m, images: m.layer(images.reshape(4, -1))), "4 but not of 3 .* keep the batch dimension"),
     ],
 )
 def test_what_is_no_classifier_is_named(network: nn.Module, sentence: str) -> None:

@@ -1,0 +1,213 @@
+"""Run a network that nobody here wrote on a few random images, and name what keeps it from being audited.
+
+A foreign `forward` may want another number type, draw at random, keep the batch size of its example, lose the batch
+dimension of a single image, or look at the other images of its batch. Each is found by running it, never by its code.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.fx import GraphModule
+
+from audit.errors import ClassifierError
+from audit.seeds import stage_seed
+
+HOW = "return the output of the final nn.Linear, one logit per class."
+
+BATCHES = (3, 1)
+"""Batch sizes that are tried beside the probe's own: the last batch of a set may have any size."""
+
+SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 384)
+"""Sides that networks are trained at, tried when a network does not take the images as they are."""
+
+ABOUT_SHAPES = re.compile(
+    r"size|shape|channel|dimension|height|width|mat1|expected input|out of range|broadcast|mismatch", re.IGNORECASE
+)
+HALVES = (torch.float16, torch.bfloat16)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of a foreign error's text, or its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a computation failed for want of memory alone, on a GPU or on the CPU."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
+
+
+def is_program(network: nn.Module) -> bool:
+    """Whether the network runs outside Python, from a TorchScript or torch.export file."""
+    inner = network.network if isinstance(network, InDtype) else network
+    return isinstance(inner, torch.jit.ScriptModule | GraphModule)
+
+
+def at_least_float(values: Tensor) -> Tensor:
+    """Return `values`, in float32 where they are in 16 bits, which no attack and no metric can work with."""
+    return values.float() if values.dtype in HALVES else values
+
+
+class InDtype(nn.Module):
+    """A network that wants its images in another number type than float32; its output is float32 again."""
+
+    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.network = network
+        self.dtype = dtype
+
+    def train(self, mode: bool = True) -> "InDtype":
+        """Pass the mode on, except to modules of torch.export, which have one fixed mode and refuse the call."""
+        self.training = mode
+        if not isinstance(self.network, GraphModule):
+            self.network.train(mode)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[N, K]` in float32."""
+        out: Tensor = self.network(images.to(self.dtype))
+        return out.float() if isinstance(out, Tensor) and out.is_floating_point() else out
+
+
+@contextmanager
+def same_draws(images: Tensor, seed: str = "classifier/draws") -> Iterator[None]:
+    """Let a network draw the same random numbers at every entry, and none of the caller's."""
+    devices = [images.device] if images.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(stage_seed(0, seed))
+        yield
+
+
+def run(network: nn.Module, images: Tensor, seed: str = "classifier/draws") -> Tensor:
+    """Run `network` with the same random numbers each time, whatever it raises."""
+    with same_draws(images, seed):
+        out: Tensor = network(images)
+        return at_least_float(out) if isinstance(out, Tensor) else out
+
+
+def same(a: Tensor, b: Tensor, precision: torch.dtype = torch.float32) -> bool:
+    """Whether `a` and `b` are equal up to what another order of summation does in numbers of `precision`."""
+    relative = 1e-3 if precision not in HALVES else 4 * torch.finfo(precision).eps
+    return a.shape == b.shape and bool((a - b).abs().max() <= 1e-5 + relative * b.abs().max())
+
+
+def _takes(network: nn.Module, images: Tensor) -> bool:
+    try:
+        out = run(network, images)
+    except Exception:  # noqa: BLE001 - foreign code may raise anything
+        return False
+    return isinstance(out, Tensor) and out.ndim == 2 and len(out) == len(images)
+
+
+def in_its_dtype(network: nn.Module, probe: Tensor) -> nn.Module:
+    """Return `network`, wrapped in `InDtype` where it runs in the number type of its own weights alone."""
+    dtypes = {p.dtype for p in network.parameters() if p.is_floating_point()} - {probe.dtype}
+    if not dtypes or _takes(network, probe):
+        return network
+    return next((InDtype(network, d) for d in sorted(dtypes, key=str) if _takes(InDtype(network, d), probe)), network)
+
+
+def _other_batch(network: nn.Module, images: Tensor) -> int | None:
+    """A batch size that a network takes which does not take that of `images`."""
+    return next((n for n in (1, 2, 8, 16, 32, 64) if _takes(network, _cycled(images, n))), None)
+
+
+def _cycled(images: Tensor, n: int) -> Tensor:
+    return images[torch.arange(n, device=images.device) % len(images)]
+
+
+def _other_shape(network: nn.Module, images: Tensor) -> tuple[int, int, int] | None:
+    """A shape (C, H, W) that a network takes which does not take that of `images`; their own sides first."""
+    channels, height, width = images.shape[1:]
+    sides = [(height, width), *((side, side) for side in SIDES)]
+    for size in sides:
+        for count in (channels, 4 - channels):
+            blank = images.new_full((2, count, *size), 0.5)
+            if (count, *size) != (channels, height, width) and _takes(network, blank):
+                return count, *size
+    return None
+
+
+def _why_it_fails(network: nn.Module, images: Tensor, name: str, error: Exception) -> str:
+    said = f"Classifier '{name}' fails on a batch of shape {list(images.shape)} ({first_line(error)})"
+    if is_program(network) and (batch := _other_batch(network, images)) is not None:
+        return f"{said} but takes {batch}: export it with a dynamic batch dimension."
+    shape = _other_shape(network, images)
+    if shape is not None:
+        return (
+            f"{said} but takes images of {' x '.join(map(str, shape))}: set its input_size and channels to what it was "
+            "trained on."
+        )
+    if ABOUT_SHAPES.search(str(error)):
+        batch_too = ", or export it with a dynamic batch dimension" if is_program(network) else ""
+        return f"{said}: set its input_size and channels to what it was trained on{batch_too}."
+    return (
+        f"{said}, a {type(error).__name__} that its own code raises: mend the network, or give one whose forward takes "
+        "images alone."
+    )
+
+
+def logits_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
+    """Return finite logits `[N, K]` of normalised `images`; raises ClassifierError with the cause for anything else."""
+    try:
+        logits = run(network, images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise ClassifierError(_why_it_fails(network, images, name, error)) from error
+    if not isinstance(logits, Tensor):
+        raise ClassifierError(f"Classifier '{name}' returns a {type(logits).__name__} where a tensor is needed: {HOW}")
+    if logits.ndim != 2 or len(logits) != len(images):
+        raise ClassifierError(
+            f"Classifier '{name}' returns shape {list(logits.shape)} for a batch of {len(images)} where "
+            f"[{len(images)}, number of classes] is needed: {HOW}"
+        )
+    if not logits.is_floating_point():
+        raise ClassifierError(f"Classifier '{name}' returns {logits.dtype} where logits are needed: {HOW}")
+    if not torch.isfinite(logits).all():
+        raise ClassifierError(
+            f"Classifier '{name}' returns NaN or infinite logits on a random image: check its weights, mean and std."
+        )
+    return logits
+
+
+def check_batches(network: nn.Module, probe: Tensor, name: str, sizes: Iterable[int] = BATCHES) -> None:
+    """Raise ClassifierError unless `network` takes batches of `sizes`, which it does those of `probe`."""
+    for n in sizes:
+        why = ""
+        try:
+            out = run(network, probe[:n])
+            if out.ndim == 2 and len(out) == n:
+                continue
+            why = f"it returns shape {list(out.shape)}"
+        except Exception as error:  # noqa: BLE001 - foreign code may raise anything
+            why = first_line(error)
+        mend = "keep the batch dimension in its forward, for instance by flatten(1) in the place of squeeze()"
+        if is_program(network):
+            mend = "export it with a dynamic batch dimension"
+        if n == 1:
+            raise ClassifierError(f"Classifier '{name}' cannot take a batch of one image: {why}; {mend}.")
+        raise ClassifierError(
+            f"Classifier '{name}' takes batches of {len(probe)} but not of {n} images ({why}): {mend}."
+        )
+
+
+@dataclass(frozen=True)
+class Behaviour:
+    """What running the network showed: it draws at random; its answer depends on the other images of the batch."""
+
+    random: bool
+    batch_dependent: bool
+
+
+def behaviour_of(network: nn.Module, probe: Tensor) -> Behaviour:
+    """Compare answers to the same images under other random numbers, and of an image alone and in its batch."""
+    together = run(network, probe)
+    random = not same(run(network, probe, "classifier/other draws"), together)
+    # One draw for a batch is another than for an image alone: what differs then says nothing about the batch.
+    alone = together if random else torch.cat([run(network, image[None]) for image in probe])
+    return Behaviour(random, not same(alone, together))
