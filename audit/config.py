@@ -123,6 +123,11 @@ class DataConfig(Section):
     classes: tuple[str, ...] | None = Field(None, description="class names in label order; default: as the data says")
     image_size: int | None = Field(None, ge=8, le=1024, description="resize (antialiased) to this side; default: as is")
     channels: Literal[1, 3] | None = Field(None, description="convert to grey (1) or RGB (3); default: as the data is")
+    white: float | None = Field(
+        None,
+        gt=0,
+        description="pixel value that means white, such as 4095; default: the largest of the depth (255, 65535), or 1",
+    )
     audit_split: str = "test"
     calibration_split: str | None = Field(None, description="default: the first there is of calibration, val and train")
     phantom: PhantomConfig = PhantomConfig()

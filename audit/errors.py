@@ -3,9 +3,24 @@
 The command line prints the sentence and exits with status 2; a traceback is kept for our own defects.
 """
 
+import re
+
+
+def readable(name: object) -> str:
+    """Text of a name for people and for results: bytes that are no UTF-8 (of a Latin-1 file name) stand as `\\xe4`."""
+    return re.sub("[\ud800-\udfff]", _escaped, str(name))
+
+
+def _escaped(found: re.Match[str]) -> str:
+    code = ord(found[0])  # Python holds the byte 0xe4 that is no UTF-8 as U+DCE4
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+
 
 class AuditError(Exception):
-    """Base of every error that the caller can mend; `str(error)` is the sentence to show."""
+    """Base of every error that the caller can mend; `str(error)` is the sentence to show, and valid Unicode."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(readable(sentence))
 
 
 class ConfigError(AuditError):

@@ -13,6 +13,7 @@ from audit.classifiers.load import load_classifier
 from audit.common import embed_with_bar, gather
 from audit.config import AuditConfig, load_config, recorded
 from audit.data.audit_set import AuditSet
+from audit.data.describe import describe
 from audit.data.load import calibration_split, load_data
 from audit.environment import Stopwatch, choose_device
 from audit.errors import ConfigError, DataError
@@ -88,6 +89,8 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
             calibration = _capped(data.split(calibration_split(config.data, data)), config.seed)
         if config.generator is not None:
             source_classes(config.queries, data.class_names)
+        usual = None if calibration is None else calibration_split(config.data, data)
+        described = describe(data, config.data.audit_split, usual)
     with watch.stage("classifiers"):
         classifiers = [load_classifier(c, data.image_shape, data.class_names).to(device) for c in config.classifiers]
         ground = None if config.generator is None else load_ground(config, data, device)
@@ -109,6 +112,8 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
             "audited": len(audited_set),
             "shape": list(data.image_shape),
         },
+        data_read=described.read,
+        notices=described.notices,
         models=[_model_result(m) for m in models],
         differences=differences(models, config.seed),
         environment=watch.environment(device),

@@ -8,7 +8,7 @@ import io
 import os
 import zipfile
 import zlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 
@@ -65,6 +65,11 @@ class Member:
         """Always."""
         return True
 
+    def quick_key(self) -> tuple[int, int]:
+        """Length and checksum as the archive's directory gives them: equal for equal contents."""
+        info = open_archive(self.archive).getinfo(self.stored_as)
+        return info.file_size, info.CRC
+
     def open(self) -> io.BytesIO:
         """Read the member into memory; raises DataError naming it."""
         archive = open_archive(self.archive)
@@ -78,11 +83,12 @@ class Member:
 
 @dataclass(frozen=True)
 class ArchiveFolder:
-    """A folder inside an archive, with what lies in it."""
+    """A folder inside an archive, with what lies in it; `unplaced` (of the topmost): members whose name is taken."""
 
     archive: Path
     inner: PurePosixPath
     children: "dict[str, ArchiveFolder | Member]" = field(default_factory=dict)
+    unplaced: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         return str(self.archive) if self.inner == PurePosixPath() else f"{self.archive}/{self.inner}"
@@ -133,8 +139,9 @@ def archive_root(path: Path) -> ArchiveFolder:
             _folder(root, inner.parts)
             continue
         folder = _folder(root, inner.parts[:-1])
-        if folder is not None:
-            folder.children.setdefault(inner.name, Member(path, inner, info.filename))
+        member = Member(path, inner, info.filename)
+        if folder is None or folder.children.setdefault(inner.name, member) is not member:
+            root.unplaced.append(info.filename)
     own = root.children.get(path.stem)
     others = [name for name in root.children if not name.startswith((".", "__")) and name != path.stem]
-    return own if isinstance(own, ArchiveFolder) and not others else root
+    return replace(own, unplaced=root.unplaced) if isinstance(own, ArchiveFolder) and not others else root

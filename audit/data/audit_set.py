@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from audit.data.reading import Reading
 from audit.errors import DataError
 
 ImageReader = Callable[[int], np.ndarray]
@@ -21,6 +22,7 @@ class AuditSet:
 
     `regions` maps a region's name to a reader of masks. The region called `"region"` is the one that carries the
     class's meaning (a lesion, a cell); any other name is a further place worth measuring (such as a marker).
+    `reading` says how the images were read and what was left out; None where they were made in memory.
     """
 
     read_image: ImageReader
@@ -32,6 +34,7 @@ class AuditSet:
     regions: Mapping[str, MaskReader] = field(default_factory=dict)
     rows: np.ndarray | None = None
     source: str = "memory"
+    reading: Reading | None = None
 
     def __post_init__(self) -> None:
         if self.rows is None:

@@ -3,8 +3,14 @@
 The layout is told by depth: sub-folders that hold images are classes, those that hold folders with images are splits.
 A `.zip` with the same layout inside is read as if it were the folder. Images without class folders, `DIR/*.png`, are
 unlabelled: enough to train a generator on, not to audit.
+
+Whatever else lies there is counted by reason and named (`Listing.left_out`), except names with a leading dot or '__'
+and the leftovers of desktops: files of other endings, images beside the class folders or in folders below them (which
+`torchvision.datasets.ImageFolder` takes: whether `healthy/followup/` holds more healthy images or something else only
+the user knows), broken links. Bytes of a name that are no UTF-8 are shown escaped, in ids and class names, too.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,21 +19,37 @@ from audit.data.archive import ArchiveFolder, Member, archive_root
 from audit.data.audit_set import AuditSet
 from audit.data.images import EXTENSIONS, ImageFile
 from audit.data.listing import Listing, natural_key, to_audit_set
-from audit.errors import DataError
+from audit.data.reading import left_out
+from audit.errors import DataError, readable
+from audit.results import LeftOut
 
 Folder = Path | ArchiveFolder
 Group = tuple[str | None, str, Sequence[ImageFile]]
 UNLABELLED = "unlabelled"
+MOST_ENTRIES = 1_000_000
+"""Files and folders that are looked at in search of what was left out; a link may lead to a whole disk."""
+DESKTOP_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 
 def _folders(path: Folder) -> list[Folder]:
-    # Names with a leading dot or '__' are leftovers of tools (.ipynb_checkpoints, __MACOSX), not classes.
-    found = [p for p in path.iterdir() if not isinstance(p, Member) and p.is_dir()]
-    return sorted((p for p in found if not p.name.startswith((".", "__"))), key=lambda p: natural_key(p.name))
+    found = [p for p in _entries(path) if not isinstance(p, Member) and p.is_dir()]
+    return sorted((p for p in found if not _hidden(p.name)), key=lambda p: natural_key(p.name))
+
+
+def _entries(path: Folder) -> list[Path | ArchiveFolder | Member]:
+    try:
+        return list(path.iterdir())
+    except OSError as error:
+        raise DataError(f"Folder '{path}' cannot be read ({error.strerror}): allow it or remove the folder.") from None
+
+
+def _hidden(name: str) -> bool:
+    # Leftovers of tools (.ipynb_checkpoints, __MACOSX) and of desktops are neither classes nor images.
+    return name.startswith((".", "__")) or name.lower() in DESKTOP_FILES
 
 
 def _images(path: Folder) -> list[ImageFile]:
-    found = [p for p in path.iterdir() if p.suffix.lower() in EXTENSIONS and not p.name.startswith(".") and p.is_file()]
+    found = [p for p in _entries(path) if p.suffix.lower() in EXTENSIONS and not _hidden(p.name) and p.is_file()]
     files = [p for p in found if not isinstance(p, ArchiveFolder)]
     return sorted(files, key=lambda p: natural_key(p.name))
 
@@ -38,24 +60,65 @@ def _classes_of(root: Folder) -> list[Group]:
     nested = [(folder, inner, _images(inner)) for folder, _ in direct for inner in _folders(folder)]
     with_images = [folder for folder, images in direct if images]
     if not any(images for _, _, images in nested):
-        return [(None, folder.name, images) for folder, images in direct]
+        return [(None, readable(folder.name), images) for folder, images in direct]
     if with_images:
         raise DataError(
             f"Folder '{root}' mixes two layouts, for '{with_images[0].name}' holds images and another folder holds "
             "folders with images: use either <class>/ or <split>/<class>/ throughout."
         )
-    return [(folder.name, inner.name, images) for folder, inner, images in nested]
+    return [(readable(folder.name), readable(inner.name), images) for folder, inner, images in nested]
 
 
-def _inside(path: ImageFile, root: Folder) -> str:
-    """Path of an image below `root`, with '/' on every system."""
-    whole = path.inner if isinstance(path, Member) else path
-    return whole.relative_to(root.inner if isinstance(root, ArchiveFolder) else root).as_posix()
+def _inside(path: Folder | Member, root: Folder) -> str:
+    """Path of an image below `root`, with '/' on every system; valid Unicode."""
+    whole = path if isinstance(path, Path) else path.inner
+    return readable(whole.relative_to(root.inner if isinstance(root, ArchiveFolder) else root).as_posix())
 
 
-def _list(root: Folder, groups: Sequence[Group], source: str, split: str | None) -> Listing:
+def _reason(path: Path | Member, depth: int, levels: int) -> str:
+    """Why a file is not part of the data; it lies in `depth` folders where images lie in `levels`."""
+    if isinstance(path, Path) and not path.is_file():
+        return "broken link" if path.is_symlink() else "neither file nor folder"
+    if path.suffix.lower() not in EXTENSIONS:
+        return f"ending {readable(path.suffix.lower())}" if path.suffix else "no ending"
+    return "image in a folder below a class folder" if depth > levels else "image outside the class folders"
+
+
+def _passed_over(root: Folder, taken: set[str], levels: int) -> tuple[LeftOut, ...]:
+    """Everything below `root` that is no image of the set and not hidden, by reason; links to folders are followed."""
+    found: dict[str, list[str]] = {}
+    seen: set[Path] = set()
+    waiting: list[tuple[Folder, int]] = [(root, 0)]
+    left = MOST_ENTRIES
+    while waiting:
+        folder, depth = waiting.pop(0)
+        if isinstance(folder, Path):
+            if folder.resolve() in seen:
+                continue
+            seen.add(folder.resolve())
+        try:
+            entries = sorted((p for p in folder.iterdir() if not _hidden(p.name)), key=lambda p: natural_key(p.name))
+        except OSError:
+            found.setdefault("folder that cannot be read", []).append(_inside(folder, root))
+            continue
+        left -= len(entries)
+        if left < 0:
+            found["folder that was not looked into, for there are too many files"] = [_inside(folder, root)]
+            break
+        for entry in entries:
+            if not isinstance(entry, Member) and entry.is_dir():
+                waiting.append((entry, depth + 1))
+            elif not isinstance(entry, ArchiveFolder) and (name := _inside(entry, root)) not in taken:
+                found.setdefault(_reason(entry, depth, levels), []).append(name)
+    if isinstance(root, ArchiveFolder) and root.unplaced:
+        found["second member of one name"] = list(root.unplaced)
+    return tuple(left_out(reason, names) for reason, names in found.items())
+
+
+def _list(root: Folder, groups: Sequence[Group], source: str, levels: int, split: str | None = None) -> Listing:
     rows = [(split or own, name, path) for own, name, paths in groups for path in paths]
     ids = tuple(_inside(path, root) for _, _, path in rows)
+    check_unique(ids, f"{source}, once bytes that are no UTF-8 are written as text")
     return Listing(
         source=source,
         paths=tuple(path for _, _, path in rows),
@@ -63,6 +126,7 @@ def _list(root: Folder, groups: Sequence[Group], source: str, split: str | None)
         ids=ids,
         where=tuple(f"folder '{Path(str(root)) / Path(name).parent}'" for name in ids),
         splits=None if rows[0][0] is None else tuple(str(split) for split, _, _ in rows),
+        left_out=_passed_over(root, set(ids), levels),
     )
 
 
@@ -77,7 +141,7 @@ def list_folder(root: Folder, labelled: bool = True) -> Listing:
     if not any(images for _, _, images in groups):
         loose = _images(root)
         if loose and not labelled:
-            return _list(root, [(None, UNLABELLED, loose)], f"{kind} '{root}' (without labels)", "train")
+            return _list(root, [(None, UNLABELLED, loose)], f"{kind} '{root}' (without labels)", 0, "train")
         endings = " ".join(EXTENSIONS)
         raise DataError(
             f"{kind.capitalize()} '{root}' holds no images ({endings}) in class folders: lay it out as <class>/ or "
@@ -88,7 +152,19 @@ def list_folder(root: Folder, labelled: bool = True) -> Listing:
         if name not in filled:
             raise DataError(f"Class '{name}' has no image in {kind} '{root}': add images or remove its folder.")
     has_splits = groups[0][0] is not None
-    return _list(root, groups, f"{kind} '{root}'" + (" (laid out as <split>/<class>/)" if has_splits else ""), None)
+    return _list(
+        root,
+        groups,
+        f"{kind} '{root}'" + (" (laid out as <split>/<class>/)" if has_splits else ""),
+        2 if has_splits else 1,
+    )
+
+
+def check_unique(ids: Sequence[str], place: str) -> None:
+    """Raise DataError if two images have one id."""
+    twice = next((name for name, count in Counter(ids).items() if count > 1), None)
+    if twice is not None:
+        raise DataError(f"Two images are called '{twice}' in {place}: rename one.")
 
 
 def load_folder(config: DataConfig, seed: int, labelled: bool = True) -> AuditSet:

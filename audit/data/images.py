@@ -1,11 +1,16 @@
 """From an image file to pixels: one place that decides bit depth, transparency, orientation, channels and size.
 
 Pixels leave as uint8, or as float32 in [0, 1] where the file holds more than 8 bits; `AuditSet.images` turns both into
-the float32 `[N, C, H, W]` of the pixel contract. Decisions that a reader of numbers must know:
+the float32 `[N, C, H, W]` of the pixel contract. Decisions that a reader of numbers must know (those that a training
+pipeline usually takes otherwise are counted and become notices of the audit, `audit.data.describe`):
 
-- 16-bit grey is divided by 65535, not by its own maximum, so that exposure differences between images survive;
-- transparent pixels are composited over black, the colour of "no signal";
-- the EXIF orientation is applied, so that masks and boxes refer to the image as a viewer shows it;
+- numbers are divided by white (`audit.data.depth`): 16-bit grey by 65535 unless `data.white` says otherwise;
+- of colour with 16 bits a channel, Pillow reads the upper 8;
+- grey TIFF files of the kind "min is white" are inverted, at every depth;
+- transparent pixels are composited over black, the colour of "no signal" (torchvision drops the transparency instead);
+- the EXIF orientation is applied, so that masks and boxes refer to the image as a viewer shows it (torchvision leaves
+  the image as it is stored);
+- CMYK and YCbCr become RGB by Pillow's formulas, without colour profiles; a palette is looked up;
 - colour becomes grey by ITU-R 601-2 luma; grey becomes RGB by repetition;
 - resizing is bilinear with antialiasing (Pillow's filter widens with the reduction) to a square; aspect is not kept.
 """
@@ -19,8 +24,10 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
 
 from audit.data.archive import Member
+from audit.data.depth import BYTE, Stored, to_unit
 from audit.errors import DataError
 
 ImageFile = Path | Member
@@ -33,7 +40,10 @@ KEPT_BYTES = 2**28
 """How much of a set of image files stays decoded in memory."""
 
 GREY_MODES = frozenset({"1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N", "F"})
+ALPHA_MODES = frozenset({"LA", "La", "PA", "RGBA", "RGBa"})
 ORIENTATION_TAG = 0x0112
+# Of TIFF: how many bits a sample has, and whether 0 is white (DICOM's MONOCHROME1).
+BITS_PER_SAMPLE, PHOTOMETRIC, MIN_IS_WHITE = 258, 262, 0
 TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,11 +74,16 @@ DECODING_ERRORS = (
 
 @dataclass(frozen=True)
 class Header:
-    """What an image file says of itself before its pixels are decoded; height and width after EXIF orientation."""
+    """What an image file says of itself before its pixels are decoded; height and width after EXIF orientation.
+
+    `kind` names depth and colour for a person; `turned`: an EXIF orientation was applied.
+    """
 
     height: int
     width: int
     channels: int
+    kind: str = "8-bit grey"
+    turned: bool = False
 
 
 def _orientation(image: Image.Image) -> int:
@@ -95,6 +110,41 @@ def _refuse_stack(image: Image.Image, path: ImageFile) -> None:
         raise DataError(f"Image file '{path}' holds {frames} frames: save the one to audit as its own file.")
 
 
+def _raw_mode(image: Image.Image) -> str:
+    """How Pillow unpacks the pixels, for instance 'RGB;16B' or 'I;12'; empty if it does not say."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0].args if tiles else ""
+    first = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
+    return first if isinstance(first, str) else ""
+
+
+def _tiff_tag(image: Image.Image, tag: int) -> int | None:
+    value = image.tag_v2.get(tag) if isinstance(image, TiffImageFile) else None
+    value = value[0] if isinstance(value, tuple) and value else value
+    return value if isinstance(value, int) else None
+
+
+def _is_reduced(image: Image.Image) -> bool:
+    return ";16" in _raw_mode(image) and not image.mode.startswith("I")
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ALPHA_MODES or "transparency" in image.info
+
+
+def _kind(image: Image.Image) -> str:
+    """Depth and colour of an opened file, in words."""
+    names = {"1": "1-bit", "F": "floating-point grey", "I": "32-bit integers", "P": "palette", "PA": "palette"}
+    if image.mode in names:
+        return names[image.mode]
+    if image.mode.startswith("I;16"):
+        return "12-bit grey" if _tiff_tag(image, BITS_PER_SAMPLE) == 12 else "16-bit grey"
+    alpha = " with transparency" if _has_alpha(image) else ""
+    colour = {"L": "grey", "LA": "grey", "La": "grey", "RGB": "colour", "RGBA": "colour", "RGBa": "colour"}
+    depth = "16-bit" if _is_reduced(image) else "8-bit"
+    return f"{depth} {colour.get(image.mode, image.mode)}{alpha}"
+
+
 def _content(path: ImageFile) -> Path | io.BytesIO:
     return path.open() if isinstance(path, Member) else path
 
@@ -105,53 +155,67 @@ def read_header(path: ImageFile) -> Header:
         with Image.open(_content(path)) as image:
             _refuse_stack(image, path)
             width, height = image.size
-            if _orientation(image) >= 5:
+            orientation = _orientation(image)
+            if orientation >= 5:
                 width, height = height, width
-            return Header(height, width, 1 if image.mode in GREY_MODES else 3)
+            channels = 1 if image.mode in GREY_MODES else 3
+            return Header(height, width, channels, _kind(image), turned=orientation > 1)
     except DECODING_ERRORS as error:
         raise _unreadable(path, error) from None
 
 
 def open_upright(path: ImageFile) -> Image.Image:
     """Decode an image file and apply its EXIF orientation; raises DataError naming the file."""
+    return _decoded(path)[0]
+
+
+def _decoded(path: ImageFile) -> tuple[Image.Image, int | None, bool, bool]:
+    """Return the upright image, its bits a sample and whether 0 is white (both only TIFF says), and `reduced`."""
     try:
         with Image.open(_content(path)) as image:
             _refuse_stack(image, path)
-            orientation = _orientation(image)
+            orientation, reduced = _orientation(image), _is_reduced(image)
+            bits, inverted = _tiff_tag(image, BITS_PER_SAMPLE), _tiff_tag(image, PHOTOMETRIC) == MIN_IS_WHITE
             image.load()
-            return image.transpose(TRANSPOSES[orientation]) if orientation > 1 else image.copy()
+            upright = image.transpose(TRANSPOSES[orientation]) if orientation > 1 else image.copy()
+            return upright, bits, inverted, reduced
     except DECODING_ERRORS as error:
         raise _unreadable(path, error) from None
 
 
-def _over_black(image: Image.Image) -> Image.Image:
-    layer = image.convert("RGBA")
+def _over_black(layer: Image.Image, grey: bool) -> Image.Image:
     flat = Image.alpha_composite(Image.new("RGBA", layer.size, (0, 0, 0, 255)), layer)
-    return flat.convert("L" if image.mode in GREY_MODES else "RGB")
+    return flat.convert("L" if grey else "RGB")
 
 
-def _float_pixels(pixels: np.ndarray, path: ImageFile) -> np.ndarray:
-    # `not (a and b)` also catches NaN, which compares false with everything.
-    if pixels.size and not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise DataError(f"Image file '{path}' holds NaN or numbers outside [0, 1]: scale it.")
-    return pixels.astype(np.float32, copy=False)
+def decode_stored(path: ImageFile) -> Stored:
+    """Decode an image file to the numbers that it holds; raises DataError naming the file if it cannot be decoded.
+
+    Whole bytes are upright, over black, and grey or RGB; deeper grey is as stored.
+    """
+    image, bits, inverted, reduced = _decoded(path)
+    if image.mode.startswith("I;16"):
+        return Stored(np.asarray(image), 4095.0 if bits == 12 else 65535.0, inverted)
+    if image.mode in ("F", "I"):
+        return Stored(np.asarray(image), None, inverted)
+    grey, transparent = image.mode in GREY_MODES, False
+    try:
+        if _has_alpha(image):
+            layer = image.convert("RGBA")
+            transparent = bool((np.asarray(layer.getchannel("A")) < BYTE).any())
+            image = _over_black(layer, grey)
+        values = np.asarray(image.convert("L" if grey else "RGB"))
+    except DECODING_ERRORS as error:  # a colour space that Pillow cannot convert, such as LAB
+        raise _unreadable(path, error) from None
+    return Stored(values, float(BYTE), reduced=reduced, transparent=transparent)
 
 
-def decode_image(path: ImageFile) -> np.ndarray:
-    """Decode an image file: uint8 or float32 in [0, 1], `[H, W]` (grey) or `[H, W, 3]`.
+def decode_image(path: ImageFile, white: float | None = None) -> np.ndarray:
+    """Decode an image file: uint8 or float32 in [0, 1], `[H, W]` (grey) or `[H, W, 3]`; `white` is `data.white`.
 
     Raises DataError naming the file if it is missing, damaged, a stack of frames, or of a depth without a known scale.
     """
-    image = open_upright(path)
-    if image.mode.startswith("I;16"):
-        return np.asarray(image).astype(np.float32) / 65535
-    if image.mode == "F":
-        return _float_pixels(np.asarray(image), path)
-    if image.mode == "I":
-        raise DataError(f"Image file '{path}' holds 32-bit integers, whose white is unknown: save it as 8 or 16 bits.")
-    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
-        image = _over_black(image)
-    return np.asarray(image.convert("L" if image.mode in GREY_MODES else "RGB"))
+    return to_unit(decode_stored(path), white, f"Image file '{path}'")
 
 
 def convert_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
@@ -204,15 +268,21 @@ class KeepingReader:
         pixels = self._kept.get(row)
         if pixels is None:
             pixels = self._read(row)
-            if pixels.nbytes <= self._left:
-                self._left -= pixels.nbytes
-                self._kept[row] = pixels
+            self.keep(row, pixels)
         return pixels
+
+    def keep(self, row: int, pixels: np.ndarray) -> None:
+        """Keep what was decoded elsewhere, if the budget allows."""
+        if row not in self._kept and pixels.nbytes <= self._left:
+            self._left -= pixels.nbytes
+            self._kept[row] = pixels
 
     def __reduce__(self) -> tuple[type["KeepingReader"], tuple[Callable[[int], np.ndarray], int]]:
         return KeepingReader, (self._read, self._budget)
 
 
-def read_image(row: int, paths: tuple[ImageFile, ...], side: int | None, channels: int | None) -> np.ndarray:
+def read_image(
+    row: int, paths: tuple[ImageFile, ...], side: int | None, channels: int | None, white: float | None = None
+) -> np.ndarray:
     """Decode and convert the image of `row`; bound with `functools.partial` it is a picklable `ImageReader`."""
-    return convert_image(decode_image(paths[row]), side, channels)
+    return convert_image(decode_image(paths[row], white), side, channels)

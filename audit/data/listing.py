@@ -5,6 +5,7 @@ with one sentence: labels against the class list, headers of images and masks, s
 """
 
 import difflib
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,13 +16,19 @@ import numpy as np
 import torch
 
 from audit.config import DataConfig
+from audit.data.archive import Member
 from audit.data.audit_set import AuditSet, MaskReader
-from audit.data.images import Header, ImageFile, KeepingReader, read_header, read_image
+from audit.data.depth import to_unit
+from audit.data.images import Header, ImageFile, KeepingReader, convert_image, decode_stored, read_header, read_image
+from audit.data.reading import Look, Reading, digest, look_at
 from audit.data.regions import Box, check_boxes, read_mask, read_region
 from audit.errors import DataError
 from audit.progress import track
+from audit.results import LeftOut
 from audit.seeds import stage_generator
 
+MIDDLE = 256
+"""Bytes of a file's middle that tell most files of one length apart."""
 MOST_CLASSES = 10_000
 """A larger label is taken for a mistake (an id, a year) where no class list says otherwise."""
 
@@ -38,6 +45,7 @@ class Listing:
     splits: tuple[str, ...] | None = None
     masks: Mapping[str, tuple[Path | None, ...]] = field(default_factory=dict)
     boxes: tuple[tuple[Box, ...] | None, ...] | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -190,8 +198,11 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
     _check_regions(listing, headers)
     channels = config.channels or headers[0].channels
     height, width = (config.image_size,) * 2 if config.image_size else (headers[0].height, headers[0].width)
+    reader = KeepingReader(
+        partial(read_image, paths=listing.paths, side=config.image_size, channels=channels, white=config.white)
+    )
     return AuditSet(
-        read_image=KeepingReader(partial(read_image, paths=listing.paths, side=config.image_size, channels=channels)),
+        read_image=reader,
         labels=labels,
         class_names=names,
         ids=listing.ids,
@@ -199,4 +210,56 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
         image_shape=(channels, height, width),
         regions=_region_readers(listing, headers, config.image_size),
         source=listing.source if listing.splits is not None else f"{listing.source} (divided 50/50 by the seed)",
+        reading=Reading(
+            examine=partial(
+                examine_file,
+                paths=listing.paths,
+                reader=reader,
+                side=config.image_size,
+                channels=channels,
+                white=config.white,
+            ),
+            sizes=np.array([(header.height, header.width) for header in headers]),
+            kinds=tuple(header.kind for header in headers),
+            turned=tuple(row for row, header in enumerate(headers) if header.turned),
+            left_out=listing.left_out,
+            bytes_key=partial(bytes_key, paths=listing.paths),
+            white=config.white,
+        ),
     )
+
+
+def examine_file(
+    row: int,
+    keep: bool,
+    paths: tuple[ImageFile, ...],
+    reader: KeepingReader,
+    side: int | None,
+    channels: int | None,
+    white: float | None,
+) -> tuple[Look, bytes]:
+    """What the numbers in the file of `row` are like, and a hash of the pixels that the models see."""
+    stored, what = decode_stored(paths[row]), f"Image file '{paths[row]}'"
+    pixels = convert_image(to_unit(stored, white, what), side, channels)
+    if keep:
+        reader.keep(row, pixels)
+    return look_at(stored, white, what), digest(pixels)
+
+
+def bytes_key(row: int, thorough: bool, paths: tuple[ImageFile, ...]) -> object:
+    """Key of the encoded content of `row`: its length and a piece of its middle, or (`thorough`) a hash of all of it.
+
+    Raises DataError.
+    """
+    path = paths[row]
+    if isinstance(path, Member):
+        return hashlib.blake2b(path.open().getbuffer(), digest_size=16).digest() if thorough else path.quick_key()
+    try:
+        with path.open("rb") as file:
+            if thorough:
+                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
+            length = path.stat().st_size
+            file.seek(length // 2)
+            return length, file.read(MIDDLE)
+    except OSError as error:
+        raise DataError(f"Image file '{path}' cannot be read ({error.strerror}): replace or remove it.") from None

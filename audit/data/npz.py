@@ -1,6 +1,7 @@
 """Arrays in one `.npz` of MedMNIST layout: `{split}_images` and `{split}_labels` for train, val, test or others.
 
-Images are `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or floating point in [0, 1]; labels `[N]` or `[N, 1]`.
+Images are `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or floating point in [0, 1]; with `data.white` also
+other integers and floating point up to that number. Labels are `[N]` or `[N, 1]`.
 The archive is compressed, so it cannot be mapped: images are held as stored (uint8) and converted row by row.
 Pickled objects are never loaded. Layout: Yang et al. 2023, MedMNIST v2, https://medmnist.com.
 """
@@ -15,23 +16,43 @@ import numpy as np
 
 from audit.config import DataConfig
 from audit.data.audit_set import AuditSet
+from audit.data.depth import Stored, chosen_white, stored_array, to_unit
 from audit.data.images import convert_image
 from audit.data.listing import MOST_CLASSES, check_every_class, default_names, natural_key
+from audit.data.reading import Look, Reading, digest, left_out, look_at
 from audit.errors import DataError
+from audit.results import LeftOut
 
 CHUNK = 4096
 
 
 def read_row(
-    row: int, arrays: tuple[np.ndarray, ...], starts: np.ndarray, side: int | None, channels: int | None
+    row: int,
+    arrays: tuple[np.ndarray, ...],
+    starts: np.ndarray,
+    side: int | None,
+    channels: int | None,
+    white: float | None = None,
 ) -> np.ndarray:
     """Return the converted image of `row`; `starts[k]` is the first row of `arrays[k]`."""
+    return convert_image(to_unit(_stored(row, arrays, starts), white, f"Image {row}"), side, channels)
+
+
+def _stored(row: int, arrays: tuple[np.ndarray, ...], starts: np.ndarray) -> Stored:
     part = int(np.searchsorted(starts, row, side="right")) - 1
-    return convert_image(arrays[part][row - starts[part]], side, channels)
+    return stored_array(arrays[part][row - starts[part]])
 
 
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """Read every `*_images` and `*_labels` array; raises DataError naming the file and the array."""
+def examine_row(
+    row: int, keep: bool, arrays: tuple[np.ndarray, ...], starts: np.ndarray, white: float | None
+) -> tuple[Look, bytes]:
+    """What the numbers of `row` are like, and a hash of its pixels; nothing has to be kept, for all is in memory."""
+    stored = _stored(row, arrays, starts)
+    return look_at(stored, white, f"Image {row}"), digest(to_unit(stored, white, f"Image {row}"))
+
+
+def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Read every `*_images` and `*_labels` array, and name the others; raises DataError naming file and array."""
     if not path.is_file():
         raise DataError(f"Data file '{path}' does not exist: check data.path and data.format.")
     if not zipfile.is_zipfile(path):
@@ -51,7 +72,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
             f"File '{path}' has no arrays '<split>_images' and '<split>_labels' (it has: {found}): "
             "name them as MedMNIST does, for instance test_images and test_labels."
         )
-    return arrays
+    return arrays, [name for name in names if name not in arrays]
 
 
 def _read_array(archive: Mapping[str, np.ndarray], name: str, path: Path) -> np.ndarray:
@@ -63,29 +84,41 @@ def _read_array(archive: Mapping[str, np.ndarray], name: str, path: Path) -> np.
         raise
 
 
-def _check_images(images: np.ndarray, name: str, path: Path) -> np.ndarray:
-    """Return images as uint8 or float32 `[N, H, W]` or `[N, H, W, 3]`; raises DataError."""
+def _check_images(images: np.ndarray, name: str, path: Path, white: float | None) -> np.ndarray:
+    """Return images `[N, H, W]` or `[N, H, W, 3]` of a type that `data.white` gives a meaning; raises DataError."""
     if images.ndim == 4 and images.shape[3] == 1:
         images = images[..., 0]
     if images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] != 3) or 0 in images.shape[1:]:
         raise DataError(f"Array '{name}' of '{path}' has shape {images.shape}: it must be [N, H, W] or [N, H, W, 3].")
-    if images.dtype == np.uint8:
+    if images.dtype.kind not in "uif" or (images.dtype.kind != "f" and images.dtype != np.uint8 and white is None):
+        raise DataError(
+            f"Array '{name}' of '{path}' is of type {images.dtype}: save uint8 or floats in [0, 1]"
+            + (", or set data.white to the number that means white." if images.dtype.kind in "ui" else ".")
+        )
+    if len(images):
+        chosen_white(stored_array(images[0]), white, f"Array '{name}' of '{path}'")
+    if images.dtype.kind == "u":
         return images
-    if images.dtype.kind != "f":
-        raise DataError(f"Array '{name}' of '{path}' is of type {images.dtype}: save uint8, or floats in [0, 1].")
     for start in range(0, len(images), CHUNK):
         part = images[start : start + CHUNK]
-        inside = (part >= 0) & (part <= 1)  # false for NaN
+        inside = (part >= 0) & (part <= (1 if white is None else np.inf))  # false for NaN
         if not inside.all():
             row = start + int(np.argmin(inside.reshape(len(part), -1).all(axis=1)))
-            raise DataError(f"Image {row} of array '{name}' in '{path}' holds NaN or numbers outside [0, 1]: scale it.")
-    return images.astype(np.float32, copy=False)
+            range_ = "[0, 1]" if white is None else f"[0, {white:g}]"
+            mend = "scale it or set data.white to the number that means white" if white is None else "scale it"
+            raise DataError(f"Image {row} of array '{name}' in '{path}' holds NaN or numbers outside {range_}: {mend}.")
+    return images.astype(np.float32, copy=False) if images.dtype.kind == "f" else images
 
 
 def _check_labels(labels: np.ndarray, name: str, path: Path, count: int, classes: tuple[str, ...] | None) -> np.ndarray:
     """Return labels as int64 `[N]`; raises DataError naming the array and the first bad row."""
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
+    if labels.ndim == 2 and ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
+        raise DataError(
+            f"Array '{name}' of '{path}' has shape {labels.shape}, one column per class: store "
+            "labels.argmax(axis=1), one whole number per image."
+        )
     if labels.ndim != 1:
         raise DataError(f"Array '{name}' of '{path}' has shape {labels.shape}: it must hold one label per image, [N].")
     if len(labels) != count:
@@ -123,11 +156,11 @@ def load_npz(config: DataConfig, seed: int) -> AuditSet:
     Class names are those of `config.classes`, else 'class 0', 'class 1', ... Raises DataError.
     """
     path = Path(config.path)
-    arrays = _read_arrays(path)
+    arrays, others = _read_arrays(path)
     splits = _split_names(arrays, path)
     if not splits:
         raise DataError(f"File '{path}' holds no images: its arrays are empty.")
-    images = tuple(_check_images(arrays[f"{split}_images"], f"{split}_images", path) for split in splits)
+    images = tuple(_check_images(arrays[f"{split}_images"], f"{split}_images", path, config.white) for split in splits)
     for split, array in zip(splits, images, strict=True):
         if array.shape[1:] != images[0].shape[1:]:
             raise DataError(
@@ -147,11 +180,30 @@ def load_npz(config: DataConfig, seed: int) -> AuditSet:
     height, width = (config.image_size,) * 2 if config.image_size else images[0].shape[1:3]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     return AuditSet(
-        read_image=partial(read_row, arrays=images, starts=starts, side=config.image_size, channels=channels),
+        read_image=partial(
+            read_row, arrays=images, starts=starts, side=config.image_size, channels=channels, white=config.white
+        ),
         labels=labels,
         class_names=names,
         ids=tuple(f"{split}/{row:05d}" for split, count in zip(splits, counts, strict=True) for row in range(count)),
         splits=np.repeat(np.array(splits), counts),
         image_shape=(channels, height, width),
         source=f"'{path}'",
+        reading=Reading(
+            examine=partial(examine_row, arrays=images, starts=starts, white=config.white),
+            sizes=np.tile(images[0].shape[1:3], (len(labels), 1)),
+            kinds=tuple(kind for array in images for kind in [_kind(array)] * len(array)),
+            left_out=tuple(_left_out(others, arrays, splits)),
+            white=config.white,
+        ),
     )
+
+
+def _kind(array: np.ndarray) -> str:
+    return f"{array.dtype} {'colour' if array.ndim == 4 else 'grey'}"
+
+
+def _left_out(others: list[str], arrays: Mapping[str, np.ndarray], splits: list[str]) -> list[LeftOut]:
+    empty = [name for name in arrays if name.endswith("_images") and name.rpartition("_")[0] not in splits]
+    found = {"array that holds neither images nor labels": others, "array without images": empty}
+    return [left_out(reason, names) for reason, names in found.items() if names]
