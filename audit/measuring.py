@@ -17,11 +17,14 @@ from audit.data.load import load_shift
 from audit.environment import Stopwatch
 from audit.errors import MetricError
 from audit.metrics.intervals import bootstrap_mean, paired_difference
-from audit.results import Clean, Difference, Interval, NotComputed, Robust
+from audit.results import Clean, Difference, Interval, NotComputed, Robust, TrustCheck
+from audit.robustness.batch_dependence import IMAGES, batch_dependence, one_class
+from audit.robustness.batch_dependence import NAME as BATCH_DEPENDENCE
 from audit.robustness.clean import clean_of_logits, predict
 from audit.robustness.corruptions import check_names, corruption_accuracies
 from audit.robustness.evaluate import attacked_rows, measured_robustness
 from audit.robustness.examples import Fooled
+from audit.robustness.verdict import doubt_all
 from audit.robustness.vulnerability import VulnerabilityMaps, map_overlap, vulnerability
 from audit.seeds import stage_generator
 from audit.store import Store
@@ -32,6 +35,7 @@ class Audited:
     """One classifier on its way through the stages.
 
     `outcomes` holds, by the path of a number in the results, what it is the mean of: bool or float `[n]`, one an image.
+    `whole` are the checks of the model as a whole, made whatever the settings.
     """
 
     classifier: Classifier
@@ -42,6 +46,7 @@ class Audited:
     maps: VulnerabilityMaps | None = None
     examples: list[Fooled] = field(default_factory=list)
     not_computed: list[NotComputed] = field(default_factory=list)
+    whole: list[TrustCheck] = field(default_factory=list)
 
     @property
     def predicted(self) -> Tensor:
@@ -73,12 +78,14 @@ def measure_models(
             clean = clean_of_logits(logits, audited.row_labels, audited.class_names)
             model = Audited(classifier, logits, clean)
             model.outcomes["clean.accuracy"] = model.predicted == audited.row_labels
+            model.whole = _whole_checks(model, audited, config.seed, device)
         with watch.stage("robust accuracy"):
             key = {"source": classifier.source}
             attacked = measured_robustness(classifier, audited, settings, config.seed, classifier.name, store, key)
             model.robust = attacked.robust
             model.outcomes |= attacked.standing
             model.examples = attacked.examples
+            doubt_all(model.robust, model.whole)
         models.append(model)
     if settings.corruptions is not None:
         with watch.stage("corruptions"):
@@ -98,6 +105,13 @@ def measure_models(
             for model in models:
                 _map_vulnerability(model, calibration, audited, config, device)
     return models
+
+
+def _whole_checks(model: Audited, audited: AuditSet, seed: int, device: torch.device) -> list[TrustCheck]:
+    """Check the model as a whole: do its answers depend on the batch, and are they all one class?"""
+    images = attacked_rows(audited, IMAGES, seed).images().to(device)
+    found = one_class(model.predicted, audited.row_labels, audited.class_names)
+    return [batch_dependence(model.classifier, images), *([] if found is None else [found])]
 
 
 def _map_vulnerability(
@@ -121,6 +135,11 @@ def _map_vulnerability(
     model.maps.summary.regions = [
         map_overlap(model.maps.maps, judged.region(region, rows), region, config.seed) for region in judged.regions
     ]
+
+
+def unreliable(model: Audited) -> list[str]:
+    """Return why nothing that was measured of the model may be believed, a sentence each; empty: nothing speaks so."""
+    return [check.finding for check in model.whole if check.passed is False and check.name == BATCH_DEPENDENCE]
 
 
 def differences(models: Sequence[Audited], seed: int) -> list[Difference]:

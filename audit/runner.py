@@ -23,7 +23,7 @@ from audit.ground import Ground, load_ground
 from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
 from audit.judges import all_verdicts, classifier_judge, decisions, domain_judge
-from audit.measuring import Audited, differences, measure_models
+from audit.measuring import Audited, differences, measure_models, unreliable
 from audit.metrics.embedding import named
 from audit.metrics.transfer import fit_judge
 from audit.queries import Selection, select_queries, source_classes
@@ -35,6 +35,7 @@ from audit.results import (
     InversionSummary,
     ModelResult,
     NotComputed,
+    Notice,
     Perceptual,
 )
 from audit.scoring import Scored, score_model
@@ -116,6 +117,15 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
         notices=described.notices,
         models=[_model_result(m) for m in models],
         differences=differences(models, config.seed),
+        notices=[
+            Notice(
+                subject=m.classifier.name,
+                kind="batch-dependence",
+                text=f"Nothing measured of it may be believed. {reason}",
+            )
+            for m in models
+            for reason in unreliable(m)
+        ],
         environment=watch.environment(device),
     )
     if ground is None or calibration is None:
@@ -158,6 +168,7 @@ def _model_result(model: Audited) -> ModelResult:
         input=model.classifier.input,
         clean=model.clean,
         robust=model.robust,
+        unreliable=unreliable(model),
         not_computed=list(model.not_computed),
     )
 

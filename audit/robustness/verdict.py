@@ -128,15 +128,14 @@ def check_trust(
     robust.trusted = None if config.trust is None and verdict is True else verdict
 
 
-def doubt_all(robust: Robust, check: TrustCheck) -> None:
-    """Put `check`, which is about the model as a whole, before the others and its finding beside every number."""
-    robust.checks = [check, *robust.checks]
+def doubt_all(robust: Robust, whole: Sequence[TrustCheck]) -> None:
+    """Put the checks `whole`, which are about the model itself, before the others and their findings beside numbers."""
+    failed = [check.finding for check in whole if check.passed is False]
+    open_ones = [check.finding for check in whole if check.passed is None]
+    robust.checks = [*whole, *robust.checks]
     for _, _, number in _numbers(robust):
-        if check.passed is False:
-            number.untrusted = [check.finding, *number.untrusted]
-        elif check.passed is None:
-            number.unchecked = [check.finding, *number.unchecked]
-    if check.passed is False:
+        number.untrusted, number.unchecked = failed + number.untrusted, open_ones + number.unchecked
+    if failed:
         robust.trusted = False
-    elif check.passed is None and robust.trusted is True:
+    elif open_ones and robust.trusted is True:
         robust.trusted = None

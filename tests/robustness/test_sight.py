@@ -212,11 +212,11 @@ def test_what_became_of_every_image_is_kept_by_its_id() -> None:
 def test_a_doubt_about_the_model_stands_beside_every_number() -> None:
     robust = measured(Brightness(), **SETTINGS["few images"])
     check = robust.checks[0].model_copy(update={"name": "whole", "passed": False, "finding": "All of it."})
-    doubt_all(robust, check)
+    doubt_all(robust, [check])
     assert robust.trusted is False
     assert robust.checks[0] == check
     assert all(number.untrusted[0] == "All of it." for number in numbers(robust))
     other = measured(Brightness(), **SETTINGS["few images"])
-    doubt_all(other, check.model_copy(update={"passed": None}))
+    doubt_all(other, [check.model_copy(update={"passed": None})])
     assert other.trusted is None
     assert all(number.unchecked == ["All of it."] for number in numbers(other))
