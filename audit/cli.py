@@ -66,11 +66,11 @@ def _default_cache() -> Path:
 
 
 def _audit(config: Path, out: Path, cache: Path | None) -> None:
-    from audit.report.robustness import headline_columns
+    from audit.report.robustness import strongest_columns
     from audit.runner import run_audit
 
     result = run_audit(config, out, cache)
-    attacks = headline_columns(result.models)
+    attacks = strongest_columns(result.models)
     console = Console()
     table = Table(title=result.name)
     for heading in ("rank", "model", "index", "95 % interval", "clean", *(f"{a.title} {a.radius}" for a in attacks)):
@@ -79,7 +79,7 @@ def _audit(config: Path, out: Path, cache: Path | None) -> None:
         interval = "-" if model.index_interval is None else "{:.1f} to {:.1f}".format(*model.index_interval)
         table.add_row(
             "-" if model.rank is None else str(model.rank),
-            model.name,
+            model.name + (" (unreliable)" if model.unreliable else ""),
             "-" if model.index is None else f"{model.index:.1f}",
             interval,
             _percent(model.clean.accuracy.value),
@@ -98,7 +98,8 @@ def _percent(value: float | None) -> str:
 def _robust(attack: "Attack | None") -> str:
     if attack is None:
         return "-"
-    return _percent(attack.robust_accuracy.value) + (" (untrusted)" if attack.untrusted else "")
+    doubt = " (untrusted)" if attack.untrusted else " (unchecked)" if attack.unchecked else ""
+    return _percent(attack.robust_accuracy.value) + doubt
 
 
 @app.command()

@@ -70,6 +70,12 @@ def headline_columns(models: Sequence[ModelResult]) -> list[Column]:
     return sorted(best.values(), key=lambda column: column.eps)
 
 
+def strongest_columns(models: Sequence[ModelResult]) -> list[Column]:
+    """Return one attack for each radius of either norm, L-inf first: the ensemble where it was made, else PGD."""
+    best = {column.radius: column for column in attack_columns(models) if column.kind in ("pgd_l2", "ensemble_l2")}
+    return headline_columns(models) + sorted(best.values(), key=lambda column: column.eps)
+
+
 def accuracy_curves(models: Sequence[ModelResult]) -> list[tuple[str, list[tuple[str, float]]]]:
     """Return clean accuracy and the headline's robust accuracies of every model, as points of a chart."""
     curves = []
