@@ -17,7 +17,7 @@ from audit.data.load import load_shift
 from audit.environment import Stopwatch
 from audit.errors import MetricError
 from audit.metrics.intervals import bootstrap_mean, paired_difference
-from audit.results import Clean, Difference, Interval, NotComputed, Robust, TrustCheck
+from audit.results import Clean, Difference, Interval, NotComputed, Notice, Robust, TrustCheck
 from audit.robustness.batch_dependence import IMAGES, batch_dependence, one_class
 from audit.robustness.batch_dependence import NAME as BATCH_DEPENDENCE
 from audit.robustness.clean import clean_of_logits, predict
@@ -140,6 +140,13 @@ def _map_vulnerability(
 def unreliable(model: Audited) -> list[str]:
     """Return why nothing that was measured of the model may be believed, a sentence each; empty: nothing speaks so."""
     return [check.finding for check in model.whole if check.passed is False and check.name == BATCH_DEPENDENCE]
+
+
+def unreliable_notices(model: Audited) -> list[Notice]:
+    """Return what a reader has to know of an unreliable model before its numbers."""
+    said = "Nothing measured of it may be believed."
+    name = model.classifier.name
+    return [Notice(subject=name, kind=BATCH_DEPENDENCE, text=f"{said} {reason}") for reason in unreliable(model)]
 
 
 def differences(models: Sequence[Audited], seed: int) -> list[Difference]:

@@ -23,7 +23,7 @@ from audit.ground import Ground, load_ground
 from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
 from audit.judges import all_verdicts, classifier_judge, decisions, domain_judge
-from audit.measuring import Audited, differences, measure_models, unreliable
+from audit.measuring import Audited, differences, measure_models, unreliable, unreliable_notices
 from audit.metrics.embedding import named
 from audit.metrics.transfer import fit_judge
 from audit.queries import Selection, select_queries, source_classes
@@ -35,7 +35,6 @@ from audit.results import (
     InversionSummary,
     ModelResult,
     NotComputed,
-    Notice,
     Perceptual,
 )
 from audit.scoring import Scored, score_model
@@ -114,18 +113,9 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
             "shape": list(data.image_shape),
         },
         data_read=described.read,
-        notices=described.notices,
+        notices=[*described.notices, *(notice for m in models for notice in unreliable_notices(m))],
         models=[_model_result(m) for m in models],
         differences=differences(models, config.seed),
-        notices=[
-            Notice(
-                subject=m.classifier.name,
-                kind="batch-dependence",
-                text=f"Nothing measured of it may be believed. {reason}",
-            )
-            for m in models
-            for reason in unreliable(m)
-        ],
         environment=watch.environment(device),
     )
     if ground is None or calibration is None:
