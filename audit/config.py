@@ -68,6 +68,8 @@ EpsL2 = Annotated[str, BeforeValidator(_check_eps_l2)]
 """L2 radius, kept as written."""
 
 
+MEMORY_ON_CPU = "2GB"
+"""What `max_memory = "auto"` allows where there is no GPU."""
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 
 
@@ -81,6 +83,10 @@ def _check_memory(value: Any) -> str:
 
 Memory = Annotated[str, BeforeValidator(_check_memory)]
 """An amount of memory, `2GB`, `512MB` (powers of ten), `2GiB` or a number of MB."""
+
+
+AutoMemory = Annotated[str, BeforeValidator(lambda value: value if value == "auto" else _check_memory(value))]
+"""An amount of memory, or 'auto'."""
 
 
 def memory_bytes(memory: str) -> int:
@@ -452,6 +458,11 @@ class AuditConfig(Section):
     name: str = "audit"
     seed: int = Field(0, ge=0)
     device: str = Field("auto", description="'auto' takes a GPU when there is one; or 'cpu', 'cuda', 'cuda:1', 'mps'")
+    max_memory: AutoMemory = Field(
+        "auto",
+        description="bound on what the images worked on together take, measured: batches are worked on in parts that "
+        "fit; auto: 2GB, and half of a GPU's memory",
+    )
     data: DataConfig
     queries: QueryConfig = QueryConfig()
     generator: GeneratorConfig | None = Field(None, description="absent: robustness only, no counterfactuals")

@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
+from audit.classifiers.slices import sparing
 from audit.config import AuditConfig
 from audit.counterfactual.exceptional import Calibration, fit_calibration
 from audit.counterfactual.iterates import operating_points
@@ -86,7 +88,7 @@ def calibrate(classifier: Classifier, calibration: AuditSet, config: AuditConfig
     features, logits = [], []
     with preserve_mode(classifier), stage_progress(f"calibration {classifier.name}", len(calibration)) as advance:
         for images, _, _ in calibration.batches(config.robustness.batch_size):
-            x, y = classifier.features_and_logits(images.to(device))
+            x, y = sparing(classifier, partial(classifier.features_and_logits, images.to(device)))
             features.append(x.cpu())
             logits.append(y.cpu())
             advance(len(images))

@@ -7,12 +7,14 @@ models: one that calls those the target too is no evidence.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
+from audit.classifiers.slices import sparing
 from audit.metrics.embedding import FeatureNetwork, embed_all
 from audit.metrics.transfer import EmbeddingJudge, Verdicts
 from audit.progress import stage_progress
@@ -37,7 +39,8 @@ class Judge:
 def decisions(classifier: Classifier, images: Tensor, device: torch.device) -> Tensor:
     """Labels `[N]` that a classifier gives to `images` `[N, C, H, W]`, in batches."""
     with preserve_mode(classifier):
-        return torch.cat([classifier(part.to(device)).argmax(1).cpu() for part in images.split(128)])
+        parts = [sparing(classifier, partial(classifier, part.to(device))) for part in images.split(128)]
+        return torch.cat([logits.argmax(1).cpu() for logits in parts])
 
 
 def classifier_judge(classifier: Classifier, accuracy: float, device: torch.device) -> Judge:
@@ -57,15 +60,19 @@ def adversarial_examples(
     classifier: Classifier, queries: Tensor, labels: Tensor, seed: int, device: torch.device
 ) -> Tensor:
     """Pixel-space adversarial examples `[N, C, H, W]` of the query images against one model."""
-    generator = stage_generator(seed, "judges")
-    return torch.cat(
-        [
-            pgd_attack(
-                classifier, images.to(device), y.to(device), eps=JUDGE_EPS, steps=JUDGE_STEPS, generator=generator
-            ).cpu()
-            for images, y in zip(queries.split(64), labels.split(64), strict=True)
-        ]
-    )
+
+    def attack() -> Tensor:
+        generator = stage_generator(seed, "judges")
+        return torch.cat(
+            [
+                pgd_attack(
+                    classifier, images.to(device), y.to(device), eps=JUDGE_EPS, steps=JUDGE_STEPS, generator=generator
+                ).cpu()
+                for images, y in zip(queries.split(64), labels.split(64), strict=True)
+            ]
+        )
+
+    return sparing(classifier, attack)
 
 
 def all_verdicts(

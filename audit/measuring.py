@@ -5,12 +5,14 @@ Every model meets the same images, so that two of them can be compared image by 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import combinations
 
 import torch
 from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
+from audit.classifiers.slices import sparing
 from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_shift
@@ -122,9 +124,11 @@ def _map_vulnerability(
     judged = attacked_rows(audited, settings.n, config.seed)
     name = model.classifier.name
     try:
-        model.maps = vulnerability(
-            model.classifier, calibration, judged, settings, config.seed, device, f"vulnerability of {name}"
-        )
+        learn = partial(
+            vulnerability, model.classifier, calibration, judged, settings, config.seed, device,
+            f"vulnerability of {name}",
+        )  # fmt: skip
+        model.maps = sparing(model.classifier, learn)
     except MetricError as error:
         # A model that the attack hardly fools has no map; that is a result, and no reason to stop the audit.
         model.not_computed.append(NotComputed(what="vulnerability map", why=str(error)))

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -9,7 +10,9 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import Tensor
 
+from audit.classifiers.classifier import Classifier
 from audit.classifiers.load import load_classifier
+from audit.classifiers.slices import Slices
 from audit.common import embed_with_bar, gather
 from audit.config import AuditConfig, load_config, recorded
 from audit.data.audit_set import AuditSet
@@ -24,6 +27,7 @@ from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
 from audit.judges import all_verdicts, classifier_judge, decisions, domain_judge
 from audit.measuring import Audited, differences, measure_models, unreliable, unreliable_notices
+from audit.memory import limited
 from audit.metrics.embedding import named
 from audit.metrics.transfer import fit_judge
 from audit.queries import Selection, select_queries, source_classes
@@ -35,6 +39,7 @@ from audit.results import (
     InversionSummary,
     ModelResult,
     NotComputed,
+    Notice,
     Perceptual,
 )
 from audit.scoring import Scored, score_model
@@ -62,7 +67,7 @@ def run_audit(
     else:
         base, settings = Path(config).resolve().parent, load_config(config)
     store = None if cache is None else _open_store(Path(cache).expanduser())
-    with staged_output(Path(out)) if out is not None else nullcontext() as folder:
+    with limited(settings.max_memory), staged_output(Path(out)) if out is not None else nullcontext() as folder:
         result = _run(settings, base, folder, store)
     return result
 
@@ -93,6 +98,8 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
         described = describe(data, config.data.audit_split, usual)
     with watch.stage("classifiers"):
         classifiers = [load_classifier(c, data.image_shape, data.class_names).to(device) for c in config.classifiers]
+        for classifier in classifiers:
+            classifier.slices = Slices(classifier.name, config.max_memory)
         ground = None if config.generator is None else load_ground(config, data, device)
     calibrated: list[Calibrated] = []
     if ground is not None and calibration is not None:
@@ -124,6 +131,7 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
         )
     else:
         _explain_all(config, ground, models, calibrated, audited_set, calibration, result, folder, store, watch, device)
+    result.notices += _divided(classifiers)
     name_maps(result, [m.maps for m in models], audited_set.row_ids)
     name_examples(result, [m.examples for m in models])
     if folder is not None:
@@ -144,6 +152,12 @@ def _capped(calibration: AuditSet, seed: int) -> AuditSet:
     order = torch.randperm(len(labels), generator=stage_generator(seed, "calibration"))
     rows = [order[labels[order] == c][:CALIBRATION_PER_CLASS] for c in range(len(calibration.class_names))]
     return calibration.select(torch.cat(rows).sort().values)
+
+
+def _divided(classifiers: Sequence[Classifier]) -> list[Notice]:
+    """Say of which classifiers batches were divided to bound the memory."""
+    said = {c.name: None if c.slices is None else c.slices.said() for c in classifiers}
+    return [Notice(subject=name, kind="memory", text=text) for name, text in said.items() if text is not None]
 
 
 def _model_result(model: Audited) -> ModelResult:

@@ -4,11 +4,13 @@
     python benchmarks/attacks.py ensemble --models DIR --data mnist_test.npz [--images 50] [--repeats 5]
     python benchmarks/attacks.py known --models DIR --data mnist_test.npz [--images 500]
     python benchmarks/attacks.py memory
+    python benchmarks/attacks.py large [--network resnet50] [--images 32] [--limits none 2GB 1GB]
 
 Peers attack the same classifier in torch's default memory layout, as a user would hand it over; ours is as
 `load_classifier` lays it out, channels last. DIR holds the two networks of AdverTorch's MNIST example as safetensors,
 and `lenet5.py`. A time ratio is peer / ours, the median over repeats that each time one after the other, the order
-changing; robust accuracy is that of the last repeat. `memory` measures each number of images in a process of its own.
+changing; robust accuracy is that of the last repeat. `memory` measures each number of images, and `large` each
+`max_memory`, in a process of its own.
 """
 
 import argparse
@@ -25,7 +27,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from audit.classifiers.classifier import Classifier
 from audit.classifiers.load import load_classifier
+from audit.classifiers.slices import Slices
 from audit.config import ClassifierConfig, DataConfig, EnsembleConfig, RobustnessConfig
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
@@ -207,6 +211,35 @@ def memory(args: argparse.Namespace) -> None:
     print(f"ratio {peaks[-1] / peaks[0]:.3f}")
 
 
+def large_peak(network: str, n: int, limit: str) -> None:
+    """Print what one step of PGD on a batch of `n` images adds to the process: MB, seconds, images at a time."""
+    from timm import create_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = create_model(network, num_classes=10).eval()
+    names = tuple(map(str, range(10)))
+    classifier = Classifier(model, name=network, class_names=names, input_shape=(3, 224, 224))
+    if limit != "none":
+        classifier.slices = Slices(network, limit)
+    images = torch.rand(n, 3, 224, 224, generator=stage_generator(0, "benchmark"))
+    with torch.no_grad():
+        labels = torch.cat([classifier(part).argmax(1) for part in images.split(1)])
+    before, began = peak_memory_mb(), time.perf_counter()
+    pgd_attack(classifier, images, labels, eps=8 / 255, steps=1, generator=stage_generator(0, "benchmark"))
+    print(classifier.slices.said() if classifier.slices is not None else None)
+    print(f"{peak_memory_mb() - before:.0f} {time.perf_counter() - began:.1f}")
+
+
+def large(args: argparse.Namespace) -> None:
+    print(f"{header('timm')}; one step of PGD, {args.network} of random weights, a batch of {args.images} at 224x224")
+    for limit in args.limits:
+        command = [sys.executable, __file__, "large-peak", args.network, str(args.images), limit]
+        out = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        grown, seconds = out[-1].split()
+        print(f"max_memory {limit:>5}: {grown:>6} MB more, {seconds:>6} s   {out[-2]}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -225,6 +258,16 @@ def main() -> None:
     single = commands.add_parser("peak")
     single.set_defaults(run=lambda args: print(peak(args.n)))
     single.add_argument("n", type=int)
+    bounded = commands.add_parser("large")
+    bounded.set_defaults(run=large)
+    bounded.add_argument("--network", default="resnet50")
+    bounded.add_argument("--images", type=int, default=32)
+    bounded.add_argument("--limits", nargs="+", default=["none", "2GB", "1GB"])
+    one = commands.add_parser("large-peak")
+    one.set_defaults(run=lambda args: large_peak(args.network, args.n, args.limit))
+    one.add_argument("network")
+    one.add_argument("n", type=int)
+    one.add_argument("limit")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     args.run(args)

@@ -19,13 +19,14 @@ from audit.classifiers.probe import (
     Behaviour,
     behaviour_of,
     first_line,
-    is_out_of_memory,
     is_program,
     run,
     same,
 )
+from audit.classifiers.slices import Output, Slices
 from audit.classifiers.trace import linear_of, trace_network
 from audit.errors import ClassifierError
+from audit.memory import out_of_memory
 from audit.results import ModelInput, Origin
 from audit.seeds import stage_generator
 
@@ -103,6 +104,7 @@ class Classifier(nn.Module):
     output (None: the same order). `mean` and `std` are in pixel units, one per channel (None: no normalisation).
     `source` and `weights` name architecture, file and entry, `origins` who said so, for `input`.
     The network is run once on random images to find its final linear layer; it keeps its mode and its gradients flags.
+    `slices` divides large batches to bound the memory (None: they are taken whole).
     Raises ClassifierError if the network does not fit this.
     """
 
@@ -125,6 +127,7 @@ class Classifier(nn.Module):
         origins: Mapping[str, Origin] | None = None,
     ) -> None:
         super().__init__()
+        self.slices: Slices | None = None
         self.name = name
         self.class_names = tuple(class_names)
         self.input_shape = input_shape
@@ -214,7 +217,17 @@ class Classifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, K]` of `images` `[N, 1 or 3, h, w]` in [0, 1], in the order of `class_names`."""
+        return self._sliced(self._logits, images)
+
+    def _logits(self, images: Tensor) -> Tensor:
         return self._in_order(self._call(self.network, images))
+
+    def _sliced(self, network: Callable[[Tensor], Output], images: Tensor) -> Output:
+        # A network in training mode may look at the whole batch.
+        if self.slices is None or self.training:
+            return network(images)
+        graded = images.requires_grad or any(parameter.requires_grad for parameter in self.parameters())
+        return self.slices(network, images, graded and torch.is_grad_enabled())
 
     def features(self, images: Tensor) -> Tensor:
         """Penultimate features `[N, d]` of `images`: the input of the final linear layer (001 section 5.1)."""
@@ -222,6 +235,9 @@ class Classifier(nn.Module):
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Penultimate features `[N, d]` and logits `[N, K]` of `images`, in one pass."""
+        return self._sliced(self._features_and_logits, images)
+
+    def _features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features, logits = self._call(self.network.features_and_logits, images)
         return features, self._in_order(logits)
 
@@ -231,7 +247,7 @@ class Classifier(nn.Module):
         try:
             return function(prepared)
         except Exception as error:
-            if is_out_of_memory(error):
+            if out_of_memory(error):
                 raise
             if self._channels_last:
                 self._set_channels_last(False)
@@ -265,7 +281,7 @@ class Classifier(nn.Module):
                     if logits.requires_grad:
                         torch.autograd.grad(logits.sum(), given, allow_unused=True)
             except Exception as error:
-                if is_out_of_memory(error):
+                if out_of_memory(error):
                     raise
                 fits = False
             if not fits:

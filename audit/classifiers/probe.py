@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from audit.errors import ClassifierError
+from audit.memory import out_of_memory
 from audit.seeds import stage_seed
 
 HOW = "return the output of the final nn.Linear, one logit per class."
@@ -34,11 +35,6 @@ def first_line(error: BaseException) -> str:
     """Return the first line of a foreign error's text, or its type where it has none."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a computation failed for want of memory alone, on a GPU or on the CPU."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)
 
 
 def is_program(network: nn.Module) -> bool:
@@ -155,9 +151,9 @@ def logits_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
     """Return finite logits `[N, K]` of normalised `images`; raises ClassifierError with the cause for anything else."""
     try:
         logits = run(network, images)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if out_of_memory(error):
+            raise
         raise ClassifierError(_why_it_fails(network, images, name, error)) from error
     if not isinstance(logits, Tensor):
         raise ClassifierError(f"Classifier '{name}' returns a {type(logits).__name__} where a tensor is needed: {HOW}")

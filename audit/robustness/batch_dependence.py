@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.trace import first_line
+from audit.memory import out_of_memory
 from audit.results import TrustCheck
 from audit.robustness.door import checked_logits, float_images
 from audit.robustness.trust_case import FOREIGN_ERRORS, RANDOMNESS_LIMIT
@@ -122,9 +123,9 @@ def batch_dependence(classifier: nn.Module, images: Tensor) -> TrustCheck:
     with preserve_mode(classifier), torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
             return _compared(classifier, images)
-        except torch.OutOfMemoryError:
-            raise
         except FOREIGN_ERRORS as error:
+            if out_of_memory(error):
+                raise
             return _not_made(
                 len(images), f"The check cannot be made on this classifier ({first_line(error).rstrip('.')})."
             )
@@ -143,9 +144,9 @@ def _compared(classifier: nn.Module, images: Tensor) -> TrustCheck:
     for name, arrangement in ARRANGEMENTS:
         try:
             differences[name] = _difference(arrangement(classifier, images).double(), reference)
-        except torch.OutOfMemoryError:
-            raise
         except FOREIGN_ERRORS as error:
+            if out_of_memory(error):
+                raise
             refused[name] = first_line(error).rstrip(".")
     limit = max(RANDOMNESS_LIMIT, ROUNDINGS * _rounding(classifier, images[:1] if "alone" not in refused else images))
     drawn = noise(REPEATS)

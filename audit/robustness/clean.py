@@ -4,11 +4,13 @@ Expected calibration error: Guo et al. 2017, eq. 3, with 15 equal-width bins.
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
+from audit.classifiers.slices import sparing
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
 from audit.metrics.embedding import check_images
@@ -47,7 +49,7 @@ def _logits(
     with preserve_mode(classifier), torch.no_grad():
         for images, labels, _ in dataset.batches(batch_size):
             check_images(images, f"images of {dataset.source}")
-            logits = checked_logits(classifier, images.to(device)).cpu()
+            logits = sparing(classifier, partial(checked_logits, classifier, images.to(device))).cpu()
             check_labels(labels, len(images), logits.shape[1])
             parts.append(logits)
             if advance is not None:

@@ -9,11 +9,13 @@ its own, and no glass, zoom, fog or frost.
 
 import difflib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
+from audit.classifiers.slices import sparing
 from audit.config import CorruptionsConfig
 from audit.data.audit_set import AuditSet
 from audit.errors import ConfigError, MetricError
@@ -116,7 +118,7 @@ def corruption_accuracies(
                 corrupted = corrupt(images, name, severity, generator)
                 for model, classifier in enumerate(classifiers):
                     with preserve_mode(classifier), torch.no_grad():
-                        logits = checked_logits(classifier, corrupted).cpu()
+                        logits = sparing(classifier, partial(checked_logits, classifier, corrupted)).cpu()
                     check_labels(labels, len(images), logits.shape[1])
                     correct[model, rows, i, j] = logits.argmax(dim=1) == labels
                 advance(len(images))

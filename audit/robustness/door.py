@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from audit.classifiers.trace import first_line
 from audit.errors import ClassifierError, MetricError
+from audit.memory import out_of_memory
 from audit.metrics.embedding import check_images
 from audit.robustness.ball import Norm
 
@@ -21,9 +22,9 @@ def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
     name = getattr(classifier, "name", type(classifier).__name__)
     try:
         logits: Tensor = classifier(images)
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if out_of_memory(error):
+            raise
         raise ClassifierError(
             f"Classifier '{name}' cannot take images of {' x '.join(map(str, images.shape[1:]))} (channels, height, "
             f"width): {first_line(error).rstrip('.')}."

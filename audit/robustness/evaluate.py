@@ -7,12 +7,14 @@ is not attacked again: the curve falls monotonically and costs less.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
+from audit.classifiers.slices import sparing
 from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
@@ -264,9 +266,10 @@ def robust_accuracy(
                 active = torch.ones(len(images), dtype=torch.bool, device=device)
                 fell = torch.full((len(images),), -1, device=device)
                 for ball in curve:
-                    met = _attack(
-                        classifier, images, labels, active, ball, config, seed, int(rows[0]), store, key or {}
+                    attack = partial(
+                        _attack, classifier, images, labels, active, ball, config, seed, int(rows[0]), store, key or {}
                     )
+                    met = sparing(classifier, attack)
                     tallies[ball].enter(rows, met, active, fell)
                     if curve is curves[0] and len(examples) < EXAMPLES:
                         found += first_fooled(images, met.images, active & ~met.standing, rows, ball.metric)
@@ -322,19 +325,25 @@ def _distances(
     found, blind = torch.empty(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
     with stage_progress(f"minimal distances of {name}", len(rows)) as advance:
         for images, labels, at in rows.batches(config.batch_size):
-            sight = Sight.of(len(images), device)
-            found[at] = minimal_distances(
-                classifier,
-                images.to(device),
-                labels.to(device),
-                norm=norm,
-                largest=largest,
-                bisections=settings.bisections,
-                steps=config.steps,
-                generator=stage_generator(seed, f"robustness/distance/{norm}/{int(at[0])}"),
-                sight=sight,
-            ).cpu()
-            blind[at] = sight.blind.cpu()
+
+            def measure(
+                images: Tensor = images, labels: Tensor = labels, first: int = int(at[0])
+            ) -> tuple[Tensor, Tensor]:
+                sight = Sight.of(len(images), device)
+                distances = minimal_distances(
+                    classifier,
+                    images.to(device),
+                    labels.to(device),
+                    norm=norm,
+                    largest=largest,
+                    bisections=settings.bisections,
+                    steps=config.steps,
+                    generator=stage_generator(seed, f"robustness/distance/{norm}/{first}"),
+                    sight=sight,
+                )
+                return distances.cpu(), sight.blind.cpu()
+
+            found[at], blind[at] = sparing(classifier, measure)
             advance(len(images))
     known = zip(rows.row_ids, found.tolist(), strict=True)
     row = MinimalDistance(

@@ -24,6 +24,7 @@ from audit.classifiers.mode import preserve_mode
 from audit.classifiers.trace import first_line
 from audit.config import EnsembleConfig, TrustConfig, eps_value
 from audit.errors import MetricError
+from audit.memory import out_of_memory
 from audit.results import TrustCheck
 from audit.robustness.ball import TOLERANCE, Norm, project, random_offset
 from audit.robustness.door import check_eps, check_labels, checked_logits, float_images
@@ -140,9 +141,9 @@ def _zero_gradients(case: Case) -> TrustCheck:
         count, cut = _without_gradient(case)
         if cut:
             fails = "the way back from logits to image is cut, and white-box attacks are blind"
-    except torch.OutOfMemoryError:
-        raise
     except FOREIGN_ERRORS as error:
+        if out_of_memory(error):
+            raise
         count, fails = n, f"it cannot be computed ({first_line(error).rstrip('.')})"
     return _share_check(
         case,
@@ -286,11 +287,11 @@ def _lent_randomness(device: torch.device) -> Iterator[None]:
 def _made(name: str, check: Callable[[Case], TrustCheck], case: Case) -> TrustCheck:
     try:
         return check(case)
-    except torch.OutOfMemoryError:
-        raise
     except NotMade as reason:
         finding = str(reason)
     except FOREIGN_ERRORS as error:
+        if out_of_memory(error):
+            raise
         finding = f"The check cannot be made on this classifier ({first_line(error).rstrip('.')})."
     return TrustCheck(name=name, passed=None, value=None, limit=None, n=len(case.images), finding=finding)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from audit.classifiers.trace import first_line
 from audit.config import EnsembleConfig, TrustConfig
 from audit.errors import ClassifierError, MetricError
+from audit.memory import out_of_memory
 from audit.robustness.ball import Norm, distance
 from audit.robustness.door import checked_logits
 from audit.robustness.pgd import pgd_attack
@@ -173,13 +174,13 @@ class Case:
                 self.excess.append(excess_of(adversarial, images, eps, self.norm))
                 with torch.no_grad():
                     standing[rows] = checked_logits(self.classifier, adversarial).argmax(dim=1) == labels
-            except torch.OutOfMemoryError:
-                raise
             except MetricError as error:
                 # Images, labels and radius were checked at the door: what is left is an attack that left its ball.
                 self.broken.append(str(error))
                 raise NotMade(f"{name} gave no valid images.") from error
             except FOREIGN_ERRORS as error:
+                if out_of_memory(error):
+                    raise
                 raise NotMade(f"{name} cannot be run on this classifier ({first_line(error).rstrip('.')}).") from error
         return standing
 

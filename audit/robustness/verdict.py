@@ -7,10 +7,12 @@ neither trusted nor untrusted, and a gate takes it for not measured.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from audit.classifiers.slices import sparing
 from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
 from audit.progress import stage_progress
@@ -89,7 +91,8 @@ def _made_checks(
     standing = {path: values[: len(rows)] for path, values in evidence.standing.items()}
     norm, eps = telling_ball(config, standing)
     with stage_progress(f"trust checks of {name}", 1) as advance:
-        checks = trust_checks(
+        made = partial(
+            trust_checks,
             classifier,
             rows.images().to(device),
             rows.row_labels.to(device),
@@ -102,6 +105,7 @@ def _made_checks(
             stage="robustness/trust",
             ensemble=config.ensemble,
         )
+        checks = sparing(classifier, made)
         advance(1)
     return checks
 

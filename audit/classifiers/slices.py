@@ -1,0 +1,138 @@
+"""A batch of images through a network in slices that fit the memory, with the same logits and the same gradient.
+
+What an attack draws and decides belongs to the whole batch; only the passes through the network are divided. Where a
+batch fits, nothing is done. Where it does not, and a gradient is wanted, a slice keeps no activations and is computed
+once more on the way back (Chen et al. 2016, "Training deep nets with sublinear memory cost", arXiv 1604.06174).
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
+
+from audit.errors import ClassifierError
+from audit.memory import allowed, fitting, halving, out_of_memory, peak_bytes
+
+Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
+Result = TypeVar("Result")
+
+PROBED = 2
+"""Images that the cost is measured on: there are networks that do not take a single one."""
+STATE = 12
+"""Copies of a batch that an attack holds beside the network's own memory: images, iterates, gradients, best ones."""
+
+
+def _joined(parts: list[Output]) -> Output:
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))  # type: ignore[return-value]
+
+
+class Slices:
+    """Divides the batches of one network, called `name` in errors, so that they take at most `max_memory`.
+
+    `ran` holds, for passes with (True) and without (False) a gradient that had to be divided, the images of the
+    smallest slice, those of the largest batch, and the bytes that one image was measured to take.
+    """
+
+    def __init__(self, name: str, max_memory: str) -> None:
+        self.ran: dict[bool, tuple[int, int, int]] = {}
+        self._name, self._max_memory = name, max_memory
+        self._each: dict[tuple[bool, torch.Size, torch.device], int] = {}
+        self._most: int | None = None
+        self._largest = 1
+
+    def __call__(self, network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> Output:
+        """Return `network(images)`; `graded` says whether a gradient with respect to the images may be asked for."""
+        n = len(images)
+        at_once = n if n < PROBED else self._at_once(network, images, graded)
+        self._largest = max(self._largest, min(n, at_once))
+        if n <= at_once:
+            return network(images)
+        parts = images.tensor_split(math.ceil(n / at_once))
+        slice_, batch, each = self.ran.get(graded, (n, n, 0))
+        cost = self._each[graded, images.shape[1:], images.device]
+        self.ran[graded] = min(slice_, len(parts[0])), max(batch, n), max(each, cost)
+        if not graded:
+            return _joined([network(part) for part in parts])
+        # Stopping early is done by an error, which TorchScript turns into one of its own.
+        with set_checkpoint_early_stop(False):
+            return _joined([checkpoint(network, part, use_reentrant=False) for part in parts])
+
+    def _at_once(self, network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> int:
+        key = graded, images.shape[1:], images.device
+        if key not in self._each:
+            self._each[key] = _cost(network, images[:PROBED].detach(), graded)
+        budget = allowed(images.device, self._max_memory)
+        # What the attack itself holds of a batch of large images must not leave the network a single one.
+        left = budget - min(STATE * images.nbytes, budget // 2)
+        found = fitting(len(images), self._each[key], left)
+        return found if self._most is None else min(found, self._most)
+
+    def sparing(self, work: Callable[[], Result]) -> Result:
+        """Return `work()`, done anew with slices half as large where memory runs out.
+
+        Raises ClassifierError where one image at a time is too much.
+        """
+        try:
+            return halving(work, self._halve)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise ClassifierError(
+                f"Classifier '{self._name}' does not fit in memory even with one image at a time: lower "
+                "robustness.batch_size or data.image_size, or audit it on a machine with more memory."
+            ) from None
+
+    def said(self) -> str | None:
+        """In a sentence, how batches had to be divided; None where none was."""
+        if not self.ran:
+            return None
+        kinds = {True: "passes with a gradient", False: "passes without a gradient"}
+        parts = [f"{kinds[g]} {most} of {n} images at a time" for g, (most, n, _) in sorted(self.ran.items())[::-1]]
+        each = max(each for *_, each in self.ran.values())
+        return (
+            f"To stay within max_memory = {self._max_memory}, batches were divided: {' and '.join(parts)} (one image "
+            f"takes {each / 1e6:.0f} MB). That takes longer and moves numbers by rounding at most; raise max_memory to "
+            "avoid it."
+        )
+
+    def _halve(self) -> bool:
+        if self._largest == 1:
+            return False
+        self._most, self._largest = self._largest // 2, 1
+        return True
+
+
+def sparing(classifier: nn.Module, work: Callable[[], Result]) -> Result:
+    """Return `work()`, done anew with less at a time where `classifier` divides its batches and memory runs out."""
+    slices = getattr(classifier, "slices", None)
+    return slices.sparing(work) if isinstance(slices, Slices) else work()
+
+
+def _cost(network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> int:
+    """Bytes that one of `images` takes; 0 where the network cannot be measured, which then says so by itself."""
+
+    def work() -> None:
+        if not graded:
+            with torch.no_grad():
+                network(images)
+            return
+        leaf = images.clone().requires_grad_()
+        with torch.enable_grad():
+            found = network(leaf)
+            logits = found if isinstance(found, Tensor) else found[1]
+            if logits.requires_grad:
+                torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+
+    try:
+        # A network that draws at random must not be thrown onto another stream by being measured.
+        with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+            return peak_bytes(work, images.device) // len(images)
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+        return 0
