@@ -135,7 +135,9 @@ class DataConfig(Section):
         description="pixel value that means white, such as 4095; default: the largest of the depth (255, 65535), or 1",
     )
     audit_split: str = "test"
-    calibration_split: str | None = Field(None, description="default: the first there is of calibration, val and train")
+    calibration_split: str | None = Field(
+        None, description="default: calibration, val, valid, validation, dev or train"
+    )
     phantom: PhantomConfig = PhantomConfig()
     shift: str | None = Field(
         None, description="second set of the same classes from another source, read as 'path' is; its whole audit split"

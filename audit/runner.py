@@ -16,8 +16,8 @@ from audit.classifiers.slices import Slices
 from audit.common import embed_with_bar, gather
 from audit.config import AuditConfig, load_config, recorded
 from audit.data.audit_set import AuditSet
-from audit.data.describe import describe
-from audit.data.load import calibration_split, load_data
+from audit.data.describe import describe, describe_shift
+from audit.data.load import calibration_split, load_data, load_shift
 from audit.environment import Stopwatch, choose_device
 from audit.errors import ConfigError, DataError
 from audit.explaining import Calibrated, calibrate, explain_model, invert_queries
@@ -96,6 +96,8 @@ def _run(config: AuditConfig, base: Path, folder: Path | None, store: Store | No
             source_classes(config.queries, data.class_names)
         usual = None if calibration is None else calibration_split(config.data, data)
         described = describe(data, config.data.audit_split, usual)
+        if config.data.shift is not None:
+            described.notices.extend(describe_shift(load_shift(config.data, config.seed, audited_set)))
     with watch.stage("classifiers"):
         classifiers = [load_classifier(c, data.image_shape, data.class_names).to(device) for c in config.classifiers]
         for classifier in classifiers:

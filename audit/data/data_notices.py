@@ -20,6 +20,7 @@ MANY_CONSTANT = 0.1
 MANY_COPIES = 0.01
 SQUEEZED = 1.05
 """Aspect ratio from which the change to a square is mentioned."""
+NO_LABEL = frozenset({"nan", "none", "null", "na", "n/a", "<na>", "undefined"})
 MASKS_LOOKED_AT = 64
 
 
@@ -213,6 +214,10 @@ def of_names(data: AuditSet, read: DataRead) -> list[Notice]:
             both = ", ".join(repr(name) for name in group)
             text = f"The {what} {both} differ only in case or spaces and are taken for different ones: are they one?"
             notices.append(_notice("similar-names", text))
+    for name in data.class_names:
+        if name.casefold() in NO_LABEL:
+            text = f"One class is called '{name}', as programs write a missing label: are these images labelled?"
+            notices.append(_notice("missing-labels", text))
     missing = [name for name, n in read.splits[read.audit_split].items() if n == 0]
     if missing:
         names = ", ".join(f"'{name}'" for name in missing)

@@ -67,6 +67,32 @@ def describe(data: AuditSet, audited: str, calibration: str | None) -> Described
     return Described(read, notices)
 
 
+def describe_shift(shift: AuditSet) -> list[Notice]:
+    """What has to be said of the second source, whose audited rows `shift` holds: a sample of its images is looked at.
+
+    Raises DataError if one of these cannot be decoded.
+    """
+    reading = shift.reading
+    if reading is None or shift.rows is None:
+        return []
+    split = str(shift.splits[shift.rows[0]])
+    read = DataRead(audit_split=split, calibration_split=None, splits=_counts(shift), white=reading.white)
+    read.kinds = dict(Counter(reading.kinds).most_common())
+    read.left_out = list(reading.left_out)
+    looked = _sample(shift.rows, reading.sizes.prod(axis=1))
+    looks = [reading.examine(row, False)[0] for row in looked.tolist()]
+    read.pixels = _pixel_range(looks)
+    notices = [
+        *say.of_left_out(read),
+        *say.of_pixels(read, looks),
+        *say.of_shapes(shift, reading),
+        *say.of_headers(read, reading, shift.ids),
+        *say.of_names(shift, read),
+    ]
+    texts = ((notice.kind, notice.text.replace("data.path", "data.shift")) for notice in notices)
+    return [Notice(subject="data", kind=kind, text=f"Second source (data.shift): {text}") for kind, text in texts]
+
+
 def _counts(data: AuditSet) -> dict[str, dict[str, int]]:
     table = {}
     for split in dict.fromkeys(map(str, data.splits)):

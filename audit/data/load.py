@@ -17,6 +17,7 @@ from audit.data.phantom import phantom_set
 from audit.data.regions import resize_mask
 from audit.errors import DataError
 
+CALIBRATION_SPLITS = ("calibration", "val", "valid", "validation", "dev", "train")
 LOADERS = {"manifest": load_manifest, "npz": load_npz}
 
 
@@ -81,7 +82,7 @@ def _check_split(name: str, key: str, dataset: AuditSet) -> None:
 
 
 def calibration_split(config: DataConfig, dataset: AuditSet) -> str:
-    """Name of the split to calibrate on: as configured, else the first there is of 'calibration', 'val' and 'train'.
+    """Name of the split to calibrate on: as configured, else the first there is of CALIBRATION_SPLITS.
 
     Images that a model was trained on flatter its confidence, so 'train' comes last.
 
@@ -90,7 +91,7 @@ def calibration_split(config: DataConfig, dataset: AuditSet) -> str:
     name = config.calibration_split
     if name is None:
         present = _splits(dataset)
-        found = [split for split in ("calibration", "val", "train") if split in present and split != config.audit_split]
+        found = [split for split in CALIBRATION_SPLITS if split in present and split != config.audit_split]
         if not found:
             raise DataError(
                 f"{dataset.source[:1].upper()}{dataset.source[1:]} has no split 'calibration', 'val' or 'train' beside "

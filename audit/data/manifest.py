@@ -8,6 +8,7 @@ misspelling of one of these.
 
 import csv
 import difflib
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,6 +57,11 @@ def _check_header(header: Sequence[str], path: Path) -> None:
             raise DataError(f"Manifest '{path}' has a column '{name}': did you mean '{near[0]}'?")
         if name == "mask:" or name == "mask:region":
             raise DataError(f"Manifest '{path}' has a column '{name}': call the class's own region 'mask'.")
+        if name.startswith("mask:") and not re.fullmatch(r"[\w .+-]+", name.removeprefix("mask:")):
+            raise DataError(
+                f"Manifest '{path}' has a column '{name}': a region's name becomes part of file names; use letters, "
+                "digits, spaces and . + - _ only."
+            )
 
 
 def _existing(cell: str, column: str, place: str, base: Path) -> Path:
@@ -70,6 +76,14 @@ def _boxes(cell: str, place: str) -> tuple[Box, ...] | None:
         return parse_boxes(cell) if cell else None
     except ValueError as error:
         raise DataError(f"The box '{cell}' in {place} is not valid: {error}.") from None
+
+
+def _check_pixels(boxes: Sequence[tuple[Box, ...] | None], path: Path) -> None:
+    edges = [edge for drawn in boxes for box in drawn or () for edge in box]
+    if edges and max(edges) <= 1:
+        raise DataError(
+            f"No box of '{path}' reaches beyond 1: boxes are in pixels, so multiply shares of a side by its length."
+        )
 
 
 def _check_unique(values: Sequence[object], what: str, where: Sequence[str]) -> None:
@@ -117,6 +131,7 @@ def list_manifest(path: Path) -> Listing:
     for mask, box, place in zip(masks.get("region", ()), boxes or (), where, strict=False):
         if mask is not None and box is not None:
             raise DataError(f"Both mask and box are given in {place}: leave one of the two cells empty.")
+    _check_pixels(boxes or (), path)
     return Listing(
         source=f"manifest '{path}'",
         paths=images,

@@ -16,9 +16,9 @@ from audit.config import DataConfig
 from audit.data import copies
 from audit.data import describe as module
 from audit.data.audit_set import AuditSet
-from audit.data.describe import Described, describe
+from audit.data.describe import Described, describe, describe_shift
 from audit.data.images import ORIENTATION_TAG
-from audit.data.load import load_data
+from audit.data.load import load_data, load_shift
 from audit.errors import DataError
 from audit.report.build import report_html
 from audit.results import DataRead
@@ -337,3 +337,22 @@ def test_the_report_shows_what_was_read(
     assert "test/b/follow&lt;up&gt;/0.png" in page
     assert "Audited images also in val" in page
     assert "13 images by their pixels" in page
+
+
+def test_the_second_source_is_looked_at_too(make: Make, tmp_path: Path) -> None:
+    root = make(size=(9, 9))
+    (tmp_path / "first").mkdir()
+    first = (root).rename(tmp_path / "first" / "set")
+    other = make(high=4096, dtype=np.uint16)
+    (other / "test/a/x.dcm").write_bytes(b"DICM")
+    config = DataConfig(path=str(first), shift=str(other))
+    audited = load_data(config, 0).split("test")
+    notices = describe_shift(load_shift(config, 0, audited))
+    assert [notice.kind for notice in notices] == ["left-out", "dark"]
+    assert notices[0].text.startswith("Second source (data.shift): 1 file at data.shift is not part")
+    assert describe_shift(load_shift(config.model_copy(update={"shift": str(first)}), 0, audited)) == []
+
+
+def test_a_class_of_missing_labels_is_pointed_out(manifest: Callable[[str], Path]) -> None:
+    rows = "images/a.png,x,test\nimages/b.png,nan,test\nimages/c.png,x,val\nimages/d.png,y,test\n"
+    assert "missing-labels" in _kinds(_described(manifest("image,label,split\n" + rows)))

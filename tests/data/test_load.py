@@ -27,7 +27,12 @@ def _npz(path: pathlib.Path, *splits: str) -> DataConfig:
 
 @pytest.mark.parametrize(
     ("splits", "expected"),
-    [(("train", "test"), "train"), (("train", "calibration", "test"), "calibration")],
+    [
+        (("train", "test"), "train"),
+        (("train", "calibration", "test"), "calibration"),
+        (("train", "validation", "test"), "validation"),
+        (("train", "valid", "test"), "valid"),
+    ],
 )
 def test_default_calibration_split(tmp_path: pathlib.Path, splits: tuple[str, ...], expected: str) -> None:
     config = _npz(tmp_path, *splits)

@@ -160,3 +160,16 @@ def test_other_encodings_are_refused(tmp_path: Path) -> None:
         _load(path)
     with pytest.raises(DataError, match="does not exist"):
         _load(tmp_path / "gone.csv", format="manifest")
+
+
+def test_region_names_stay_inside_the_folder_of_pictures(manifest: Write) -> None:
+    for name in ("../up", "a/b", "a\\b", "a\0b"):
+        with pytest.raises(DataError, match="becomes part of file names"):
+            _load(manifest(f"image,label,mask:{name}\nimages/a.png,x,\nimages/b.png,y,\n"))
+    rows = "image,label,split,mask:Lungenflügel 2\nimages/a.png,x,test,images/m.png\nimages/b.png,y,test,\n"
+    assert "Lungenflügel 2" in _load(manifest(rows)).regions
+
+
+def test_boxes_in_shares_of_a_side_are_refused(manifest: Write) -> None:
+    with pytest.raises(DataError, match=r"boxes are in pixels, so multiply"):
+        _load(manifest("image,label,box\nimages/a.png,x,0.1 0.2 0.5 1\nimages/b.png,y,0 0 1 0.5\n"))
