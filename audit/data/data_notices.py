@@ -3,6 +3,7 @@
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -21,7 +22,8 @@ MANY_COPIES = 0.01
 SQUEEZED = 1.05
 """Aspect ratio from which the change to a square is mentioned."""
 NO_LABEL = frozenset({"nan", "none", "null", "na", "n/a", "<na>", "undefined"})
-MASKS_LOOKED_AT = 64
+MASKS_LOOKED_AT = 256
+GOLDEN = (5**0.5 - 1) / 2
 
 
 def _notice(kind: str, text: str) -> Notice:
@@ -227,16 +229,20 @@ def of_names(data: AuditSet, read: DataRead) -> list[Notice]:
 
 
 def of_regions(audited: AuditSet) -> list[Notice]:
-    """Regions that are empty, or cover everything, on every audited image looked at."""
+    """Regions that are empty, or cover everything, on every audited image looked at that has a mask."""
     notices = []
-    rows = np.linspace(0, len(audited) - 1, min(MASKS_LOOKED_AT, len(audited))).round().astype(int)
-    for name in audited.regions:
-        masks = audited.region(name, rows).flatten(1)
-        given = f"The masks of region '{name}' of {_images(len(rows))} looked at"
-        if not masks.any():
-            text = f"{given} are empty: there will be no localisation. Inside is what is not zero."
+    # A low-discrepancy order: masks of all classes are among the first, in whatever order the rows stand.
+    rows = np.asarray(audited.rows)[np.argsort(np.arange(len(audited)) * GOLDEN % 1, kind="stable")]
+    for name, read in audited.regions.items():
+        given = (mask for row in rows if (mask := read(int(row))) is not None)
+        masks = [np.asarray(mask) for mask in islice(given, MASKS_LOOKED_AT)]
+        what = f"masks of region '{name}' that were looked at"
+        if not masks:
+            notices.append(_notice("empty-region", f"No audited image has a mask of region '{name}'."))
+        elif not any(mask.any() for mask in masks):
+            text = f"All {len(masks)} {what} are empty: there will be no localisation. Inside is what is not zero."
             notices.append(_notice("empty-region", text))
-        elif masks.all(dim=1)[masks.any(dim=1)].all():
-            text = f"{given} cover the whole image wherever there is one: they tell nothing. Outside must be zero."
+        elif all(mask.all() for mask in masks if mask.any()):
+            text = f"The {len(masks)} {what} are empty or cover the image: they tell nothing. Outside must be zero."
             notices.append(_notice("full-region", text))
     return notices

@@ -16,6 +16,7 @@ pipeline usually takes otherwise are counted and become notices of the audit, `a
 """
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Callable
@@ -125,7 +126,8 @@ def _tiff_tag(image: Image.Image, tag: int) -> int | None:
 
 
 def _is_reduced(image: Image.Image) -> bool:
-    return ";16" in _raw_mode(image) and not image.mode.startswith("I")
+    # 'BGR;16' of a BMP has 16 bits a pixel, not a channel, and no byte order behind them.
+    return re.search(r";16[BLN]$", _raw_mode(image)) is not None and not image.mode.startswith("I")
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -159,7 +161,8 @@ def read_header(path: ImageFile) -> Header:
             if orientation >= 5:
                 width, height = height, width
             channels = 1 if image.mode in GREY_MODES else 3
-            return Header(height, width, channels, _kind(image), turned=orientation > 1)
+            turned = orientation > 1 or (_tiff_tag(image, ORIENTATION_TAG) or 1) > 1
+            return Header(height, width, channels, _kind(image), turned)
     except DECODING_ERRORS as error:
         raise _unreadable(path, error) from None
 

@@ -65,10 +65,13 @@ def _check_header(header: Sequence[str], path: Path) -> None:
 
 
 def _existing(cell: str, column: str, place: str, base: Path) -> Path:
-    path = base / Path(cell).expanduser()
-    if not path.is_file():
-        raise DataError(f"File '{cell}' of column '{column}' in {place} does not exist: correct the path or the row.")
-    return path
+    try:
+        path = base / Path(cell).expanduser()
+        if path.is_file():
+            return path
+    except (OSError, RuntimeError):  # a name that is too long; a home folder of nobody
+        pass
+    raise DataError(f"File '{cell}' of column '{column}' in {place} does not exist: correct the path or the row.")
 
 
 def _boxes(cell: str, place: str) -> tuple[Box, ...] | None:

@@ -158,3 +158,14 @@ def test_arrays_without_a_white_say_how_to_give_one(tmp_path: Path) -> None:
     np.savez(tmp_path / "set.npz", test_images=np.zeros((2, 2, 2), np.uint8), test_labels=labels)
     with pytest.raises(DataError, match="holds no number above 255"):
         load_data(DataConfig(path=str(tmp_path / "set.npz"), white=4095), seed=0)
+
+
+def test_a_bitmap_of_16_bits_a_pixel_is_not_deep(tmp_path: Path) -> None:
+    pixels = struct.pack("<HH", 0xF800, 0x07E0)  # one row: red, green, in 5, 6 and 5 bits
+    masks = struct.pack("<III", 0xF800, 0x07E0, 0x001F)
+    sizes = struct.pack("<IiiHHIIiiII", 40, 2, 1, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    offset = 14 + len(sizes) + len(masks)
+    path = tmp_path / "small.bmp"
+    path.write_bytes(b"BM" + struct.pack("<IHHI", offset + 4, 0, 0, offset) + sizes + masks + pixels)
+    assert read_header(path).kind == "8-bit colour"
+    assert decode_image(path).tolist() == [[[255, 0, 0], [0, 255, 0]]]

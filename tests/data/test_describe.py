@@ -285,7 +285,14 @@ def test_masks_that_tell_nothing(manifest: Callable[[str], Path], tmp_path: Path
     path = manifest("image,label,split,mask\n" + rows.format("images/m.png"))
     for value, kind in ((0, "empty-region"), (255, "full-region")):
         Image.fromarray(np.full((8, 8), value, np.uint8)).save(tmp_path / "images/m.png")
-        assert kind in _kinds(_described(path))
+        assert _kinds(_described(path)) == ["constant", kind]
+    Image.fromarray(np.eye(8, dtype=np.uint8)).save(tmp_path / "images/m.png")
+    assert _kinds(_described(path)) == ["constant"]
+    (tmp_path / "images/m.png").unlink()
+    save = np.eye(8, dtype=np.uint8)
+    Image.fromarray(save).save(tmp_path / "images/n.png")
+    only = "images/a.png,x,test,\nimages/b.png,y,test,\nimages/c.png,x,val,images/n.png\n"
+    assert "empty-region" in _kinds(_described(manifest("image,label,split,mask\n" + only)))
 
 
 def test_broken_files_count_where_they_are_used(make: Make) -> None:

@@ -111,6 +111,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, ending: str, orientation: i
     Image.fromarray(np.ascontiguousarray(inverse(upright))).convert("RGB").save(path, exif=exif, **options)
     header = read_header(path)
     assert (header.height, header.width) == (8, 16)
+    assert header.turned == (orientation > 1)
     decoded = convert_channels(decode_image(path), 1)
     assert np.abs(decoded.astype(int) - upright).max() <= 2
 

@@ -173,3 +173,9 @@ def test_region_names_stay_inside_the_folder_of_pictures(manifest: Write) -> Non
 def test_boxes_in_shares_of_a_side_are_refused(manifest: Write) -> None:
     with pytest.raises(DataError, match=r"boxes are in pixels, so multiply"):
         _load(manifest("image,label,box\nimages/a.png,x,0.1 0.2 0.5 1\nimages/b.png,y,0 0 1 0.5\n"))
+
+
+@pytest.mark.parametrize("cell", ["x" * 5000, "~nobody-here/a.png", "a\0b"])
+def test_cells_that_cannot_be_paths_are_named(manifest: Write, cell: str) -> None:
+    with pytest.raises(DataError, match=r"of column 'image' in row 2 .* does not exist"):
+        _load(manifest(f"image,label\n{cell},x\nimages/b.png,y\n"))
