@@ -1,23 +1,29 @@
 """The command line: parses words, calls the rooms, prints where the results are. No logic of its own.
 
-Exit status: 0 done (gate: passed); 1 gate failed; 2 an error that the user can mend, or a gate that could not be
-decided; 130 interrupted, 143 terminated.
+Exit status: 0 done (gate: passed); 1 gate failed, and nothing else; 2 an error that the user can mend, an audit that is
+not complete (a model failed), or a gate that could not be decided; 70 a defect of this program; 129 hung up,
+130 interrupted, 143 terminated.
 """
 
 import os
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+from typer import rich_utils
 
-from audit.errors import AuditError
+from audit.errors import AuditError, Terminated
+from audit.terminal import finish, forgive, say, show
 
 if TYPE_CHECKING:
-    from audit.results import Attack
+    from types import FrameType
+
+    from audit.results import Attack, AuditResult, ModelResult
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
@@ -31,6 +37,8 @@ weights_app = typer.Typer(no_args_is_help=True, help="Pretrained networks from o
 app.add_typer(weights_app, name="weights")
 
 Out = Annotated[Path, typer.Option("--out", help="folder for the outputs")]
+DEFECT = 70
+"""Exit status of a defect of this program (EX_SOFTWARE of sysexits.h)."""
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="configuration file")]
 GeneratorFile = Annotated[
     str,
@@ -47,7 +55,7 @@ def _print_version(asked: bool) -> None:
     if asked:
         from audit.store import package_version
 
-        typer.echo(f"spruce-audit {package_version()}")
+        say(f"spruce-audit {package_version()}")
         raise typer.Exit
 
 
@@ -58,6 +66,7 @@ def options(
     ] = False,
 ) -> None:
     """Audit image classifiers: do they decide for the right reason?"""
+    forgive()
 
 
 def _default_cache() -> Path:
@@ -66,29 +75,47 @@ def _default_cache() -> Path:
 
 
 def _audit(config: Path, out: Path, cache: Path | None) -> None:
-    from audit.report.robustness import strongest_columns
     from audit.runner import run_audit
+    from audit.writing import ReportError
 
-    result = run_audit(config, out, cache)
+    try:
+        result = run_audit(config, out, cache)
+    except ReportError as error:
+        _show_result(error.result)
+        raise
+    _show_result(result)
+    say(f"Report:  {out / 'report.html'}\nResults: {out / 'results.json'}")
+    for model in result.models:
+        if model.failed is not None:
+            say(f"spruce-audit: model '{model.name}' failed in {model.failed.stage}: {model.failed.why}", err=True)
+    if not result.complete:
+        raise typer.Exit(2)
+
+
+def _show_result(result: "AuditResult") -> None:
+    from audit.report.robustness import strongest_columns
+
     attacks = strongest_columns(result.models)
-    console = Console()
-    table = Table(title=result.name)
+    table = Table(title=Text(result.name))
     for heading in ("rank", "model", "index", "95 % interval", "clean", *(f"{a.title} {a.radius}" for a in attacks)):
         table.add_column(heading, justify="left" if heading == "model" else "right")
     for model in sorted(result.models, key=lambda m: (m.rank is None, m.rank or 0, -(m.index or 0))):
         interval = "-" if model.index_interval is None else "{:.1f} to {:.1f}".format(*model.index_interval)
         table.add_row(
             "-" if model.rank is None else str(model.rank),
-            model.name + (" (unreliable)" if model.unreliable else ""),
+            Text(model.name + _state(model)),
             "-" if model.index is None else f"{model.index:.1f}",
             interval,
             _percent(model.clean.accuracy.value),
             *(_robust(attack.attack(model)) for attack in attacks),
         )
-    console.print(table)
+    show(table)
     for notice in result.notices:
-        typer.echo(f"Note on {notice.subject}: {notice.text}")
-    console.print(f"Report:  {out / 'report.html'}\nResults: {out / 'results.json'}", highlight=False, soft_wrap=True)
+        say(f"Note on {notice.subject}: {notice.text}")
+
+
+def _state(model: "ModelResult") -> str:
+    return " (failed)" if model.failed is not None else " (unreliable)" if model.unreliable else ""
 
 
 def _percent(value: float | None) -> str:
@@ -127,9 +154,12 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", help="file to write; default: report.html beside it")] = None,
 ) -> None:
     """Render the HTML report of earlier results again."""
+    from audit.output import record
     from audit.report.build import render_report
 
-    typer.echo(render_report(results, out))
+    written = render_report(results, out)
+    record(written)
+    say(written)
 
 
 @app.command()
@@ -141,20 +171,23 @@ def gate(
     markdown: Annotated[Path | None, typer.Option("--markdown", help="write the Markdown summary to this file")] = None,
 ) -> None:
     """Check results against a policy: exit status 0 passed, 1 failed, 2 incomplete or not measured."""
-    from audit.gate import evaluate_gate, to_junit_xml, to_markdown
+    from audit.gate import JUNIT_MARK, MARKDOWN_MARK, evaluate_gate, to_junit_xml, to_markdown
     from audit.gate_policy import load_policy
+    from audit.output import check_own, write_own
     from audit.results import read_results
-    from audit.store import atomic_write_text
 
+    for file, mark in ((junit, JUNIT_MARK), (markdown, MARKDOWN_MARK)):
+        if file is not None:
+            check_own(file, mark)
     outcome = evaluate_gate(
         read_results(results), load_policy(policy), None if baseline is None else read_results(baseline)
     )
     summary = to_markdown(outcome)
     if junit is not None:
-        atomic_write_text(junit, to_junit_xml(outcome))
+        write_own(junit, to_junit_xml(outcome))
     if markdown is not None:
-        atomic_write_text(markdown, summary)
-    typer.echo(summary)
+        write_own(markdown, summary)
+    say(summary)
     raise typer.Exit(outcome.exit_status)
 
 
@@ -171,7 +204,7 @@ def train_classifier_command(config: ConfigFile, out: Out = Path("runs/classifie
 
     weights = train_classifier(load_classifier_train_config(config), out)
     if is_first():
-        typer.echo(weights)
+        say(weights)
 
 
 @train_app.command("factors")
@@ -180,7 +213,7 @@ def train_factors_command(config: ConfigFile, out: Out = Path("runs/factors")) -
     from audit.training.config import load_factors_train_config
     from audit.training.factors import train_factors
 
-    typer.echo(train_factors(load_factors_train_config(config), out))
+    say(train_factors(load_factors_train_config(config), out))
 
 
 @train_app.command("generator")
@@ -195,7 +228,7 @@ def train_generator_command(config: ConfigFile, out: Out = Path("runs/generator"
 
     weights = run_generator_training(load_generator_train_config(config), out)
     if is_first():
-        typer.echo(weights)
+        say(weights)
 
 
 @train_app.command("mapping")
@@ -204,7 +237,7 @@ def train_mapping_command(config: ConfigFile, out: Out = Path("runs/mapping")) -
     from audit.generator.fit_config import load_fit_mapping_config
     from audit.generator.fit_mapping import run_mapping_fit
 
-    typer.echo(run_mapping_fit(load_fit_mapping_config(config), out))
+    say(run_mapping_fit(load_fit_mapping_config(config), out))
 
 
 @train_app.command("embedding")
@@ -219,7 +252,7 @@ def train_embedding_command(config: ConfigFile, out: Out = Path("runs/embedding"
 
     weights = train_embedding(load_embedding_train_config(config), out)
     if is_first():
-        typer.echo(weights)
+        say(weights)
 
 
 @train_app.command("encoder")
@@ -227,7 +260,7 @@ def train_encoder_command(config: ConfigFile, out: Out = Path("runs/encoder")) -
     """Train the encoder that brings images into a generator's latent space."""
     from audit.training.encoder import load_encoder_train_config, run_encoder_training
 
-    typer.echo(run_encoder_training(load_encoder_train_config(config), out))
+    say(run_encoder_training(load_encoder_train_config(config), out))
 
 
 @generator_app.command("inspect")
@@ -241,7 +274,7 @@ def inspect_generator_command(
     from audit.generator.commands import as_lines, inspect_generator
 
     found = inspect_generator(file)
-    typer.echo(json.dumps(found, indent=2) if as_json else "\n".join(as_lines(found)))
+    say(json.dumps(found, indent=2) if as_json else "\n".join(as_lines(found)))
     if "refused" in found:
         raise typer.Exit(2)
 
@@ -253,7 +286,7 @@ def convert_generator_command(
     """Write the generator in FILE in our format, with its discriminator where it has one."""
     from audit.generator.commands import convert_generator
 
-    typer.echo(convert_generator(file, out))
+    say(convert_generator(file, out))
 
 
 @generator_app.command("sample")
@@ -270,7 +303,7 @@ def sample_generator_command(
     """Draw a grid of images; the same seed gives the same images."""
     from audit.generator.commands import sample_generator
 
-    typer.echo(sample_generator(file, out, n, seed, truncation, label))
+    say(sample_generator(file, out, n, seed, truncation, label))
 
 
 @weights_app.command("list")
@@ -286,11 +319,12 @@ def list_weights_command() -> None:
         there = find(network.name)
         forms = network.forms if there is None else (there[0],)
         sizes = " or ".join(f"{sum(file.size for file in form.files) / 1e6:.0f}" for form in forms)
-        table.add_row(network.name, network.use, network.licence, sizes, "absent" if there is None else "present")
+        there_or_not = "absent" if there is None else "present"
+        table.add_row(*(Text(cell) for cell in (network.name, network.use, network.licence, sizes, there_or_not)))
         places += [f"{network.name}: {path}" for path in (there[1] if there else ())]
-    Console().print(table)
+    show(table)
     # Below the table, where a long path stays in one piece.
-    typer.echo("\n".join(places) or "None is there; `spruce-audit weights pull` fetches them.")
+    say("\n".join(places) or "None is there; `spruce-audit weights pull` fetches them.")
 
 
 @weights_app.command("pull")
@@ -307,7 +341,7 @@ def pull_weights_command(
     if bool(names) == every:
         raise typer.BadParameter("give the names of networks, or --all")
     for name, paths in pull(tuple(NETWORKS) if every else tuple(names or ()), source).items():
-        typer.echo(f"{name}: {', '.join(map(str, paths))}")
+        say(f"{name}: {', '.join(map(str, paths))}")
 
 
 @weights_app.command("verify")
@@ -316,24 +350,62 @@ def verify_weights_command(names: Annotated[list[str] | None, typer.Argument(met
     from audit.weights import verify
 
     for name, paths in verify(names or ()).items():
-        typer.echo(f"{name}: {'absent' if paths is None else 'sound, ' + ', '.join(map(str, paths))}")
+        say(f"{name}: {'absent' if paths is None else 'sound, ' + ', '.join(map(str, paths))}")
+
+
+def _end(number: int, _: "FrameType | None") -> None:
+    """Unwind like an interrupted run, so that what is half-written vanishes; a second signal does not cut that off."""
+    for other in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    raise Terminated(128 + number)
 
 
 def main() -> None:
     """Run the command line; an error that the user can mend is one sentence and exit status 2."""
-    # A terminated run unwinds like an interrupted one, so that its half-written output vanishes.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    forgive()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` asks for that
+            signal.signal(number, _end)
+    status = _status()
+    finish()
+    sys.exit(status)
+
+
+def _status() -> int:
+    """Run the command; only a gate's own verdict ends with 1."""
     try:
-        app()
+        status = app(standalone_mode=False)
     except AuditError as error:
-        typer.echo(f"spruce-audit: {error}", err=True)
-        sys.exit(2)
+        return _mend(str(error))
     except OSError as error:
-        typer.echo(f"spruce-audit: '{error.filename or 'a file'}' cannot be used: {error.strerror or error}.", err=True)
-        sys.exit(2)
+        return _mend(f"'{error.filename or 'a file'}' cannot be used: {error.strerror or error}.")
     except KeyboardInterrupt:
-        typer.echo("spruce-audit: interrupted; nothing half-written was left.", err=True)
-        sys.exit(130)
+        status = 130
+    except Terminated as stop:
+        return int(str(stop.code))
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - a defect is told from a failed gate by its exit status
+        return _unexpected(error)
+    if status == 130:
+        say("spruce-audit: interrupted; nothing half-written was left.", err=True)
+    return status if isinstance(status, int) else 0
+
+
+def _unexpected(error: BaseException) -> int:
+    if isinstance(error.__context__, BrokenPipeError):  # the reader of a help page went away
+        return 0
+    if hasattr(error, "format_message") and isinstance(error, Exception):  # wrong usage of the command line
+        rich_utils.rich_format_error(error)  # type: ignore[arg-type]
+        return 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return _mend("There is not enough memory: lower the batch size, or inversion.max_memory.")
+    say("".join(traceback.format_exception(error)).rstrip(), err=True)
+    say("spruce-audit: this is a defect of the program; please report the lines above.", err=True)
+    return DEFECT
+
+
+def _mend(sentence: str) -> int:
+    say(f"spruce-audit: {sentence}", err=True)
+    return 2
 
 
 if __name__ == "__main__":

@@ -35,6 +35,14 @@ class ClassifierError(AuditError):
     """A classifier cannot be loaded or does not keep the contract of `audit.classifiers.Classifier`."""
 
 
+class ModelFault(ClassifierError):
+    """The network of the classifier called `model` failed while it ran; what it said is part of the sentence."""
+
+    def __init__(self, model: str, sentence: str) -> None:
+        super().__init__(sentence)
+        self.model = model
+
+
 class GeneratorError(AuditError):
     """A generator checkpoint cannot be read or does not fit the data."""
 
@@ -49,3 +57,7 @@ class WeightsError(AuditError):
 
 class ResultsError(AuditError):
     """A results file cannot be read or is of another schema version."""
+
+
+class Terminated(SystemExit):
+    """A signal ended the process; a class of its own, because a foreign network may call `sys.exit` as well."""

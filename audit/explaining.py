@@ -21,6 +21,7 @@ from audit.ground import Ground
 from audit.inversion.invert import Inversion, invert
 from audit.inversion.storing import keep_in, keep_without_store
 from audit.progress import stage_progress
+from audit.robustness.door import on_images
 from audit.store import Entry, Store, hash_tensor
 
 PROBED = 4
@@ -87,8 +88,14 @@ def calibrate(classifier: Classifier, calibration: AuditSet, config: AuditConfig
     """
     features, logits = [], []
     with preserve_mode(classifier), stage_progress(f"calibration {classifier.name}", len(calibration)) as advance:
-        for images, _, _ in calibration.batches(config.robustness.batch_size):
+        for images, _, rows in calibration.batches(config.robustness.batch_size):
             x, y = sparing(classifier, partial(classifier.features_and_logits, images.to(device)))
+            if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
+                where = on_images(torch.cat([x, y], dim=1), calibration.select(rows).row_ids)
+                raise ClassifierError(
+                    f"Classifier '{classifier.name}' has NaN or infinite features or logits{where}: check its weights "
+                    "and mean/std."
+                )
             features.append(x.cpu())
             logits.append(y.cpu())
             advance(len(images))
@@ -116,6 +123,17 @@ def _has_gradient(classifier: Classifier, images: Tensor) -> bool:
     return gradient is not None and bool(gradient.any())
 
 
+def check_target(classifier: Classifier, calibrated: Calibrated, target: str) -> None:
+    """Raise ClassifierError if `target` is a class for which `classifier` has no operating point."""
+    if target not in classifier.class_names:  # 'nearest' and 'runner-up' are known only once there are queries
+        return
+    if calibrated.operating_point[classifier.class_names.index(target)].isnan():
+        raise ClassifierError(
+            f"Classifier '{classifier.name}' gets no calibration image of class '{target}' right, so that nothing says "
+            "how convincing a counterfactual towards it should be: choose another target or leave the classifier out."
+        )
+
+
 def explain_model(
     classifier: Classifier, calibrated: Calibrated, config: AuditConfig, ground: Ground, queries: Tensor,
     labels: Tensor, logits: Tensor, inversion: Inversion, store: Store | None, device: torch.device,
@@ -134,12 +152,7 @@ def explain_model(
         )  # fmt: skip
         assert not bool((targets == NOT_EXPLAINED).any()), "query images of the target class are never selected"
         for target in targets.unique().tolist():
-            if calibrated.operating_point[target].isnan():
-                raise ClassifierError(
-                    f"Classifier '{classifier.name}' gets no calibration image of class "
-                    f"'{classifier.class_names[target]}' right, so that nothing says how convincing a counterfactual "
-                    "towards it should be: choose another target or leave the classifier out."
-                )
+            check_target(classifier, calibrated, classifier.class_names[target])
         with stage_progress(f"counterfactuals {classifier.name}", len(queries)) as advance:
             found = explain(
                 classifier, generator, inversion, queries, labels, targets, calibrated.fitted,

@@ -22,6 +22,8 @@ from audit.results import AuditResult, ModelResult, Row
 __all__ = ["Check", "GateOutcome", "Policy", "Rule", "evaluate_gate", "load_policy", "to_junit_xml", "to_markdown"]
 
 Status = Literal["pass", "fail", "not measured"]
+JUNIT_MARK, MARKDOWN_MARK = '<testsuites name="spruce-audit gate"', "## Gate "
+"""What the files of a gate begin with, and are known by."""
 EXIT_STATUS: dict[Status, int] = {"pass": 0, "fail": 1, "not measured": 2}
 _ROUNDING = 1e-9  # 0.9 - 0.05 is 0.8500000000000001 in binary; a bound met to nine digits is met
 

@@ -86,7 +86,7 @@ def _other_seed(now: AuditResult, before: AuditResult) -> Difference:
 
 def _judges(model: ModelResult, audit: AuditResult, without: set[str]) -> dict[str, str]:
     """Return the judges of a model's counterfactuals and the weights of those that are models, by name."""
-    weights = {other.name: other.weights_sha256 for other in audit.models}
+    weights = {other.name: other.weights_sha256 or "" for other in audit.models}
     found = model.counterfactuals.judges if model.counterfactuals is not None else []
     return {judge.name: weights.get(judge.name, "") for judge in found if judge.name not in without}
 

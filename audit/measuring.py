@@ -13,18 +13,18 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.slices import sparing
-from audit.config import AuditConfig
+from audit.config import AuditConfig, CorruptionsConfig
 from audit.data.audit_set import AuditSet
-from audit.data.load import load_shift
 from audit.environment import Stopwatch
 from audit.errors import MetricError
+from audit.faults import kept_apart, reason, stage_kept
 from audit.metrics.intervals import bootstrap_mean, paired_difference
-from audit.results import Clean, Difference, Interval, NotComputed, Notice, Robust, TrustCheck
+from audit.results import Clean, Difference, Failure, Interval, NotComputed, Notice, Robust, TrustCheck
 from audit.robustness.batch_dependence import IMAGES, batch_dependence, one_class
 from audit.robustness.batch_dependence import NAME as BATCH_DEPENDENCE
 from audit.robustness.clean import clean_of_logits, predict
-from audit.robustness.corruptions import check_names, corruption_accuracies
-from audit.robustness.evaluate import attacked_rows, measured_robustness
+from audit.robustness.corruptions import corruption_accuracies
+from audit.robustness.evaluate import Attacked, attacked_rows, measured_robustness
 from audit.robustness.examples import Fooled
 from audit.robustness.verdict import doubt_all
 from audit.robustness.vulnerability import VulnerabilityMaps, map_overlap, vulnerability
@@ -32,81 +32,122 @@ from audit.seeds import stage_generator
 from audit.store import Store
 
 
+def nothing_measured(class_names: Sequence[str]) -> Clean:
+    """Return what stands in the place of a model's accuracy when it was not measured."""
+    return Clean(accuracy=Interval(value=None), recall=dict.fromkeys(class_names), ece=None, n=0)
+
+
 @dataclass
 class Audited:
-    """One classifier on its way through the stages.
+    """One classifier on its way through the stages; with `failed` it takes no part in the stages after that.
 
     `outcomes` holds, by the path of a number in the results, what it is the mean of: bool or float `[n]`, one an image.
     `whole` are the checks of the model as a whole, made whatever the settings.
     """
 
     classifier: Classifier
-    logits: Tensor
     clean: Clean
+    logits: Tensor | None = None
     robust: Robust = field(default_factory=Robust)
     outcomes: dict[str, Tensor] = field(default_factory=dict)
     maps: VulnerabilityMaps | None = None
     examples: list[Fooled] = field(default_factory=list)
     not_computed: list[NotComputed] = field(default_factory=list)
     whole: list[TrustCheck] = field(default_factory=list)
+    failed: Failure | None = None
+
+    @property
+    def name(self) -> str:
+        return self.classifier.name
+
+    @property
+    def answers(self) -> Tensor:
+        """Logits `[N, K]` on the audited images."""
+        assert self.logits is not None, "only a model that was measured takes part"
+        return self.logits
 
     @property
     def predicted(self) -> Tensor:
-        return self.logits.argmax(1)
+        return self.answers.argmax(1)
 
 
 def measure_models(
-    classifiers: Sequence[Classifier],
+    models: Sequence[Audited],
     audited: AuditSet,
     calibration: AuditSet | None,
+    foreign: AuditSet | None,
     config: AuditConfig,
     store: Store | None,
     watch: Stopwatch,
     device: torch.device,
-) -> list[Audited]:
-    """Measure accuracy and robustness of every classifier on `audited`, as `config.robustness` says.
+) -> list[NotComputed]:
+    """Measure accuracy and robustness of every model on `audited`, as `config.robustness` says, into `models`.
 
-    The vulnerability map learns on `calibration`. Raises DataError, ClassifierError or MetricError.
+    The vulnerability map learns on `calibration`; `foreign` is the second source. A model that fails is marked and left
+    out of the later stages. Returns the stages that failed as a whole after something had been measured. Raises what
+    ends the first of them, such as DataError for an image that cannot be read.
     """
     settings = config.robustness
-    # Said before the long attacks begin: a misspelt corruption or a missing second source should not cost an hour.
-    if settings.corruptions is not None and settings.corruptions.names is not None:
-        check_names(settings.corruptions.names)
-    foreign = None if config.data.shift is None else load_shift(config.data, config.seed, audited)
-    models = []
-    for classifier in classifiers:
-        with watch.stage("clean accuracy"):
-            logits = predict(classifier, audited, settings.batch_size, device)
-            clean = clean_of_logits(logits, audited.row_labels, audited.class_names)
-            model = Audited(classifier, logits, clean)
+    lost: list[NotComputed] = []
+    for model in models:
+        with watch.stage("clean accuracy"), kept_apart(model, "clean accuracy"):
+            model.logits = predict(model.classifier, audited, settings.batch_size, device)
+            model.clean = clean_of_logits(model.logits, audited.row_labels, audited.class_names)
             model.outcomes["clean.accuracy"] = model.predicted == audited.row_labels
             model.whole = _whole_checks(model, audited, config.seed, device)
-        with watch.stage("robust accuracy"):
-            key = {"source": classifier.source}
-            attacked = measured_robustness(classifier, audited, settings, config.seed, classifier.name, store, key)
-            model.robust = attacked.robust
-            model.outcomes |= attacked.standing
-            model.examples = attacked.examples
-            doubt_all(model.robust, model.whole)
-        models.append(model)
+    for model in models:
+        if model.failed is None:
+            with watch.stage("robust accuracy"), stage_kept(f"robust accuracy of {model.name}", lost):
+                _attack(model, audited, config, store)
     if settings.corruptions is not None:
-        with watch.stage("corruptions"):
-            found = corruption_accuracies(
-                classifiers, audited, settings.corruptions, config.seed, settings.batch_size, device
-            )
-            for model, (summary, correct) in zip(models, found, strict=True):
-                model.robust.corruptions = summary
-                model.outcomes["robust.corruptions"] = correct.double().mean(dim=(1, 2))
+        with watch.stage("corruptions"), stage_kept("corruptions", lost):
+            _corrupt(still_there(models), audited, settings.corruptions, config, device)
     if foreign is not None:
-        with watch.stage("second source"):
-            for model in models:
-                logits = predict(model.classifier, foreign, settings.batch_size, device)
-                model.robust.shift = clean_of_logits(logits, foreign.row_labels, foreign.class_names)
+        with watch.stage("second source"), stage_kept("second source", lost):
+            for model in still_there(models):
+                with kept_apart(model, "second source"):
+                    logits = predict(model.classifier, foreign, settings.batch_size, device)
+                    model.robust.shift = clean_of_logits(logits, foreign.row_labels, foreign.class_names)
     if settings.vulnerability is not None and calibration is not None:
-        with watch.stage("vulnerability maps"):
-            for model in models:
-                _map_vulnerability(model, calibration, audited, config, device)
-    return models
+        with watch.stage("vulnerability maps"), stage_kept("vulnerability maps", lost):
+            for model in still_there(models):
+                with kept_apart(model, "vulnerability map"):
+                    _map_vulnerability(model, calibration, audited, config, device)
+    return lost
+
+
+def still_there(models: Sequence[Audited]) -> list[Audited]:
+    """Return the models that have not failed so far."""
+    return [model for model in models if model.failed is None]
+
+
+def _attack(model: Audited, audited: AuditSet, config: AuditConfig, store: Store | None) -> None:
+    settings = config.robustness
+
+    def keep(attacked: Attacked) -> None:
+        # At once: what comes after the attacks may fail, and their numbers stay.
+        model.robust = attacked.robust
+        model.outcomes |= attacked.standing
+        model.examples = attacked.examples
+
+    with kept_apart(model, "robust accuracy"):
+        key = {"source": model.classifier.source}
+        measured_robustness(model.classifier, audited, settings, config.seed, model.name, store, key, keep=keep)
+    doubt_all(model.robust, model.whole)
+
+
+def _corrupt(
+    models: Sequence[Audited], audited: AuditSet, settings: CorruptionsConfig, config: AuditConfig, device: torch.device
+) -> None:
+    classifiers = [model.classifier for model in models]
+    batch_size = config.robustness.batch_size
+    found = corruption_accuracies(classifiers, audited, settings, config.seed, batch_size, device, apart=True)
+    for model, one in zip(models, found, strict=True):
+        if isinstance(one, Exception):
+            model.failed = Failure(stage="corruptions", why=reason(one))
+        else:
+            model.robust.corruptions, correct = one
+            model.outcomes["robust.corruptions"] = correct.double().mean(dim=(1, 2))
 
 
 def _whole_checks(model: Audited, audited: AuditSet, seed: int, device: torch.device) -> list[TrustCheck]:
@@ -122,11 +163,10 @@ def _map_vulnerability(
     settings = config.robustness.vulnerability
     assert settings is not None
     judged = attacked_rows(audited, settings.n, config.seed)
-    name = model.classifier.name
     try:
         learn = partial(
             vulnerability, model.classifier, calibration, judged, settings, config.seed, device,
-            f"vulnerability of {name}",
+            f"vulnerability of {model.name}",
         )  # fmt: skip
         model.maps = sparing(model.classifier, learn)
     except MetricError as error:
@@ -160,7 +200,7 @@ def differences(models: Sequence[Audited], seed: int) -> list[Difference]:
         for metric in a.outcomes:
             if metric in b.outcomes:
                 found = _difference(a.outcomes[metric], b.outcomes[metric], seed)
-                rows.append(Difference(a=a.classifier.name, b=b.classifier.name, metric=metric, difference=found))
+                rows.append(Difference(a=a.name, b=b.name, metric=metric, difference=found))
     return rows
 
 

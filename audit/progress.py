@@ -46,7 +46,7 @@ def stage_progress(stage: str, total: float, unit: str | None = None) -> Iterato
     """
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description:<34}"),
+        TextColumn("{task.description:<34}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),

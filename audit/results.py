@@ -38,7 +38,7 @@ class Embedding(Row):
 class Notice(Row):
     """Something to know before a number is believed; the audit went on as it was configured."""
 
-    subject: str = Field(description="'data', 'generator', or the name of a model")
+    subject: str = Field(description="'data', 'generator', 'audit', or the name of a model")
     kind: str = Field(description="stable name for programs, for instance 'one-class'")
     text: str = Field(description="what was seen, what it means and how to mend it")
 
@@ -119,7 +119,7 @@ class Clean(Row):
 
     accuracy: Interval
     recall: dict[str, float | None] = Field(description="per class; None where the class has no image")
-    ece: float = Field(description="expected calibration error, 15 equal-width bins")
+    ece: float | None = Field(description="expected calibration error, 15 equal-width bins; None: not measured")
     n: int
     confusion: list[list[int]] | None = Field(
         default=None, description="images by true class (rows) and answer (columns), in the order of the classes"
@@ -397,7 +397,7 @@ class ModelResult(Row):
     index_interval: tuple[float, float] | None
     components: Components
     component_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    weights_sha256: str
+    weights_sha256: str | None = Field(description="None: the weights could not be read")
     source: str = Field(description="architecture or file the classifier was loaded from")
     input: ModelInput | None = None
     failed: Failure | None = Field(default=None, description="None: every stage was completed")
@@ -440,8 +440,8 @@ class Query(Row):
 
     id: str
     label: str
-    image: str = Field(description="path relative to results.json")
-    inversion_image: str
+    image: str | None = Field(description="path relative to results.json; None: the pictures were not written")
+    inversion_image: str | None
     region_images: dict[str, str] = Field(default_factory=dict, description="mask by region name, white inside")
     inversion_mse: float
     inversion_perceptual: float | None = None

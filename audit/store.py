@@ -7,8 +7,8 @@ that is there but damaged counts as absent.
 
 import hashlib
 import json
+import logging
 import os
-import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,11 +23,6 @@ import torch
 from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch import Tensor
-
-from audit.errors import ConfigError
-
-RESULTS_FILE = "results.json"
-"""What marks a folder as an earlier output that a new run may replace."""
 
 
 def package_version() -> str:
@@ -97,8 +92,8 @@ def atomic_write_bytes(path: Path, data: bytes) -> None:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text as `atomic_write_bytes` does."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    """Write UTF-8 text as `atomic_write_bytes` does; lone surrogates, as in names of another coding, are escaped."""
+    atomic_write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 
 
 def atomic_write_history(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
@@ -151,12 +146,18 @@ class Store:
         return self.root / key[:2] / f"{key}.safetensors"
 
     def put(self, key: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-        """Write an entry at once or not at all; it replaces an earlier one of the same key."""
+        """Write an entry at once or not at all; it replaces an earlier one of the same key.
+
+        A cache that cannot be written (a full disk) is no reason to lose what was computed: a warning is logged.
+        """
         plain = _without_shared_memory(tensors)
         text = json.dumps(dict(metadata or {}), sort_keys=True)
         header = {"json": text, "sha256": _checksum(plain, text)}
-        with atomic_path(self.path(key)) as temporary:
-            save_file(plain, temporary, metadata=header)
+        try:
+            with atomic_path(self.path(key)) as temporary:
+                save_file(plain, temporary, metadata=header)
+        except (OSError, safetensors.SafetensorError) as error:
+            logging.getLogger(__name__).warning("Nothing is kept in the cache '%s': %s", self.root, error)
 
     def get(self, key: str) -> Entry | None:
         """Read an entry; None if there is none or its file is damaged."""
@@ -178,60 +179,3 @@ class Store:
             found = compute()
             self.put(key, found.tensors, found.metadata)
         return found
-
-
-def _check_output(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"Output '{out}' is a file: name a folder that is new, empty, or holds an earlier result.")
-    if not out.exists():
-        return
-    if out.is_mount():
-        raise ConfigError(f"Output folder '{out}' is a mount point and cannot be replaced: name a folder inside it.")
-    if any(out.iterdir()) and not (out / RESULTS_FILE).is_file():
-        raise ConfigError(
-            f"Output folder '{out}' is not empty and holds no {RESULTS_FILE} of an earlier run: name another folder."
-        )
-
-
-def _move_into_place(staged: Path, out: Path) -> None:
-    """Put `staged` where `out` is; should the second step fail, what was at `out` comes back."""
-    earlier = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.earlier")
-    if out.exists():
-        os.replace(out, earlier)
-    try:
-        os.replace(staged, out)
-    except OSError:
-        if earlier.exists():
-            os.replace(earlier, out)
-        raise
-    shutil.rmtree(earlier, ignore_errors=True)
-
-
-@contextmanager
-def staged_output(out: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `out` that becomes `out` when the block succeeds and vanishes when it fails.
-
-    `out` may be new, empty, or hold the `results.json` of an earlier run, which stays until the new one is complete.
-    Raises ConfigError before the block runs if `out` is anything else or cannot be written.
-    """
-    out = Path(out).expanduser().resolve()
-    _check_output(out)
-    staged = out.with_name(f".{out.name}.{uuid.uuid4().hex[:12]}.partial")
-    try:
-        staged.mkdir(parents=True)
-    except OSError as error:
-        raise ConfigError(f"Output folder '{out}' cannot be made ({error.strerror}): name another one.") from None
-    try:
-        yield staged
-    except BaseException:
-        shutil.rmtree(staged, ignore_errors=True)
-        raise
-    try:
-        _check_output(out)
-        _move_into_place(staged, out)
-    except OSError as error:
-        raise ConfigError(
-            f"The results could not be moved to '{out}' ({error.strerror}): they are in '{staged}'."
-        ) from None
-    except ConfigError as error:
-        raise ConfigError(f"{error} The results are in '{staged}'.") from None

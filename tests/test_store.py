@@ -1,6 +1,5 @@
 """The store: keys, entries that survive or count as absent, and output that is whole or not there."""
 
-import json
 import os
 import stat
 from pathlib import Path
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 
 from audit import store as store_module
 from audit.config import InversionConfig
-from audit.errors import ConfigError
 from audit.store import (
     Entry,
     Store,
@@ -21,7 +19,6 @@ from audit.store import (
     atomic_write_text,
     hash_file,
     hash_tensor,
-    staged_output,
 )
 
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
@@ -165,87 +162,22 @@ def test_atomic_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
 
 
-def _names(folder: Path) -> list[str]:
-    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*"))
+def test_a_cache_that_cannot_be_written_costs_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store_module.os, "fsync", full_disk)
+    store = Store(tmp_path)
+    entry = store.get_or_compute("key", lambda: Entry({"x": torch.ones(3)}, {"n": 3}))
+    assert entry.metadata == {"n": 3}
+    assert "No space left" in caplog.text
+    assert store.get("key") is None
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-def test_output_appears_when_the_block_succeeds(tmp_path: Path) -> None:
-    out = tmp_path / "deep" / "out"
-    with staged_output(out) as staged:
-        (staged / "images").mkdir()
-        (staged / "images" / "a.png").write_bytes(b"a")
-        (staged / "results.json").write_text("{}")
-        assert not out.exists()
-    assert _names(tmp_path / "deep") == ["out", "out/images", "out/images/a.png", "out/results.json"]
-
-
-@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt, SystemExit])
-def test_nothing_remains_when_the_block_fails(tmp_path: Path, failure: type[BaseException]) -> None:
-    def fail_half_way() -> None:
-        with staged_output(tmp_path / "out") as staged:
-            (staged / "results.json").write_text("half")
-            raise failure
-
-    with pytest.raises(failure):
-        fail_half_way()
-    assert _names(tmp_path) == []
-
-
-def test_an_earlier_result_is_replaced_as_a_whole_or_kept(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    with staged_output(out) as staged:
-        (staged / "results.json").write_text(json.dumps({"run": 1}))
-        (staged / "old.png").write_bytes(b"old")
-    with pytest.raises(ValueError, match="stop"), staged_output(out) as staged:
-        raise ValueError("stop")
-    assert _names(tmp_path) == ["out", "out/old.png", "out/results.json"]
-    with staged_output(out) as staged:
-        (staged / "results.json").write_text(json.dumps({"run": 2}))
-    assert _names(tmp_path) == ["out", "out/results.json"]
-    assert json.loads((out / "results.json").read_text()) == {"run": 2}
-
-
-def test_an_empty_folder_and_a_link_may_be_the_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "empty")
-    with staged_output(tmp_path / "link") as staged:
-        (staged / "results.json").write_text("1")
-    assert (tmp_path / "empty" / "results.json").read_text() == "1"
-    monkeypatch.chdir(tmp_path)
-    with staged_output(Path("relative")) as staged:
-        monkeypatch.chdir("/")
-        (staged / "results.json").write_text("2")
-    assert (tmp_path / "relative" / "results.json").read_text() == "2"
-
-
-def test_a_folder_that_is_not_an_earlier_output_is_refused_and_kept(tmp_path: Path) -> None:
-    def refuse(out: Path, match: str) -> None:
-        ran = False
-        with pytest.raises(ConfigError, match=match), staged_output(out):
-            ran = True
-        assert not ran
-
-    mine = tmp_path / "mine"
-    mine.mkdir()
-    (mine / "thesis.txt").write_text("years of work")
-    refuse(mine, r"mine' is not empty and holds no results\.json")
-    refuse(mine / "thesis.txt", "is a file")
-    refuse(mine / "thesis.txt" / "out", "cannot be made")
-    refuse(Path("/proc"), "mount point")
-    assert _names(tmp_path) == ["mine", "mine/thesis.txt"]
-
-
-def test_results_are_kept_if_they_cannot_be_moved(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-
-    def collide() -> None:
-        with staged_output(out) as staged:
-            (staged / "results.json").write_text("hours of work")
-            out.mkdir()
-            (out / "by somebody else").write_text("x")
-
-    with pytest.raises(ConfigError, match=r"The results are in '(.*)'\.") as caught:
-        collide()
-    kept = Path(str(caught.value).split("'")[-2])
-    assert (kept / "results.json").read_text() == "hours of work"
-    assert (out / "by somebody else").exists()
+def test_text_with_half_a_character_is_written(tmp_path: Path) -> None:
+    """File names in another coding than UTF-8 reach Python as lone surrogates."""
+    atomic_write_text(tmp_path / "a.txt", "caf\udce9")
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "caf\\udce9"

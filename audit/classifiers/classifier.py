@@ -25,7 +25,7 @@ from audit.classifiers.probe import (
 )
 from audit.classifiers.slices import Output, Slices
 from audit.classifiers.trace import linear_of, trace_network
-from audit.errors import ClassifierError
+from audit.errors import ClassifierError, ModelFault, Terminated
 from audit.memory import out_of_memory
 from audit.results import ModelInput, Origin
 from audit.seeds import stage_generator
@@ -242,19 +242,20 @@ class Classifier(nn.Module):
         return features, self._in_order(logits)
 
     def _call(self, function: Callable[[Tensor], T], images: Tensor) -> T:
-        """Run the network on prepared `images`; whatever it raises becomes a ClassifierError, save lack of memory."""
+        """Run the network on prepared `images`; whatever it raises becomes a ModelFault, save lack of memory."""
         prepared = self.prepare(images)
         try:
             return function(prepared)
-        except Exception as error:
-            if out_of_memory(error):
+        except (Exception, SystemExit) as error:
+            if isinstance(error, Terminated) or out_of_memory(error):
                 raise
             if self._channels_last:
                 self._set_channels_last(False)
                 return self._call(function, images)
-            raise ClassifierError(
+            raise ModelFault(
+                self.name,
                 f"Classifier '{self.name}' fails on a batch of shape {list(prepared.shape)} ({first_line(error)}): its "
-                "forward has to take any number of images of its size."
+                "forward has to take any number of images of its size.",
             ) from error
 
     def _set_channels_last(self, value: bool) -> None:

@@ -1,6 +1,7 @@
 """Builds the report: reads `results.json` and the images beside it, writes one HTML file that needs nothing else."""
 
 import os
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from audit.results import AdversarialExample, AuditResult, Distribution, ModelRe
 
 VISIBLE_QUERIES = 6
 """Query images shown at once; the others open on demand."""
+_MARK = b'<meta name="generator" content="spruce-audit">'
 
 
 @dataclass(frozen=True)
@@ -44,19 +46,34 @@ class QueryView:
 def render_report(results_path: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of `results_path` and return its path; default: `report.html` beside the results.
 
-    Raises ResultsError if the results or one of their images cannot be read; then nothing is written.
+    Raises ResultsError if the results or one of their images cannot be read, or if the report would take the place of a
+    file that is no report; then nothing is written.
     """
     source = Path(results_path)
     target = source.with_name("report.html") if out is None else Path(out)
+    _check_place(target)
     page = report_html(read_results(source), source.parent)
-    partial = target.with_name(target.name + ".part")
+    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        partial.write_text(page, encoding="utf-8")
+        # Half a character, as in a file name of another coding, is written as its escape.
+        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
         os.replace(partial, target)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise ResultsError(f"The report cannot be written to '{target}': {error.strerror}.") from None
+    finally:
+        partial.unlink(missing_ok=True)
     return target
+
+
+def _check_place(target: Path) -> None:
+    """Raise ResultsError if `target` is there and is not a report, which names its maker near the top."""
+    try:
+        with target.open("rb") as file:
+            known = _MARK in file.read(2000)
+    except OSError:  # not there, or a folder: writing it will say what is wrong
+        return
+    if not known:
+        raise ResultsError(f"'{target}' is there and is no report of spruce-audit: name another file by --out.")
 
 
 def report_html(result: AuditResult, folder: Path) -> str:
@@ -199,6 +216,8 @@ def _query_views(
     rows = {(model.name, row.query): row for model in models for row in model.queries}
     views = []
     for number, query in enumerate(result.queries, start=1):
+        if query.image is None or query.inversion_image is None:  # the audit ended before its pictures were written
+            continue
         image = figures.read_image(folder, query.image)
         cells: list[Cell | None] = []
         for model in models:

@@ -47,9 +47,10 @@ def _logits(
 ) -> Tensor:
     parts = []
     with preserve_mode(classifier), torch.no_grad():
-        for images, labels, _ in dataset.batches(batch_size):
+        for images, labels, rows in dataset.batches(batch_size):
             check_images(images, f"images of {dataset.source}")
-            logits = sparing(classifier, partial(checked_logits, classifier, images.to(device))).cpu()
+            ids = dataset.select(rows).row_ids
+            logits = sparing(classifier, partial(checked_logits, classifier, images.to(device), ids)).cpu()
             check_labels(labels, len(images), logits.shape[1])
             parts.append(logits)
             if advance is not None:

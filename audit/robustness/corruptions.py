@@ -94,13 +94,16 @@ def corruption_accuracies(
     batch_size: int,
     device: torch.device | str = "cpu",
     stage: str = "corruptions",
-) -> list[tuple[Corruptions, Tensor]]:
+    *,
+    apart: bool = False,
+) -> list[tuple[Corruptions, Tensor] | Exception]:
     """Measure every classifier on the same corrupted images, each of which is made once.
 
     Takes the first `config.n` images of the attacked order. Returns, per classifier, the result and the correctness of
     every prediction, bool `[n, corruptions, severities]` in the order of `config`, for paired comparisons. Draws depend
     on `seed`, corruption, severity and batch only. Raises ConfigError for an unknown corruption, MetricError if
-    `dataset` is empty and ClassifierError for logits that are not finite.
+    `dataset` is empty and ClassifierError for logits that are not finite; with `apart` the error stands in the place of
+    that classifier's result, and the others are measured.
     """
     names = config.names if config.names is not None else CORRUPTIONS
     check_names(names)
@@ -108,6 +111,7 @@ def corruption_accuracies(
     if len(chosen) == 0:
         raise MetricError(f"There is no image of {dataset.source} to corrupt: check data.audit_split.")
     cells = [(i, name, j, severity) for i, name in enumerate(names) for j, severity in enumerate(config.severities)]
+    failed: dict[int, Exception] = {}
     correct = torch.zeros(len(classifiers), len(chosen), len(names), len(config.severities), dtype=torch.bool)
     with stage_progress(stage, len(chosen) * len(cells)) as advance:
         for images, labels, rows in chosen.batches(batch_size):
@@ -116,13 +120,24 @@ def corruption_accuracies(
             for i, name, j, severity in cells:
                 generator = stage_generator(seed, f"corruptions/{name}/{severity}/{int(rows[0])}")
                 corrupted = corrupt(images, name, severity, generator)
+                ids = [f"{row_id} ({name} {severity})" for row_id in chosen.select(rows).row_ids]
                 for model, classifier in enumerate(classifiers):
-                    with preserve_mode(classifier), torch.no_grad():
-                        logits = sparing(classifier, partial(checked_logits, classifier, corrupted)).cpu()
-                    check_labels(labels, len(images), logits.shape[1])
-                    correct[model, rows, i, j] = logits.argmax(dim=1) == labels
+                    if model in failed:
+                        continue
+                    try:
+                        with preserve_mode(classifier), torch.no_grad():
+                            logits = sparing(classifier, partial(checked_logits, classifier, corrupted, ids)).cpu()
+                        check_labels(labels, len(images), logits.shape[1])
+                        correct[model, rows, i, j] = logits.argmax(dim=1) == labels
+                    except Exception as error:
+                        if not apart:
+                            raise
+                        failed[model] = error
                 advance(len(images))
-    return [(_summary(hits, names, config.severities, seed), hits) for hits in correct]
+    return [
+        failed[model] if model in failed else (_summary(hits, names, config.severities, seed), hits)
+        for model, hits in enumerate(correct)
+    ]
 
 
 def corruption_accuracy(
@@ -135,7 +150,10 @@ def corruption_accuracy(
     stage: str = "corruptions",
 ) -> tuple[Corruptions, Tensor]:
     """Measure one classifier; see `corruption_accuracies`."""
-    return corruption_accuracies([classifier], dataset, config, seed, batch_size, device, stage)[0]
+    (found,) = corruption_accuracies([classifier], dataset, config, seed, batch_size, device, stage)
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def _summary(correct: Tensor, names: Sequence[str], severities: Sequence[int], seed: int) -> Corruptions:

@@ -6,29 +6,21 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from audit.classifiers.trace import first_line
+from audit.classifiers.foreign import foreign_code
 from audit.errors import ClassifierError, MetricError
-from audit.memory import out_of_memory
 from audit.metrics.embedding import check_images
 from audit.robustness.ball import Norm
 
 
-def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
+def checked_logits(classifier: nn.Module, images: Tensor, ids: Sequence[str] = ()) -> Tensor:
     """Return the classifier's logits `[N, K]`, K >= 2.
 
-    Raises ClassifierError if the network does not take such images (their channels or size), or what it returns is no
-    such tensor or not finite.
+    Raises ClassifierError if the network does not take such images (their channels, size or number), or what it returns
+    is no such tensor or not finite; with the `ids` of the images the sentence names the one.
     """
     name = getattr(classifier, "name", type(classifier).__name__)
-    try:
+    with foreign_code(name, images):
         logits: Tensor = classifier(images)
-    except RuntimeError as error:
-        if out_of_memory(error):
-            raise
-        raise ClassifierError(
-            f"Classifier '{name}' cannot take images of {' x '.join(map(str, images.shape[1:]))} (channels, height, "
-            f"width): {first_line(error).rstrip('.')}."
-        ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ClassifierError(
@@ -36,8 +28,20 @@ def checked_logits(classifier: nn.Module, images: Tensor) -> Tensor:
             "expected: give the network that ends in its linear layer."
         )
     if not torch.isfinite(logits).all():
-        raise ClassifierError(f"Classifier '{name}' returns NaN or infinite logits: check its weights and mean/std.")
+        raise ClassifierError(
+            f"Classifier '{name}' returns NaN or infinite logits{on_images(logits, ids)}: check its weights and "
+            "mean/std."
+        )
     return logits
+
+
+def on_images(values: Tensor, ids: Sequence[str]) -> str:
+    """Return ' on image ...' for the rows of `values` `[N, ...]` that are not finite; '' where there are no `ids`."""
+    bad = (~torch.isfinite(values)).flatten(1).any(dim=1).nonzero().flatten().tolist()
+    if not ids or not bad:
+        return ""
+    more = f" and {len(bad) - 1} more of {len(values)}" if len(bad) > 1 else ""
+    return f" on image '{ids[bad[0]]}'{more}"
 
 
 def check_labels(labels: Tensor, n: int, num_classes: int) -> None:

@@ -5,7 +5,7 @@ is not attacked again: the curve falls monotonically and costs less.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -296,13 +296,17 @@ def measured_robustness(
     name: str,
     store: Store | None = None,
     key: Mapping[str, Any] | None = None,
+    *,
+    keep: Callable[[Attacked], None] = lambda _: None,
 ) -> Attacked:
     """Measure robust accuracy as `robust_accuracy` does, check whether it may be believed, and measure distances.
 
     A failed check puts its finding beside every number that it concerns, and so does an attack that never had a
-    gradient, whatever checks are switched off. Raises as `robust_accuracy` does.
+    gradient, whatever checks are switched off. `keep` is given what was measured as soon as the attacks are done;
+    distances and checks are added to it. Raises as `robust_accuracy` does.
     """
     measured = robust_accuracy(classifier, dataset, config, seed, f"attacks on {name}", store, key)
+    keep(measured)
     robust = measured.robust
     chosen = attacked_rows(dataset, config.n, seed)
     evidence = Evidence(robust, measured.standing, dict(measured.accounts))

@@ -1,0 +1,56 @@
+"""What fails of one model, or in one stage, is told and kept apart: the audit goes on with the rest.
+
+A network under audit is foreign code, which may raise anything or call `sys.exit`. Whatever it does ends the audit of
+that model only; what was measured of it before stays.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+import torch
+
+from audit.errors import AuditError, ConfigError, DataError, GeneratorError, Terminated
+from audit.results import Failure, NotComputed
+
+
+class Audited(Protocol):
+    """A model whose audit may end early."""
+
+    failed: Failure | None
+
+
+def reason(error: BaseException) -> str:
+    """Return why `error` came about, without a traceback: our own sentence, else its type and first line."""
+    if isinstance(error, AuditError):
+        return str(error)
+    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return f"There was not enough memory ({first or type(error).__name__}): lower robustness.batch_size."
+    if isinstance(error, OSError):
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror or first or type(error).__name__}{where}."
+    return f"{type(error).__name__}: {first.rstrip('.')}." if first else f"{type(error).__name__}."
+
+
+@contextmanager
+def kept_apart(model: Audited, stage: str) -> Iterator[None]:
+    """Let the block fail for `model` alone, which it marks as failed in `stage`.
+
+    What is not the model's own - images, generator, files - passes through, as an interruption does.
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, Terminated, GeneratorExit, ConfigError, DataError, GeneratorError, OSError):
+        raise
+    except BaseException as error:  # noqa: BLE001 - foreign code may raise anything, SystemExit included
+        model.failed = Failure(stage=stage, why=reason(error))
+
+
+@contextmanager
+def stage_kept(stage: str, lost: list[NotComputed]) -> Iterator[None]:
+    """Let the block fail as a whole: note in `lost` that `stage` was not computed, and why."""
+    try:
+        yield
+    except Exception as error:  # noqa: BLE001 - what the stages before have measured is worth more than a traceback
+        lost.append(NotComputed(what=stage, why=reason(error)))

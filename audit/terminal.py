@@ -1,0 +1,85 @@
+"""What is printed: a terminal that cannot show a character, or is no longer there, never changes how a command ends."""
+
+import codecs
+import io
+import os
+import sys
+from contextlib import suppress
+
+from rich.console import Console, RenderableType
+
+ERRORS = "spruce-audit"
+"""Name of the way in which characters that cannot be encoded are replaced."""
+
+_PLAIN = {
+    "\N{GREATER-THAN OR EQUAL TO}": ">=",
+    "\N{LESS-THAN OR EQUAL TO}": "<=",
+    "\N{EN DASH}": "-",
+    "\N{EM DASH}": "-",
+    "\N{MINUS SIGN}": "-",
+    "\N{MULTIPLICATION SIGN}": "x",
+    "\N{HORIZONTAL ELLIPSIS}": "...",
+    "\N{NO-BREAK SPACE}": " ",
+    "\N{LEFT DOUBLE QUOTATION MARK}": '"',
+    "\N{RIGHT DOUBLE QUOTATION MARK}": '"',
+}
+
+
+def _replacement(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte of a file name that is not UTF-8, as Python carries it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return _PLAIN.get(character) or character.encode("ascii", "backslashreplace").decode("ascii")
+
+
+def _replace(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_replacement(c) for c in error.object[error.start : error.end]), error.end
+
+
+codecs.register_error(ERRORS, _replace)
+
+
+def forgive() -> None:
+    """Let standard output and standard error replace what they cannot encode, whatever their encoding is."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=ERRORS)
+
+
+def say(text: object, err: bool = False) -> None:
+    """Print a line; a reader that went away (`| head`, a closed terminal) is no error of the command."""
+    stream = sys.stderr if err else sys.stdout
+    if stream is None:
+        return
+    try:
+        stream.write(f"{text}\n")
+        stream.flush()
+    except OSError:
+        _silence(stream)
+
+
+def show(what: RenderableType) -> None:
+    """Print something of rich's, such as a table, as `say` does; texts in it are to be `rich.text.Text`, not markup."""
+    console = Console()
+    with console.capture() as printed:
+        console.print(what)
+    say(printed.get().rstrip("\n"))
+
+
+def finish() -> None:
+    """Write what is still buffered; to be called last, because Python's own attempt changes the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            _silence(stream)
+
+
+def _silence(stream: io.TextIOBase | object) -> None:
+    """Send what is written to `stream` from now on to nowhere."""
+    with suppress(OSError, ValueError, AttributeError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())  # type: ignore[union-attr]
+        os.close(nowhere)
