@@ -16,7 +16,9 @@ DARK = 1 / 16 + 1e-3
 DARK_DEEP = 1 / 4
 """The same for numbers of more than 8 bits, of which 14 may be in use."""
 USUAL_WHITES = (1, 15, 255, 1023, 4095, 16383, 65535)
-MANY_SATURATED = 0.25
+MANY_SATURATED, MOST_SATURATED = 0.25, 0.75
+"""Share of white pixels that is mentioned, and where white lies at the edges, as a white background does."""
+BACKGROUND = 1.25
 MANY_CONSTANT = 0.1
 MANY_COPIES = 0.01
 SQUEEZED = 1.05
@@ -131,7 +133,9 @@ def of_pixels(read: DataRead, looks: Sequence[Look]) -> list[Notice]:
                 "unless that is meant.",
             )
         )
-    if pixels.saturated > MANY_SATURATED:
+    edge = float(np.mean([look.edge_saturated for look in looks]))
+    background = edge > BACKGROUND * pixels.saturated
+    if pixels.saturated > (MOST_SATURATED if background else MANY_SATURATED):
         notices.append(
             _notice(
                 "saturated",

@@ -144,13 +144,14 @@ def list_folder(root: Folder, labelled: bool = True) -> Listing:
             return _list(root, [(None, UNLABELLED, loose)], f"{kind} '{root}' (without labels)", 0, "train")
         endings = " ".join(EXTENSIONS)
         raise DataError(
-            f"{kind.capitalize()} '{root}' holds no images ({endings}) in class folders: lay it out as <class>/ or "
-            "<split>/<class>/."
+            f"{kind.capitalize()} '{root}' holds no images ({endings}) in class folders{_what_lies_there(root)}: "
+            "lay it out as <class>/ or <split>/<class>/."
         )
     filled = {name for _, name, images in groups if images}
     for _, name, _ in groups:
         if name not in filled:
-            raise DataError(f"Class '{name}' has no image in {kind} '{root}': add images or remove its folder.")
+            there = _what_lies_there(root)
+            raise DataError(f"Class '{name}' has no image in {kind} '{root}'{there}: add images or remove its folder.")
     has_splits = groups[0][0] is not None
     return _list(
         root,
@@ -158,6 +159,13 @@ def list_folder(root: Folder, labelled: bool = True) -> Listing:
         f"{kind} '{root}'" + (" (laid out as <split>/<class>/)" if has_splits else ""),
         2 if has_splits else 1,
     )
+
+
+def _what_lies_there(root: Folder) -> str:
+    """In brackets, what `root` holds beside images in class folders; it may be what the user takes for the images."""
+    reasons = (row for row in _passed_over(root, set(), 1) if not row.reason.startswith("image "))
+    there = "; ".join(f"{row.n} x {row.reason}, as {row.examples[0]}" for row in reasons)
+    return f" (there: {there})" if there else ""
 
 
 def check_unique(ids: Sequence[str], place: str) -> None:

@@ -19,12 +19,13 @@ EXAMPLES = 3
 
 @dataclass(frozen=True)
 class Look:
-    """What one image's stored numbers are like; shares are of its pixels."""
+    """What one image's stored numbers are like; shares are of its pixels (`edge_saturated`: of its outermost ones)."""
 
     smallest: float
     largest: float
     white: float
     saturated: float
+    edge_saturated: float
     clipped: float
     transparent: bool
     deep: bool
@@ -45,6 +46,7 @@ def look_at(stored: Stored, white: float | None, what: str) -> Look:
         largest=float(values.max()),
         white=top,
         saturated=float(bright.mean()),
+        edge_saturated=float(np.concatenate([bright[0], bright[-1], bright[:, 0], bright[:, -1]]).mean()),
         clipped=float((values > top).mean()),
         transparent=stored.transparent,
         deep=stored.values.dtype != np.uint8 and stored.values.dtype.kind != "f",

@@ -4,7 +4,7 @@ import os
 import pickle
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -363,3 +363,39 @@ def test_the_second_source_is_looked_at_too(make: Make, tmp_path: Path) -> None:
 def test_a_class_of_missing_labels_is_pointed_out(manifest: Callable[[str], Path]) -> None:
     rows = "images/a.png,x,test\nimages/b.png,nan,test\nimages/c.png,x,val\nimages/d.png,y,test\n"
     assert "missing-labels" in _kinds(_described(manifest("image,label,split\n" + rows)))
+
+
+def test_a_white_background_is_not_over_exposed(make: Make) -> None:
+    root = make(size=(16, 16))
+    for inside, kinds in ((True, []), (False, ["saturated"])):
+        for path in root.rglob("*.png"):
+            pixels = np.full((16, 16), 255, np.uint8)
+            noise = _noise(len(str(path)) + path.stat().st_size, (10, 10), 255)
+            if inside:
+                pixels[3:13, 3:13] = noise
+            else:
+                pixels[:10, :10] = noise
+                pixels[10:, 10:] = noise[:6, :6]
+            Image.fromarray(pixels).save(path)
+        found = [kind for kind in _kinds(_described(root)) if kind == "saturated"]
+        assert found == kinds
+
+
+def test_folders_that_cannot_be_read_are_named(
+    make: Make, save_image: SaveImage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = make()
+    save_image("set/test/a/locked/0.png")
+    listed = Path.iterdir
+
+    def guarded(folder: Path) -> Iterator[Path]:  # permissions do not bind the super-user, as whom tests may run
+        if folder.name in locked:
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", guarded)
+    locked = {"locked"}
+    assert _left_out(_described(root).read) == {"folder that cannot be read": 1}
+    locked = {"b"}
+    with pytest.raises(DataError, match=r"Folder '.*test/b' cannot be read \(Permission denied\): allow it"):
+        _described(root)
