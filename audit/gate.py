@@ -219,12 +219,12 @@ def _baseline_value(
     before = next((m for m in baseline.models if m.name == name), None)
     if before is None:
         return None, f"The baseline has no model '{name}': name one of its models by baseline_model."
-    doubt = _doubt_of_all(before) or _doubt_of(before, rule)
-    if doubt is not None:
-        return None, f"In the baseline: {doubt}"
     difference = other_instrument(metric, model, before, results, baseline)
     if difference is not None:
         return None, f"{metric} cannot be compared with the baseline: {difference}."
+    doubt = _doubt_of_all(before) or _doubt_of(before, rule)
+    if doubt is not None:
+        return None, f"In the baseline: {doubt}"
     value, reason = _measure(before, baseline, metric, "value")
     return value, f"In the baseline, {reason}"
 

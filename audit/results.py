@@ -485,7 +485,8 @@ class AuditResult(Row):
     generator_sha256: str | None = None
     encoder_sha256: str | None = None
     data: dict[str, Any] = Field(
-        description="source, split sizes, image shape, and `audited_sha256`: hash of the audited images, labels and ids"
+        description="source, split sizes, image shape; `audited_sha256`: hash of the audited images, labels and ids; "
+        "`calibration_sha256`: hash of the ids and labels of the calibration images, where there are any"
     )
     data_read: DataRead | None = None
     models: list[ModelResult]

@@ -14,6 +14,7 @@ from audit.classifiers.slices import Slices
 from audit.config import AuditConfig, ClassifierConfig, load_config, recorded
 from audit.data.audit_set import AuditSet
 from audit.data.describe import describe, describe_shift
+from audit.data.fingerprint import fingerprint, listing_fingerprint
 from audit.data.load import calibration_split, load_data, load_shift
 from audit.environment import Stopwatch, choose_device
 from audit.errors import ClassifierError, ConfigError, Terminated
@@ -120,6 +121,8 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
             "images": len(data),
             "audited": len(audited_set),
             "shape": list(data.image_shape),
+            "audited_sha256": fingerprint(audited_set),
+            **({} if calibration is None else {"calibration_sha256": listing_fingerprint(calibration)}),
         },
         data_read=described.read,
         notices=[*described.notices, *(notice for m in models for notice in unreliable_notices(m))],

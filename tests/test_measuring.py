@@ -1,5 +1,6 @@
 """What speaks against a model as a whole reaches results, console, report and gate, whatever the settings."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,18 @@ def test_a_model_that_fits_no_batch_of_one_is_no_error(folder: Path) -> None:
             return torch.stack([images.mean(dim=(1, 2, 3)), -images.mean(dim=(1, 2, 3))], dim=1).squeeze()
 
     assert batch_dependence(NeedsTwo(), torch.rand(4, 1, 8, 8)).passed is None
+
+
+def test_a_change_is_judged_against_the_same_images_only(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(folder, other)
+    file = next((other / "images" / "test" / "dark").iterdir())
+    Image.fromarray(255 - np.asarray(Image.open(file))).save(file)
+    before, now, changed = audited(folder, "sound"), audited(folder, "sound"), audited(other, "sound")
+    assert len(now.data["audited_sha256"]) == 64
+    for metric in ("clean.accuracy", "robust.pgd.0.02"):
+        rule = parse_config(Policy, {"rule": [{"metric": metric, "max_drop": 1.0}]}, "the test")
+        assert evaluate_gate(now, rule, before).exit_status == 0
+        outcome = evaluate_gate(now, rule, changed)
+        assert outcome.exit_status == 2
+        assert "other images" in outcome.checks[0].sentence

@@ -22,7 +22,7 @@ from audit.robustness.blind import Account, sight_check
 from audit.robustness.trust import AttackName, ensemble_beats_pgd, trust_checks, trusted, untrusted_reasons
 
 FEWEST_STANDING = 8
-"""Images that have to stand under an attack for its trust checks to have something to look at."""
+"""Images that have to stand under an attack for its trust checks to have something to look at; half of few images."""
 TABLES: dict[Norm, tuple[str, str]] = {"Linf": ("pgd", "ensemble"), "L2": ("pgd_l2", "ensemble_l2")}
 """Names of the tables of PGD and of the ensemble in `results.Robust`, by norm."""
 
@@ -49,7 +49,8 @@ def telling_ball(config: RobustnessConfig, standing: Mapping[str, Tensor]) -> tu
     norm: Norm = "Linf" if config.eps else "L2"
     table = TABLES[norm][0 if "pgd" in config.attacks else 1]
     radii = sorted(config.eps or config.l2_eps, key=eps_value)
-    telling = [radius for radius in radii if int(standing[f"robust.{table}.{radius}"].sum()) >= FEWEST_STANDING]
+    stand = {radius: standing[f"robust.{table}.{radius}"] for radius in radii}
+    telling = [r for r in radii if int(stand[r].sum()) >= min(FEWEST_STANDING, max(1, len(stand[r]) // 2))]
     return norm, eps_value((telling or radii)[-1])
 
 

@@ -194,6 +194,22 @@ def test_checks_are_made_in_l2_where_no_linf_radius_is_given() -> None:
     assert {"zero-gradients", "large-eps", "blind-attack"} <= failed
 
 
+def test_with_few_images_the_checks_are_made_where_half_of_them_stand() -> None:
+    config = RobustnessConfig(eps=("0.1", "0.4"))
+    few = {"robust.pgd.0.1": torch.arange(8) < 5, "robust.pgd.0.4": torch.zeros(8, dtype=torch.bool)}
+    assert telling_ball(config, few) == ("Linf", 0.1)
+    many = {"robust.pgd.0.1": torch.arange(64) < 7, "robust.pgd.0.4": torch.zeros(64, dtype=torch.bool)}
+    assert telling_ball(config, many) == ("Linf", 0.4)
+
+
+def test_seven_right_of_eight_are_enough_for_the_checks() -> None:
+    data = grey_levels([0.25 + 0.01 * i for i in range(7)] + [0.6], [0] * 8)
+    config = RobustnessConfig(n=8, steps=5, eps=("0.1",), trust=TrustConfig(n=8, square_queries=20))
+    assert measured_robustness(Brightness(), data, config, 0, "m").robust.trusted is True
+    hidden = measured_robustness(BLIND["rounded"](), data, config, 0, "m").robust
+    assert {"zero-gradients", "large-eps"} <= {check.name for check in hidden.checks if check.passed is False}
+
+
 def test_what_became_of_every_image_is_kept_by_its_id() -> None:
     data = grey_levels([0.45, 0.30, 0.10, 0.7], [0, 0, 0, 0])
     config = RobustnessConfig(
