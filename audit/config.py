@@ -253,8 +253,11 @@ class DistanceConfig(Section):
 
 
 class CorruptionsConfig(Section):
-    """Accuracy under the corruptions of ImageNet-C (Hendrycks & Dietterich 2019)."""
+    """Accuracy under the corruptions of ImageNet-C and CIFAR-10-C (Hendrycks & Dietterich 2019)."""
 
+    constants: Literal["auto", "imagenet-c", "cifar-c"] = Field(
+        "auto", description="published severities; auto: cifar-c up to 64 pixels (shorter side), imagenet-c above"
+    )
     names: tuple[str, ...] | None = Field(None, min_length=1, description="default: all 15")
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
     n: int = Field(500, ge=1, description="images of the audit split (first n of the attacked order)")

@@ -47,9 +47,12 @@ def _settings(audit: AuditResult, section: str) -> dict[str, Any]:
     """Return a table of the audit's configuration with its defaults filled in, as plain JSON."""
     given = audit.config.get(section) or {}
     try:
-        return _SECTIONS[section].model_validate(given).model_dump(mode="json")
+        values = _SECTIONS[section].model_validate(given).model_dump(mode="json")
     except ValidationError:
         return dict(given)  # of a version whose keys were others
+    if isinstance(corruptions := values.get("corruptions"), dict):
+        corruptions.pop("constants", None)  # the results say what 'auto' came to
+    return values
 
 
 def _other_settings(
@@ -162,6 +165,10 @@ def other_instrument(
     if part == "shift":
         sizes = [None if m.robust.shift is None else m.robust.shift.n for m in (old, new)]
         return None if sizes[0] == sizes[1] else f"the second set had {sizes[0]} images there and {sizes[1]} here"
+    if part == "corruptions":
+        lists = [None if m.robust.corruptions is None else m.robust.corruptions.constants for m in (old, new)]
+        if lists[0] != lists[1]:
+            return f"the severities are those of {lists[0]} there and of {lists[1]} here"
     if part in ("distances", "corruptions", "vulnerability", "checks"):
         keys = {"distances": ("distance", "steps", "n"), "checks": ("trust", "steps", "n")}.get(part, (part, "n"))
         found = _other_settings(now, before, "robustness", keys)

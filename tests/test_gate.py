@@ -387,6 +387,19 @@ def test_other_numbers_of_robustness_are_compared_at_equal_settings_only(
     assert evaluate_gate(results, rule, configured(results, "robustness", **section)).exit_status == 2
 
 
+def test_corruptions_are_compared_at_severities_of_one_list_only(results: AuditResult):
+    rule = policy({"metric": "robust.corruptions.mean_accuracy", "models": ["trades"], "max_drop": 0.9})
+    asked = configured(results, "robustness", corruptions={"constants": "imagenet-c"})
+    automatic = configured(results, "robustness", corruptions={"constants": "auto"})
+    assert evaluate_gate(asked, rule, automatic).exit_status == 0  # 'auto' came to the same
+    other = automatic.model_copy(deep=True)
+    for model in other.models:
+        model.robust.corruptions.constants = "cifar-c"
+    outcome = evaluate_gate(asked, rule, other)
+    assert outcome.exit_status == 2
+    assert "those of cifar-c there and of imagenet-c here" in outcome.checks[0].sentence
+
+
 def test_clean_accuracy_is_compared_on_the_same_images_only(results: AuditResult):
     rule = policy({"metric": "clean.accuracy", "max_drop": 0.9})
     one = results.model_copy(update={"data": {**results.data, "audited_sha256": "1"}})

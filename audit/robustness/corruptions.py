@@ -1,4 +1,4 @@
-"""Accuracy under the 15 corruptions of ImageNet-C at five severities (Hendrycks & Dietterich 2019).
+"""Accuracy under the 15 corruptions of ImageNet-C and CIFAR-10-C at five severities (Hendrycks & Dietterich 2019).
 
 Written from the paper's definitions and constants, in batches, for any size and one to four channels. The packages that
 offer them were judged and left: imagecorruptions 1.1.2 needs what numpy, scikit-image and setuptools have removed,
@@ -24,11 +24,12 @@ from audit.metrics.intervals import bootstrap_mean, wilson_interval
 from audit.progress import stage_progress
 from audit.results import Corruption, Corruptions
 from audit.robustness.corruption import blur, digital, noise, weather
+from audit.robustness.corruption.constants import IMAGENET_C, Constants, fitting
 from audit.robustness.door import check_labels, checked_logits, float_images
 from audit.robustness.evaluate import attacked_rows
 from audit.seeds import stage_generator
 
-_FUNCTIONS: tuple[Callable[[Tensor, int, torch.Generator], Tensor], ...] = (
+_FUNCTIONS: tuple[Callable[[Tensor, int, torch.Generator, Constants], Tensor], ...] = (
     noise.gaussian_noise,
     noise.shot_noise,
     noise.impulse_noise,
@@ -62,12 +63,15 @@ def check_names(names: Sequence[str]) -> None:
             )
 
 
-def corrupt(images: Tensor, name: str, severity: int, generator: torch.Generator) -> Tensor:
+def corrupt(
+    images: Tensor, name: str, severity: int, generator: torch.Generator, published: Constants = IMAGENET_C
+) -> Tensor:
     """Corrupt `images` `[N, C, H, W]` in [0, 1]; float32, same shape and range, on the images' device.
 
-    `severity` is 1 to 5. Lengths follow the shorter side, relative to 224 pixels; values are not rounded to 8 bits
-    (JPEG apart). Random draws come from `generator`, on its own device. Raises ConfigError for an unknown name and
-    MetricError for another severity, one to four channels exceeded, sides below 8 pixels or values outside [0, 1].
+    `severity` is 1 to 5 of the `published` list. Lengths follow the shorter side, relative to the list's own; values
+    are not rounded to 8 bits (JPEG apart). Random draws come from `generator`, on its own device. Raises ConfigError
+    for an unknown name and MetricError for another severity, one to four channels exceeded, sides below 8 pixels or
+    values outside [0, 1].
     """
     check_names([name])
     if severity not in SEVERITIES:
@@ -83,7 +87,7 @@ def corrupt(images: Tensor, name: str, severity: int, generator: torch.Generator
     if len(images) == 0:
         return images
     with torch.no_grad():
-        return _BY_NAME[name](images, severity, generator).clamp(0, 1)
+        return _BY_NAME[name](images, severity, generator, published).clamp(0, 1)
 
 
 def corruption_accuracies(
@@ -110,34 +114,54 @@ def corruption_accuracies(
     chosen = attacked_rows(dataset, config.n, seed)
     if len(chosen) == 0:
         raise MetricError(f"There is no image of {dataset.source} to corrupt: check data.audit_split.")
+    published = fitting(config.constants, *chosen.image_shape[1:])
     cells = [(i, name, j, severity) for i, name in enumerate(names) for j, severity in enumerate(config.severities)]
     failed: dict[int, Exception] = {}
+
+    def judged(model: int, shown: Tensor, labels: Tensor, ids: Sequence[str]) -> Tensor | None:
+        """Whether each answer is right, None of a model that has failed."""
+        if model in failed:
+            return None
+        try:
+            return _answers(classifiers[model], shown, labels, ids) == labels
+        except Exception as error:
+            if not apart:
+                raise
+            failed[model] = error
+            return None
+
     correct = torch.zeros(len(classifiers), len(chosen), len(names), len(config.severities), dtype=torch.bool)
+    clean = torch.zeros(len(classifiers), len(chosen), dtype=torch.bool)
     with stage_progress(stage, len(chosen) * len(cells)) as advance:
         for images, labels, rows in chosen.batches(batch_size):
             images = images.to(device)
             check_images(images, f"images of {dataset.source}")
+            ids = chosen.select(rows).row_ids
+            for model in range(len(classifiers)):
+                if (right := judged(model, images, labels, ids)) is not None:
+                    clean[model, rows] = right
             for i, name, j, severity in cells:
                 generator = stage_generator(seed, f"corruptions/{name}/{severity}/{int(rows[0])}")
-                corrupted = corrupt(images, name, severity, generator)
-                ids = [f"{row_id} ({name} {severity})" for row_id in chosen.select(rows).row_ids]
-                for model, classifier in enumerate(classifiers):
-                    if model in failed:
-                        continue
-                    try:
-                        with preserve_mode(classifier), torch.no_grad():
-                            logits = sparing(classifier, partial(checked_logits, classifier, corrupted, ids)).cpu()
-                        check_labels(labels, len(images), logits.shape[1])
-                        correct[model, rows, i, j] = logits.argmax(dim=1) == labels
-                    except Exception as error:
-                        if not apart:
-                            raise
-                        failed[model] = error
+                corrupted = corrupt(images, name, severity, generator, published)
+                of_these = [f"{row_id} ({name} {severity})" for row_id in ids]
+                for model in range(len(classifiers)):
+                    if (right := judged(model, corrupted, labels, of_these)) is not None:
+                        correct[model, rows, i, j] = right
                 advance(len(images))
     return [
-        failed[model] if model in failed else (_summary(hits, names, config.severities, seed), hits)
-        for model, hits in enumerate(correct)
+        failed[model]
+        if model in failed
+        else (_summary(hits, names, config.severities, seed, untouched, published), hits)
+        for model, (hits, untouched) in enumerate(zip(correct, clean, strict=True))
     ]
+
+
+def _answers(classifier: nn.Module, images: Tensor, labels: Tensor, ids: Sequence[str]) -> Tensor:
+    """Return the class `[N]` that the classifier answers to each image, on the CPU; errors name images by `ids`."""
+    with preserve_mode(classifier), torch.no_grad():
+        logits = sparing(classifier, partial(checked_logits, classifier, images, ids)).cpu()
+    check_labels(labels, len(images), logits.shape[1])
+    return logits.argmax(dim=1)
 
 
 def corruption_accuracy(
@@ -156,7 +180,9 @@ def corruption_accuracy(
     return found
 
 
-def _summary(correct: Tensor, names: Sequence[str], severities: Sequence[int], seed: int) -> Corruptions:
+def _summary(
+    correct: Tensor, names: Sequence[str], severities: Sequence[int], seed: int, clean: Tensor, published: Constants
+) -> Corruptions:
     n = len(correct)
     rows = [
         Corruption(
@@ -170,4 +196,10 @@ def _summary(correct: Tensor, names: Sequence[str], severities: Sequence[int], s
     ]
     # Images are drawn again, not cells: the cells of one image rise and fall together.
     mean = bootstrap_mean(correct.double().mean(dim=(1, 2)), stage_generator(seed, "corruptions/bootstrap"))
-    return Corruptions(mean_accuracy=mean, corruptions=rows, n=n)
+    return Corruptions(
+        mean_accuracy=mean,
+        corruptions=rows,
+        n=n,
+        clean_accuracy=wilson_interval(int(clean.sum()), n),
+        constants=published.name,
+    )

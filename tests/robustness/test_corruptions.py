@@ -1,11 +1,13 @@
 """Natural corruptions: order of severities, any size and channels, seeded draws, the same images for every model."""
 
+from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from sklearn.datasets import load_sample_image
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -16,6 +18,7 @@ from audit.errors import ConfigError, MetricError
 from audit.metrics.intervals import paired_difference
 from audit.robustness.corruption import blur, digital, noise, weather
 from audit.robustness.corruption.blur import disk_kernel, trail_kernels
+from audit.robustness.corruption.constants import CIFAR_C, IMAGENET_C, fitting
 from audit.robustness.corruption.filters import convolve, gaussian_blur
 from audit.robustness.corruption.weather import plasma
 from audit.robustness.corruptions import (
@@ -52,6 +55,58 @@ def test_change_rises_with_severity(name: str, side: int) -> None:
     assert change[-1] > 1.1 * change[0]
     if name not in UNORDERED_AS_PUBLISHED:
         assert change == sorted(change)
+
+
+CIFAR_UNORDERED = {"elastic_transform", "pixelate", "glass_blur", "frost"}
+"""As published: the affine part of the elastic transform shrinks, boxes of 30 and 28 pixels fall out alike, the weight
+of the image falls as that of the frost rises."""
+
+
+@pytest.mark.parametrize("side", [16, 28, 32, 64, 100])
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_cifar_change_rises_with_severity_at_every_size(name: str, side: int) -> None:
+    images = photographs(side).repeat(3, 1, 1, 1)
+    change = [float((corrupt(images, name, s, generator(), CIFAR_C) - images).abs().mean()) for s in SEVERITIES]
+    assert change[0] > 0.001
+    if name not in CIFAR_UNORDERED:
+        # Severities 3 and 4 of the motion blur differ in the trail's faint end only.
+        assert all(more > 0.97 * less for less, more in pairwise(change))
+
+
+@pytest.mark.parametrize(
+    "name", ["gaussian_noise", "shot_noise", "impulse_noise", "snow", "frost", "fog", "pixelate", "jpeg_compression"]
+)
+def test_cifar_constants_are_milder_on_small_images(name: str) -> None:
+    images = photographs(32)
+    mild, harsh = (
+        sum(float((corrupt(images, name, s, generator(), published) - images).abs().mean()) for s in SEVERITIES)
+        for published in (CIFAR_C, IMAGENET_C)
+    )
+    assert mild < 0.8 * harsh
+
+
+def test_an_affine_map_moves_three_points_by_as_much_as_is_asked() -> None:
+    images = torch.zeros(50, 1, 33, 33)
+    grid = torch.stack(torch.meshgrid(torch.arange(33.0), torch.arange(33.0), indexing="ij"))
+    places = digital._affine_places(images, 2.0, generator())
+    assert places.shape == (50, 2, 33, 33)
+    # Affine: the middle of a row is read from the middle of what its ends are read from.
+    assert torch.allclose(places[:, :, :, 16], (places[:, :, :, 0] + places[:, :, :, 32]) / 2, atol=1e-3)
+    # The corner (16 - 11, 16 - 11) moves by up to 2 pixels, and the map around it bends lengths by about a fifth.
+    assert 1.5 < float((places - grid)[:, :, 5, 5].abs().max()) < 3.5
+    assert torch.allclose(digital._affine_places(images, 0.0, generator())[0], grid, atol=1e-4)
+
+
+def test_the_list_is_chosen_by_the_size_or_by_name() -> None:
+    assert fitting("auto", 32, 32) is fitting("auto", 64, 64) is fitting("auto", 64, 300) is CIFAR_C
+    assert fitting("auto", 65, 65) is fitting("auto", 224, 224) is IMAGENET_C
+    assert fitting("imagenet-c", 28, 28) is IMAGENET_C
+    assert fitting("cifar-c", 224, 224) is CIFAR_C
+    for published in (IMAGENET_C, CIFAR_C):
+        for values in vars(published).values():
+            assert not isinstance(values, tuple) or len(values) == 5
+    with pytest.raises(ValidationError, match="cifar-c"):
+        CorruptionsConfig(constants="cifar")
 
 
 @pytest.mark.parametrize("name", ["glass_blur", "snow", "frost"])
@@ -227,7 +282,7 @@ def test_accuracy_can_be_told_by_hand() -> None:
     result, correct = corruption_accuracy(Brightness(0.5), data, settings, seed=0, batch_size=4)
     chosen = attacked_rows(data, 10, 0)
     levels = chosen.images().mean(dim=(1, 2, 3))
-    for j, more in enumerate((0.1, 0.5)):
+    for j, more in enumerate((0.05, 0.3)):
         assert torch.equal(correct[:, 0, j], ((levels + more).clamp_max(1) > 0.5) == (chosen.row_labels == 1))
     # Contrast keeps the mean of an even image, and so every answer.
     assert correct[:, 1].all()
@@ -240,6 +295,10 @@ def test_accuracy_can_be_told_by_hand() -> None:
     assert mean.value == pytest.approx(float(correct.float().mean()))
     assert mean.low <= mean.value <= mean.high
     assert mean.low < mean.high
+    assert result.constants == "cifar-c"
+    right = (levels > 0.5) == (chosen.row_labels == 1)
+    assert result.clean_accuracy is not None
+    assert (result.clean_accuracy.value, result.clean_accuracy.n) == (float(right.float().mean()), 10)
 
 
 def test_all_models_meet_the_same_images_alone_or_together() -> None:

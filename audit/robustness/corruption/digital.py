@@ -1,6 +1,6 @@
 """Digital processing: brightness, contrast, elastic transform, pixelation and JPEG compression.
 
-Hendrycks & Dietterich 2019, section 3 and the constants of ImageNet-C. Elastic displacements follow the image's side;
+Hendrycks & Dietterich 2019, section 3. Elastic displacements follow the image's side;
 pixelation is a share of the image's own pixels and JPEG works in blocks of 8x8 pixels, at every size.
 """
 
@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from audit.robustness.corruption.constants import IMAGENET_C, Constants
 from audit.robustness.corruption.filters import (
-    REFERENCE_SIDE,
     gaussian_blur,
     gaussian_weights,
     length_scale,
@@ -21,20 +21,15 @@ from audit.robustness.corruption.filters import (
     uniform,
 )
 
-BRIGHTER = (0.1, 0.2, 0.3, 0.4, 0.5)
-CONTRAST = (0.4, 0.3, 0.2, 0.1, 0.05)
-ELASTIC_STRENGTH = (12.5, 16.25, 21.25, 25.0, 30.0)
-ELASTIC_REACH, ELASTIC_SIGMA = 0.005, 0.01
-"""Largest raw displacement and smoothing, as shares of the side."""
 ELASTIC_SMALLEST_SIGMA = 1.0
 """Neighbouring pixels move together; without this floor small images would see pixels jump one by one."""
-KEPT = (0.6, 0.5, 0.4, 0.3, 0.25)
-QUALITY = (25, 18, 15, 10, 7)
+ELASTIC_WIDE = 0.1
+"""Smoothing, as a share of the side, from which a repeated edge would weigh too much in it; then it is mirrored."""
 
 
-def brightness(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+def brightness(images: Tensor, severity: int, generator: torch.Generator, published: Constants = IMAGENET_C) -> Tensor:
     """Raise the value of the HSV colour space; other than three channels are raised each by itself."""
-    more = BRIGHTER[severity - 1]
+    more = published.brighter[severity - 1]
     if images.shape[1] != 3:
         return images + more
     value = images.amax(dim=1, keepdim=True)
@@ -43,32 +38,55 @@ def brightness(images: Tensor, severity: int, generator: torch.Generator) -> Ten
     return torch.where(value > 0, images * (raised / value.clamp_min(1e-8)), raised)
 
 
-def contrast(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+def contrast(images: Tensor, severity: int, generator: torch.Generator, published: Constants = IMAGENET_C) -> Tensor:
     """Pull every channel towards its mean over the image."""
     means = images.mean(dim=(2, 3), keepdim=True)
-    return (images - means) * CONTRAST[severity - 1] + means
+    return (images - means) * published.contrast[severity - 1] + means
 
 
-def elastic_transform(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
-    """Displace pixels by smoothed random offsets (Simard et al. 2003)."""
+def elastic_transform(
+    images: Tensor, severity: int, generator: torch.Generator, published: Constants = IMAGENET_C
+) -> Tensor:
+    """Displace pixels by smoothed random offsets (Simard et al. 2003), in CIFAR-10-C after a random affine map."""
+    strength, reach, smoothing, moved = published.elastic[severity - 1]
     side = min(images.shape[-2:])
-    sigma = max(ELASTIC_SIGMA * side, ELASTIC_SMALLEST_SIGMA)
+    if moved:
+        images = sample(images, _affine_places(images, moved * side, generator), "reflection")
+    if not strength:
+        return images
+    sigma = max(smoothing * side, ELASTIC_SMALLEST_SIGMA)
     drawn = uniform((len(images), 2, *images.shape[-2:]), -1, 1, generator, images)
-    smooth = gaussian_blur(drawn, sigma, truncate=3)
+    smooth = gaussian_blur(drawn, sigma, truncate=3, edge="reflect" if sigma > ELASTIC_WIDE * side else "replicate")
     # Smoothing white noise keeps the share sum(w^2) of its standard deviation: the size of offsets in units of the
-    # side is that of 224x224 for every smoothing.
-    kept_there = _kept_by_smoothing(ELASTIC_SIGMA * REFERENCE_SIDE)
-    reach = ELASTIC_REACH * REFERENCE_SIDE * length_scale(images) * kept_there / _kept_by_smoothing(sigma)
-    return sample(images, pixel_grid(images) + smooth * (reach * ELASTIC_STRENGTH[severity - 1]), "reflection")
+    # side is that of the list's own side for every smoothing.
+    kept_there = _kept_by_smoothing(smoothing * published.side)
+    reach = reach * published.side * length_scale(images, published.side) * kept_there / _kept_by_smoothing(sigma)
+    return sample(images, pixel_grid(images) + smooth * (reach * strength), "reflection")
+
+
+def _affine_places(images: Tensor, most: float, generator: torch.Generator) -> Tensor:
+    """Where `[N, 2, H, W]` each pixel is read from, so that three points around the centre move by up to `most` pixels.
+
+    The points lie a third of the side from the centre, at three corners of a square.
+    """
+    h, w = images.shape[-2:]
+    centre, away = images.new_tensor([h // 2, w // 2]), min(h, w) // 3
+    points = centre + away * images.new_tensor([[1, 1], [-1, 1], [-1, -1]])
+    moved = points + uniform((len(images), 3, 2), -most, most, generator, images)
+    ones = torch.ones_like(moved[..., :1])
+    # The map from moved points back to the points: solve [moved, 1] @ map = points.
+    back = torch.linalg.solve(torch.cat([moved, ones], dim=2), points.expand_as(moved))
+    grid = torch.cat([pixel_grid(images), torch.ones_like(images[0, :1])]).flatten(1)
+    return (back.transpose(1, 2) @ grid).reshape(len(images), 2, h, w)
 
 
 def _kept_by_smoothing(sigma: float) -> float:
     return float((gaussian_weights(sigma, truncate=3) ** 2).sum())
 
 
-def pixelate(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+def pixelate(images: Tensor, severity: int, generator: torch.Generator, published: Constants = IMAGENET_C) -> Tensor:
     """Average the image over a coarser grid of cells and show the cells."""
-    kept = KEPT[severity - 1]
+    kept = published.kept[severity - 1]
     h, w = images.shape[-2:]
     row_cells, column_cells = _cells(h, kept, images), _cells(w, kept, images)
     coarse = _averaging(row_cells) @ images @ _averaging(column_cells).T
@@ -87,12 +105,14 @@ def _averaging(cells: Tensor) -> Tensor:
     return member / member.sum(dim=1, keepdim=True)
 
 
-def jpeg_compression(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+def jpeg_compression(
+    images: Tensor, severity: int, generator: torch.Generator, published: Constants = IMAGENET_C
+) -> Tensor:
     """Write and read as JPEG; two and four channels are written each as a grey image."""
     n, c, h, w = images.shape
     planes = images if c == 3 else images.reshape(n * c, 1, h, w)
     pictures = (planes * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    read = np.stack([_through_jpeg(picture, QUALITY[severity - 1]) for picture in pictures])
+    read = np.stack([_through_jpeg(picture, published.quality[severity - 1]) for picture in pictures])
     return (torch.from_numpy(read).to(images.device).permute(0, 3, 1, 2).float() / 255).reshape(n, c, h, w)
 
 

@@ -1,20 +1,19 @@
 """What several corruptions share: scale of lengths, seeded draws, blurs, displacement of pixels, resizing.
 
-The constants of ImageNet-C are pixels of a 224x224 image. A length of `l` pixels there is `l * side / 224` pixels here,
-with `side` the shorter side, so that a corruption destroys the same part of the scene at every size. Kernels are
-antialiased, so a length below one pixel still acts and severities stay in order on small images.
+Published lengths are pixels of an image of 224 (ImageNet-C) or 32 pixels (CIFAR-10-C). A length of `l` pixels there is
+`l * side / 224` (`/ 32`) pixels here, with `side` the shorter side, so that a corruption destroys the same part of the
+scene at every size. Kernels are antialiased, so a length below one pixel still acts and severities stay in order on
+small images.
 """
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-REFERENCE_SIDE = 224
 
-
-def length_scale(images: Tensor) -> float:
-    """Return how many pixels of `images` `[N, C, H, W]` make one pixel of a 224x224 image."""
-    return min(images.shape[-2:]) / REFERENCE_SIDE
+def length_scale(images: Tensor, reference: int) -> float:
+    """Return how many pixels of `images` `[N, C, H, W]` make one pixel of an image of `reference` pixels."""
+    return min(images.shape[-2:]) / reference
 
 
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -36,12 +35,12 @@ def gaussian_weights(sigma: float, truncate: float = 4.0) -> Tensor:
     return (weights / weights.sum()).float()
 
 
-def gaussian_blur(images: Tensor, sigma: float, truncate: float = 4.0) -> Tensor:
-    """Blur `[N, C, H, W]` with a Gaussian of `sigma` pixels, rows then columns, edges repeated."""
+def gaussian_blur(images: Tensor, sigma: float, truncate: float = 4.0, edge: str = "replicate") -> Tensor:
+    """Blur `[N, C, H, W]` with a Gaussian of `sigma` pixels, rows then columns; `edge` as in F.pad."""
     n, c, h, w = images.shape
     weights = gaussian_weights(sigma, truncate).to(images.device)
     radius = len(weights) // 2
-    planes = F.pad(images.reshape(n * c, 1, h, w), (radius,) * 4, mode="replicate")
+    planes = F.pad(images.reshape(n * c, 1, h, w), (radius,) * 4, mode=edge)
     planes = F.conv2d(planes, weights[None, None, None, :])
     return F.conv2d(planes, weights[None, None, :, None]).reshape(n, c, h, w)
 

@@ -1,6 +1,6 @@
 """Weather: snow, frost and fog.
 
-Hendrycks & Dietterich 2019, section 3 and the constants of ImageNet-C; lengths follow the image's side (`filters`). The
+Hendrycks & Dietterich 2019, section 3; lengths follow the image's side (`filters`). The
 fog is a plasma fractal (diamond-square: Fournier, Fussell & Carpenter 1982), as in the original. The original's frost
 mixes in five photographs, which are not shipped here: ours is a *procedural* texture of ice needles. The mixing weights
 are the published ones, and the mean, contrast and tint of a texture are those measured on one of the photographs; its
@@ -13,22 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audit.robustness.corruption.blur import motion_trails
-from audit.robustness.corruption.filters import REFERENCE_SIDE, convolve, luminance, normal, pixel_grid, uniform
+from audit.robustness.corruption.blur import motion_trails, spacing
+from audit.robustness.corruption.constants import IMAGENET_C, Constants
+from audit.robustness.corruption.filters import convolve, luminance, normal, pixel_grid, uniform
 
-SNOW = (
-    (0.1, 0.3, 3.0, 0.5, 10, 4, 0.8),
-    (0.2, 0.3, 2.0, 0.5, 12, 4, 0.7),
-    (0.55, 0.3, 4.0, 0.9, 12, 8, 0.7),
-    (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
-    (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
-)
-"""Mean and spread of the flakes' noise, size of a flake (pixels), threshold, half length and spread of the trail
-(pixels), share of the image left unwhitened."""
-FOG = ((1.5, 2.0), (2.0, 2.0), (2.5, 1.7), (2.5, 1.5), (3.0, 1.4))
-"""Density, and how fast the fractal's detail fades."""
-FROST = ((1.0, 0.4), (0.8, 0.6), (0.7, 0.7), (0.65, 0.7), (0.6, 0.75))
-"""Weight of the image and of the frost."""
 ICE_COLOUR = (
     (0.305, 0.585, 0.650),
     (0.787, 0.805, 0.841),
@@ -44,8 +32,8 @@ ICE_DRIFT = 0.04
 NEEDLE = 12.0
 """Half length of an ice needle, in pixels."""
 CRYSTALS, DIRECTIONS, SHEET_DECAY = 60, 6, 1.6
-SNOW_CANVAS, ICE_CANVAS = 224, 64
-"""Shortest side, in pixels, on which flakes and needles are drawn."""
+ICE_CANVAS = 64
+"""Shortest side, in pixels, on which needles are drawn."""
 
 
 def finer_canvas(images: Tensor, side: int) -> int:
@@ -56,22 +44,35 @@ def finer_canvas(images: Tensor, side: int) -> int:
     return max(math.ceil(side / min(images.shape[-2:])), 1)
 
 
-def snow(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+def snow(images: Tensor, severity: int, generator: torch.Generator, published: Constants = IMAGENET_C) -> Tensor:
     """Whiten the image and let streaks of flakes fall over it."""
-    mean, spread, flake, threshold, half_length, sigma, kept = SNOW[severity - 1]
+    mean, spread, flake, threshold, half_length, sigma, kept = published.snow[severity - 1]
     n, _, h, w = images.shape
-    times = finer_canvas(images, SNOW_CANVAS)
+    times = finer_canvas(images, published.snow_canvas)
     canvas = (h * times, w * times)
-    scale = min(canvas) / REFERENCE_SIDE
+    scale = min(canvas) / published.side
     coarse = (n, 1, *(math.ceil(side / (flake * scale)) for side in canvas))
     noise = normal(coarse, generator, images) * spread + mean
-    layer = F.interpolate(noise, canvas, mode="bilinear", align_corners=True)
+    if published.whole_pixels:
+        layer = _stretched(noise, flake * scale, canvas)
+    else:
+        layer = F.interpolate(noise, canvas, mode="bilinear", align_corners=True)
     layer = torch.where(layer < threshold, 0, layer).clamp(0, 1)
     # Downwards, within 45 degrees.
     angles = uniform((n,), math.pi / 4, 3 * math.pi / 4, generator, images)
-    layer = F.avg_pool2d(motion_trails(layer, angles, half_length * scale, sigma * scale), times)
+    layer = F.avg_pool2d(
+        motion_trails(layer, angles, half_length * scale, sigma * scale, spacing(scale, published)), times
+    )
     whitened = torch.maximum(images, luminance(images) * 1.5 + 0.5)
     return kept * images + (1 - kept) * whitened + layer + layer.flip(2, 3)
+
+
+def _stretched(noise: Tensor, factor: float, canvas: tuple[int, int]) -> Tensor:
+    """Stretch noise by `factor` to whole pixels and cut the middle out of it."""
+    height, width = (max(round(side * factor), least) for side, least in zip(noise.shape[-2:], canvas, strict=True))
+    layer = F.interpolate(noise, (height, width), mode="bilinear", align_corners=True)
+    top, left = (height - canvas[0]) // 2, (width - canvas[1]) // 2
+    return layer[..., top : top + canvas[0], left : left + canvas[1]]
 
 
 def plasma(n: int, side: int, decay: float, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -96,9 +97,9 @@ def plasma(n: int, side: int, decay: float, generator: torch.Generator, like: Te
     return heights / heights.amax(dim=(1, 2), keepdim=True).clamp_min(1e-12)
 
 
-def fog(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+def fog(images: Tensor, severity: int, generator: torch.Generator, published: Constants = IMAGENET_C) -> Tensor:
     """Add a plasma fractal and scale back to the image's own brightest value."""
-    density, decay = FOG[severity - 1]
+    density, decay = published.fog[severity - 1]
     n, _, h, w = images.shape
     side = 1 << (max(h, w) - 1).bit_length()
     clouds = plasma(n, side, decay, generator, images)[:, None, :h, :w]
@@ -156,12 +157,12 @@ def _needle(angle: float, length: float, like: Tensor) -> Tensor:
     return (line / line.sum())[None]
 
 
-def frost(images: Tensor, severity: int, generator: torch.Generator) -> Tensor:
+def frost(images: Tensor, severity: int, generator: torch.Generator, published: Constants = IMAGENET_C) -> Tensor:
     """Mix in a procedural texture of ice."""
-    of_image, of_frost = FROST[severity - 1]
+    of_image, of_frost = published.frost[severity - 1]
     n, c, h, w = images.shape
     times = finer_canvas(images, ICE_CANVAS)
-    texture = ice(n, (h * times, w * times), min(h, w) * times / REFERENCE_SIDE, generator, images)
+    texture = ice(n, (h * times, w * times), min(h, w) * times / published.frost_side, generator, images)
     kind = uniform((n,), 0, len(ICE_COLOUR), generator, images).long()
     drift = normal((n, 1, 1, 1), generator, images) * ICE_DRIFT
     contrast = images.new_tensor(ICE_CONTRAST)[kind].reshape(n, 1, 1, 1)
