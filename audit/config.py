@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
 from pydantic import (
     AfterValidator,
@@ -27,6 +27,8 @@ class Section(BaseModel):
     """A table of the configuration; unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    replaced: ClassVar[Mapping[str, str]] = {}
+    """Keys of earlier versions, and what says the same now."""
 
 
 def _exact(text: str) -> Fraction:
@@ -511,6 +513,8 @@ def _sentence(error: ValidationError, model: type[BaseModel], source: str) -> st
     path = tuple(first["loc"])
     where = ".".join(str(part) for part in path) or "the file"
     if first["type"] == "extra_forbidden":
+        if len(path) == 1 and issubclass(model, Section) and path[0] in model.replaced:
+            return f"Key '{where}' in {source} is of an earlier version: {model.replaced[str(path[0])]}."
         valid = _valid_keys(model, path[:-1])
         near = difflib.get_close_matches(str(path[-1]), valid, n=1, cutoff=0.0)
         hint = f"did you mean '{near[0]}'?" if near else "remove it."

@@ -5,11 +5,14 @@ header of a million empty tensors takes a gigabyte, a deflated member of a zip f
 size. The bounds leave several times what the largest networks in use need.
 """
 
+import io
 import struct
 import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
+from torch import Tensor, nn
 
 MAX_HEADER = 8 * 2**20
 """Bytes of a safetensors header: about a hundred thousand tensors."""
@@ -17,7 +20,6 @@ MAX_DIRECTORY = 8 * 2**20
 """Bytes of a zip file's directory: about a hundred thousand members."""
 MAX_CONTENT = 64 * 2**20
 """Bytes of a checkpoint's pickle, without its tensors."""
-_END, _END_SIZE = b"PK\x05\x06", 22
 
 
 def header_size(path: str | Path) -> int:
@@ -39,24 +41,71 @@ def checked_safetensors(path: str | Path) -> str:
     return str(path)
 
 
-def check_torch(path: str | Path) -> None:
-    """Raise ValueError with the clause that says why a file of torch is not to be unpacked; unknown files pass."""
-    file = Path(path)
-    with file.open("rb") as opened:
-        opened.seek(max(0, file.stat().st_size - 2**16 - _END_SIZE))
-        tail = opened.read()
-    at = tail.rfind(_END)
-    if at < 0 or len(tail) - at < _END_SIZE:
-        return
-    directory = struct.unpack("<I", tail[at + 12 : at + 16])[0]
-    if directory != 2**32 - 1 and directory > MAX_DIRECTORY:
-        raise ValueError(f"its zip directory is larger than the budget of {MAX_DIRECTORY >> 20} MiB")
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, OverflowError):
-        return
-    if sum(m.file_size for m in members) > file.stat().st_size:
-        raise ValueError("its members unfold to more than the file holds, which torch does not write")
+def fill_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make `tensors` the weights of `network`, which was built on the meta device, in the network's own types.
+
+    Nothing is allocated before names and shapes are known to fit. Raises RuntimeError naming those that do not.
+    """
+    types = {name: value.dtype for name, value in network.state_dict().items()}
+    network.load_state_dict(tensors, assign=True)
+    network.load_state_dict({name: tensors[name].to(kind, copy=True) for name, kind in types.items()}, assign=True)
+
+
+class OverBudget(ValueError):
+    """A file asks for more than its budget; `str(error)` is the clause that says which."""
+
+
+class BoundedFile(io.RawIOBase):
+    """The file that `read_at(start, size)` gives the bytes of, as `zipfile` reads it: never more at once than a
+    directory may have. Raises OverBudget.
+    """
+
+    def __init__(self, read_at: Callable[[int, int], bytes], size: int) -> None:
+        self._read_at, self._size, self._at = read_at, size, 0
+
+    def seekable(self) -> bool:
+        """Tell that it can be."""
+        return True
+
+    def tell(self) -> int:
+        """Position."""
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move to `offset` from the start, the position or the end."""
+        self._at = max(0, offset + (0, self._at, self._size)[whence])
+        return self._at
+
+    def read(self, size: int = -1) -> bytes:
+        """Read up to `size` bytes."""
+        left = max(0, self._size - self._at)
+        size = left if size < 0 else min(size, left)
+        if size > MAX_DIRECTORY:
+            raise OverBudget(f"its zip directory is larger than the budget of {MAX_DIRECTORY >> 20} MiB")
+        data = self._read_at(self._at, size)
+        self._at += size
+        return data
+
+
+def check_torch(path: str | Path) -> bool:
+    """Tell whether a file of torch may be mapped into memory (zipped and stored); raises OverBudget.
+
+    Files that are no zip file pass: their reader takes no more than they hold.
+    """
+    with Path(path).open("rb") as opened:
+        size = opened.seek(0, io.SEEK_END)
+
+        def read_at(start: int, count: int) -> bytes:
+            opened.seek(start)
+            return opened.read(count)
+
+        try:
+            with zipfile.ZipFile(BoundedFile(read_at, size)) as archive:
+                members = archive.infolist()
+        except (zipfile.BadZipFile, NotImplementedError, OverflowError):
+            return False
+    if sum(m.file_size for m in members) > size:
+        raise OverBudget("its members unfold to more than the file holds, which torch does not write")
     if any(m.filename.endswith("data.pkl") and m.file_size > MAX_CONTENT for m in members):
-        raise ValueError(f"its pickle is larger than the budget of {MAX_CONTENT >> 20} MiB")
+        raise OverBudget(f"its pickle is larger than the budget of {MAX_CONTENT >> 20} MiB")
+    return all(m.compress_type == zipfile.ZIP_STORED for m in members)

@@ -207,6 +207,13 @@ def quality(args: argparse.Namespace) -> None:
     print(f"FID / floor: {statistics.mean(fid) / statistics.mean(floor):.2f}{interval}")
 
 
+def at_least_one(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is less than 1")
+    return value
+
+
 def mean_and_spread(rows: list[dict[str, float]], name: str) -> str:
     values = [row[name] for row in rows]
     spread = f" ({statistics.stdev(values):.3f})" if len(values) > 1 else ""
@@ -244,12 +251,12 @@ def main() -> None:
     good.add_argument("file")
     good.add_argument("--data", type=Path, required=True, help="the TOML file of the generator's training")
     good.add_argument("--embedding", help="in place of the training's fid_embedding")
-    good.add_argument("--n", type=int, help="default: fid_images of the training")
+    good.add_argument("--n", type=at_least_one, help="default: fid_images of the training")
     good.add_argument("--seed", type=int, default=0, help="of the first draw; the others follow")
-    good.add_argument("--draws", type=int, default=7)
+    good.add_argument("--draws", type=at_least_one, default=7)
     varied = commands.add_parser("factors")
     varied.add_argument("file")
-    varied.add_argument("--n", type=int, default=2000)
+    varied.add_argument("--n", type=at_least_one, default=2000)
     varied.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     print(f"python {versions()['python']}, torch {versions()['torch']}, {torch.get_num_threads()} threads")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from audit.classifiers.probe import first_line
 from audit.errors import ClassifierError
+from audit.tensor_files import OverBudget, check_torch, checked_safetensors
 
 WRAPPINGS = ("state_dict", "model", "model_state_dict", "ema", "state_dict_ema", "model_ema", "net")
 """Keys under which training scripts put the state dict, in the order in which they are tried."""
@@ -70,7 +71,7 @@ def _archive_names(file: Path) -> list[str]:
 
 def _read_safetensors(file: Path) -> Checkpoint:
     try:
-        with safe_open(str(file), framework="pt") as opened:
+        with safe_open(checked_safetensors(file), framework="pt") as opened:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
             metadata = dict(opened.metadata() or {})
     except (SafetensorError, OSError) as error:
@@ -82,7 +83,7 @@ def _read_safetensors(file: Path) -> Checkpoint:
         if key in metadata:
             try:
                 about[key] = json.loads(metadata[key])
-            except json.JSONDecodeError:
+            except (ValueError, RecursionError):
                 # Files of other programs may hold plain text under the same key, such as a timm name.
                 about[key] = metadata[key]
     return Checkpoint(tensors, about)
@@ -109,11 +110,15 @@ def _unwrap(loaded: object, file: Path) -> Checkpoint:
 
 
 def _read_torch(file: Path) -> Checkpoint:
+    try:
+        mappable = check_torch(file)
+    except OverBudget as error:
+        raise ClassifierError(f"Checkpoint '{file}' is not read: {error}; save model.state_dict() again.") from None
     if is_torchscript(file) or is_exported(file):
         kind = "TorchScript" if is_torchscript(file) else "torch.export"
         raise ClassifierError(f"Checkpoint '{file}' is a {kind} file: give it as 'file', without an architecture.")
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mappable)
     except pickle.UnpicklingError:
         raise ClassifierError(
             f"Checkpoint '{file}' cannot be read as tensors alone (it is corrupt, or holds pickled objects, which are "

@@ -4,6 +4,8 @@ None of them runs code that a file embeds. `inspect` also describes a pickle tha
 """
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +17,15 @@ from audit.generator.file_bytes import Budget, Foreign, Refused, Window
 from audit.generator.grid import grid_size, sample_grid, save_grid
 from audit.generator.harmless import harmful
 from audit.generator.load import LoadedGenerator, load_generator, open_generator, resolve, save_generator
+from audit.generator.plain_pickle import Name
 from audit.generator.sources import open_archive
 from audit.store import hash_file
 
 MAX_SAMPLES = 10_000
+HASHED = 2**30
+"""Bytes up to which a file is hashed before it is known to be of use."""
+LISTED, SHOWN, DEEP = 200, 100_000, 50
+"""Globals, characters of an entry of the metadata and levels of it that are shown."""
 
 
 def inspect_generator(path: str | Path) -> dict[str, Any]:
@@ -33,17 +40,25 @@ def inspect_generator(path: str | Path) -> dict[str, Any]:
         found["bytes"] = file.stat().st_size
         with file.open("rb") as opened:
             window = Window.of(opened)
-            found["sha256"] = hash_file(file)
+            if window.size <= HASHED:
+                found["sha256"] = hash_file(file)
             archive = open_archive(window, Budget())
         if archive is not None:
             found["format"] = "torch"
-            found["globals"] = sorted(".".join(name) for name in archive.content.globals)
-            found["globals_refused"] = sorted(".".join(name) for name in harmful(archive.content))
+            found["globals"] = _listed(archive.content.globals)
+            found["globals_refused"] = _listed(harmful(archive.content))
         loaded = open_generator(file)
     except Refused as error:
         kind = {"format": error.kind} if isinstance(error, Foreign) else {}
         return found | kind | {"refused": str(error)}
-    return found | _described(loaded)
+    return found | {"sha256": loaded.sha256} | _described(loaded)
+
+
+def _listed(names: Iterable[Name]) -> list[str]:
+    """Names in order, as many as a reader can use."""
+    full = sorted(".".join(name) for name in names)
+    more = [f"and {len(full) - LISTED} more"] if len(full) > LISTED else []
+    return full[:LISTED] + more
 
 
 def _described(loaded: LoadedGenerator) -> dict[str, Any]:
@@ -65,6 +80,15 @@ def _size(network: nn.Module) -> int:
 
 
 def _parsed(text: str) -> Any:
+    """A file's own words as JSON where they are, unless they are too long or too deep to be shown."""
+    if len(text) > SHOWN:
+        return f"{text[:200]}... ({len(text)} characters)"
+    depth = deepest = 0
+    for bracket in re.findall(r"[\[\]{}]", text):
+        depth += 1 if bracket in "[{" else -1
+        deepest = max(deepest, depth)
+    if deepest > DEEP:
+        return text
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -181,8 +181,7 @@ class _Networks:
         ]  # fmt: skip
         if len(names) > MAX_TENSORS:
             raise Refused(f"a network in it has more than the budget of {MAX_TENSORS} tensors")
-        tensors = {name.removeprefix(prefix): self.source.read(name) for name in names}
-        return {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()}
+        return {name.removeprefix(prefix): _real(self.source.read(name)) for name in names}
 
     def _mean(self) -> Tensor | None:
         """The running mean of w beside the generator: at its own level or at one above, as in pSp's checkpoints."""
@@ -207,6 +206,10 @@ class _Networks:
         elif math.isfinite(apart):
             del generator["mapping.w_avg"]
             self.notes[f"its mean code differs from layer to layer, by up to {apart:.2g}, and is not used"] = None
+
+
+def _real(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
 
 
 def _ends(name: str, mark: str) -> bool:

@@ -11,11 +11,12 @@ import io
 from dataclasses import dataclass
 from typing import BinaryIO
 
-MAX_FILE = 2 * 2**30
+MAX_FILE = 4 * 2**30
 MAX_OPCODES = 1_000_000
 MAX_TEXT = 32 * 2**20
 MAX_BLOB_TEXT = 2**20
 MAX_DECODED = 512 * 2**20
+MAX_DECODED_EACH = 200 * 2**20
 MAX_NUMBERS = 100_000_000
 MAX_NUMBERS_EACH = 2**25
 CHUNK = 2**18
@@ -111,16 +112,16 @@ class Blob:
         if self.encoding is None:
             return self.window
         budget.decoded -= self.window.size
-        if budget.decoded < 0:
+        if budget.decoded < 0 or self.window.size > MAX_DECODED_EACH:
             raise Refused(f"it holds more bytes written as text than the budget of {MAX_DECODED >> 20} MiB")
-        decoder, out = codecs.getincrementaldecoder(self.encoding)(), bytearray()
+        decoder, out = codecs.getincrementaldecoder(self.encoding)(), io.BytesIO()
         try:
             for start in range(0, self.window.size, CHUNK):
                 part = self.window.read(start, min(CHUNK, self.window.size - start))
-                out += decoder.decode(part, start + CHUNK >= self.window.size).encode("latin-1")
+                out.write(decoder.decode(part, start + CHUNK >= self.window.size).encode("latin-1"))
         except UnicodeError:
             raise Refused("it holds bytes that are not written as pickles write them") from None
-        return in_memory(bytes(out))
+        return Window(out, 0, out.tell())
 
 
 def in_memory(data: bytes) -> Window:

@@ -21,6 +21,7 @@ from audit.generator.file_bytes import CHUNK, MAX_BLOB_TEXT, MAX_OPCODES, Blob, 
 
 MAX_INTEGER_BYTES = 64
 MAX_LINE = 1000
+MAX_NAME = 300
 SMALL_BYTES = 256
 """Raw bytes up to this length are copied; longer ones stay in the file."""
 Name = tuple[str, str]
@@ -258,6 +259,8 @@ class _Machine:
     def _new_global(self, module: Any, name: Any) -> None:
         if not isinstance(module, str) or not isinstance(name, str):
             raise Refused("its pickle names a global by something that is no text")
+        if max(len(module), len(name)) > MAX_NAME:
+            raise Refused(f"its pickle names a global by more than {MAX_NAME} characters")
         self.globals[module, name] = None
         self.stack.append(Global((module, name)))
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from audit.generator.file_bytes import Budget, Refused, Window
-from audit.generator.foreign import archive_kind, by_first_bytes
+from audit.generator.foreign import by_first_bytes, foreign
 from audit.generator.official_pickle import Module
 from audit.generator.plain_pickle import Name, read_pickle
 from audit.generator.torch_archive import (
@@ -23,7 +23,6 @@ from audit.generator.torch_archive import (
     read_sequential,
     read_zipped,
     refuse_harmful,
-    zip_members,
 )
 from audit.generator.tree import tree_of
 from audit.tensor_files import checked_safetensors, header_size
@@ -58,9 +57,6 @@ def open_archive(window: Window, budget: Budget) -> Archive | None:
     if start[8:9] == b"{" and (start[4:8] == bytes(4) or not pickled):
         return None
     if start[:4] == b"PK\x03\x04":
-        kind = archive_kind(zip_members(window))
-        if kind is not None:
-            raise kind
         return read_zipped(window, budget)
     if not pickled:
         raise by_first_bytes(start) or Refused(
@@ -82,7 +78,7 @@ def open_source(window: Window, path: Path) -> Source:
         return _safetensors(window, path, budget)
     refuse_harmful(archive.content)
     if entries_of(archive.content.value) is None:
-        raise Refused("its pickle holds no dictionary of networks")
+        raise foreign((), named=archive.content.globals) or Refused("its pickle holds no dictionary of networks")
     tree = tree_of(archive.content.value)
     return Source(
         "torch", list(tree.tensors), lambda name: archive.tensors.read(tree.tensors[name]), tree.modules,

@@ -9,7 +9,6 @@ pickles (magic, version, system, content, keys of the storages), then for each k
 A tensor pickled by itself carries a storage as such a sequential file in bytes.
 """
 
-import io
 import math
 import struct
 import zipfile
@@ -22,14 +21,13 @@ import torch
 from torch import Tensor
 
 from audit.generator.file_bytes import CHUNK, Blob, Budget, Refused, Window, in_memory
+from audit.generator.foreign import archive_kind
 from audit.generator.harmless import harmful
 from audit.generator.plain_pickle import Call, Global, Name, PersistentId, Plain, read_pickle
+from audit.tensor_files import MAX_CONTENT, BoundedFile, OverBudget
 
 MAGIC = 0x1950A86A20F9469CFC6C
 MAX_DIMENSIONS = 6
-MAX_DIRECTORY = 8 * 2**20
-"""Bytes of a zip file's directory: about a hundred thousand members."""
-MAX_CONTENT = 64 * 2**20
 SLACK = 2**20
 """Bytes that tensors may share beyond the size of their file, as rows that are repeated without a copy do."""
 DTYPES = {
@@ -132,15 +130,15 @@ class Tensors:
         if len(size) != len(stride) or len(size) > MAX_DIMENSIONS:
             raise Refused("a tensor in it has no usable shape")
         elements = math.prod(size)
-        self.budget.spend_numbers(elements)
+        span = sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1 if elements else 0
+        # By span as well: two far-apart elements would otherwise copy a whole storage for free.
+        self.budget.spend_numbers(max(span, elements))
         dtype, data = self._storage(described)
         if not elements:
             return torch.empty(size, dtype=dtype)
-        span = sum((n - 1) * step for n, step in zip(size, stride, strict=True)) + 1
         held = data.size // dtype.itemsize
         if offset + span > held:
             raise Refused(f"a tensor of shape {list(size)} in it claims more than the {held} elements of its storage")
-        # By span, not by elements: two far-apart elements would otherwise copy a whole storage for free.
         self.limit -= max(span, elements) * dtype.itemsize
         if self.limit < -SLACK:
             raise Refused("its tensors claim more than the file holds")
@@ -247,42 +245,19 @@ def read_sequential(window: Window, budget: Budget) -> Archive:
     return Archive(content, Tensors(fetch, window.size, budget))
 
 
-class _Directory(io.RawIOBase):
-    """The file as `zipfile` reads its directory: no more than MAX_DIRECTORY bytes at once."""
-
-    def __init__(self, window: Window) -> None:
-        self._window, self._at = window, 0
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._at
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        self._at = max(0, offset + (0, self._at, self._window.size)[whence])
-        return self._at
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._window.size - self._at)
-        size = left if size < 0 else min(size, left)
-        if size > MAX_DIRECTORY:
-            raise Refused(f"its zip directory is larger than the budget of {MAX_DIRECTORY >> 20} MiB")
-        data = self._window.read(self._at, size)
-        self._at += size
-        return data
-
-
 def zip_members(window: Window) -> dict[str, zipfile.ZipInfo]:
     """Members of a zip file by name, which together are no larger than the file; raises Refused."""
     try:
-        with zipfile.ZipFile(_Directory(window)) as file:
+        with zipfile.ZipFile(BoundedFile(window.read, window.size)) as file:
             listed = file.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError) as error:
-        if isinstance(error, Refused):
-            raise
+        if isinstance(error, Refused | OverBudget):
+            raise Refused(str(error)) from None
         raise Refused(f"its zip structure is damaged ({str(error)[:100]})") from None
     members = {info.filename: info for info in listed}
+    kind = archive_kind(members)
+    if kind is not None:
+        raise kind
     if len(members) != len(listed):
         raise Refused("its zip structure is damaged (two members have one name)")
     for info in listed:

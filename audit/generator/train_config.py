@@ -4,7 +4,7 @@ Source: Karras et al. 2020 (StyleGAN2: appendix B) and Karras et al. 2020 (ADA: 
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -26,6 +26,11 @@ SECOND_DISCRIMINATORS = ("none", "scales", "scales-spread", "lpips-alex", "lpips
 
 class GeneratorTrainConfig(Training):
     """A training of the generator; the defaults suit small images and small networks on two cores."""
+
+    replaced: ClassVar = {
+        "widen": "channel_max takes its place, and channel_base where more resolutions are to be wider (for the "
+        "discriminator alone: discriminator_channel_max and discriminator_channel_base)"
+    }
 
     split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
     seed: int = Field(0, ge=0)

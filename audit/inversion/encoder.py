@@ -6,6 +6,7 @@ Source: Tov et al., "Designing an Encoder for StyleGAN Image Manipulation" (e4e,
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,7 @@ from audit.embedded import path as embedded_path
 from audit.errors import ConfigError, GeneratorError
 from audit.generator.networks import Generator, network_range
 from audit.store import hash_tensor
+from audit.tensor_files import checked_safetensors, fill_weights
 
 FORMAT = "spruce-audit encoder 1"
 GROUPS = 8
@@ -99,6 +101,16 @@ class Encoder(nn.Module):
             )
 
 
+def _settings(text: str) -> dict[str, Any]:
+    """Read `Encoder`'s arguments; raises ValueError on what is no network of ours."""
+    said = json.loads(text)
+    keys = ("resolution", "channels", "num_ws", "w_dim", "width")
+    counts = [said.get(key) for key in keys] if isinstance(said, dict) else [None]
+    if not all(isinstance(n, int) and 1 <= n <= 2**15 for n in counts):
+        raise ValueError("its architecture is not one of ours")
+    return dict(said)
+
+
 def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encoder:
     """Open `embedded:NAME` or a safetensors file, frozen and in evaluation mode; raises GeneratorError."""
     text = str(path)
@@ -106,12 +118,14 @@ def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encode
     if not file.is_file():
         raise GeneratorError(f"Encoder file '{file}' does not exist: check inversion.encoder.")
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(checked_safetensors(file), framework="pt") as opened:
             tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 (not a mapping)
-            encoder = Encoder(**json.loads((opened.metadata() or {})["encoder"]))
-        encoder.load_state_dict(tensors)
+            settings = _settings((opened.metadata() or {})["encoder"])
+        with torch.device("meta"):  # shapes only: what a file says of itself allocates nothing
+            encoder = Encoder(**settings)
+        fill_weights(encoder, tensors)
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
+        reason = str(error).splitlines()[-1].strip()[:200]
         raise GeneratorError(
             f"Encoder file '{file}' cannot be read ({reason}): train one with `spruce-audit train encoder`."
         ) from None

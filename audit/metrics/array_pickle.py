@@ -16,6 +16,8 @@ from audit.errors import MetricError
 
 MAX_ARRAYS = 1000
 MAX_DEPTH = 8
+MAX_ENTRIES = 10_000
+"""Places in which a dictionary or array stands: one that is shared may stand in any number of them."""
 
 
 class _Type:
@@ -70,8 +72,13 @@ def read_arrays(data: bytes, what: str) -> dict[str, Tensor]:
     `what` names the file in the MetricError that is raised for anything else.
     """
     found: dict[str, Tensor] = {}
+    left = MAX_ENTRIES
 
     def walk(value: object, path: tuple[str, ...]) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise pickle.UnpicklingError(f"it holds more than the budget of {MAX_ENTRIES} entries")
         if isinstance(value, _Array) and value.tensor is not None and len(found) < MAX_ARRAYS:
             found["/".join(path)] = value.tensor
         elif isinstance(value, dict) and len(path) < MAX_DEPTH and all(isinstance(k, str) for k in value):

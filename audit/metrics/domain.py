@@ -4,7 +4,6 @@ It is trained by contrasting views (`audit.training.embedding`), saw no label an
 kind of images it was trained on. Wherever a number rests on it, it is named as its file says.
 """
 
-import hashlib
 import json
 import math
 from pathlib import Path
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audit.errors import MetricError
+from audit.store import hash_file
+from audit.tensor_files import checked_safetensors, fill_weights
 
 KIND = "domain-embedding"
 GROUPS = 8
@@ -139,16 +140,16 @@ def load_domain(path: str | Path) -> DomainEncoder:
             "`spruce-audit train embedding`."
         )
     try:
-        with safe_open(str(file), framework="pt") as opened:
+        with safe_open(checked_safetensors(file), framework="pt") as opened:
             settings = _settings(opened.metadata() or {})
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn from the global stream, and replaced
+        with torch.device("meta"):  # shapes only: what a file says of itself allocates nothing
             network = DomainEncoder(**settings)
-        network.load_state_dict(tensors)
+        fill_weights(network, tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0][:300]
         raise MetricError(
             f"'{file}' does not hold a domain embedding ({reason}): make one with `spruce-audit train embedding`."
         ) from None
-    network.weights_sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    network.weights_sha256 = hash_file(file)
     return network.eval().requires_grad_(False)

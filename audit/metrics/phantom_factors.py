@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from audit.errors import MetricError
+from audit.tensor_files import checked_safetensors
 
 NAME = "phantom-factors"
 IMAGE_SHAPE = (1, 64, 64)
@@ -92,7 +93,7 @@ def load_phantom_factors(path: str | Path) -> PhantomFactors:
     if not file.is_file():
         raise MetricError(f"Weights of '{NAME}' are not at '{file}': check the path or reinstall the package.")
     try:
-        with safe_open(str(file), framework="pt") as opened:
+        with safe_open(checked_safetensors(file), framework="pt") as opened:
             names = json.loads((opened.metadata() or {})["factor_names"])
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
         network = PhantomFactors(tuple(names))

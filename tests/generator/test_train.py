@@ -344,6 +344,13 @@ def test_learning_rates_fall():
         parse_config(GeneratorTrainConfig, {"data": {"path": "phantom"}, "lr_decay_from": 5}, "a test")
 
 
+def test_a_key_of_an_earlier_version_names_what_replaces_it():
+    with pytest.raises(ConfigError, match=r"'widen' in a test is of an earlier version: channel_max .* channel_base"):
+        parse_config(GeneratorTrainConfig, {"data": {"path": "phantom"}, "widen": 64}, "a test")
+    with pytest.raises(ConfigError, match="Unknown key 'chanel_max' in a test: did you mean 'channel_max'"):
+        parse_config(GeneratorTrainConfig, {"data": {"path": "phantom"}, "chanel_max": 64}, "a test")
+
+
 def test_the_discriminator_may_learn_faster():
     state = State(config(discriminator_lr=0.01).resolved(16), (1, 16, 16), 0, CPU)
     rates = [optimiser.param_groups[0]["lr"] for optimiser in (state.g_opt, state.d_opt)]
