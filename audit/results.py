@@ -107,6 +107,23 @@ class ModelInput(Row):
     origins: dict[str, Origin] = Field(description="by the name of a field above; default: nobody gave any")
 
 
+class Reading(Row):
+    """Accuracy on a few labelled images if a model were given its images, or its outputs were named, in another way."""
+
+    name: str = Field(description="what would be otherwise; 'as audited' for the assumed reading")
+    assumed: bool = Field(description="True: the reading that every other number of the audit rests on")
+    accuracy: Interval
+    p_value: float | None = Field(
+        default=None, description="exact McNemar test against the assumed one, corrected for all readings tried"
+    )
+    better: bool = Field(default=False, description="right more often by at least 0.05 and by more than chance")
+    settings: dict[str, Any] = Field(
+        default_factory=dict, description="keys and values of the classifier's table that would make it the assumed one"
+    )
+    beyond_settings: list[str] = Field(default_factory=list, description="what it needs that no key gives")
+    not_tried: str | None = Field(default=None, description="why there is no accuracy")
+
+
 class Failure(Row):
     """Why a model's audit ended early; what had been measured before stays."""
 
@@ -400,6 +417,9 @@ class ModelResult(Row):
     weights_sha256: str | None = Field(description="None: the weights could not be read")
     source: str = Field(description="architecture or file the classifier was loaded from")
     input: ModelInput | None = None
+    sanity: list[Reading] = Field(
+        default_factory=list, description="the assumed and the other usual readings of its input, assumed first"
+    )
     failed: Failure | None = Field(default=None, description="None: every stage was completed")
     unreliable: list[str] = Field(
         default_factory=list,
