@@ -12,7 +12,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from audit.errors import ResultsError
-from audit.report import classes, figures, robustness, text, verdict
+from audit.report import classes, figures, provenance, robustness, text, verdict
 from audit.results import AdversarialExample, AuditResult, Distribution, ModelResult, Query, QueryRow, read_results
 
 VISIBLE_QUERIES = 6
@@ -102,6 +102,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
         findings=[*robustness.distrust(result), *verdict.cautions(result), *text.findings(result)],
         regions=_region_names(models, result.queries),
         robustness=robustness,
+        provenance=provenance,
         attacks=robustness.attack_columns(models),
         headline=robustness.headline_columns(models),
         classes=classes,

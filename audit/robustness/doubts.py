@@ -73,8 +73,8 @@ def _better(best: Reading, readings: Sequence[Reading]) -> str:
     also = f" (as good: {equals[0]})" if equals else ""
     return (
         f"with {best.name} it is right on {percent(best.accuracy.value)} of {best.accuracy.n} images, as audited on "
-        f"{percent(assumed.value)}, more than chance explains among {tried} other readings{also}. If it was trained that "
-        f"way, {as_keys(best)}; the audit changed nothing, and all its numbers are of the input as it was."
+        f"{percent(assumed.value)}, more than chance explains among {tried} other readings{also}. If it was trained "
+        f"that way, {as_keys(best)}; the audit changed nothing, and all its numbers are of the input as it was."
     )
 
 
@@ -83,7 +83,8 @@ def _no_normalisation(given: ModelInput, readings: Sequence[Reading]) -> str:
     if not silent:
         return ""
     others = sum(one.not_tried is None for one in readings[1:])
-    evidence = f"; of {others} other readings of its input none is better by more than chance" if others else ""
+    none = others > 0 and not any(one.better for one in readings)
+    evidence = f"; of {others} other readings of its input none is better by more than chance" if none else ""
     what = "mean and std" if len(silent) == 2 else silent[0]
     return (
         f"nobody gave its {what}, so the network receives pixels {_range(given)}{evidence}. If it was trained on "
@@ -114,8 +115,8 @@ def _guessed_size(given: ModelInput, data_shape: tuple[int, int, int]) -> str:
         else f"set `input_size = {height}` if it was trained so"
     )
     return (
-        f"nobody gave its input_size: timm's {height} x {width} is taken, to which the data's {own_height} x {own_width} "
-        f"pixels are {how}; {remedy}."
+        f"nobody gave its input_size: timm's {height} x {width} is taken, to which the data's {own_height} x "
+        f"{own_width} pixels are {how}; {remedy}."
     )
 
 
@@ -131,7 +132,8 @@ def _doubtful_order(given: ModelInput, readings: Sequence[Reading], names: Seque
     )
     return (
         f"it names no classes, and its outputs are taken in the order {_listed(names)}; torchvision's ImageFolder, "
-        f"which sorts by code point, has {_listed(sorted(names))}.{found} Set `classes` to the order in which it answers."
+        f"which sorts by code point, has {_listed(sorted(names))}.{found} Set `classes` to the order in which it "
+        "answers."
     )
 
 
@@ -160,8 +162,8 @@ def answer_notices(name: str, predicted: Tensor, labels: Tensor, names: Sequence
                 subject=name,
                 kind="one-class",
                 text=f"it answers '{names[top]}' on {share} of {len(labels)} images, of which {percent(held)} are of "
-                "that class: it decides nothing, and its numbers say nothing of its robustness or its reasons. Check mean, "
-                "std, input_size and the weights.",
+                "that class: it decides nothing, and its numbers say nothing of its robustness or its reasons. Check "
+                "mean, std, input_size and the weights.",
             )
         )
     right, n, chance = int((predicted == labels).sum()), len(labels), 1 / len(names)

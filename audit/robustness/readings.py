@@ -133,9 +133,8 @@ def candidates(
             views.setdefault(View(size, mean, std), ", ".join(part for part in named if part))
     if channels == data_shape[0] == 3:
         for view, name in [(v, n) for v, n in views.items() if v.size == assumed.size]:
-            views[replace(view, blue_first=True)] = ", ".join(
-                ["channels in the order blue, green, red", *([name] if name else [])]
-            )
+            turned = "channels in the order blue, green, red"
+            views[replace(view, blue_first=True)] = f"{turned}, {name}" if name else turned
     return Candidates(
         free=tuple((name, view) for view, name in views.items() if view.size == assumed.size),
         dear=tuple((name, view) for view, name in views.items() if view.size != assumed.size),
