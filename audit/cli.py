@@ -93,6 +93,7 @@ def _audit(config: Path, out: Path, cache: Path | None) -> None:
 
 
 def _show_result(result: "AuditResult") -> None:
+    from audit.report.provenance import input_line
     from audit.report.robustness import strongest_columns
 
     attacks = strongest_columns(result.models)
@@ -110,6 +111,8 @@ def _show_result(result: "AuditResult") -> None:
             *(_robust(attack.attack(model)) for attack in attacks),
         )
     show(table)
+    for line in filter(None, map(input_line, result.models)):
+        say(line)
     for notice in result.notices:
         say(f"Note on {notice.subject}: {notice.text}")
 

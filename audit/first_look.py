@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
 from audit.progress import remark
 from audit.results import Notice, Reading
-from audit.robustness.doubts import answer_notices, input_notices
+from audit.robustness.doubts import input_notices
 from audit.robustness.sanity import read_otherwise, sample_of
 
 
@@ -35,9 +34,7 @@ def first_looks(
     looks = {}
     for classifier in classifiers:
         readings = read_otherwise(classifier, sample, architectures.get(classifier.name), device)
-        notices = input_notices(
-            classifier.name, classifier.input, readings, audited.image_shape, audited.class_names
-        )
+        notices = input_notices(classifier.name, classifier.input, readings, audited.image_shape, audited.class_names)
         for notice in notices:
             remark(f"Note on {notice.subject}: {notice.text}")
         looks[classifier.name] = Look(readings, notices)

@@ -24,6 +24,7 @@ from audit.robustness.batch_dependence import IMAGES, batch_dependence, one_clas
 from audit.robustness.batch_dependence import NAME as BATCH_DEPENDENCE
 from audit.robustness.clean import clean_of_logits, predict
 from audit.robustness.corruptions import corruption_accuracies
+from audit.robustness.doubts import answer_notices
 from audit.robustness.evaluate import Attacked, attacked_rows, measured_robustness
 from audit.robustness.examples import Fooled
 from audit.robustness.verdict import doubt_all
@@ -192,6 +193,13 @@ def unreliable_notices(model: Audited) -> list[Notice]:
     said = "Nothing measured of it may be believed."
     name = model.classifier.name
     return [Notice(subject=name, kind=BATCH_DEPENDENCE, text=f"{said} {reason}") for reason in unreliable(model)]
+
+
+def notices_of_answers(model: Audited, audited: AuditSet) -> list[Notice]:
+    """Return what is wrong with the model's answers on all audited images: one class only, or worse than guessing."""
+    if model.logits is None:
+        return []
+    return answer_notices(model.name, model.predicted, audited.row_labels, audited.class_names)
 
 
 def differences(models: Sequence[Audited], seed: int) -> list[Difference]:

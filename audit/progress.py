@@ -64,6 +64,13 @@ def stage_progress(stage: str, total: float, unit: str | None = None) -> Iterato
         yield advance
 
 
+def remark(text: str) -> None:
+    """Say `text` on standard error while stages go on, where it is a terminal."""
+    console = Console(stderr=True)
+    if console.is_terminal:
+        console.print(Text(text), soft_wrap=True)
+
+
 def track(items: Iterable[T], stage: str, total: int) -> Iterator[T]:
     """Yield `items` behind a bar for `stage` of `total` units."""
     with stage_progress(stage, total) as advance:

@@ -21,6 +21,7 @@ from audit.errors import ClassifierError, ConfigError, Terminated
 from audit.explaining import Calibrated, calibrate, check_target
 from audit.explanation import Explanation, Run, explain_all
 from audit.faults import kept_apart, reason, stage_kept
+from audit.first_look import Look, first_looks
 from audit.gallery import name_examples, name_maps, save_examples, save_maps, save_pictures
 from audit.ground import load_ground
 from audit.measuring import (
@@ -28,6 +29,7 @@ from audit.measuring import (
     differences,
     measure_models,
     nothing_measured,
+    notices_of_answers,
     still_there,
     unreliable,
     unreliable_notices,
@@ -98,6 +100,8 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
     with watch.stage("classifiers"):
         models, unloaded = _load(config, data, device)
         ground = None if config.generator is None else load_ground(config, data, device)
+    with watch.stage("sanity"):
+        looks = first_looks([m.classifier for m in models], config, audited_set, device)
     calibrated: dict[str, Calibrated] = {}
     unexplained: dict[str, Failure] = {}
     if ground is not None and calibration is not None:
@@ -108,7 +112,7 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
         raise ClassifierError(_none_left([*unloaded.values(), *(m.failed for m in models if m.failed is not None)]))
     for model in models:
         model.failed = model.failed or unexplained.get(model.name)
-    rows = {m.name: _model_result(m) for m in models}
+    rows = {m.name: _model_result(m, looks[m.name]) for m in models}
     result = AuditResult(
         name=config.name,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -125,7 +129,11 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
             **({} if calibration is None else {"calibration_sha256": listing_fingerprint(calibration)}),
         },
         data_read=described.read,
-        notices=[*described.notices, *(notice for m in models for notice in unreliable_notices(m))],
+        notices=[
+            *described.notices,
+            *(notice for look in looks.values() for notice in look.notices),
+            *(notice for m in models for notice in (*notices_of_answers(m, audited_set), *unreliable_notices(m))),
+        ],
         models=[rows.get(c.name) or _unloaded(c, unloaded[c.name], data.class_names) for c in config.classifiers],
         differences=differences(models, config.seed),
         environment=watch.environment(device),
@@ -252,7 +260,7 @@ def _divided(models: Sequence[Audited]) -> list[Notice]:
     return [Notice(subject=name, kind="memory", text=text) for name, text in said.items() if text is not None]
 
 
-def _model_result(model: Audited) -> ModelResult:
+def _model_result(model: Audited, look: Look) -> ModelResult:
     return ModelResult(
         name=model.name,
         rank=None,
@@ -262,6 +270,7 @@ def _model_result(model: Audited) -> ModelResult:
         weights_sha256=model.classifier.weights_sha256,
         source=model.classifier.source,
         input=model.classifier.input,
+        sanity=look.readings,
         clean=model.clean,
         robust=model.robust,
         unreliable=unreliable(model),

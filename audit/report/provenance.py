@@ -62,12 +62,16 @@ def input_line(model: ModelResult) -> str:
     """Return one line for a console: what the model was given and where each part of that came from; '' if unknown."""
     if model.input is None:
         return ""
-    words = {"Size": "{}", "Channels": "{} channel(s)", "Mean": "mean {}", "Std": "std {}", "Weights": "weights {}"}
+    size, channels, mean, std, order, weights = settings(model.input)
     parts = [
-        words.get(one.heading, "classes {}").format(one.value) + (f" ({one.origin})" if one.origin else "")
-        for one in settings(model.input)
+        (size.value, size),
+        (f"{channels.value} channel{'s' if model.input.channels > 1 else ''}", channels),
+        *([] if mean.origin == std.origin else [(f"mean {mean.value}", mean)]),
+        (f"std {std.value}" if mean.origin != std.origin else f"mean {mean.value}, std {std.value}", std),
+        (f"classes {order.value}", order),
     ]
-    return f"Input of {model.name}: {'; '.join(parts)}"
+    told = [words + (f" ({one.origin})" if one.origin else "") for words, one in parts]
+    return f"Input of {model.name}: {'; '.join([*told, f'weights {weights.value}'])}"
 
 
 def assumed_reading(model: ModelResult) -> Reading | None:

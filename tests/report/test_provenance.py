@@ -69,10 +69,13 @@ def test_a_better_reading_comes_before_a_lucky_one(support_results: ModuleType, 
 def test_a_line_for_the_console_tells_all_of_it(support_results: ModuleType, tmp_path: Path) -> None:
     model: ModelResult = described(support_results, tmp_path).models[0]
     assert input_line(model) == (
-        "Input of plain: 224 x 224 (timm's default); 3 channel(s) (checkpoint); mean 0.485, 0.456, 0.406 (timm's "
+        "Input of plain: 224 x 224 (timm's default); 3 channels (checkpoint); mean 0.485, 0.456, 0.406 (timm's "
         "default); std 0.5 (nobody gave any); classes healthy, <opacity>, cardiomegaly (as the data); weights r18.pt: "
         "state_dict_ema"
     )
+    assert model.input is not None
+    model.input.origins["std"] = "timm"
+    assert "mean 0.485, 0.456, 0.406, std 0.5 (timm's default);" in input_line(model)
     model.input = None
     assert input_line(model) == ""
 
