@@ -80,12 +80,12 @@ def assumed_reading(model: ModelResult) -> Reading | None:
 
 
 def best_other(model: ModelResult) -> Reading | None:
-    """Return the best of the other readings on as many images as the assumed one, else on fewer; None if none ran."""
+    """Return the best of the other readings, those that are better by more than chance first; None if none ran."""
     assumed = assumed_reading(model)
     others = [one for one in model.sanity if not one.assumed and one.accuracy.value is not None]
     if assumed is None or not others:
         return None
-    return max(others, key=lambda one: (one.better, one.accuracy.n, one.accuracy.value or 0))
+    return max(others, key=lambda one: (one.better, one.accuracy.value or 0))
 
 
 def tried(model: ModelResult) -> int:
