@@ -11,9 +11,8 @@ from typing import Any
 
 import timm
 from torch import Tensor
-from torchvision.transforms.functional import normalize
 
-from audit.classifiers.classifier import Classifier, bridge_channels, bridge_size
+from audit.classifiers.classifier import Classifier
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGENET_GREY = ((0.449,), (0.226,))
@@ -25,17 +24,20 @@ Normalisation = tuple[tuple[float, ...], tuple[float, ...]]
 
 @dataclass(frozen=True)
 class View:
-    """The pixels that a network receives; `blue_first` turns the three channels round before mean and std."""
+    """What becomes of images before a network; `blue_first` turns the three channels round before mean and std."""
 
     size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     blue_first: bool = False
 
-    def of(self, images: Tensor) -> Tensor:
-        """Return `images` `[N, 1 or 3, h, w]` in [0, 1] as this view gives them to a network."""
-        bridged = bridge_size(bridge_channels(images, len(self.mean)), self.size)
-        return normalize(bridged.flip(1) if self.blue_first else bridged, list(self.mean), list(self.std))
+    def of(self, classifier: Classifier, images: Tensor) -> Tensor:
+        """Return `images` `[N, 1 or 3, h, w]` in [0, 1] as this view gives them to the network of `classifier`."""
+        if self != assumed_view(classifier):
+            classifier = classifier.with_input(
+                mean=self.mean, std=self.std, size=self.size, reversed_channels=self.blue_first
+            )
+        return classifier.prepare(images)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier, bridge_channels
 from audit.classifiers.mode import preserve_mode
+from audit.classifiers.slices import sparing
 from audit.classifiers.trace import first_line
 from audit.data.audit_set import AuditSet
 from audit.metrics.exact import mcnemar_p
@@ -78,8 +79,16 @@ def own_normalisation(images: AuditSet, channels: int) -> Normalisation | None:
 
 def _answers(classifier: Classifier, view: View, images: Tensor) -> Answers:
     """Return which output is the largest for each of `images`; a network may refuse a view, by any exception."""
+
+    def run() -> Tensor:
+        pixels = view.of(classifier, images)
+        # Past the classifier's own forward, which changes the layout of the weights where a batch fails.
+        if classifier.slices is None:
+            return classifier.network(pixels)
+        return classifier.slices(classifier.network, pixels, False)
+
     try:
-        logits = classifier.network(view.of(images))
+        logits = sparing(classifier, run)
     except Exception as error:  # noqa: BLE001 - foreign code may raise anything
         return f"the network does not take it ({first_line(error)})"
     if logits.shape != (len(images), classifier.num_classes):
@@ -157,9 +166,14 @@ def _answers_to_all(
     return views, answers
 
 
+def _cuda(device: torch.device) -> list[torch.device]:
+    return [device] if device.type == "cuda" else []
+
+
 def _try(classifier: Classifier, images: AuditSet, listed: Candidates, device: torch.device) -> list[Tried]:
     labels = images.row_labels
-    with preserve_mode(classifier), torch.no_grad():
+    # A network that draws at random must not move another stage's stream.
+    with preserve_mode(classifier), torch.no_grad(), torch.random.fork_rng(_cuda(device)):
         views, answers = _answers_to_all(classifier, images, listed, device)
     return [
         Tried(

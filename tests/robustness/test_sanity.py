@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from audit.classifiers.classifier import Classifier
+from audit.classifiers.slices import Slices
 from audit.data.audit_set import AuditSet
 from audit.results import Reading
 from audit.robustness.doubts import best_reading
@@ -356,8 +357,8 @@ def test_the_assumed_reading_is_what_the_audit_measures() -> None:
     model = classifier(Redness(False), data, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7], input_shape=(3, 12, 12))
     view = assumed_view(model)
     images = data.images(range(9))
-    assert torch.allclose(view.of(images), model.prepare(images), atol=1e-6)
-    assert torch.equal(View((8, 8), (0.0,) * 3, (1.0,) * 3, blue_first=True).of(images), images.flip(1))
+    assert torch.equal(view.of(model, images), model.prepare(images))
+    assert torch.equal(View((8, 8), (0.0,) * 3, (1.0,) * 3, blue_first=True).of(model, images), images.flip(1))
 
 
 def test_few_images_of_a_bad_reading_and_all_of_the_assumed_one() -> None:
@@ -386,6 +387,27 @@ def test_the_network_keeps_its_mode_and_its_gradient_flags() -> None:
     look(model, data)
     assert model.training
     assert all(p.requires_grad and p.grad is None for p in model.parameters())
+
+
+def test_a_network_that_draws_at_random_moves_no_stream() -> None:
+    data = drawn("grey")
+
+    class Noisy(Brightness):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + 0.01 * torch.randn_like(x))
+
+    model = classifier(Noisy(0, 1), data)
+    before = torch.random.get_rng_state()
+    assert look(model, data)[0].not_tried is None
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_batches_are_divided_where_memory_is_bounded() -> None:
+    data = drawn("grey")
+    model = classifier(Brightness(0, 1), data)
+    free = look(model, data)
+    model.slices = Slices("it", "1KB")
+    assert look(model, data) == free
 
 
 @pytest.mark.parametrize("seed", range(20))
