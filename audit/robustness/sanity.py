@@ -16,6 +16,7 @@ from audit.classifiers.mode import preserve_mode
 from audit.classifiers.slices import sparing
 from audit.classifiers.trace import first_line
 from audit.data.audit_set import AuditSet
+from audit.errors import Terminated
 from audit.metrics.exact import mcnemar_p
 from audit.metrics.intervals import wilson_interval
 from audit.progress import stage_progress
@@ -89,6 +90,10 @@ def _answers(classifier: Classifier, view: View, images: Tensor) -> Answers:
 
     try:
         logits = sparing(classifier, run)
+    except Terminated:
+        raise
+    except SystemExit:
+        return "the network ends the program"
     except Exception as error:  # noqa: BLE001 - foreign code may raise anything
         return f"the network does not take it ({first_line(error)})"
     if logits.shape != (len(images), classifier.num_classes):

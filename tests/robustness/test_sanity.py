@@ -1,6 +1,7 @@
 """Every usual mistake in how a network is given its images is found, and a network given rightly is left in peace."""
 
 import json
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -323,6 +324,20 @@ def test_a_network_that_fails_as_it_is_configured_is_left_to_later_stages() -> N
     assert all(r.not_tried and r.accuracy.value is None and not r.better for r in readings)
     assert readings[0].assumed
     assert best_reading(readings) is None
+
+
+def test_a_network_that_ends_the_program_ends_no_audit() -> None:
+    data = drawn("grey")
+
+    class Exits(Brightness):
+        def forward(self, x: Tensor) -> Tensor:
+            if float(x.amax()) > 5:
+                sys.exit(3)
+            return super().forward(x)
+
+    refused = [r for r in look(classifier(Exits(0, 1), data), data) if r.not_tried]
+    assert refused
+    assert all("ends the program" in str(r.not_tried) for r in refused)
 
 
 def test_logits_that_are_not_finite_are_no_answers() -> None:
