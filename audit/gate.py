@@ -107,7 +107,9 @@ def _check_above(number: int, rule: Rule, name: str, results: AuditResult) -> Ch
             number, name, metric, requirement,
             f"The audit holds no comparison of '{name}' with '{rule.above}': both need an index in the same audit.",
         )  # fmt: skip
-    doubt = next((d for m in results.models if m.name in (name, rule.above) and (d := _doubt_of_all(m))), None)
+    index = rule.model_copy(update={"metric": "index"})
+    both = [model for model in results.models if model.name in (name, rule.above)]
+    doubt = next((d for m in both if (d := _doubt_of_all(m) or _doubt_of(m, index))), None)
     if doubt is not None and probability >= rule.probability - _ROUNDING:
         return _not_measured(number, name, metric, requirement, doubt)
     passed = probability >= rule.probability - _ROUNDING

@@ -19,7 +19,7 @@ from audit.config import (
     RankingConfig,
     RobustnessConfig,
 )
-from audit.gate_policy import attack_of
+from audit.gate_policy import MEANINGFULNESS, attack_of
 from audit.results import Attack, AuditResult, ModelResult
 
 Difference = str | None
@@ -40,7 +40,6 @@ _ELSEWHERE = {
     "inversion": {"encoder", "max_memory"},
     "metrics": {"embedding"},
 }
-_MEANINGFULNESS = ("index", "rank", "components", "counterfactuals", "left_out_by_inversion")
 
 
 def _settings(audit: AuditResult, section: str) -> dict[str, Any]:
@@ -152,7 +151,7 @@ def other_instrument(
     metric: str, new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult
 ) -> Difference:
     """Return why `metric` of the model `new` in `now` is not what it is of `old` in `before`, or None."""
-    if metric.split(".")[0] in _MEANINGFULNESS and (found := _other_ground(new, old, now, before)) is not None:
+    if metric.split(".")[0] in MEANINGFULNESS and (found := _other_ground(new, old, now, before)) is not None:
         return found
     if (found := _other_images(now, before)) is not None:
         return found

@@ -48,7 +48,7 @@ class Rule(Section):
     use: Use = Field("value", description="compare the value, or the lower or upper end of its interval")
     above: str | None = Field(None, description="the models must have a higher index than this model of the same audit")
     probability: float = Field(0.95, gt=0, lt=1, description="least bootstrap probability for 'above'")
-    allow_untrusted: bool = Field(False, description="let a robust accuracy pass that failed one of its trust checks")
+    allow_untrusted: bool = Field(False, description="let a number pass that failed one of its trust checks")
     allow_unchecked: bool = Field(False, description="let a robust accuracy pass whose trust checks were not all made")
 
     @model_validator(mode="after")
@@ -157,6 +157,10 @@ def attack_of(model: ModelResult, metric: str) -> Attack | None:
     return None
 
 
+MEANINGFULNESS = ("index", "rank", "components", "counterfactuals", "left_out_by_inversion")
+"""First parts of the paths of numbers that rest on the generator."""
+
+
 @dataclass(frozen=True)
 class Doubts:
     """Why a number must not be believed, and which checks of it were not made: a sentence each."""
@@ -166,7 +170,9 @@ class Doubts:
 
 
 def doubts_of(model: ModelResult, metric: str) -> Doubts:
-    """Return the doubts about the number at the path `metric`: those of the attack it is the outcome of, if it is."""
+    """Return the doubts about the number at the path `metric`: those of the attack or search it is the outcome of."""
+    if metric.split(".")[0] in MEANINGFULNESS and model.counterfactuals is not None:
+        return Doubts(tuple(model.counterfactuals.untrusted))
     attack: Attack | MinimalDistance | None = attack_of(model, metric)
     kind = metric.split(".")[1].removesuffix("_l2") if attack is not None else "distance"
     for row in model.robust.distances:

@@ -22,6 +22,7 @@ from audit.metrics.intervals import bootstrap_mean, paired_difference
 from audit.results import Clean, Difference, Failure, Interval, NotComputed, Notice, Robust, TrustCheck
 from audit.robustness.batch_dependence import IMAGES, batch_dependence, one_class
 from audit.robustness.batch_dependence import NAME as BATCH_DEPENDENCE
+from audit.robustness.blind import without_gradient
 from audit.robustness.clean import clean_of_logits, predict
 from audit.robustness.corruptions import corruption_accuracies
 from audit.robustness.doubts import answer_notices
@@ -43,7 +44,8 @@ class Audited:
     """One classifier on its way through the stages; with `failed` it takes no part in the stages after that.
 
     `outcomes` holds, by the path of a number in the results, what it is the mean of: bool or float `[n]`, one an image.
-    `whole` are the checks of the model as a whole, made whatever the settings.
+    `whole` are the checks of the model as a whole, made whatever the settings; `blind` says, if so, that nothing leads
+    back from its logits to the image.
     """
 
     classifier: Classifier
@@ -55,6 +57,7 @@ class Audited:
     examples: list[Fooled] = field(default_factory=list)
     not_computed: list[NotComputed] = field(default_factory=list)
     whole: list[TrustCheck] = field(default_factory=list)
+    blind: str | None = None
     failed: Failure | None = None
 
     @property
@@ -95,7 +98,7 @@ def measure_models(
             model.logits = predict(model.classifier, audited, settings.batch_size, device)
             model.clean = clean_of_logits(model.logits, audited.row_labels, audited.class_names)
             model.outcomes["clean.accuracy"] = model.predicted == audited.row_labels
-            model.whole = _whole_checks(model, audited, config.seed, device)
+            _check_whole(model, audited, config.seed, device)
     for model in models:
         if model.failed is None:
             with watch.stage("robust accuracy"), stage_kept(f"robust accuracy of {model.name}", lost):
@@ -151,12 +154,13 @@ def _corrupt(
             model.outcomes["robust.corruptions"] = correct.double().mean(dim=(1, 2))
 
 
-def _whole_checks(model: Audited, audited: AuditSet, seed: int, device: torch.device) -> list[TrustCheck]:
-    """Check the model as a whole: do its answers depend on the batch, and are they all one class?"""
+def _check_whole(model: Audited, audited: AuditSet, seed: int, device: torch.device) -> None:
+    """Check the model as a whole: do its answers depend on the batch, are they all one class, has it a gradient?"""
     images = attacked_rows(audited, IMAGES, seed).images().to(device)
     found = one_class(model.predicted, audited.row_labels, audited.class_names)
     depends = sparing(model.classifier, partial(batch_dependence, model.classifier, images))
-    return [depends, *([] if found is None else [found])]
+    model.whole = [depends, *([] if found is None else [found])]
+    model.blind = sparing(model.classifier, partial(without_gradient, model.classifier, images))
 
 
 def _map_vulnerability(
@@ -188,11 +192,12 @@ def unreliable(model: Audited) -> list[str]:
     return [check.finding for check in model.whole if check.passed is False and check.name == BATCH_DEPENDENCE]
 
 
-def unreliable_notices(model: Audited) -> list[Notice]:
-    """Return what a reader has to know of an unreliable model before its numbers."""
+def model_notices(model: Audited) -> list[Notice]:
+    """Return what a reader has to know of a model that is unreliable or has no gradient before its numbers."""
     said = "Nothing measured of it may be believed."
     name = model.classifier.name
-    return [Notice(subject=name, kind=BATCH_DEPENDENCE, text=f"{said} {reason}") for reason in unreliable(model)]
+    found = [Notice(subject=name, kind=BATCH_DEPENDENCE, text=f"{said} {reason}") for reason in unreliable(model)]
+    return found + ([] if model.blind is None else [Notice(subject=name, kind="no-gradient", text=model.blind)])
 
 
 def notices_of_answers(model: Audited, audited: AuditSet) -> list[Notice]:

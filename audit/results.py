@@ -374,6 +374,9 @@ class Counterfactuals(Row):
     mmd: list[Distribution] = Field(default_factory=list)
     regions: list[RegionShare] = Field(default_factory=list)
     judges: list[Judge] = Field(default_factory=list)
+    untrusted: list[str] = Field(
+        default_factory=list, description="why they, and the index that rests on them, must not be believed"
+    )
 
 
 class QueryRow(Row):

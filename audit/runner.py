@@ -28,11 +28,11 @@ from audit.measuring import (
     Audited,
     differences,
     measure_models,
+    model_notices,
     nothing_measured,
     notices_of_answers,
     still_there,
     unreliable,
-    unreliable_notices,
 )
 from audit.memory import limited
 from audit.output import Output, open_output
@@ -95,6 +95,7 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
         foreign = None if config.data.shift is None else load_shift(config.data, config.seed, audited_set)
         usual = None if calibration is None else calibration_split(config.data, data)
         described = describe(data, config.data.audit_split, usual)
+        hashed = fingerprint(audited_set)
         if foreign is not None:
             described.notices.extend(describe_shift(foreign))
     with watch.stage("classifiers"):
@@ -125,14 +126,14 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
             "images": len(data),
             "audited": len(audited_set),
             "shape": list(data.image_shape),
-            "audited_sha256": fingerprint(audited_set),
+            "audited_sha256": hashed,
             **({} if calibration is None else {"calibration_sha256": listing_fingerprint(calibration)}),
         },
         data_read=described.read,
         notices=[
             *described.notices,
             *(notice for look in looks.values() for notice in look.notices),
-            *(notice for m in models for notice in (*notices_of_answers(m, audited_set), *unreliable_notices(m))),
+            *(notice for m in models for notice in (*notices_of_answers(m, audited_set), *model_notices(m))),
         ],
         models=[rows.get(c.name) or _unloaded(c, unloaded[c.name], data.class_names) for c in config.classifiers],
         differences=differences(models, config.seed),
@@ -148,7 +149,10 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
         with stage_kept("counterfactuals, index and ranking", lost):
             explanation = explain_all(run, still_there(models), calibrated, result)
     for model in models:
-        rows[model.name].failed = model.failed
+        row = rows[model.name]
+        row.failed = model.failed
+        if row.counterfactuals is not None and model.blind is not None:
+            row.counterfactuals.untrusted = [model.blind]
     maps = {m.name: m.maps for m in models if m.maps is not None}
     examples = {m.name: m.examples for m in models}
     name_maps(result, maps, audited_set.row_ids)

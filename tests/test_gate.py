@@ -272,6 +272,19 @@ def test_nothing_passes_of_a_model_that_is_unreliable_or_failed(results: AuditRe
     assert evaluate_gate(results, policy(change), results).exit_status == 0
 
 
+def test_counterfactuals_that_a_blind_search_made_pass_no_bound(results: AuditResult):
+    found = results.models[0].counterfactuals.model_copy(update={"untrusted": ["Its logits have no gradient."]})
+    blind = with_model(results, "trades", counterfactuals=found)
+    for metric in ("index", "components.validity", "counterfactuals.flip_ratio"):
+        rule = {"metric": metric, "models": ["trades"], "min": 0.01}
+        assert evaluate_gate(blind, policy(rule)).exit_status == 2
+        assert evaluate_gate(blind, policy(rule | {"allow_untrusted": True})).exit_status == 0
+    assert (
+        evaluate_gate(blind, policy({"metric": "clean.accuracy", "models": ["trades"], "min": 0.01})).exit_status == 0
+    )
+    assert evaluate_gate(blind, policy({"models": ["trades"], "above": "shortcut"})).exit_status == 2
+
+
 def test_two_models_of_one_name_pass_nothing(results: AuditResult):
     twice = results.model_copy(update={"models": [*results.models, results.models[0]]})
     assert evaluate_gate(twice, policy({"metric": "clean.accuracy", "min": 0.1})).exit_status == 2

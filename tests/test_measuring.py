@@ -114,6 +114,7 @@ def test_a_sound_model_is_reliable_and_its_clean_accuracy_passes(folder: Path, s
     results = audited(folder, "sound", **SETTINGS[settings])
     (model,) = results.models
     assert model.unreliable == []
+    assert not {"no-gradient", "batch-dependence"} & {notice.kind for notice in results.notices}
     assert model.clean.accuracy.value == 1
     assert status(results, "clean.accuracy", min=0.9) == 0
     radius = "robust.pgd_l2.0.2" if settings == "L2 only" else "robust.pgd.0.02"
@@ -128,6 +129,7 @@ def test_a_blind_attack_passes_no_gate(folder: Path, settings: str) -> None:
     results = audited(folder, "probe", **SETTINGS[settings])
     radius = "robust.pgd_l2.0.2" if settings == "L2 only" else "robust.pgd.0.02"
     assert status(results, "clean.accuracy", min=0.9) == 0
+    assert [notice.kind for notice in results.notices if notice.subject == "m"].count("no-gradient") == 1
     assert status(results, radius, min=0.0, allow_unchecked=True) == 2
     assert status(results, radius, min=0.0, allow_unchecked=True, allow_untrusted=True) == 0
 

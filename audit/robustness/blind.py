@@ -8,8 +8,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+from torch import Tensor, nn
+
+from audit.classifiers.mode import preserve_mode
+from audit.memory import out_of_memory
 from audit.results import TrustCheck
-from audit.robustness.trust_case import chance_limit
+from audit.robustness.door import checked_logits, float_images
+from audit.robustness.losses import image_gradient, margin
+from audit.robustness.trust_case import FOREIGN_ERRORS, chance_limit
 
 
 @dataclass(frozen=True)
@@ -71,3 +78,31 @@ def sight_check(accounts: Mapping[str, Account]) -> tuple[TrustCheck, dict[str, 
         attacks=kinds,
     )
     return check, {path: account.finding for path, account in accounts.items() if account.failed}
+
+
+def without_gradient(classifier: nn.Module, images: Tensor) -> str | None:
+    """Return what it means that the margin has no gradient on any of `images` `[N, C, H, W]` in [0, 1]; None: it has.
+
+    The margin of the class answered against the next one is taken, which does not saturate as cross-entropy does.
+    The classifier keeps its mode. One that breaks down on the way back gives None: the attacks say why.
+    """
+    images = float_images(images, "images given to the check of gradients")
+    if len(images) == 0:
+        return None
+    with preserve_mode(classifier), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+        try:
+            with torch.enable_grad():
+                leaf = images.clone().requires_grad_()
+                logits = checked_logits(classifier, leaf)
+                gradient = image_gradient(classifier, margin(logits, logits.argmax(dim=1)), leaf)
+        except FOREIGN_ERRORS as error:
+            if out_of_memory(error):
+                raise
+            return None
+    if bool((gradient != 0).any()):
+        return None
+    return (
+        f"Its logits have no gradient with respect to any of {len(images)} images (a backbone under no_grad, a "
+        "rounding, a detached or constant output?): gradient attacks, minimal distances, vulnerability maps and the "
+        "search for counterfactuals follow the gradient and saw nothing of this model."
+    )

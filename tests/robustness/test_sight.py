@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from audit.config import DistanceConfig, EnsembleConfig, RobustnessConfig, TrustConfig
 from audit.results import Robust
-from audit.robustness.blind import Account, sight_check
+from audit.robustness.blind import Account, sight_check, without_gradient
 from audit.robustness.evaluate import measured_robustness
 from audit.robustness.sight import Sight
 from audit.robustness.trust_case import chance_limit
@@ -119,6 +119,17 @@ def test_a_sound_model_is_not_called_blind(settings: str) -> None:
     assert robust.trusted is (True if settings == "few images" else None)
     for number in numbers(robust):
         assert bool(number.unchecked) is (settings != "few images")
+
+
+@pytest.mark.parametrize("name", BLIND)
+def test_a_model_without_a_gradient_is_told_from_one_that_has_one(name: str) -> None:
+    images = torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    assert "no gradient with respect to any of 5 images" in str(without_gradient(BLIND[name](), images))
+    assert without_gradient(Brightness(), images) is None
+    sharp = Brightness()
+    sharp.sharpness.data *= 1e4
+    assert without_gradient(sharp, images) is None
+    assert without_gradient(Brightness(), images[:0]) is None
 
 
 def test_square_needs_no_gradient_and_is_not_judged() -> None:
