@@ -110,7 +110,6 @@ def report_html(result: AuditResult, folder: Path) -> str:
         confused=[m for m in models if m.clean.confusion is not None and len(m.clean.confusion) == len(result.classes)],
         told=verdict.told_column(result),
         clean_counts=robustness.counts(m.clean.n for m in models if m.clean.n),
-        difference_counts=robustness.counts(d.difference.n for d in result.differences if d.difference.n),
         attacked=_attacked(models, folder),
         staged=list(robustness.cascades(models)),
         distances=any(m.robust.distances for m in models),

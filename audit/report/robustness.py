@@ -27,6 +27,10 @@ STAGES = {
 }
 
 
+MOST_REASONS = 2
+"""Reasons of distrust that are told before the numbers."""
+
+
 @dataclass(frozen=True)
 class Column:
     """One attack that at least one model met."""
@@ -104,22 +108,30 @@ def doubts(models: Sequence[ModelResult]) -> list[tuple[str, TrustCheck]]:
 
 
 def distrust(result: AuditResult) -> list[Markup]:
-    """Return a sentence for every model and attack whose number failed a check: to be read before any number."""
+    """Return a sentence for every model whose numbers failed a check: to be read before any number.
+
+    The first reasons stand in it; all of them are at each number.
+    """
     notes = []
     for model in in_order(result):
-        by_reasons: dict[tuple[str, ...], list[str]] = {}
-        for kind, title in KINDS.items():
-            attacks: dict[str, Attack] = getattr(model.robust, kind)
-            reasons = tuple(dict.fromkeys(reason for attack in attacks.values() for reason in attack.untrusted))
-            if reasons:
-                by_reasons.setdefault(reasons, []).append(title)
-        notes += [
-            Markup("<strong>The robust accuracy of {} under {} is untrusted.</strong> {}").format(
-                model.name, " and ".join(titles), " ".join(reasons)
+        by_title = {title: _reasons(getattr(model.robust, kind).values()) for kind, title in KINDS.items()}
+        reasons = list(dict.fromkeys(reason for found in by_title.values() for reason in found))
+        if reasons:
+            more = len(reasons) - MOST_REASONS
+            rest = Markup(' <a href="#trust">{} more reason{}</a>.').format(more, "s" if more > 1 else "")
+            notes.append(
+                Markup("<strong>The robust accuracy of {} under {} is untrusted.</strong> {}{}").format(
+                    model.name,
+                    " and ".join(title for title, found in by_title.items() if found),
+                    " ".join(reasons[:MOST_REASONS]),
+                    rest if more > 0 else "",
+                )
             )
-            for reasons, titles in by_reasons.items()
-        ]
     return notes + _unchecked(in_order(result))
+
+
+def _reasons(attacks: Iterable[Attack]) -> list[str]:
+    return list(dict.fromkeys(reason for attack in attacks for reason in attack.untrusted))
 
 
 def _unchecked(models: Sequence[ModelResult]) -> list[Markup]:
@@ -147,6 +159,9 @@ def cascades(models: Sequence[ModelResult]) -> Iterator[tuple[str, Column, Attac
 
 
 MEANINGS = {
+    "batch-dependence": "change of an image's logits with the other images of its batch, as a share of their range",
+    "one-class": "share of images that are answered by one and the same class",
+    "blind-attack": "share of images on which no attack ever had a gradient",
     "randomised-forward": "difference between forwards of the same images, as a share of the logits' range",
     "softmax-output": "share of outputs that are probabilities and no logits",
     "zero-gradients": "share of images without a usable gradient",
@@ -160,13 +175,16 @@ MEANINGS = {
 """What the number of each trust check is."""
 
 
-def radius_text(eps: float, models: Sequence[ModelResult]) -> str:
-    """Return a radius as the configuration writes it, or as 255ths where these are whole, or as a number."""
-    written = {column.eps: column.radius for column in attack_columns(models) if not column.kind.endswith("_l2")}
-    if eps in written:
-        return written[eps]
-    levels = 255 * eps
-    return f"{levels:.0f}/255" if abs(levels - round(levels)) < 1e-6 else f"{eps:g}"
+def radius_text(check: TrustCheck, models: Sequence[ModelResult]) -> str:
+    """Return a check's radius as the configuration writes it, or in 255ths where these are whole, or as a number."""
+    if check.eps is None:
+        return ""
+    l2 = check.norm == "L2"
+    written = {column.eps: column.radius for column in attack_columns(models) if column.kind.endswith("_l2") == l2}
+    levels = 255 * check.eps
+    whole = not l2 and abs(levels - round(levels)) < 1e-6
+    text = written.get(check.eps) or (f"{levels:.0f}/255" if whole else f"{check.eps:g}")
+    return f"{text} in L2" if l2 else text
 
 
 def counts(numbers: Iterable[int]) -> str:
@@ -215,13 +233,18 @@ def metric_title(metric: str) -> str:
     return {"clean.accuracy": "clean", "robust.corruptions": "corruptions"}.get(metric, metric)
 
 
-def signed_percent(interval: Interval) -> str:
+def metric_counts(metric: str, differences: Sequence[Difference]) -> str:
+    """Return on how many images models were compared in a metric."""
+    return counts(row.difference.n for row in differences if row.metric == metric and row.difference.n)
+
+
+def signed_percent(interval: Interval) -> Markup:
     """Return a difference of two shares in percentage points with its sign and interval."""
     if not finite(interval.value):
-        return "\N{EN DASH}"
+        return Markup("\N{EN DASH}")
     ends = (interval.value, interval.low, interval.high)
     value, low, high = (f"{100 * (v or 0.0):+.1f}".replace("-", "\N{MINUS SIGN}") for v in ends)
-    return f"{value} [{low}, {high}]"
+    return Markup('<span class="value">{}</span> <span class="bounds">[{}, {}]</span>').format(value, low, high)
 
 
 def corruption_names(models: Sequence[ModelResult]) -> list[str]:

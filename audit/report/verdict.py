@@ -87,7 +87,7 @@ def guessing_note(model: ModelResult, result: AuditResult) -> Markup:
 
 
 def cautions(result: AuditResult) -> list[Markup]:
-    """Return a sentence on every model that failed half-way or that only guesses."""
+    """Return a sentence on every model that failed half-way or that only guesses, unless a trust check tells it."""
     notes = [
         Markup("<strong>{} could not be audited to the end.</strong> {}: {}").format(
             model.name, model.failed.stage.capitalize(), model.failed.why
@@ -95,7 +95,9 @@ def cautions(result: AuditResult) -> list[Markup]:
         for model in in_order(result)
         if model.failed is not None
     ]
-    return notes + [guessing_note(model, result) for model in in_order(result) if guesses(model, result)]
+    told = {m.name for m in result.models if any(c.name == "one-class" and c.passed is False for c in m.robust.checks)}
+    poor = [model for model in in_order(result) if guesses(model, result) and model.name not in told]
+    return notes + [guessing_note(model, result) for model in poor]
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,10 @@ class Shown:
 
     model: ModelResult
     attack: Attack
+
+    @property
+    def unchecked(self) -> bool:
+        return bool(self.attack.unchecked) or self.model.robust.trusted is None
 
     @property
     def robust(self) -> float:
@@ -124,6 +130,7 @@ def _robust_verdict(result: AuditResult) -> Markup:
         if (attack := column.attack(model)) is not None
         and finite(attack.robust_accuracy.value)
         and finite(model.clean.accuracy.value)
+        and not model.unreliable
     ]
     fit = [one for one in shown if not guesses(one.model, result)]
     sound = [one for one in fit if not one.attack.untrusted]
@@ -226,18 +233,20 @@ def _lead(leading: Sequence[Shown], fit: Sequence[Shown], place: str) -> Markup:
             who, value, after, percent(best.clean), against
         )
     clean = f"(clean {percent(best.clean)}{counted})"
+    unchecked = ", which not every check has confirmed" if best.unchecked else ""
     if not others:
-        return Markup("{} keeps an accuracy of {}{} {}").format(who, value, after, clean)
+        what = f"an accuracy of {value}{after} {clean}{unchecked}"
+        return Markup("{} keeps {}").format(who, what)
     doubted = [one for one in others if one.attack.untrusted]
     what = "the only accuracy" if len(doubted) == len(others) else "the highest accuracy"
-    believed = " that can be believed" if doubted else ""
-    return Markup("{} keeps {}{}{}: {} {}").format(who, what, believed, after, value, clean)
+    believed = " that passed its checks" if doubted and not best.unchecked else ""
+    return Markup("{} keeps {}{}{}: {} {}{}").format(who, what, believed, after, value, clean, unchecked)
 
 
 def _nothing_to_tell(shown: Sequence[Shown], fit: Sequence[Shown], place: str) -> Markup:
     """Say why no number is told: nobody was measured, nobody classifies, or no number passed its checks."""
     if not shown:
-        return Markup("No model has both a clean and a robust accuracy")
+        return Markup("No model has both a clean and a robust accuracy that may be believed")
     if not fit:
         return Markup("{} better than guessing would (clean {}), so accuracy {} says nothing").format(
             Markup("{} classifies no").format(names([shown[0].model])) if len(shown) == 1
@@ -327,7 +336,12 @@ def _ranked_verdict(result: AuditResult, ranked: Sequence[ModelResult]) -> Marku
         head = Markup(
             "{} give the most meaningful counterfactuals and share first place (index\N{NO-BREAK SPACE}{})"
         ).format(names(leaders), ", ".join(_index(m) for m in leaders))
-    poor = [m for m in leaders if guesses(m, result)]
+    if any(m.unreliable for m in leaders):
+        shaky = [m for m in leaders if m.unreliable]
+        head += Markup(", but nothing measured of {} may be believed").format(
+            "it" if len(leaders) == 1 else names(shaky)
+        )
+    poor = [m for m in leaders if guesses(m, result) and not m.unreliable]
     if poor:
         head += Markup(", but {} no better than guessing would").format(
             "it classifies" if len(leaders) == 1 else names(poor) + (" classifies" if len(poor) == 1 else " classify")

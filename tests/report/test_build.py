@@ -177,7 +177,7 @@ def test_robustness_only_audit_of_ten_classes(pages: dict[str, Path]):
         "under Ensemble at eps 8/255",
         "airplane → cat14 of 100 (14.0 %)",
         "Whole confusion matrices",
-        "both models met the same 500 images",
+        "Ensemble 2/255500 images",
         "airplane → cat PGD 2/255, shown \N{MULTIPLICATION SIGN}64",
         "passed 0.00 ≤ 0.09 64 images, eps 2/255",
         "passed 0.00 ≤ 0.09 64 images, eps 0.5",

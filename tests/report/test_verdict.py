@@ -172,15 +172,27 @@ def _minus(gap: Interval) -> Interval:
 def test_an_untrusted_number_is_no_evidence_but_its_fall_is() -> None:
     masked, sound = untrusted(model("masked", 0.93, 0.9)), model("sound", 0.9, 0.5)
     shown = plain(audit_of([masked, sound]))
-    assert shown.startswith("sound keeps the only accuracy that can be believed under PGD at eps 8/255: 50.0 %")
+    assert shown.startswith("sound keeps the only accuracy that passed its checks under PGD at eps 8/255: 50.0 %")
     both = plain(audit_of([masked, sound, model("other", 0.9, 0.3)]))
-    assert "sound keeps the highest accuracy that can be believed" in both
+    assert "sound keeps the highest accuracy that passed its checks" in both
     assert "masked" not in both
     all_of = plain(audit_of([masked, untrusted(sound)]))
     assert all_of.startswith("No accuracy under PGD at eps 8/255 can be believed: that of masked and sound failed a")
     assert "falls from 94.0 % to 2.0 %" in plain(audit_of([untrusted(model("masked", 0.94, 0.02)), sound]))
     # Images outside their ball are no attack at all.
     assert "falls" not in plain(audit_of([untrusted(model("broken", 0.93, 0.02), "bounds"), sound]))
+
+
+def test_numbers_that_were_not_checked_and_models_that_are_unreliable_are_not_praised_for_them() -> None:
+    loose, good = model("loose", 0.9, 0.7), model("good", 0.9, 0.5)
+    loose.robust.pgd["8/255"].unchecked = ["Not made."]
+    assert "loose keeps the highest accuracy under PGD" in plain(audit_of([loose, good]))
+    assert "(clean 90.0 %, 500 images), which not every check has confirmed. Why" in plain(audit_of([loose, good]))
+    assert "which not every check has confirmed" in plain(audit_of([loose]))
+    assert "confirmed" not in plain(audit_of([good, model("other", 0.9, 0.3)]))
+    loose.unreliable = ["Its answers depend on the batch."]
+    assert "loose" not in plain(audit_of([loose, good]))
+    assert plain(audit_of([loose])).startswith("No model has both a clean and a robust accuracy that may be believed.")
 
 
 def test_models_that_guess_are_told_and_not_praised() -> None:
@@ -264,6 +276,20 @@ def test_numbers_that_nobody_checked_are_said_to_be_so() -> None:
     assert distrust(audit_of([model("a", 0.9, 0.5)])) == []
 
 
+def test_only_the_first_reasons_of_distrust_stand_before_the_numbers() -> None:
+    doubted = model("a", 0.9, 0.5)
+    doubted.robust.pgd["8/255"].untrusted = [f"Reason {i}." for i in range(4)]
+    doubted.robust.ensemble["8/255"] = doubted.robust.pgd["8/255"].model_copy(update={"untrusted": ["Reason 9."]})
+    assert [words(note) for note in distrust(audit_of([doubted]))] == [
+        "The robust accuracy of a under PGD and Ensemble is untrusted. Reason 0. Reason 1. 3 more reasons."
+    ]
+
+
+def test_a_model_whose_one_class_is_told_by_a_check_is_told_once() -> None:
+    constant = untrusted(model("constant", 0.1, 0.1), "one-class")
+    assert cautions(audit_of([constant])) == []
+
+
 def test_ranked_models_of_equal_index_share_their_place(results: AuditResult) -> None:
     same = change(results, trades_small={"index": 61.0}, plain={"index": 12.0})
     assert plain(same).startswith("trades and trades-small give the most meaningful")
@@ -275,6 +301,8 @@ def test_ranked_models_of_equal_index_share_their_place(results: AuditResult) ->
 def test_a_first_place_does_not_hide_a_model_that_guesses(results: AuditResult) -> None:
     clean = results.models[0].clean.model_copy(update={"confusion": [[67, 66, 67]] * 3})
     shown = plain(change(results, trades={"clean": clean}))
+    doubted = plain(change(results, trades={"unreliable": ["Batch."]}))
+    assert "(index 61 [56, 66]), but nothing measured of it may be believed; shortcut is last" in doubted
     assert "(index 61 [56, 66]), but it classifies no better than guessing would; shortcut is last" in shown
 
 
