@@ -31,10 +31,13 @@ def first_looks(
     """
     sample = sample_of(audited, config.seed)
     architectures = {one.name: one.architecture for one in config.classifiers}
+    names = audited.class_names
+    # Labels that are numbers have an order by themselves, and `data.classes` is one that somebody wrote down.
+    stated = config.data.classes is not None or all(name == f"class {k}" for k, name in enumerate(names))
     looks = {}
     for classifier in classifiers:
         readings = read_otherwise(classifier, sample, architectures.get(classifier.name), device)
-        notices = input_notices(classifier.name, classifier.input, readings, audited.image_shape, audited.class_names)
+        notices = input_notices(classifier.name, classifier.input, readings, audited.image_shape, names, stated=stated)
         for notice in notices:
             remark(f"Note on {notice.subject}: {notice.text}")
         looks[classifier.name] = Look(readings, notices)

@@ -19,6 +19,8 @@ BELOW_CHANCE = 1e-3
 """Largest p-value at which accuracy is called below chance."""
 ENLARGED = 1.5
 DISTORTED = 1.2
+ALPHA = 0.05
+"""Largest p-value at which an order of classes that somebody wrote down counts as confirmed by the images."""
 SAME = 0.01
 """Readings within one point of the best are told apart by nothing but how much they change."""
 
@@ -46,11 +48,18 @@ def as_keys(reading: Reading) -> str:
 
 
 def input_notices(
-    name: str, given: ModelInput, readings: Sequence[Reading], data_shape: tuple[int, int, int], names: Sequence[str]
+    name: str,
+    given: ModelInput,
+    readings: Sequence[Reading],
+    data_shape: tuple[int, int, int],
+    names: Sequence[str],
+    *,
+    stated: bool = False,
 ) -> list[Notice]:
     """Return what is doubtful about how model `name` is given its images and how its outputs are named.
 
-    `data_shape` (C, H, W) and `names` are those of the data; `readings` those of `sanity.read_otherwise`.
+    `data_shape` (C, H, W) and `names` are those of the data, `stated` says that somebody wrote the names' order down
+    (it was not sorted out of folders); `readings` are those of `sanity.read_otherwise`.
     """
     best = best_reading(readings)
     told = set() if best is None else set(best.settings)
@@ -59,7 +68,7 @@ def input_notices(
         notices.append(Notice(subject=name, kind="no-normalisation-given", text=text))
     if "input_size" not in told and (text := _guessed_size(given, data_shape)):
         notices.append(Notice(subject=name, kind="guessed-size", text=text))
-    if "classes" not in told and (text := _doubtful_order(given, readings, names)):
+    if "classes" not in told and (text := _doubtful_order(given, readings, names, stated)):
         notices.append(Notice(subject=name, kind="class-order", text=text))
     return notices
 
@@ -87,15 +96,15 @@ def _no_normalisation(given: ModelInput, readings: Sequence[Reading]) -> str:
     evidence = f"; of {others} other readings of its input none is better by more than chance" if none else ""
     what = "mean and std" if len(silent) == 2 else silent[0]
     return (
-        f"nobody gave its {what}, so the network receives pixels {_range(given)}{evidence}. If it was trained on "
-        "normalised images, set `mean` and `std`."
+        f"nobody gave its {what}, so the network receives pixels {_range(given)}{evidence}. Unless it was trained so, or "
+        "normalises them by itself, set `mean` and `std`."
     )
 
 
 def _range(given: ModelInput) -> str:
     if set(given.mean) == {0.0} and set(given.std) == {1.0}:
         return "in [0, 1] as they are"
-    return f"with mean {given.mean} and std {given.std}"
+    return f"in [0, 1], less {given.mean} and divided by {given.std}"
 
 
 def _guessed_size(given: ModelInput, data_shape: tuple[int, int, int]) -> str:
@@ -120,16 +129,16 @@ def _guessed_size(given: ModelInput, data_shape: tuple[int, int, int]) -> str:
     )
 
 
-def _doubtful_order(given: ModelInput, readings: Sequence[Reading], names: Sequence[str]) -> str:
+def _doubtful_order(given: ModelInput, readings: Sequence[Reading], names: Sequence[str], stated: bool) -> str:
     if given.origins.get("classes") not in ("data", "default") or list(names) == sorted(names):
         return ""
-    other = next((one for one in readings if list(one.settings) == ["classes"] and not one.beyond_settings), None)
-    found = (
-        f" Here {percent(readings[0].accuracy.value)} are right in the former, {percent(other.accuracy.value)} in the "
-        "latter."
-        if other is not None and other.settings["classes"] == sorted(names) and other.accuracy.value is not None
-        else ""
-    )
+    found = ""
+    other = next((one for one in readings if one.settings == {"classes": sorted(names)}), None)
+    if other is not None and other.accuracy.value is not None and not other.beyond_settings:
+        here, there = readings[0].accuracy.value or 0.0, other.accuracy.value
+        if stated and here > there and (other.p_value or 0) <= ALPHA:
+            return ""
+        found = f" Here {percent(here)} are right in the former, {percent(there)} in the latter."
     return (
         f"it names no classes, and its outputs are taken in the order {_listed(names)}; torchvision's ImageFolder, "
         f"which sorts by code point, has {_listed(sorted(names))}.{found} Set `classes` to the order in which it "

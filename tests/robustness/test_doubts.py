@@ -80,7 +80,7 @@ def test_nobody_gave_mean_and_std(silent: tuple[str, ...]) -> None:
     (notice,) = notices(about, [ASSUMED, reading("x", 90)])
     assert notice.kind == "no-normalisation-given"
     assert "none is better" in notice.text
-    assert len(notice.text) < 220
+    assert len(notice.text) < 230
 
 
 def test_a_better_normalisation_takes_the_place_of_that_notice() -> None:
@@ -119,6 +119,18 @@ def test_class_orders_that_differ_are_told_where_the_model_names_no_classes() ->
     assert notices(given(), rows, names=NAMES) == []
     better = [ASSUMED, reading("x", 165, True, classes=["Pneumonia", "normal"])]
     assert kinds(notices(about, better, names=NAMES)) == ["other-reading-better"]
+
+
+def test_an_order_that_somebody_wrote_down_and_the_images_confirm_is_not_doubted() -> None:
+    about, turned = given(origins={"classes": "data"}), ["Pneumonia", "normal"]
+    worse = reading("x", 60, classes=turned)
+    worse.p_value = 1e-6
+    assert input_notices("it", about, [ASSUMED, worse], (1, 28, 28), NAMES, stated=True) == []
+    assert kinds(input_notices("it", about, [ASSUMED, worse], (1, 28, 28), NAMES)) == ["class-order"]
+    unclear = reading("x", 100, classes=turned)
+    unclear.p_value = 0.4
+    assert kinds(input_notices("it", about, [ASSUMED, unclear], (1, 28, 28), NAMES, stated=True)) == ["class-order"]
+    assert kinds(input_notices("it", about, [ASSUMED], (1, 28, 28), NAMES, stated=True)) == ["class-order"]
 
 
 def test_long_lists_of_classes_are_cut() -> None:
