@@ -96,8 +96,8 @@ def _no_normalisation(given: ModelInput, readings: Sequence[Reading]) -> str:
     evidence = f"; of {others} other readings of its input none is better by more than chance" if none else ""
     what = "mean and std" if len(silent) == 2 else silent[0]
     return (
-        f"nobody gave its {what}, so the network receives pixels {_range(given)}{evidence}. Unless it was trained so, or "
-        "normalises them by itself, set `mean` and `std`."
+        f"nobody gave its {what}, so the network receives pixels {_range(given)}{evidence}. Unless it was trained so "
+        "or normalises them by itself, set `mean` and `std`."
     )
 
 
