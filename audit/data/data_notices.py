@@ -49,7 +49,7 @@ def of_left_out(read: DataRead) -> list[Notice]:
     return [
         _notice(
             "left-out",
-            f"{total} {what} at data.path {'is' if total == 1 else 'are'} not part of the audit: {'; '.join(parts)}. "
+            f"{total} {what} at data.path {'is' if total == 1 else 'are'} not read: {'; '.join(parts)}. "
             "Convert what should be (to PNG, for instance) and move it into its class folder, or list it in a CSV "
             "manifest.",
         )

@@ -5,6 +5,7 @@ and those of the calibration split - on all of them where they can be decoded wi
 the record counts - and what is decoded is kept for the audit.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from audit.data import data_notices as say
 from audit.data.audit_set import AuditSet
 from audit.data.copies import find_copies, keys_by_bytes
 from audit.data.reading import Look, Reading, left_out
+from audit.distributed import is_first
 from audit.errors import DataError
 from audit.progress import track
 from audit.results import Copies, DataRead, Notice, PixelRange
@@ -42,17 +44,11 @@ def describe(data: AuditSet, audited: str, calibration: str | None) -> Described
     Raises DataError if an image cannot be decoded.
     """
     reading = data.reading
-    read = DataRead(
-        audit_split=audited,
-        calibration_split=calibration,
-        splits=_counts(data),
-        white=None if reading is None else reading.white,
-    )
+    read = _begun(data, audited)
+    read.calibration_split = calibration
     if reading is None:
         return Described(read, say.of_names(data, read) + say.of_regions(data.split(audited)))
-    read.kinds = dict(Counter(reading.kinds).most_common())
     read.smallest, read.largest = _extreme_sizes(reading.sizes)
-    read.left_out = list(reading.left_out)
     looks = _look(data, reading, read)
     read.pixels = _pixel_range(looks)
     notices = [
@@ -68,29 +64,48 @@ def describe(data: AuditSet, audited: str, calibration: str | None) -> Described
 
 
 def describe_shift(shift: AuditSet) -> list[Notice]:
-    """What has to be said of the second source, whose audited rows `shift` holds: a sample of its images is looked at.
+    """What has to be said of the second source, whose audited rows `shift` holds. Raises DataError."""
+    found = [*_sampled(shift), *say.of_names(shift, _begun(shift, str(shift.splits[_rows(shift)[0]])))]
+    texts = ((notice.kind, notice.text.replace("data.path", "data.shift")) for notice in found)
+    return [Notice(subject="data", kind=kind, text=f"Second source (data.shift): {text}") for kind, text in texts]
 
-    Raises DataError if one of these cannot be decoded.
-    """
-    reading = shift.reading
-    if reading is None or shift.rows is None:
+
+def note_on_training_data(data: AuditSet) -> None:
+    """Write to standard error what has to be said of the images that a training learns from. Raises DataError."""
+    if is_first():
+        for notice in _sampled(data):
+            print(f"Note on {notice.subject}: {notice.text}", file=sys.stderr)
+
+
+def _rows(data: AuditSet) -> np.ndarray:
+    assert data.rows is not None
+    return data.rows
+
+
+def _begun(data: AuditSet, split: str) -> DataRead:
+    reading = data.reading
+    white = None if reading is None else reading.white
+    read = DataRead(audit_split=split, calibration_split=None, splits=_counts(data), white=white)
+    if reading is not None:
+        read.kinds = dict(Counter(reading.kinds).most_common())
+        read.left_out = list(reading.left_out)
+    return read
+
+
+def _sampled(data: AuditSet) -> list[Notice]:
+    """What a sample of the images of `data` and the headers of all tell."""
+    reading = data.reading
+    if reading is None:
         return []
-    split = str(shift.splits[shift.rows[0]])
-    read = DataRead(audit_split=split, calibration_split=None, splits=_counts(shift), white=reading.white)
-    read.kinds = dict(Counter(reading.kinds).most_common())
-    read.left_out = list(reading.left_out)
-    looked = _sample(shift.rows, reading.sizes.prod(axis=1))
-    looks = [reading.examine(row, False)[0] for row in looked.tolist()]
+    read = _begun(data, str(data.splits[_rows(data)[0]]))
+    looks = [reading.examine(row, False)[0] for row in _sample(_rows(data), reading.sizes.prod(axis=1)).tolist()]
     read.pixels = _pixel_range(looks)
-    notices = [
+    return [
         *say.of_left_out(read),
         *say.of_pixels(read, looks),
-        *say.of_shapes(shift, reading),
-        *say.of_headers(read, reading, shift.ids),
-        *say.of_names(shift, read),
+        *say.of_shapes(data, reading),
+        *say.of_headers(read, reading, data.ids),
     ]
-    texts = ((notice.kind, notice.text.replace("data.path", "data.shift")) for notice in notices)
-    return [Notice(subject="data", kind=kind, text=f"Second source (data.shift): {text}") for kind, text in texts]
 
 
 def _counts(data: AuditSet) -> dict[str, dict[str, int]]:

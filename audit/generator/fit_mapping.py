@@ -19,6 +19,7 @@ from torch import Tensor
 
 from audit.checkpoint import Resumable, fingerprint
 from audit.data.audit_set import AuditSet
+from audit.data.describe import note_on_training_data
 from audit.data.load import load_images, training_split
 from audit.environment import choose_device
 from audit.errors import ConfigError, DataError, GeneratorError
@@ -79,6 +80,7 @@ def run_mapping_fit(config: FitMappingConfig, out: Path) -> Path:
     networks = [_network(name, loaded, device) for name in config.features]
     data = load_images(config.data, config.seed)
     dataset = data.split(training_split(config.data, data, config.split))
+    note_on_training_data(dataset)
     judge = fid_network(config.fid_embedding, config.data.is_phantom, device)
     return fit_mapping(config, loaded, dataset, out, networks, judge, device)
 

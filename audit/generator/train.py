@@ -14,6 +14,7 @@ from torch import Tensor
 
 from audit.checkpoint import fingerprint
 from audit.data.audit_set import AuditSet
+from audit.data.describe import note_on_training_data
 from audit.data.load import load_images, training_split
 from audit.distributed import ALONE, Workers, workers
 from audit.errors import ConfigError, DataError
@@ -34,6 +35,7 @@ def run_generator_training(config: GeneratorTrainConfig, out: Path) -> Path:
     with workers(config.device) as (group, device):
         data = load_images(config.data, config.seed)
         split = training_split(config.data, data, config.split)
+        note_on_training_data(data.split(split))
         network = fid_network(config.fid_embedding, config.data.is_phantom, device) if group.first else None
         return train_generator(config, data.split(split), out, network, device, group)
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from audit.checkpoint import fingerprint
 from audit.data.audit_set import AuditSet
+from audit.data.describe import note_on_training_data
 from audit.data.load import load_images, training_split
 from audit.distributed import ALONE, Workers, workers
 from audit.errors import ConfigError, DataError
@@ -145,6 +146,7 @@ def train_embedding(config: EmbeddingTrainConfig, out: Path) -> Path:
     path, checkpoint = out / f"{config.name}.safetensors", out / f"{config.name}.checkpoint.pt"
     data = load_images(config.data, config.seed)
     split = training_split(config.data, data, config.split)
+    note_on_training_data(data.split(split))
     learnt, held_back = divided(data.split(split), config.selection.n, config.seed)
     with workers(config.device) as (group, device):
         # Initial weights come from a forked global stream: torch's initialisers take no generator.

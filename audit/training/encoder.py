@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from audit.config import load_training
+from audit.data.describe import note_on_training_data
 from audit.data.load import load_data, training_split
 from audit.environment import choose_device
 from audit.generator.load import LoadedGenerator, check_fits, load_generator
@@ -38,4 +39,5 @@ def run_encoder_training(config: EncoderTrainConfig, out: Path) -> Path:
     check_fits(loaded.generator, data.image_shape)
     perceptual = _similarity(config, loaded, device)
     split = training_split(config.data, data, config.split)
+    note_on_training_data(data.split(split))
     return train_encoder(config, loaded.generator, data.split(split), out, perceptual, device)

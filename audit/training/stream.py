@@ -14,6 +14,7 @@ from torch import Tensor
 
 from audit.data import phantom
 from audit.data.audit_set import AuditSet
+from audit.data.describe import note_on_training_data
 from audit.data.load import load_data
 from audit.distributed import ALONE, Workers
 from audit.errors import ConfigError
@@ -89,6 +90,7 @@ def set_stream(config: ClassifierTrainConfig, workers: Workers = ALONE) -> Strea
     """Shuffled passes over the training split of a folder, manifest or npz."""
     whole = load_data(config.data, config.seed)
     training = whole.split(config.train_split)
+    note_on_training_data(training)
     validation = whole.split(config.validation_split)
     order = torch.randperm(len(validation), generator=stage_generator(config.seed, "train/validation"))
     size = min(config.optimiser.batch_size, len(training))

@@ -16,9 +16,9 @@ from audit.config import DataConfig
 from audit.data import copies
 from audit.data import describe as module
 from audit.data.audit_set import AuditSet
-from audit.data.describe import Described, describe, describe_shift
+from audit.data.describe import Described, describe, describe_shift, note_on_training_data
 from audit.data.images import ORIENTATION_TAG
-from audit.data.load import load_data, load_shift
+from audit.data.load import load_data, load_images, load_shift
 from audit.errors import DataError
 from audit.report.build import report_html
 from audit.results import DataRead
@@ -97,7 +97,7 @@ def test_what_was_passed_over_is_counted_by_reason(make: Make, save_image: SaveI
         "ending .dcm": 5, "image in a folder below a class folder": 6,
     }  # fmt: skip
     text = _text(found, "left-out")
-    assert "15 files at data.path are not part of the audit" in text
+    assert "15 files at data.path are not read" in text
     assert "5 x ending .dcm (test/b/0.DCM, test/b/1.DCM, test/b/2.DCM, ...)" in text
     assert found.read.splits["test"] == {"a": 3, "b": 3}
 
@@ -356,7 +356,7 @@ def test_the_second_source_is_looked_at_too(make: Make, tmp_path: Path) -> None:
     audited = load_data(config, 0).split("test")
     notices = describe_shift(load_shift(config, 0, audited))
     assert [notice.kind for notice in notices] == ["left-out", "dark"]
-    assert notices[0].text.startswith("Second source (data.shift): 1 file at data.shift is not part")
+    assert notices[0].text.startswith("Second source (data.shift): 1 file at data.shift is not read")
     assert describe_shift(load_shift(config.model_copy(update={"shift": str(first)}), 0, audited)) == []
 
 
@@ -399,3 +399,15 @@ def test_folders_that_cannot_be_read_are_named(
     locked = {"b"}
     with pytest.raises(DataError, match=r"Folder '.*test/b' cannot be read \(Permission denied\): allow it"):
         _described(root)
+
+
+def test_a_training_hears_of_its_images_too(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make(high=4096, dtype=np.uint16)
+    (root / "val/a/x.dcm").write_bytes(b"DICM")
+    (root / "test/a/0.png").write_bytes((root / "test/a/0.png").read_bytes()[:80])
+    data = load_images(DataConfig(path=str(root)), 0)
+    note_on_training_data(data.split("val"))  # a broken file of another split is none of its business
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "Note on data: 1 file at data.path is not read: 1 x ending .dcm" in said.err
+    assert "`white = 4095`" in said.err
