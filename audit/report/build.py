@@ -108,7 +108,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
         classes=classes,
         class_counts=next((found for m in models if (found := classes.class_counts(m, result.classes))), {}),
         confused=[m for m in models if m.clean.confusion is not None and len(m.clean.confusion) == len(result.classes)],
-        told=verdict.told_column(result),
+        told=classes.told_of_classes(models, verdict.told_column(result)),
         clean_counts=robustness.counts(m.clean.n for m in models if m.clean.n),
         attacked=_attacked(models, folder),
         staged=list(robustness.cascades(models)),

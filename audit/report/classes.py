@@ -41,6 +41,14 @@ def class_counts(model: ModelResult, classes: Sequence[str]) -> dict[str, int]:
     return {name: sum(row) for name, row in zip(classes, rows, strict=False)}
 
 
+def told_of_classes(models: Sequence[ModelResult], column: Column | None) -> Column | None:
+    """Return `column` where its accuracy is known class by class, else None: older results do not say it."""
+    known = column is not None and any(
+        attack.recall for model in models if (attack := column.attack(model)) is not None
+    )
+    return column if known else None
+
+
 def attacked_recall(model: ModelResult, column: Column | None, name: str) -> Interval | None:
     """Return a class's accuracy under an attack, None where it is not known."""
     attack = column.attack(model) if column is not None else None

@@ -212,6 +212,16 @@ def test_models_that_failed_or_answer_one_class_are_told(support_results: Module
     assert "mobilenetv2_x1_4 falls from" in shown
 
 
+def test_older_results_have_no_columns_of_dashes(pages: dict[str, Path]):
+    html = pages["robust"].read_text(encoding="utf-8")  # neither confusions nor recall under attack
+    table = next(part for part in re.findall(r"<table.*?</table>", html, re.DOTALL) if "Recall:" in part)
+    assert "missing" not in table
+    assert "\N{EN DASH}" not in table
+    assert table.count('<th scope="col"') == 1 + 4
+    assert "What is mistaken for what" not in html
+    assert "What an attack adds" not in html
+
+
 def test_very_many_classes_show_the_hardest(support_results: ModuleType, tmp_path: Path):
     results = support_results.ten_class_audit(tmp_path)
     results.classes = [f"class-{i:03d}" for i in range(200)]

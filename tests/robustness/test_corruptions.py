@@ -18,7 +18,7 @@ from audit.errors import ConfigError, MetricError
 from audit.metrics.intervals import paired_difference
 from audit.robustness.corruption import blur, digital, noise, weather
 from audit.robustness.corruption.blur import disk_kernel, trail_kernels
-from audit.robustness.corruption.constants import CIFAR_C, IMAGENET_C, fitting
+from audit.robustness.corruption.constants import CIFAR_C, IMAGENET_C, Constants, fitting
 from audit.robustness.corruption.filters import convolve, gaussian_blur
 from audit.robustness.corruption.weather import plasma
 from audit.robustness.corruptions import (
@@ -121,11 +121,12 @@ def test_likeness_falls_over_severities_where_change_need_not_rise(name: str) ->
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)
-@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 20, 33), (3, 40, 24), (4, 17, 31)])
-def test_any_size_and_channels_give_images(name: str, shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("shape", [(1, 16, 16), (2, 20, 33), (3, 40, 24), (4, 17, 31), (1, 8, 8)])
+@pytest.mark.parametrize("published", [IMAGENET_C, CIFAR_C], ids=lambda published: published.name)
+def test_any_size_and_channels_give_images(name: str, shape: tuple[int, int, int], published: Constants) -> None:
     images = torch.rand(2, *shape, generator=generator(1))
     for severity in (1, 5):
-        corrupted = corrupt(images, name, severity, generator())
+        corrupted = corrupt(images, name, severity, generator(), published)
         assert corrupted.shape == images.shape
         assert corrupted.dtype == torch.float32
         assert torch.isfinite(corrupted).all()
@@ -146,13 +147,14 @@ def test_draws_come_from_the_generator_alone(name: str) -> None:
     assert torch.equal(first, other) != drawn
 
 
+@pytest.mark.parametrize("published", [IMAGENET_C, CIFAR_C], ids=lambda published: published.name)
 @pytest.mark.parametrize("family", [noise, blur, weather, digital])
-def test_all_work_is_on_the_device_of_the_images(family: ModuleType) -> None:
+def test_all_work_is_on_the_device_of_the_images(family: ModuleType, published: Constants) -> None:
     """A tensor left on the CPU cannot meet one of the meta device, as it could not meet one of a GPU."""
     images = torch.empty(2, 3, 32, 32, device="meta")
     # These three read values, or hand them to the CPU, which the meta device has not.
     for name in (set(CORRUPTIONS) & set(vars(family))) - {"shot_noise", "pixelate", "jpeg_compression"}:
-        assert vars(family)[name](images, 3, generator()).device.type == "meta"
+        assert vars(family)[name](images, 3, generator(), published).device.type == "meta"
 
 
 @pytest.mark.parametrize("name", ["glass_blur", "motion_blur", "snow", "frost", "fog", "elastic_transform"])
