@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from audit.errors import GeneratorError
@@ -123,7 +124,7 @@ class _Networks:
         module = self.source.modules.get(self.prefix.removesuffix("."))
         official = module is not None and module.persistent
         settings = self._settings("generator", self.prefix)
-        generator = _rescaled(generator, _multiplier(settings))
+        generator = _rescaled(generator, settings)
         metadata = self.source.metadata
         if module is not None and official:
             metadata = {"class": module.class_name, "init_kwargs": json.dumps(module.settings)}
@@ -143,7 +144,7 @@ class _Networks:
             tensors = self._part(self.other, ())
             if self.foreign:
                 tensors = rosinality.translate_discriminator(tensors)
-            tensors = _rescaled(tensors, _multiplier(settings))
+            tensors = _rescaled(tensors, settings)
         except Refused as error:
             self.notes = notes | {left_out(error): None}
             return {}, {}
@@ -209,7 +210,8 @@ class _Networks:
 
 
 def _real(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor
+    # A copy of torch's own lies aligned, as the bytes of a file do not.
+    return tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor
 
 
 def _ends(name: str, mark: str) -> bool:
@@ -224,14 +226,16 @@ def _multiplier(settings: Mapping[str, Any]) -> float:
     return float(value)
 
 
-def _rescaled(tensors: dict[str, Tensor], multiplier: float) -> dict[str, Tensor]:
+def _rescaled(tensors: dict[str, Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor]:
     """The same mapping with its weights stored for the learning-rate multiplier of the networks here.
 
     A layer computes `multiplier * (W x / sqrt(inputs) + b)`, so that the factor can move into W and b.
     """
-    if multiplier == LR_MULTIPLIER:
+    if not any(name.startswith("mapping.fc") for name in tensors):
+        return tensors  # nothing is stored with a multiplier
+    factor = _multiplier(settings) / LR_MULTIPLIER
+    if factor == 1:
         return tensors
-    factor = multiplier / LR_MULTIPLIER
     return {n: t * factor if n.startswith("mapping.fc") and t.is_floating_point() else t for n, t in tensors.items()}
 
 

@@ -12,14 +12,20 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 MAX_FILE = 4 * 2**30
+"""Bytes of a file; the largest checkpoints, with the states of all optimisers, have one and a half."""
 MAX_OPCODES = 1_000_000
 MAX_TEXT = 32 * 2**20
+"""Bytes of all texts that are kept."""
 MAX_BLOB_TEXT = 2**20
+"""Bytes of a text that is kept; a longer one stays in the file."""
 MAX_DECODED = 512 * 2**20
 MAX_DECODED_EACH = 200 * 2**20
+"""Bytes that are written as text, as pickles up to protocol 2 have them, and are turned back."""
 MAX_NUMBERS = 100_000_000
 MAX_NUMBERS_EACH = 2**25
+"""Numbers in all tensors that are read, and in one."""
 CHUNK = 2**18
+"""Bytes that are read at once."""
 
 
 class Refused(ValueError):

@@ -117,9 +117,21 @@ def faulty():
         "missing": ({"b4.fc.bias": None}, {}, "missing"),
         "filter": ({"b8.conv1.resample_filter": torch.full((4, 4), 1 / 16)}, {}, "another filter"),
         "integers": ({"b4.fc.bias": torch.ones(8, dtype=torch.int64)}, {}, "int64"),
-        "multiplier": ({}, {"mapping_kwargs": {"lr_multiplier": -1}}, "lr_multiplier"),
         "images": ({"b16.fromrgb.weight": torch.ones(8, 3, 1, 1)}, {}, "judges images"),
     }
+
+
+def test_a_multiplier_of_a_mapping_that_is_not_there_is_no_fault(tmp_path):
+    g, d = tiny()
+    for multiplier in (-1, None):
+        kwargs = {"mapping_kwargs": {"lr_multiplier": multiplier}}
+        (tmp_path / "s.pkl").write_bytes(snapshot(g.state_dict(), d.state_dict(), d_kwargs=kwargs))
+        assert load_generator(tmp_path / "s.pkl").discriminator is not None
+    g, d = tiny(c_dim=3)
+    (tmp_path / "s.pkl").write_bytes(snapshot(g.state_dict(), d.state_dict(), d_kwargs=kwargs))
+    loaded = load_generator(tmp_path / "s.pkl")
+    assert loaded.discriminator is None
+    assert "lr_multiplier = None" in loaded.notes[0]
 
 
 @pytest.mark.parametrize("fault", faulty())
