@@ -71,8 +71,8 @@ def test_pictures_are_written_beside_the_results(tmp_path: Path) -> None:
         name="x", created="", complete=True, config={}, seed=0, classes=["dark", "bright"], data={}, models=[model],
         environment=Environment(versions={}, device="cpu", platform=""),
     )  # fmt: skip
-    name_examples(result, [found.examples])
-    save_examples(result, [found.examples], tmp_path)
+    name_examples(result, {"a model": found.examples})
+    save_examples(result, {"a model": found.examples}, tmp_path)
     assert len(model.robust.examples) == EXAMPLES
     for example, one in zip(model.robust.examples, found.examples, strict=True):
         image, adversarial, added = (
