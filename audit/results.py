@@ -116,7 +116,10 @@ class Reading(Row):
     p_value: float | None = Field(
         default=None, description="exact McNemar test against the assumed one, corrected for all readings tried"
     )
-    better: bool = Field(default=False, description="right more often by at least 0.05 and by more than chance")
+    better: bool = Field(
+        default=False,
+        description="right more often by at least 0.05, in the mean over classes, too, and by more than chance",
+    )
     settings: dict[str, Any] = Field(
         default_factory=dict, description="keys and values of the classifier's table that would make it the assumed one"
     )

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from audit.metrics.exact import below_p
 from audit.results import ModelInput, Notice, Reading
+from audit.robustness.readings import REFUSED
 
 ONE_CLASS = 0.99
 """A model that gives this share of all images one answer decides nothing, where the data have more classes than one."""
@@ -66,7 +67,7 @@ def input_notices(
     notices = [] if best is None else [Notice(subject=name, kind="other-reading-better", text=_better(best, readings))]
     if not told & {"mean", "std"} and (text := _no_normalisation(given, readings)):
         notices.append(Notice(subject=name, kind="no-normalisation-given", text=text))
-    if "input_size" not in told and (text := _guessed_size(given, data_shape)):
+    if "input_size" not in told and (text := _guessed_size(given, readings, data_shape)):
         notices.append(Notice(subject=name, kind="guessed-size", text=text))
     if "classes" not in told and (text := _doubtful_order(given, readings, names, stated)):
         notices.append(Notice(subject=name, kind="class-order", text=text))
@@ -107,7 +108,13 @@ def _range(given: ModelInput) -> str:
     return f"in [0, 1], less {given.mean} and divided by {given.std}"
 
 
-def _guessed_size(given: ModelInput, data_shape: tuple[int, int, int]) -> str:
+def _takes_no_other(readings: Sequence[Reading]) -> bool:
+    """Whether the network refused every other size that was tried."""
+    sized = [one.not_tried for one in readings if "input_size" in one.settings]
+    return bool(sized) and all(why is not None and why.startswith(REFUSED) for why in sized)
+
+
+def _guessed_size(given: ModelInput, readings: Sequence[Reading], data_shape: tuple[int, int, int]) -> str:
     """A size that timm, and nobody else, gave, and that makes much of what the data do not hold."""
     if given.origins.get("size") != "timm":
         return ""
@@ -115,7 +122,7 @@ def _guessed_size(given: ModelInput, data_shape: tuple[int, int, int]) -> str:
     enlarged = height * width > ENLARGED**2 * own_height * own_width
     ratio = (width / height) / (own_width / own_height)
     distorted = max(ratio, 1 / ratio) > DISTORTED
-    if not enlarged and not distorted:
+    if (not enlarged and not distorted) or _takes_no_other(readings):
         return ""
     how = " and ".join([*(["enlarged"] if enlarged else []), *(["distorted"] if distorted else [])])
     remedy = (

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 
+REFUSED = "the network does not take it"
+"""How the reason begins of a view that the network refuses."""
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 IMAGENET_GREY = ((0.449,), (0.226,))
 """Means over the three channels, as grey networks use them."""

@@ -2,7 +2,8 @@
 
 Every reading meets the same few labelled images. One is called better where it is right more often than the assumed one
 by at least `LEAST_GAIN` and by more than chance: McNemar's exact test on the same images, Bonferroni-corrected for all
-readings tried. Nothing is ever switched: what a better reading means, only the owner of the network can know.
+readings tried. The mean recall of the classes has to rise as much, for a network that answers the commonest class only
+is right often. Nothing is ever switched: what a better reading means, only the owner of the network can know.
 """
 
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from audit.metrics.intervals import wilson_interval
 from audit.progress import stage_progress
 from audit.results import Interval, Reading
 from audit.robustness.readings import (
+    REFUSED,
     Candidates,
     Normalisation,
     View,
@@ -95,7 +97,7 @@ def _answers(classifier: Classifier, view: View, images: Tensor) -> Answers:
     except SystemExit:
         return "the network ends the program"
     except Exception as error:  # noqa: BLE001 - foreign code may raise anything
-        return f"the network does not take it ({first_line(error)})"
+        return f"{REFUSED} ({first_line(error)})"
     if logits.shape != (len(images), classifier.num_classes):
         return f"the network returns {list(logits.shape)} for {len(images)} images"
     if not torch.isfinite(logits).all():
@@ -203,10 +205,16 @@ def read_otherwise(
     """
     own = own_normalisation(images, classifier.input_shape[0])
     listed = candidates(classifier, images.image_shape, architecture, own)
-    return _judged(_try(classifier, images, listed, device), classifier.class_names)
+    return _judged(_try(classifier, images, listed, device), images.row_labels, classifier.class_names)
 
 
-def _judged(tried: Sequence[Tried], names: Sequence[str]) -> list[Reading]:
+def _mean_recall(right: Tensor, labels: Tensor) -> float:
+    """Mean share of right answers over the classes that there are."""
+    own = labels[: len(right)]
+    return float(torch.stack([right[own == k].double().mean() for k in own.unique()]).mean())
+
+
+def _judged(tried: Sequence[Tried], labels: Tensor, names: Sequence[str]) -> list[Reading]:
     base = tried[0]
     compared = sum(one.right is not None for one in tried[1:])
     rows = []
@@ -217,7 +225,9 @@ def _judged(tried: Sequence[Tried], names: Sequence[str]) -> list[Reading]:
             p = min(1.0, compared * mcnemar_p(one.right, same_images))
             gain = float(one.right.double().mean() - same_images.double().mean())
             # A hair of slack: 0.85 - 0.80 is a little less than 0.05 in binary numbers.
-            better = p <= ALPHA and gain >= LEAST_GAIN - 1e-9
+            least = LEAST_GAIN - 1e-9
+            recalled = _mean_recall(one.right, labels) - _mean_recall(same_images, labels)
+            better = p <= ALPHA and gain >= least and recalled >= least
         rows.append(
             Reading(
                 name=one.name,

@@ -108,6 +108,14 @@ def test_timms_size_against_that_of_the_data(size: tuple[int, int], shape: tuple
     assert notices(given(size=size, origins={"size": "configuration"}), shape=shape) == []
 
 
+def test_timms_size_is_not_doubted_where_the_network_takes_no_other() -> None:
+    about = given(size=(224, 224), origins={"size": "timm"})
+    refused = reading("28 x 28 pixels", 0, n=0, input_size=28)
+    refused.not_tried = "the network does not take it (height 28 does not match 224)"
+    assert notices(about, [ASSUMED, refused]) == []
+    assert kinds(notices(about, [ASSUMED, refused, reading("x", 90, input_size=32)])) == ["guessed-size"]
+
+
 def test_class_orders_that_differ_are_told_where_the_model_names_no_classes() -> None:
     about = given(origins={"classes": "data"})
     rows = [ASSUMED, reading("x", 60, classes=["Pneumonia", "normal"])]

@@ -425,6 +425,21 @@ def test_batches_are_divided_where_memory_is_bounded() -> None:
     assert look(model, data) == free
 
 
+@pytest.mark.parametrize("answer", [0, 1])
+def test_a_network_of_one_answer_is_not_better_where_that_class_is_common(answer: int) -> None:
+    rng = np.random.default_rng(3)
+    labels = (rng.random(200) < 0.8).astype(int)
+    data = audit_set(rng.random((200, 8, 8, 1)).astype(np.float32), labels)
+    network = Brightness(0, 1)
+    with torch.no_grad():
+        network.head.weight.mul_(1e-6)
+        network.head.bias.copy_(torch.eye(2)[answer])
+    readings = look(classifier(network, data), data)
+    # In the other order of classes a model that always answers the rare class is right four times in five.
+    assert max(r.accuracy.value or 0 for r in readings) > 0.7
+    assert not any(r.better for r in readings)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_a_model_that_guesses_is_never_called_better_by_chance(seed: int) -> None:
     rng = np.random.default_rng(seed)
