@@ -194,6 +194,22 @@ def gate(
     raise typer.Exit(outcome.exit_status)
 
 
+def _claim(out: Path, name: str) -> None:
+    from audit.output import claim
+
+    checkpoint = f"{name}.checkpoint.pt"
+    claim(out, (f"{name}.safetensors", f"{name}.json", checkpoint), checkpoint)
+
+
+def _claim_generator(out: Path, kind: str, start: str | None) -> None:
+    from audit.output import claim
+
+    names = [f"{kind}.safetensors", f"{kind}.json", "history.jsonl", "checkpoint.pt"]
+    if kind == "generator":
+        names += ["samples.png", "samples"]
+    claim(out, names, "checkpoint.pt", (start,))
+
+
 @train_app.command("classifier")
 def train_classifier_command(config: ConfigFile, out: Out = Path("runs/classifier")) -> None:
     """Train a classifier: plain, pgd-at, trades, mart, awp-trades, vat or ald; presets spruce-plain, spruce-trades.
@@ -205,7 +221,9 @@ def train_classifier_command(config: ConfigFile, out: Out = Path("runs/classifie
     from audit.training.classifier import train_classifier
     from audit.training.config import load_classifier_train_config
 
-    weights = train_classifier(load_classifier_train_config(config), out)
+    settings = load_classifier_train_config(config)
+    _claim(out, settings.name)
+    weights = train_classifier(settings, out)
     if is_first():
         say(weights)
 
@@ -216,7 +234,9 @@ def train_factors_command(config: ConfigFile, out: Out = Path("runs/factors")) -
     from audit.training.config import load_factors_train_config
     from audit.training.factors import train_factors
 
-    say(train_factors(load_factors_train_config(config), out))
+    settings = load_factors_train_config(config)
+    _claim(out, settings.name)
+    say(train_factors(settings, out))
 
 
 @train_app.command("generator")
@@ -229,7 +249,9 @@ def train_generator_command(config: ConfigFile, out: Out = Path("runs/generator"
     from audit.generator.train import run_generator_training
     from audit.generator.train_config import load_generator_train_config
 
-    weights = run_generator_training(load_generator_train_config(config), out)
+    settings = load_generator_train_config(config)
+    _claim_generator(out, "generator", settings.start_from)
+    weights = run_generator_training(settings, out)
     if is_first():
         say(weights)
 
@@ -240,7 +262,9 @@ def train_mapping_command(config: ConfigFile, out: Out = Path("runs/mapping")) -
     from audit.generator.fit_config import load_fit_mapping_config
     from audit.generator.fit_mapping import run_mapping_fit
 
-    say(run_mapping_fit(load_fit_mapping_config(config), out))
+    settings = load_fit_mapping_config(config)
+    _claim_generator(out, "generator", settings.generator)
+    say(run_mapping_fit(settings, out))
 
 
 @train_app.command("embedding")
@@ -253,7 +277,9 @@ def train_embedding_command(config: ConfigFile, out: Out = Path("runs/embedding"
     from audit.training.embedding import train_embedding
     from audit.training.embedding_config import load_embedding_train_config
 
-    weights = train_embedding(load_embedding_train_config(config), out)
+    settings = load_embedding_train_config(config)
+    _claim(out, settings.name)
+    weights = train_embedding(settings, out)
     if is_first():
         say(weights)
 
@@ -263,7 +289,9 @@ def train_encoder_command(config: ConfigFile, out: Out = Path("runs/encoder")) -
     """Train the encoder that brings images into a generator's latent space."""
     from audit.training.encoder import load_encoder_train_config, run_encoder_training
 
-    say(run_encoder_training(load_encoder_train_config(config), out))
+    settings = load_encoder_train_config(config)
+    _claim_generator(out, "encoder", settings.generator)
+    say(run_encoder_training(settings, out))
 
 
 @generator_app.command("inspect")
@@ -389,6 +417,7 @@ def _status() -> int:
     except (Exception, SystemExit) as error:  # noqa: BLE001 - a defect is told from a failed gate by its exit status
         return _unexpected(error)
     if status == 130:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # all is undone: a second Ctrl-C shall not change how it ends
         say("spruce-audit: interrupted; nothing half-written was left.", err=True)
     return status if isinstance(status, int) else 0
 

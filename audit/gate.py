@@ -58,7 +58,8 @@ def evaluate_gate(results: AuditResult, policy: Policy, baseline: AuditResult | 
     """Check every rule of `policy` on `results`; rules on change compare with `baseline`."""
     checks: list[Check] = []
     if not results.complete:
-        sentence = "The audit did not finish: run it again to the end."
+        failed = ", ".join(f"{m.name} failed in {m.failed.stage}" for m in results.models if m.failed is not None)
+        sentence = f"The audit did not finish{f' ({failed})' if failed else ''}: run it again to the end."
         checks.append(_not_measured(0, "audit", "complete", "the audit has finished", sentence))
     for name in sorted({m.name for m in results.models if [o.name for o in results.models].count(m.name) > 1}):
         sentence = f"Several models of the audit are called '{name}': run it again with names that differ."
@@ -205,6 +206,8 @@ def _measure(model: ModelResult, audit: AuditResult, metric: str, use: Use) -> t
     if metric in known or absent:
         part = metric.split(".")[-1]
         reasons = [note.why.rstrip(".") for note in (*model.not_computed, *audit.not_computed) if part in note.what]
+        if model.failed is not None:
+            reasons.insert(0, f"the model failed in {model.failed.stage}: {model.failed.why.rstrip('.')}")
         return None, f"{metric} of {model.name} was not measured{': ' + reasons[0] if reasons else ''}."
     near = difflib.get_close_matches(metric, known, n=1, cutoff=0.0)[0]
     return None, f"'{metric}' is no metric of {model.name} in this audit; did you mean '{near}'?"

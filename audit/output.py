@@ -16,7 +16,7 @@ import stat
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -26,6 +26,7 @@ from audit.errors import ConfigError
 from audit.store import atomic_write_text, hash_file
 
 MANIFEST = ".spruce-audit.json"
+TRAINING_LIST = ".spruce-training.json"
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 PICTURES = "images"
@@ -224,6 +225,32 @@ def write_own(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
     else:
         atomic_write_text(path, text)
+
+
+def claim(out: Path, names: Sequence[str], checkpoint: str, inputs: Sequence[str | Path | None] = ()) -> None:
+    """Reserve the files and folders `names` in `out` for a training, which replaces its own as it goes on.
+
+    Raises ConfigError if one is there that no training into this folder reserved before, or that is one of `inputs`.
+    Where `checkpoint` is there the training goes on, or refuses it itself if it is of another run.
+    """
+    try:
+        listed = {str(name) for name in json.loads((out / TRAINING_LIST).read_text(encoding="utf-8"))["files"]}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        listed = set()
+    for name in names:
+        path = out / name
+        if any(given is not None and _same(path.resolve(), Path(given).resolve()) for given in inputs):
+            raise ConfigError(f"'{path}' is read by this training and would be written over: name another --out.")
+        known = name in listed or (out / checkpoint).is_file()
+        if not known and os.path.lexists(path):
+            raise ConfigError(
+                f"'{path}' is there and was not written by a training into this folder: move it away or name another "
+                "--out."
+            )
+    if not set(names) <= listed:
+        about = "files that a training of spruce-audit writes here, and replaces"
+        text = json.dumps({"about": about, "files": sorted(listed | set(names))}, indent=1)
+        atomic_write_text(out / TRAINING_LIST, text + "\n")
 
 
 def record(path: Path) -> None:

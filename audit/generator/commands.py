@@ -14,11 +14,12 @@ from torch import nn
 from audit.errors import GeneratorError
 from audit.generator.contents import existing, printable
 from audit.generator.file_bytes import Budget, Foreign, Refused, Window
-from audit.generator.grid import grid_size, sample_grid, save_grid
+from audit.generator.grid import PNG_MARK, grid_size, sample_grid, save_grid
 from audit.generator.harmless import harmful
 from audit.generator.load import LoadedGenerator, load_generator, open_generator, resolve, save_generator
 from audit.generator.plain_pickle import Name
 from audit.generator.sources import open_archive
+from audit.output import check_own
 from audit.store import hash_file
 
 MAX_SAMPLES = 10_000
@@ -113,6 +114,9 @@ def convert_generator(path: str | Path, out: Path) -> Path:
     """Write the generator in any supported file to `out` in our format, saying its origin; raises GeneratorError."""
     if out.suffix != ".safetensors":
         raise GeneratorError(f"The converted generator is a safetensors file: name --out '{out}' with that ending.")
+    if out.exists() and resolve(path).exists() and out.samefile(resolve(path)):
+        raise GeneratorError(f"'{out}' is the file to convert: name another file by --out.")
+    check_own(out, "spruce-audit generator")
     loaded = load_generator(path)
     kept = {k: v for k, v in loaded.metadata.items() if k not in ("format", "generator", "discriminator")}
     source = {"file": Path(path).name, "format": loaded.format, "sha256": loaded.sha256, "notes": list(loaded.notes)}
@@ -126,6 +130,7 @@ def sample_generator(
     """Write a PNG of `n` images that the generator in `path` draws, nearly square; raises GeneratorError."""
     if not 1 <= n <= MAX_SAMPLES:
         raise GeneratorError(f"--n is {n}: choose 1 to {MAX_SAMPLES} images.")
+    check_own(out, PNG_MARK)
     g = load_generator(path).generator
     if label is not None and not 0 <= label < g.c_dim:
         classes = f"its classes are 0 to {g.c_dim - 1}" if g.c_dim else "it has no classes: leave --class out"

@@ -3,6 +3,7 @@
 import os
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,8 @@ def render_report(results_path: str | Path, out: str | Path | None = None) -> Pa
     except OSError as error:
         raise ResultsError(f"The report cannot be written to '{target}': {error.strerror}.") from None
     finally:
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink(missing_ok=True)
     return target
 
 

@@ -121,8 +121,8 @@ def wrong_region(model: ModelResult) -> RegionShare | None:
 
 
 def is_ranked(model: ModelResult) -> bool:
-    """Say whether a model has an index and a place."""
-    return finite(model.index) and model.rank is not None
+    """Say whether a model has an index and a place, and was audited to the end."""
+    return finite(model.index) and model.rank is not None and model.failed is None
 
 
 def names(models: Sequence[ModelResult]) -> Markup:

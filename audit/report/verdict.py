@@ -127,7 +127,8 @@ def _robust_verdict(result: AuditResult) -> Markup:
     shown = [
         Shown(model, attack)
         for model in result.models
-        if (attack := column.attack(model)) is not None
+        if model.failed is None
+        and (attack := column.attack(model)) is not None
         and finite(attack.robust_accuracy.value)
         and finite(model.clean.accuracy.value)
         and not model.unreliable
@@ -155,7 +156,7 @@ def told_column(result: AuditResult) -> Column | None:
     """Return the attack that most models met; L-inf before L2, the largest radius first, the ensemble before PGD."""
 
     def weight(column: Column) -> tuple[bool, int, float, bool]:
-        attacks = [column.attack(model) for model in result.models]
+        attacks = [column.attack(model) for model in result.models if model.failed is None]
         met = sum(attack is not None and finite(attack.robust_accuracy.value) for attack in attacks)
         return (not column.kind.endswith("_l2"), met, column.eps, column.kind.startswith("ensemble"))
 

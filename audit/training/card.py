@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from audit.environment import versions
+from audit.store import atomic_write_bytes, atomic_write_text
 
 
 def _safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
@@ -26,17 +26,12 @@ def _safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
 def save_weights(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> str:
     """Write a safetensors file in one move, so that a kill leaves the old one or the new one; returns its SHA-256."""
     content = _safetensors_bytes(tensors, metadata)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    atomic_write_bytes(path, content)
     return hashlib.sha256(content).hexdigest()
 
 
 def write_card(weights: Path, content: dict[str, Any]) -> Path:
     """Write `content` with the versions as the JSON card beside `weights`; returns the card's path."""
     path = weights.with_suffix(".json")
-    partial = path.with_name(path.name + ".partial")
-    text = json.dumps({**content, "versions": versions()}, indent=2, allow_nan=False)
-    partial.write_text(text + "\n", encoding="utf-8")
-    os.replace(partial, path)
+    atomic_write_text(path, json.dumps({**content, "versions": versions()}, indent=2, allow_nan=False) + "\n")
     return path
