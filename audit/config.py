@@ -183,8 +183,8 @@ class InversionConfig(Section):
         "low-rank", description="form of the per-image changes of the generator's weights"
     )
     rank: int = Field(16, ge=1, description="rank of the change of a convolution's weights in the form low-rank")
-    max_memory: Memory = Field(
-        "2GB", description="bound on weight changes, gradients and moments of the images tuned together"
+    max_memory: Memory | None = Field(
+        None, description="bound on what the images inverted together take; default: the audit's max_memory"
     )
     tuning_steps: int = Field(350, ge=0, description="steps of pivotal tuning of per-image generator weights")
     tuning_lr: float = Field(8e-3, gt=0)

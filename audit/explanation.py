@@ -246,16 +246,14 @@ def _rank(result: AuditResult, scored: list[Scored], config: AuditConfig) -> Non
     result.not_computed += ranking.not_computed
 
 
-@torch.no_grad()
 def _editability(run: Run, inversion: Inversion) -> float | None:
     """Mean over the images of `pivotal.editability`; None where no weights were tuned."""
     if not inversion.deltas:
         return None
     parts = []
-    generator, seed = run.ground.loaded.generator, run.config.seed
     for rows in torch.arange(len(inversion.pivots)).split(run.config.inversion.batch_size):
-        deltas = {name: values[rows].to(run.device) for name, values in inversion.deltas.items()}
-        parts.append(editability(generator, inversion.pivots[rows].to(run.device), deltas, seed).cpu())
+        deltas = inversion.deltas.select(rows)
+        parts.append(editability(run.ground.loaded.generator, inversion.pivots[rows], deltas, run.config.seed).cpu())
     return float(torch.cat(parts).mean())
 
 

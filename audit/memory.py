@@ -38,6 +38,11 @@ def limited(max_memory: str) -> Iterator[None]:
         _LIMIT.reset(token)
 
 
+def stated(own: str | None = None) -> bool:
+    """Whether the limit is an amount that somebody chose; `own` is a stage's own limit in words, if any."""
+    return (_LIMIT.get() if own is None else own) != "auto"
+
+
 def allowed(device: torch.device, own: str | None = None) -> int:
     """Bytes that the items worked on together may take on `device`; `own` is a stage's own limit in words, if any.
 
@@ -132,26 +137,32 @@ def halving(work: Callable[[], Result], halve: Callable[[], bool]) -> Result:
             torch.cuda.empty_cache()
 
 
-def in_slices(
-    items: int, wanted: int, work: Callable[[slice], Result], measure: Callable[[int], int], budget: int
-) -> list[Result]:
-    """Call `work` with slices of `items` in order, as many together as fit; returns what it returned.
+def at_once(wanted: int, one: Callable[[], object], device: torch.device, budget: int) -> int:
+    """How many items fit in `budget` bytes on `device`, at most `wanted`; `one` works on a single item, to be measured.
 
-    Never more than `wanted`; `measure(n)` returns the bytes that the first n items take together, and is not asked
-    where there is but one item. A slice is halved when memory runs out, and what was done before it is kept.
+    Nothing is measured where no more than one is wanted.
     """
-    probed = min(2, items, wanted)
-    at_once = wanted if probed < 2 else fitting(wanted, measure(probed) // probed, budget)
+    return fitting(wanted, peak_bytes(one, device), budget) if wanted > 1 else 1
+
+
+def in_slices(items: int, most: int, work: Callable[[slice], Result]) -> list[Result]:
+    """Call `work` with slices of at most `most` of the `items`, in order; returns what it returned.
+
+    A slice is halved where memory runs out; what was done before it is kept.
+    """
     found: list[Result] = []
     start = 0
 
     def halve() -> bool:
-        nonlocal at_once
-        at_once, before = max(1, min(at_once, items - start) // 2), min(at_once, items - start)
-        return at_once < before
+        nonlocal most
+        tried = min(most, items - start)
+        most = max(1, tried // 2)
+        return most < tried
+
+    def next_slice() -> Result:
+        return work(slice(start, min(start + most, items)))
 
     while start < items:
-        done = halving(lambda: work(slice(start, min(start + at_once, items))), halve)  # noqa: B023 - called at once
-        found.append(done)
-        start = min(start + at_once, items)
+        found.append(halving(next_slice, halve))
+        start = min(start + most, items)
     return found

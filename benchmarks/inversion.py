@@ -3,35 +3,35 @@
     python benchmarks/inversion.py fidelity [--data phantom] [--generator embedded:phantom] [--n 32]
     python benchmarks/inversion.py deltas   [--ranks 1 2 4 8 16]
     python benchmarks/inversion.py speed    [--batch 16] [--steps 20] [--repeats 5]
-    python benchmarks/inversion.py memory   [--limits 256MB 512MB]
+    python benchmarks/inversion.py memory   [--limits 512MB 1GB] [--side 64]
 
 `fidelity`: error by method, Frechet distance of inversions to the very images in the named embedding, and whether a
 latent step still does what it did. `deltas`: fidelity against bytes kept per image. `speed`: a batch against the same
-images one at a time, by the same code with the same result; medians of ratios taken in one process. `memory`: bytes
-promised by `inversion.max_memory` and the growth of the process that was measured (Linux).
+images one at a time, by the same code with the same result; medians of ratios taken in one process. `memory`: the
+images that `max_memory` lets be inverted at once, and the growth of the process (Linux).
 """
 
 import argparse
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from audit.config import DataConfig, InversionConfig, memory_bytes
+from audit.config import DataConfig, InversionConfig
 from audit.data.load import load_data
 from audit.embedded import path as embedded_path
 from audit.generator.features import DiscriminatorFeatures
 from audit.generator.load import LoadedGenerator, load_generator
 from audit.generator.networks import Generator
 from audit.inversion.codes import candidate_codes, random_codes, spread
-from audit.inversion.deltas import layout_of
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
-from audit.inversion.invert import invert
+from audit.inversion.invert import Inversion, invert
 from audit.inversion.loss import squared_error, targets_of
 from audit.inversion.pivot import optimise_pivots
-from audit.inversion.pivotal import bytes_while_tuning, editability, images_at_once, tune
+from audit.inversion.pivotal import editability, tune
 from audit.metrics.canonical import available, load_lpips
 from audit.metrics.embedding import FeatureNetwork, embed_all
 from audit.metrics.fid import frechet_distance
@@ -200,23 +200,24 @@ def peak(reset: bool = False) -> int:
 def memory(args: argparse.Namespace, ground: Ground) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
-        wide = Generator(z_dim=64, w_dim=64, resolution=16, channel_base=4096, channel_max=256).eval()
+        wide = Generator(z_dim=64, w_dim=64, resolution=args.side, channel_base=64 * args.side, channel_max=256).eval()
     wide.requires_grad_(False)
-    rng = stage_generator(args.seed, "benchmark pivots")
-    print(f"{'form':9} {'limit':>8} {'images at once':>14} {'MB promised':>11} {'MB measured':>11}")
+    images = torch.rand(args.batch, 1, args.side, args.side, generator=stage_generator(args.seed, "benchmark images"))
+    print(f"{'form':9} {'max_memory':>10} {'images at once':>14} {'MB measured':>11}")
     for form in ("full", "low-rank"):
-        layout = layout_of(wide, form, 8)
         for limit in args.limits:
-            n = images_at_once(layout, args.batch, memory_bytes(limit))
-            pivots = random_codes(wide, n, rng)[:, None].expand(-1, wide.num_ws, -1).contiguous()
-            config = settings(args, deltas=form, rank=8, stop_mse=0.0).model_copy(update={"tuning_steps": 5})
-            targets = targets_of(torch.rand(n, 1, 16, 16, generator=rng), None)
-            one = torch.zeros(1, dtype=torch.long)
-            tune(wide, pivots[one], targets.select(one), config, None, args.seed)  # loads what the first step loads
+            sizes: list[int] = []
+
+            def keep(given: Tensor, compute: Callable[[], Inversion], sizes: list[int] = sizes) -> Inversion:
+                sizes.append(len(given))
+                return compute()
+
+            values = {"deltas": form, "rank": 8, "stop_mse": 0.0, "max_memory": limit, "tuning_steps": 5}
+            config = settings(args, **values).model_copy(update={"pivot_steps": 5, "tuning_steps": 5})
+            invert(wide, images[:1], config, args.seed, None)  # loads what the first step loads
             before = peak(reset=True)
-            tune(wide, pivots, targets, config, None, args.seed)
-            grown = peak() - before
-            print(f"{form:9} {limit:>8} {n:>14} {n * bytes_while_tuning(layout) / 1e6:>11.0f} {grown / 1e6:>11.0f}")
+            invert(wide, images, config, args.seed, None, keep=keep)
+            print(f"{form:9} {limit:>10} {sizes[0]:>14} {(peak() - before) / 1e6:>11.0f}", flush=True)
 
 
 def main() -> None:
@@ -234,6 +235,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4, 8, 16])
     parser.add_argument("--limits", nargs="+", default=["512MB", "1GB"])
+    parser.add_argument("--side", type=int, default=64, help="pixels of the images of memory")
     args = parser.parse_args()
     ground = Ground(args)
     head(args, ground)

@@ -27,6 +27,7 @@ from audit.counterfactual.iterates import Iterates, goal_of
 from audit.generator.networks import Generator
 from audit.inversion.codes import random_codes, spread
 from audit.inversion.deltas import Rows
+from audit.memory import allowed, at_once, in_slices
 from audit.metrics.embedding import FeatureNetwork
 from audit.metrics.perceptual import distance_of_maps, unit_channels
 from audit.progress import Advance
@@ -97,25 +98,47 @@ def explain(
     """Draw the counterfactual of every query image `[N, C, H, W]` from its `sources` to its `targets` class `[N]`.
 
     `operating_point [K]` is the confidence to reach per target class. At most `config.batch_size` images are held by
-    the networks at a time. Classifier and generator are left as they came. `advance` is told the images done (in
-    fractions). Raises ClassifierError where a target class has no operating point.
+    the networks at a time, and no more than fit in `max_memory`. Classifier and generator are left as they came.
+    `advance` is told the images done (in fractions). Raises ClassifierError where a target class has no operating
+    point.
     """
     goals = goal_of(operating_point.cpu(), targets.cpu())
     device = next(generator.parameters()).device
-    parts = []
+    told = (lambda _: None) if advance is None else advance
+
+    def batch(rows: slice) -> _Batch:
+        places = torch.arange(len(queries))[rows]
+        return _Batch(
+            queries=queries[rows].to(device),
+            inversions=inversion.images[rows].to(device),
+            pivots=inversion.pivots[rows].to(device),
+            deltas={name: delta[places].to(device) for name, delta in inversion.deltas.items()},
+            sources=sources[rows].to(device),
+            targets=targets[rows].to(device),
+            goals=goals[rows].to(device),
+        )
+
+    def one() -> None:
+        once = config.model_copy(update={"steps": 1})
+        _explain_batch(classifier, generator, batch(slice(1)), calibration, once, perceptual, None)
+
+    def work(rows: slice) -> Counterfactuals:
+        done = 0.0
+
+        def step(amount: float = 1) -> None:
+            nonlocal done
+            done += amount
+            told(amount)
+
+        try:
+            return _explain_batch(classifier, generator, batch(rows), calibration, config, perceptual, step)
+        except BaseException:
+            told(-done)  # the batch begins anew where memory ran out
+            raise
+
     with preserve_mode(classifier), preserve_mode(generator):
-        for rows in torch.arange(len(queries)).split(config.batch_size):
-            deltas = {name: delta[rows].to(device) for name, delta in inversion.deltas.items()}
-            batch = _Batch(
-                queries=queries[rows].to(device),
-                inversions=inversion.images[rows].to(device),
-                pivots=inversion.pivots[rows].to(device),
-                deltas=deltas,
-                sources=sources[rows].to(device),
-                targets=targets[rows].to(device),
-                goals=goals[rows].to(device),
-            )
-            parts.append(_explain_batch(classifier, generator, batch, calibration, config, perceptual, advance))
+        most = at_once(min(config.batch_size, len(queries)), one, device, allowed(device))
+        parts = in_slices(len(queries), most, work)
     return Counterfactuals(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Counterfactuals)})
 
 

@@ -17,6 +17,7 @@ from audit.config import CounterfactualConfig
 from audit.counterfactual.spruce import ADAM_EPS, Inverted, clip_per_image, code_unit
 from audit.errors import ConfigError
 from audit.generator.networks import Generator
+from audit.memory import allowed, at_once, in_slices
 
 NOT_EXPLAINED = -1
 """Target of an image that already is, and is seen as, the fixed target class."""
@@ -69,13 +70,18 @@ def nearest_targets(
     At most `config.steps` steps of `config.lr` spreads of random codes; NOT_EXPLAINED where no boundary was crossed.
     """
     device = next(generator.parameters()).device
-    found = torch.full((len(sources),), NOT_EXPLAINED)
+
+    def climb(rows: slice, settings: CounterfactualConfig = config) -> Tensor:
+        places = torch.arange(len(sources))[rows]
+        deltas = {name: delta[places].to(device) for name, delta in inversion.deltas.items()}
+        pivots = inversion.pivots[rows].to(device)
+        return _climb(classifier, generator, pivots, deltas, sources[rows].to(device), settings).cpu()
+
+    once = config.model_copy(update={"steps": 1})
     with preserve_mode(classifier), preserve_mode(generator):
-        for rows in torch.arange(len(sources)).split(config.batch_size):
-            deltas = {name: delta[rows].to(device) for name, delta in inversion.deltas.items()}
-            source = sources[rows].to(device)
-            found[rows] = _climb(classifier, generator, inversion.pivots[rows].to(device), deltas, source, config).cpu()
-    return found
+        wanted = min(config.batch_size, len(sources))
+        most = at_once(wanted, lambda: climb(slice(1), once), device, allowed(device))
+        return torch.cat([*in_slices(len(sources), most, climb), sources[:0].cpu()])
 
 
 def _climb(

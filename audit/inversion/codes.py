@@ -4,9 +4,11 @@ import torch
 from torch import Tensor
 
 from audit.generator.networks import Generator
+from audit.memory import at_once, in_slices
 from audit.seeds import stage_generator
 
 CANDIDATES = 512
+DRAWN_AT_ONCE = 64
 
 
 @torch.no_grad()
@@ -32,7 +34,24 @@ def candidate_codes(generator: Generator, seed: int) -> Tensor:
 
 
 @torch.no_grad()
-def nearest_codes(images: Tensor, codes: Tensor, drawn: Tensor) -> Tensor:
-    """Of `codes` `[K, w]`, drawn as `[K, C, R, R]`, the one whose image is nearest to each of `images`: `[N, w]`."""
-    squared = torch.cdist(images.flatten(1), drawn.flatten(1), compute_mode="donot_use_mm_for_euclid_dist")
-    return codes[squared.argmin(1)]
+def nearest_codes(generator: Generator, images: Tensor, codes: Tensor, budget: int) -> Tensor:
+    """Of `codes` `[K, w]` the one whose drawn image is nearest to each of `images` `[N, C, R, R]`: `[N, w]`.
+
+    Codes are drawn as many at a time as fit in `budget` bytes, and no drawn image is kept.
+    """
+    device = codes.device
+    given = images.to(device).flatten(1)
+    lowest = torch.full((len(images),), torch.inf, device=device)
+    nearest = torch.zeros(len(images), codes.shape[1], device=device)
+
+    def drawn(rows: slice) -> Tensor:
+        return generator.images(codes[rows][:, None].expand(-1, generator.num_ws, -1)).flatten(1)
+
+    def compare(rows: slice) -> None:
+        distances = torch.cdist(given, drawn(rows), compute_mode="donot_use_mm_for_euclid_dist")
+        least, place = distances.min(1)
+        nearer = least < lowest
+        lowest[nearer], nearest[nearer] = least[nearer], codes[rows][place[nearer]]
+
+    in_slices(len(codes), at_once(DRAWN_AT_ONCE, lambda: drawn(slice(1)), device, budget), compare)
+    return nearest

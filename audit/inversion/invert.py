@@ -10,21 +10,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from audit.config import InversionConfig, memory_bytes
+from audit.config import InversionConfig
 from audit.errors import DataError, GeneratorError
 from audit.generator.load import check_fits
 from audit.generator.networks import Generator
 from audit.inversion.codes import candidate_codes, nearest_codes, spread
-from audit.inversion.deltas import NOTHING, Deltas, joined, layout_of
+from audit.inversion.deltas import NOTHING, Deltas, joined
 from audit.inversion.encoder import Encoder
 from audit.inversion.loss import squared_error, targets_of
 from audit.inversion.pivot import optimise_pivots
-from audit.inversion.pivotal import images_at_once, tune
+from audit.inversion.pivotal import tune
+from audit.memory import allowed, fitting, in_slices, peak_bytes, stated
 from audit.metrics.embedding import FeatureNetwork, check_images
 from audit.metrics.perceptual import perceptual_distance
 from audit.progress import Advance
-
-DRAWN_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
@@ -134,13 +133,13 @@ def invert(
     keep: Keep = lambda _, compute: compute(),
 ) -> Inversion:
     """Invert `images` `[N, C, R, R]` in [0, 1] on the generator's device, in chunks of at most `config.batch_size` that
-    keep to `config.max_memory`.
+    keep to `max_memory`, by what inverting the first image was measured to take.
 
     Start: the encoder's code, else the best of a seeded set of random codes. Then, by `config.method`: nothing more
     (`encoder`), optimisation of the pivot (`optimise`), or that and pivotal tuning (`pti`). An image's inversion does
     not depend on the others. `advance` is told images done, in fractions; `keep` may put a chunk away as soon as it is
     done. Raises GeneratorError if the sizes differ, the encoder is missing or belongs to another generator, not one
-    image fits the memory, or an image diverges; DataError without images.
+    image fits the memory that was set, or an image diverges; DataError without images.
     """
     check_images(images, "images to invert")
     if len(images) == 0:
@@ -152,46 +151,85 @@ def invert(
         raise GeneratorError(
             'inversion.method = "encoder" needs an encoder: set inversion.encoder, or choose "pti" or "optimise".'
         )
-    at_once = config.batch_size
-    if config.method == "pti":
-        layout = layout_of(generator, config.deltas, config.rank)
-        at_once = images_at_once(layout, at_once, memory_bytes(config.max_memory))
-    starts = _Starts(generator, encoder, seed)
+    starts = _Starts(generator, encoder, seed, images, config.max_memory)
+    at_once = _images_at_once(generator, images, starts, config, seed, perceptual)
     parts = []
-    for given in images.split(at_once):
-        units = _Units(advance, len(given))
+    for rows in torch.arange(len(images)).split(at_once):
+        units = _Units(advance, len(rows))
 
-        def compute(given: Tensor = given, units: _Units = units) -> Inversion:
-            chunk = given.to(starts.codes.device)
-            start = starts.of(chunk)
-            encoded = encoder is not None
-            return to_cpu(_invert_chunk(generator, chunk, start, encoded, config, seed, perceptual, starts.unit, units))
+        def compute(rows: Tensor = rows, units: _Units = units) -> Inversion:
+            def invert_slice(part: slice) -> Inversion:
+                here = rows[part]
+                chunk = images[here].to(starts.codes.device)
+                return to_cpu(
+                    _invert_chunk(
+                        generator, chunk, starts.of(here, chunk), encoder is not None, config, seed, perceptual,
+                        starts.unit, units,
+                    )
+                )  # fmt: skip
 
-        parts.append(keep(given, compute))
+            return join(in_slices(len(rows), len(rows), invert_slice))
+
+        parts.append(keep(images[rows], compute))
         units.finish()
     return join(parts)
 
 
-class _Starts:
-    """Where inversions start: the encoder's code, else the nearest of a seeded set of random ones."""
+def _images_at_once(
+    generator: Generator,
+    images: Tensor,
+    starts: "_Starts",
+    config: InversionConfig,
+    seed: int,
+    perceptual: FeatureNetwork | None,
+) -> int:
+    """How many images are inverted together: one step of each kind is made on the first image, and measured."""
+    device = starts.codes.device
+    step = {"pivot_steps": min(config.pivot_steps, 1), "tuning_steps": min(config.tuning_steps, 1), "stop_mse": 0.0}
+    once = config.model_copy(update=step)
 
-    def __init__(self, generator: Generator, encoder: Encoder | None, seed: int):
-        self._generator, self._encoder = generator, encoder
+    def one() -> None:
+        chunk = images[:1].to(device)
+        start = (
+            starts.codes[:1, None].expand(-1, generator.num_ws, -1) if starts.encoder is None else starts.encoded(chunk)
+        )
+        _invert_chunk(generator, chunk, start, False, once, seed, perceptual, starts.unit, _Units(None, 1))
+
+    budget, each = allowed(device, config.max_memory), peak_bytes(one, device)
+    if each > budget and stated(config.max_memory):
+        raise GeneratorError(
+            f"Inverting one image takes {each / 1e6:.0f} MB, measured, but inversion.max_memory (or max_memory) allows "
+            f'{budget / 1e6:.0f} MB: raise it, or set inversion.deltas = "low-rank" with a low inversion.rank.'
+        )
+    return fitting(config.batch_size, each, budget)
+
+
+class _Starts:
+    """Where inversions of `images` start: the encoder's code, else the nearest of a seeded set of random ones."""
+
+    def __init__(self, generator: Generator, encoder: Encoder | None, seed: int, images: Tensor, limit: str | None):
+        self.encoder, self._generator, self._images = encoder, generator, images
         self.codes = candidate_codes(generator, seed)
+        self._budget = allowed(self.codes.device, limit)
         self.unit = spread(self.codes)
 
     @cached_property
-    def _drawn(self) -> Tensor:
-        layers = self._generator.num_ws
-        parts = self.codes.split(DRAWN_AT_ONCE)
-        return torch.cat([self._generator.images(part[:, None].expand(-1, layers, -1)) for part in parts])
+    def _nearest(self) -> Tensor:
+        """For each of the images the nearest of the codes, `[N, w]`: all at once, as every code is drawn for it."""
+        return nearest_codes(self._generator, self._images, self.codes, self._budget)
 
     @torch.no_grad()
-    def of(self, images: Tensor) -> Tensor:
-        """Codes `[N, L, w]` to start from."""
-        if self._encoder is not None:
-            return self._encoder(images)
-        return nearest_codes(images, self.codes, self._drawn)[:, None].expand(-1, self._generator.num_ws, -1)
+    def encoded(self, images: Tensor) -> Tensor:
+        """Codes `[n, L, w]` that the encoder gives."""
+        assert self.encoder is not None
+        codes: Tensor = self.encoder(images)
+        return codes
+
+    def of(self, rows: Tensor, images: Tensor) -> Tensor:
+        """Codes `[n, L, w]` for the images at `rows`, which are `images`, to start from."""
+        if self.encoder is not None:
+            return self.encoded(images)
+        return self._nearest[rows.to(self.codes.device)][:, None].expand(-1, self._generator.num_ws, -1)
 
 
 def _invert_chunk(

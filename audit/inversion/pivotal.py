@@ -9,20 +9,19 @@ The locality term is evaluated at every `LOCALITY_INTERVAL`-th step with as many
 with its regularisers).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
 
 from audit.config import InversionConfig
-from audit.errors import GeneratorError
-from audit.generator.layers import Deltas as Additions
 from audit.generator.networks import Generator
 from audit.inversion.adam import RowAdam, cosine
 from audit.inversion.codes import random_codes
-from audit.inversion.deltas import Deltas, Layout, joined, layout_of
+from audit.inversion.deltas import Deltas, Rows, joined, layout_of
 from audit.inversion.loss import Targets, distance, draw, targets_of
 from audit.inversion.shares import in_shares
+from audit.memory import allowed, at_once, in_slices
 from audit.metrics.embedding import FeatureNetwork
 from audit.seeds import stage_generator
 from audit.store import hash_tensor
@@ -34,31 +33,6 @@ BETAS = (0.9, 0.95)
 (0.999) only holds the steps back; measured on phantom images, 300 steps end a third lower."""
 KEPT = torch.float16
 """Type in which additions are kept."""
-ROW_COPIES = 6
-"""Copies of an image's row at the peak of a step: itself, its final state, gradient, two moments, one in passing."""
-DRAWN_COPIES = {"full": 3, "low-rank": 6}
-"""Copies of the tuned weights themselves then, two of them by the locality term; products are multiplied out besides.
-
-Both counts are held against the growth of the process by a test and by `benchmarks/inversion.py memory`.
-"""
-
-
-def bytes_while_tuning(layout: Layout) -> int:
-    """Bytes that an image's additions, their gradient, their moments and the tuned weights take at most."""
-    drawn = DRAWN_COPIES["full" if layout.rank is None else "low-rank"]
-    return 4 * (ROW_COPIES * layout.size + drawn * layout.drawn_size)
-
-
-def images_at_once(layout: Layout, wanted: int, max_memory: int) -> int:
-    """How many images (at most `wanted`) are tuned together in `max_memory` bytes. Raises GeneratorError if none."""
-    each = bytes_while_tuning(layout)
-    if each > max_memory:
-        raise GeneratorError(
-            f"Tuning one image takes {each / 1e6:.0f} MB of weights, gradients and moments, but inversion.max_memory "
-            f'allows {max_memory / 1e6:.0f} MB: raise it, or set inversion.deltas = "low-rank" with a low '
-            "inversion.rank."
-        )
-    return min(wanted, max_memory // each)
 
 
 def locality_codes(generator: Generator, pivots: Tensor, images: Tensor, steps: int, alpha: float, seed: int) -> Tensor:
@@ -148,13 +122,27 @@ def _tune(
 
 
 @torch.no_grad()
-def editability(generator: Generator, pivots: Tensor, deltas: Additions, seed: int, share: float = 0.5) -> Tensor:
+def editability(
+    generator: Generator, pivots: Tensor, deltas: Mapping[str, Rows], seed: int, share: float = 0.5
+) -> Tensor:
     """Correlation `[N]` of the image change by a random latent step before and after tuning; 1: edits are unchanged.
 
-    The step goes `share` of the way from each pivot to a random code. This is what pivotal tuning must not damage.
+    The step goes `share` of the way from each pivot to a random code. This is what pivotal tuning must not damage. The
+    codes are those of the whole batch; images are drawn as many at a time as the memory allows.
     """
     codes = random_codes(generator, len(pivots), stage_generator(seed, "editability"))
-    moved = pivots.lerp(codes[:, None].expand_as(pivots), share)
-    before = (draw(generator, moved) - draw(generator, pivots)).flatten(1)
-    after = (draw(generator, moved, deltas) - draw(generator, pivots, deltas)).flatten(1)
-    return torch.cosine_similarity(before - before.mean(1, keepdim=True), after - after.mean(1, keepdim=True), dim=1)
+    device = codes.device
+
+    def correlation(rows: slice) -> Tensor:
+        places = torch.arange(len(pivots))[rows]
+        own = {name: values[places].to(device) for name, values in deltas.items()}
+        held = pivots[rows].to(device)
+        moved = held.lerp(codes[rows, None].expand_as(held), share)
+        before = (draw(generator, moved) - draw(generator, held)).flatten(1)
+        after = (draw(generator, moved, own) - draw(generator, held, own)).flatten(1)
+        return torch.cosine_similarity(
+            before - before.mean(1, keepdim=True), after - after.mean(1, keepdim=True), dim=1
+        )
+
+    most = at_once(len(pivots), lambda: correlation(slice(1)), device, allowed(device))
+    return torch.cat(in_slices(len(pivots), most, correlation))

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
+from audit.memory import allowed, at_once, in_slices
 from audit.results import Embedding
 
 
@@ -123,15 +124,22 @@ def _image_batches(images: "Tensor | AuditSet", batch_size: int) -> Iterator[Ten
 def embed_all(
     network: Embedder, images: "Tensor | AuditSet", batch_size: int = 256, device: torch.device | str | None = None
 ) -> Tensor:
-    """Embed a whole set, `batch_size` images at a time: float32 `[N, d]` on the CPU.
+    """Embed a whole set, `batch_size` images at a time or as many as fit in `max_memory`: float32 `[N, d]` on the CPU.
 
     `images` is a tensor `[N, C, H, W]` in [0, 1] or an AuditSet, which is read batch by batch. `device` is where the
     network lives; default: where the images are. Raises MetricError if images are out of bounds or there are none.
     """
-    parts = []
+    parts: list[Tensor] = []
+    most = 0
     for batch in _image_batches(images, batch_size):
         check_images(batch, "images to embed")
-        parts.append(network.embed(batch if device is None else batch.to(device)).float().cpu())
+        place = batch.device if device is None else torch.device(device)
+
+        def embed(rows: slice, batch: Tensor = batch, place: torch.device = place) -> Tensor:
+            return network.embed(batch[rows].to(place)).float().cpu()
+
+        most = most or at_once(len(batch), lambda: embed(slice(1)), place, allowed(place))
+        parts += in_slices(len(batch), most, embed)
     if not parts or sum(len(p) for p in parts) == 0:
         raise MetricError("There are no images to embed: check the split and the query selection.")
     return torch.cat(parts)

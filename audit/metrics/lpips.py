@@ -14,6 +14,7 @@ import torchvision
 from torch import Tensor, nn
 
 from audit.errors import MetricError
+from audit.memory import allowed, at_once, in_slices
 from audit.metrics.embedding import check_pair
 
 Backbone = Literal["alex", "vgg"]
@@ -77,10 +78,17 @@ class Lpips(nn.Module):
 
     @torch.no_grad()
     def distance_all(self, a: Tensor, b: Tensor, batch_size: int = 64) -> Tensor:
-        """Distance `[N]` on the CPU, `batch_size` pairs at a time on the network's device, without gradient."""
+        """Distance `[N]` on the CPU, without gradient.
+
+        `batch_size` pairs at a time on the network's device, or as many as fit in `max_memory`.
+        """
         device = self.shift.device
-        pairs = zip(a.split(batch_size), b.split(batch_size), strict=True)
-        return torch.cat([self.distance(p.to(device), q.to(device)).cpu() for p, q in pairs])
+
+        def pairs(rows: slice) -> Tensor:
+            return self.distance(a[rows].to(device), b[rows].to(device)).cpu()
+
+        most = at_once(min(batch_size, len(a)), lambda: pairs(slice(1)), device, allowed(device))
+        return torch.cat(in_slices(len(a), most, pairs))
 
 
 def _layers(net: Backbone) -> nn.Sequential:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from audit.errors import MetricError
+from audit.memory import allowed, at_once, in_slices
 from audit.metrics.embedding import FeatureNetwork, check_pair
 
 
@@ -42,6 +43,14 @@ def perceptual_distance(network: FeatureNetwork, a: Tensor, b: Tensor) -> Tensor
 def perceptual_all(
     network: FeatureNetwork, a: Tensor, b: Tensor, batch_size: int = 128, device: torch.device | str | None = None
 ) -> Tensor:
-    """Distance `[N]` on the CPU between two sets of images, `batch_size` pairs at a time, without gradient."""
-    pairs = zip(a.split(batch_size), b.split(batch_size), strict=True)
-    return torch.cat([perceptual_distance(network, p.to(device), q.to(device)).cpu() for p, q in pairs])
+    """Distance `[N]` on the CPU between two sets of images, without gradient.
+
+    `batch_size` pairs at a time, or as many as fit in `max_memory`.
+    """
+    place = a.device if device is None else torch.device(device)
+
+    def pairs(rows: slice) -> Tensor:
+        return perceptual_distance(network, a[rows].to(place), b[rows].to(place)).cpu()
+
+    most = at_once(min(batch_size, len(a)), lambda: pairs(slice(1)), place, allowed(place))
+    return torch.cat(in_slices(len(a), most, pairs))

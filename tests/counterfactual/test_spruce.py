@@ -8,8 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from audit.config import CounterfactualConfig
+from audit.counterfactual import spruce
 from audit.counterfactual.spruce import Counterfactuals, Objective, clip_per_image, explain
 from audit.errors import ClassifierError
+from audit.generator.networks import Generator
+from audit.memory import limited
 
 
 class Edges:
@@ -206,3 +209,41 @@ def test_progress_adds_up_and_a_class_without_operating_point_is_refused(world) 
     assert sum(done) == pytest.approx(len(world.queries))
     with pytest.raises(ClassifierError, match="choose another target class"):
         run(world, points=torch.full((2,), torch.nan))
+
+
+def test_the_memory_bounds_the_batch_and_not_the_outcome(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    whole = spruce.Iterates.__init__
+
+    def noted(self: spruce.Iterates, inversions: Tensor, *more: Tensor) -> None:
+        sizes.append(len(inversions))
+        whole(self, inversions, *more)
+
+    monkeypatch.setattr(spruce.Iterates, "__init__", noted)
+    free = run(world, steps=10, batch_size=6)
+    with limited("1MB"):
+        tight = run(world, steps=10, batch_size=6)
+    assert sizes[:2] == [1, 6]
+    assert sizes[2] == 1
+    assert len(sizes[3:]) > 1
+    assert sum(sizes[3:]) == 6
+    torch.testing.assert_close(tight.images, free.images, atol=1e-4, rtol=0)
+
+
+def test_a_batch_that_runs_out_of_memory_begins_anew_in_halves(world, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, done = run(world, steps=6, batch_size=6), [0.0]
+    whole = Generator.images
+
+    def images(self: Generator, ws: Tensor, **named: object) -> Tensor:
+        if len(ws) > 2 and done[0] > 2:
+            raise MemoryError
+        return whole(self, ws, **named)
+
+    monkeypatch.setattr(Generator, "images", images)
+    found = explain(
+        world.classifier, world.generator, world.inversion, world.queries, world.sources, world.targets,
+        world.calibration, world.points, world.config.model_copy(update={"steps": 6, "batch_size": 6}), None,
+        lambda amount=1: done.__setitem__(0, done[0] + amount),
+    )  # fmt: skip
+    torch.testing.assert_close(found.images, expected.images, atol=1e-4, rtol=0)
+    assert done[0] == pytest.approx(6)

@@ -1,6 +1,7 @@
 """Inversions in the store: chunk by chunk, mapped from files, the same when they come back; and bounded memory."""
 
 import copy
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,14 +11,13 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.testing import assert_close
 
+from audit import memory
 from audit.config import ConfigError, InversionConfig, memory_bytes, parse_config
 from audit.errors import GeneratorError
 from audit.generator.networks import Generator
-from audit.inversion.codes import random_codes
-from audit.inversion.deltas import layout_of
+from audit.inversion import invert as invert_module
+from audit.inversion.codes import candidate_codes, nearest_codes
 from audit.inversion.invert import Inversion, Keep, invert
-from audit.inversion.loss import targets_of
-from audit.inversion.pivotal import bytes_while_tuning, images_at_once, tune
 from audit.inversion.storing import from_entry, keep_in, keep_without_store, to_entry
 from audit.store import Entry, Store
 
@@ -112,42 +112,49 @@ def test_reading_a_few_images_reads_no_more(tmp_path: Path) -> None:
     assert resident() - before < 10e6
 
 
+def measured(network: Generator, image: Tensor, settings: InversionConfig) -> int:
+    """Bytes that inverting one image is said to take, from the sentence that refuses it."""
+    with pytest.raises(GeneratorError, match=r"inversion\.max_memory.*low-rank") as refused:
+        invert(network, image, settings.model_copy(update={"max_memory": "1KB"}), 0, None)
+    return int(float(re.search(r"takes (\d+) MB", str(refused.value))[1]) * 1e6)
+
+
 @pytest.mark.parametrize("form", ["full", "low-rank"])
-def test_memory_while_tuning_stays_below_what_is_promised(form: str) -> None:
+def test_memory_while_inverting_stays_below_what_is_promised(form: str) -> None:
     refs, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not refs.is_file():
         pytest.skip("needs /proc to measure the largest memory of a process")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        wide = Generator(z_dim=16, w_dim=16, resolution=16, channel_base=2048, channel_max=128).eval()
+        wide = Generator(z_dim=16, w_dim=16, resolution=32, channel_base=4096, channel_max=128).eval()
     wide.requires_grad_(False)
-    layout = layout_of(wide, form, 2)
-    n = images_at_once(layout, 100, 4 * bytes_while_tuning(layout) + 1)
-    assert n == 4
-    rng = torch.Generator().manual_seed(0)
-    pivots = random_codes(wide, n, rng)[:, None].expand(-1, wide.num_ws, -1).contiguous()
-    targets = targets_of(torch.rand(n, 1, 16, 16, generator=rng), None)
+    images = torch.rand(4, 1, 32, 32, generator=torch.Generator().manual_seed(0))
+    settings = config(deltas=form, rank=2, pivot_steps=2, batch_size=8)
+    each = measured(wide, images[:1], settings)
 
     def peak() -> int:
         line = next(x for x in status.read_text().splitlines() if x.startswith("VmHWM"))
         return int(line.split()[1]) * 1024
 
-    one = torch.zeros(1, dtype=torch.long)
-    tune(wide, pivots[one], targets.select(one), config(deltas=form, rank=2), None, 0)
+    sizes: list[int] = []
+
+    def keep(given: Tensor, compute: Callable[[], Inversion]) -> Inversion:
+        sizes.append(len(given))
+        return compute()
+
+    limit = settings.model_copy(update={"max_memory": f"{2.9 * each / 1e6:.0f}MB"})
+    invert(wide, images[:1], limit, 0, None)  # loads what the first step loads
     refs.write_text("5")
     before = peak()
-    tune(wide, pivots, targets, config(deltas=form, rank=2), None, 0)
+    invert(wide, images, limit, 0, None, keep=keep)
     grown = peak() - before
-    assert grown <= 4 * bytes_while_tuning(layout)
+    assert sizes == [2, 2]
+    assert grown <= 3 * each
 
 
 def test_the_bound_makes_chunks_smaller_but_changes_nothing(
     generator: Generator, draw_images: Callable[[int, int], Tensor]
 ) -> None:
-    layout = layout_of(generator, "full", 1)
-    each = bytes_while_tuning(layout)
-    assert images_at_once(layout, 8, 3 * each) == 3
-    assert images_at_once(layout, 2, 100 * each) == 2
     sizes: list[int] = []
 
     def keep(images: Tensor, compute: Callable[[], Inversion]) -> Inversion:
@@ -155,16 +162,73 @@ def test_the_bound_makes_chunks_smaller_but_changes_nothing(
         return compute()
 
     images = draw_images(3, 4)
-    tight = config(deltas="full", batch_size=3, max_memory=f"{2.5 * each / 1000:.0f}KB")
-    found = invert(generator, images, tight, 0, None, keep=keep)
-    assert sizes == [2, 1]
     loose = invert(copy.deepcopy(generator), images, config(deltas="full", batch_size=3), 0, None)
+    tightest = next(kb for kb in range(50, 5000, 50) if _fits(generator, images, kb))
+    found = invert(
+        generator, images, config(deltas="full", batch_size=3, max_memory=f"{2.5 * tightest:.0f}KB"), 0, None, keep=keep
+    )
+    assert sizes == [2, 1]
     assert_close(found.images, loose.images, atol=1e-4, rtol=1e-3)
 
 
-def test_too_little_memory_for_one_image_is_said(generator: Generator) -> None:
-    with pytest.raises(GeneratorError, match=r"inversion\.max_memory.*low-rank"):
-        images_at_once(layout_of(generator, "full", 1), 4, 1000)
+def _fits(generator: Generator, images: Tensor, kilobytes: int) -> bool:
+    try:
+        invert(generator, images[:1], config(deltas="full", max_memory=f"{kilobytes}KB"), 0, None)
+    except GeneratorError:
+        return False
+    return True
+
+
+def test_a_limit_that_nobody_set_is_no_reason_to_refuse(
+    generator: Generator, draw_images: Callable[[int, int], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "MEMORY_ON_CPU", "1KB")
+    assert len(invert(generator, draw_images(2, 4), config(), 0, None).images) == 2
+
+
+def test_starts_are_drawn_as_many_at_a_time_as_fit_and_are_the_same(
+    generator: Generator, draw_images: Callable[[int, int], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, codes = draw_images(5, 4), candidate_codes(generator, 0)
+    drawn: list[int] = []
+    whole = Generator.images
+
+    def images_of(self: Generator, ws: Tensor, *more: object, **named: object) -> Tensor:
+        drawn.append(len(ws))
+        return whole(self, ws, *more, **named)
+
+    monkeypatch.setattr(Generator, "images", images_of)
+    expected = nearest_codes(generator, images, codes, 10**9)
+    assert (drawn[0], max(drawn), sum(drawn[1:])) == (1, 64, len(codes))
+    drawn.clear()
+    found = nearest_codes(generator, images, codes, 300_000)
+    assert 1 <= max(drawn) < 64
+    assert torch.equal(found, expected)
+
+
+def test_memory_that_runs_out_halves_a_chunk_and_leaves_its_inversions_as_they_are(
+    generator: Generator, draw_images: Callable[[int, int], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = draw_images(5, 4)
+    expected = invert(generator, images, config(batch_size=5), 0, None)
+    whole, sizes = invert_module.tune, []
+
+    def tune(network: Generator, pivots: Tensor, *more: object) -> object:
+        sizes.append(len(pivots))
+        if len(pivots) > 2:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to ...")
+        return whole(network, pivots, *more)
+
+    monkeypatch.setattr(invert_module, "tune", tune)
+    chunks: list[int] = []
+
+    def keep(given: Tensor, compute: Callable[[], Inversion]) -> Inversion:
+        chunks.append(len(given))
+        return compute()
+
+    found = invert(generator, images, config(batch_size=5), 0, None, keep=keep)
+    assert (chunks, sizes) == ([5], [1, 5, 2, 2, 1])
+    assert_close(found.images, expected.images, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
