@@ -414,7 +414,7 @@ def why_not_pixel_units(mean: Sequence[float] | None, std: Sequence[float] | Non
 
 
 class ClassifierConfig(Section):
-    """One trained classifier: timm name + checkpoint, TorchScript / torch.export file, or factory + checkpoint."""
+    """One trained classifier: timm name + checkpoint, TorchScript / torch.export file, or factory."""
 
     name: str = Field(min_length=1)
     architecture: str | None = Field(None, description="timm model name")
@@ -422,6 +422,11 @@ class ClassifierConfig(Section):
     factory: str | None = Field(None, description="import path 'package.module:factory' that returns a torch module")
     factory_args: dict[str, Any] = Field(default_factory=dict)
     checkpoint: Weights | None = Field(None, description="state dict (.pt, .pth) or .safetensors for the architecture")
+    weights_key: str | None = Field(
+        None,
+        min_length=1,
+        description="where in the checkpoint the weights are, such as state_dict_ema; default: found",
+    )
     file: str | None = Field(None, description="TorchScript (.pt, .ts) or torch.export (.pt2) file")
     classes: tuple[str, ...] | None = Field(None, description="class names in the model's output order")
     mean: PerChannel | None = Field(None, description="of pixels in [0, 1]; one number per channel, or one for all")
@@ -440,10 +445,11 @@ class ClassifierConfig(Section):
                 f"classifier '{self.name}' needs exactly one of architecture (timm name), factory, file, "
                 f'or checkpoint = "embedded:NAME"; given: {", ".join(given) or "none"}'
             )
-        if given and given[0] != "file" and self.checkpoint is None:
+        if given and given[0] == "architecture" and self.checkpoint is None:
             raise ValueError(f"classifier '{self.name}' needs a checkpoint beside its {given[0]}")
         idle = {
             "checkpoint": self.file is not None and self.checkpoint is not None,
+            "weights_key": self.weights_key is not None and self.checkpoint is None,
             "architecture_args": bool(self.architecture_args) and self.architecture is None,
             "factory_args": bool(self.factory_args) and self.factory is None,
         }

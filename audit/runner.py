@@ -99,7 +99,7 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
         if foreign is not None:
             described.notices.extend(describe_shift(foreign))
     with watch.stage("classifiers"):
-        models, unloaded = _load(config, data, device)
+        models, unloaded = _load(config, base, data, device)
         ground = None if config.generator is None else load_ground(config, data, device)
     with watch.stage("sanity"):
         looks = first_looks([m.classifier for m in models], config, audited_set, device)
@@ -132,6 +132,7 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
         data_read=described.read,
         notices=[
             *described.notices,
+            *(notice for m in models for notice in m.classifier.notices),
             *(notice for look in looks.values() for notice in look.notices),
             *(notice for m in models for notice in (*notices_of_answers(m, audited_set), *model_notices(m))),
         ],
@@ -174,7 +175,9 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
     return result
 
 
-def _load(config: AuditConfig, data: AuditSet, device: torch.device) -> tuple[list[Audited], dict[str, Failure]]:
+def _load(
+    config: AuditConfig, base: Path, data: AuditSet, device: torch.device
+) -> tuple[list[Audited], dict[str, Failure]]:
     """Load every classifier; those that cannot be loaded are told by name, and all that is left out raises.
 
     A file that is not there is a mistake of the configuration, which is said at once.
@@ -185,7 +188,7 @@ def _load(config: AuditConfig, data: AuditSet, device: torch.device) -> tuple[li
     failed: dict[str, Failure] = {}
     for one in config.classifiers:
         try:
-            classifier = load_classifier(one, data.image_shape, data.class_names).to(device)
+            classifier = load_classifier(one, data.image_shape, data.class_names, base).to(device)
         except (KeyboardInterrupt, Terminated, ConfigError):
             raise
         except BaseException as error:  # noqa: BLE001 - foreign code may raise anything, SystemExit included

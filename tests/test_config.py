@@ -109,7 +109,7 @@ def test_a_missing_key_is_named() -> None:
         ({"checkpoint": "a.pt"}, "exactly one of"),
         ({"architecture": "resnet18", "file": "a.pt"}, "given: architecture, file"),
         ({"architecture": "resnet18"}, "needs a checkpoint beside its architecture"),
-        ({"factory": "m:f"}, "needs a checkpoint beside its factory"),
+        ({"factory": "m:f", "weights_key": "ema"}, "'weights_key' of classifier .* would have no effect"),
         ({"checkpoint": "embedded:nothing"}, "not one of the shipped weights"),
     ],
 )

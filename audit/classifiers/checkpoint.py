@@ -1,45 +1,67 @@
-"""Read classifier weights and fit them to a network, strictly: every name and every shape has to agree.
+"""Read the tensors of a checkpoint by name, whatever else the file holds; nothing of it is ever executed.
 
-Two formats: safetensors, whose metadata may say how the network wants its images, and torch state dicts (.pt, .pth),
-bare or inside the usual wrappings. Pickled objects other than tensors are never executed.
+Two formats: safetensors, whose metadata may say how the network wants its images, and files of torch (.pt, .pth, .ckpt,
+.tar), in which training scripts keep one or several state dicts beside settings, optimisers and objects of their own.
+Names are the way to a tensor in the file, joined by dots: `state_dict_ema.conv1.weight`. Only shapes are read at first,
+and a tensor when the network that it fits is known.
 """
 
 import json
-import pickle
+import sys
+import weakref
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
+from torch import Tensor
 
 from audit.classifiers.probe import first_line
 from audit.errors import ClassifierError
+from audit.generator.file_bytes import Budget, Foreign, Refused, Window
+from audit.generator.harmless import harmful
+from audit.generator.plain_pickle import Call, Plain
+from audit.generator.sources import open_archive
+from audit.generator.torch_archive import Tensors, entries_of
+from audit.generator.tree import tree_of
 from audit.tensor_files import OverBudget, check_torch, checked_safetensors
-
-WRAPPINGS = ("state_dict", "model", "model_state_dict", "ema", "state_dict_ema", "model_ema", "net")
-"""Keys under which training scripts put the state dict, in the order in which they are tried."""
-
-PREFIXES = ("module.", "_orig_mod.", "model.", "network.", "net.")
-"""Prefixes that DataParallel, torch.compile and wrapping modules put before every name."""
 
 JSON_KEYS = ("classes", "mean", "std", "input_size", "channels", "architecture", "architecture_args")
 """Entries of safetensors metadata that are understood; each is JSON."""
 
+MAX_TENSORS = 100_000
+"""Most tensors of a file; the largest classifiers have a few thousand."""
+
+SHARING = 4
+"""Tensors may together be this many times as large as their file: tied weights share their bytes."""
+
+UNREAD = {"_rebuild_qtensor", "_rebuild_sparse_tensor", "_rebuild_nested_tensor", "_rebuild_wrapper_subclass"}
+"""Tensors of torch that are no dense arrays of numbers."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file: its shape, and how to read it."""
+
+    shape: tuple[int, ...]
+    read: Callable[[], Tensor]
+
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by name, and what the file says about the network (JSON_KEYS; empty for torch state dicts).
+    """Tensors by their dotted way through the file, and what the file says about the network (JSON_KEYS).
 
-    `entry` is the dotted key of the file under which the tensors were found; None: at its top.
+    `raw_first`: its writer puts averaged weights where others put the raw ones, and the raw ones under the name of the
+    averaged. `unread` says what else the file holds in the place of tensors.
     """
 
-    tensors: dict[str, Tensor]
+    stored: dict[str, Stored]
     about: dict[str, Any] = field(default_factory=dict)
-    entry: str | None = None
+    raw_first: bool = False
+    unread: str = ""
 
 
 def existing_file(path: str | Path, what: str) -> Path:
@@ -65,19 +87,26 @@ def _archive_names(file: Path) -> list[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, OSError):
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
         return []
+
+
+def _window(opened: BinaryIO) -> Window:
+    return Window(opened, 0, opened.seek(0, 2))
 
 
 def _read_safetensors(file: Path) -> Checkpoint:
     try:
-        with safe_open(checked_safetensors(file), framework="pt") as opened:
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118
-            metadata = dict(opened.metadata() or {})
-    except (SafetensorError, OSError) as error:
+        opened = safe_open(checked_safetensors(file), framework="pt")
+        names = list(opened.keys())
+        metadata = dict(opened.metadata() or {})
+        shapes = {name: tuple(opened.get_slice(name).get_shape()) for name in names[: MAX_TENSORS + 1]}
+    except (SafetensorError, OSError, ValueError) as error:
         raise ClassifierError(
             f"Checkpoint '{file}' is not a readable safetensors file ({first_line(error)}): copy or write it again."
         ) from None
+    if len(names) > MAX_TENSORS:
+        raise ClassifierError(f"Checkpoint '{file}' holds {len(names)} tensors, which no classifier has.")
     about: dict[str, Any] = {}
     for key in JSON_KEYS:
         if key in metadata:
@@ -86,104 +115,97 @@ def _read_safetensors(file: Path) -> Checkpoint:
             except (ValueError, RecursionError):
                 # Files of other programs may hold plain text under the same key, such as a timm name.
                 about[key] = metadata[key]
-    return Checkpoint(tensors, about)
+
+    def stored(name: str) -> Stored:
+        return Stored(shapes[name], lambda: opened.get_tensor(name))
+
+    return Checkpoint({name: stored(name) for name in names}, about)
 
 
-def _unwrap(loaded: object, file: Path) -> Checkpoint:
-    content = loaded
-    path: list[str] = []
-    for _ in range(3):
-        if not isinstance(content, Mapping):
-            break
-        if content and all(isinstance(value, Tensor) for value in content.values()):
-            tensors = {str(key): value for key, value in content.items()}
-            return Checkpoint(tensors, entry=".".join(path) or None)
-        inner = next((key for key in WRAPPINGS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            break
-        content = content[inner]
-        path.append(inner)
-    raise ClassifierError(
-        f"Checkpoint '{file}' holds no state dict (tensors by name, at the top or under one of "
-        f"{', '.join(WRAPPINGS)}): save model.state_dict()."
-    )
+def _forbidden(content: Plain) -> str | None:
+    """A function of Python's library that a pickle asks to call and that makes no data; it would not be called here."""
+    found = [name for name in harmful(content) if name in content.called]
+    known = {("builtins", "getattr"), ("__builtin__", "getattr")}
+    return next((".".join(name)[:80] for name in found if _is_standard(name[0]) and name not in known), None)
+
+
+def _is_standard(module: str) -> bool:
+    return module.split(".")[0] in sys.stdlib_module_names or module == "__builtin__"
 
 
 def _read_torch(file: Path) -> Checkpoint:
     try:
-        mappable = check_torch(file)
+        check_torch(file)
     except OverBudget as error:
         raise ClassifierError(f"Checkpoint '{file}' is not read: {error}; save model.state_dict() again.") from None
     if is_torchscript(file) or is_exported(file):
         kind = "TorchScript" if is_torchscript(file) else "torch.export"
         raise ClassifierError(f"Checkpoint '{file}' is a {kind} file: give it as 'file', without an architecture.")
+    with file.open("rb") as start:
+        if start.read(16)[8:9] == b"{":
+            return _read_safetensors(file)  # under another name
+    opened = file.open("rb")
     try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=mappable)
-    except pickle.UnpicklingError:
+        checkpoint = _read_opened(opened, file)
+    except BaseException as error:
+        opened.close()
+        if isinstance(error, Foreign):
+            raise ClassifierError(f"Checkpoint '{file}' is no file of weights but of the kind {error.kind}.") from None
+        if isinstance(error, Refused | OverBudget | OSError):
+            why = first_line(error)
+            raise ClassifierError(f"Checkpoint '{file}' is corrupt or no file of weights: {why}.") from None
+        raise
+    weakref.finalize(checkpoint, opened.close)
+    return checkpoint
+
+
+def _read_opened(opened: BinaryIO, file: Path) -> Checkpoint:
+    window, budget = _window(opened), _Roomy()
+    archive = open_archive(window, budget)
+    if archive is None:
+        raise Refused("it is neither safetensors nor a file of torch")
+    forbidden = _forbidden(archive.content)
+    if forbidden is not None:
         raise ClassifierError(
-            f"Checkpoint '{file}' cannot be read as tensors alone (it is corrupt, or holds pickled objects, which are "
-            "not executed): save model.state_dict()."
-        ) from None
-    except Exception as error:  # noqa: BLE001
-        # On bytes that are no checkpoint, the reader fails in whatever way they happen to lead it to.
+            f"Checkpoint '{file}' asks to call {forbidden}, which no weights need: get it again from its source."
+        )
+    tensors = Tensors(archive.tensors.fetch, SHARING * window.size, budget)
+    root = archive.content.value
+    stored = {}
+    for name, described in tree_of(root).tensors.items():
+        shape = described.arguments[2] if len(described.arguments) > 2 else None
+        if isinstance(shape, tuple) and all(isinstance(n, int) for n in shape):
+            stored[name] = Stored(shape, partial(_tensor, tensors, described, name, file))
+    odd = sorted(UNREAD & {name for _, name in archive.content.globals})
+    unread = f"; it holds {', '.join(odd)}, quantised or sparse tensors that are not read" if odd else ""
+    if not stored:
         raise ClassifierError(
-            f"Checkpoint '{file}' is corrupt ({first_line(error)}): copy or write it again."
-        ) from None
-    return _unwrap(loaded, file)
+            f"Checkpoint '{file}' holds no state dict, tensors by name{unread}: save model.state_dict()."
+        )
+    return Checkpoint(stored, raw_first=_is_of_mmengine(root), unread=unread)
+
+
+class _Roomy(Budget):
+    """The budget of a generator's file without its bound on numbers: a layer of VGG has a hundred million."""
+
+    def spend_numbers(self, count: int) -> None:
+        """Count nothing: what tensors claim is bounded by their file, before any is read."""
+
+
+def _tensor(tensors: Tensors, described: Call, name: str, file: Path) -> Tensor:
+    try:
+        return tensors.read(described)
+    except Refused as error:
+        raise ClassifierError(f"Tensor '{name}' of checkpoint '{file}' cannot be read: {error}.") from None
+
+
+def _is_of_mmengine(root: Any) -> bool:
+    """Whether MMEngine wrote the file, which puts averaged weights under `state_dict` and raw ones under `ema_...`."""
+    entries = entries_of(root) or {}
+    return "message_hub" in entries or "mmengine_version" in (entries_of(entries.get("meta")) or {})
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a safetensors file or torch state dict; raises ClassifierError if missing, corrupt or of another kind."""
+    """Read a safetensors file or a file of torch; raises ClassifierError if missing, corrupt or of another kind."""
     file = existing_file(path, "Checkpoint")
     return _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
-
-
-def strip_prefix(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Remove wrappers' prefixes that stand before every name and that the network's own names do not have."""
-    out = dict(tensors)
-    for _ in range(3):
-        prefix = next((p for p in PREFIXES if out and all(key.startswith(p) for key in out)), None)
-        if prefix is None or (wanted and all(key.startswith(prefix) for key in wanted)):
-            break
-        out = {key.removeprefix(prefix): value for key, value in out.items()}
-    return out
-
-
-def check_finite(tensors: Mapping[str, Tensor], where: str) -> None:
-    """Raise ClassifierError naming the first tensor of `where` that holds NaN or infinity."""
-    for key, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            bad = int((~torch.isfinite(value)).sum())
-            raise ClassifierError(
-                f"Tensor '{key}' of {where} holds {bad} NaN or infinite values: train or save it again."
-            )
-
-
-def _few(keys: list[str]) -> str:
-    rest = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-    return ", ".join(f"'{key}'" for key in keys[:3]) + rest
-
-
-def fit_weights(network: nn.Module, checkpoint: Checkpoint, where: str) -> None:
-    """Copy the checkpoint's tensors into `network`; raises ClassifierError naming the first name or shape that differs.
-
-    Counters of batch norm that old files lack may be missing; nothing else may.
-    """
-    wanted = network.state_dict()
-    tensors = strip_prefix(checkpoint.tensors, wanted)
-    for key, value in wanted.items():
-        if key in tensors and tensors[key].shape != value.shape:
-            raise ClassifierError(
-                f"Tensor '{key}' has shape {list(tensors[key].shape)} in {where} where the network needs "
-                f"{list(value.shape)}: check architecture, channels and number of classes."
-            )
-    missing = [key for key in wanted if key not in tensors and not key.endswith("num_batches_tracked")]
-    if missing:
-        raise ClassifierError(f"{where} lacks {_few(missing)}: it belongs to another architecture.")
-    unexpected = [key for key in tensors if key not in wanted]
-    if unexpected:
-        raise ClassifierError(
-            f"{where} has {_few(unexpected)}, which the network has not: it belongs to another architecture."
-        )
-    check_finite(tensors, where)
-    network.load_state_dict(tensors, strict=False)

@@ -27,7 +27,7 @@ from audit.classifiers.slices import Output, Slices
 from audit.classifiers.trace import linear_of, trace_network
 from audit.errors import ClassifierError, ModelFault, Terminated
 from audit.memory import out_of_memory
-from audit.results import ModelInput, Origin
+from audit.results import ModelInput, Notice, Origin
 from audit.seeds import stage_generator
 
 LUMA = (0.299, 0.587, 0.114)
@@ -103,7 +103,8 @@ class Classifier(nn.Module):
     `class_names` are those of the data, in the data's order; `order[k]` is the position of class k in the network's
     output (None: the same order). `mean` and `std` are in pixel units, one per channel (None: no normalisation).
     `source` and `weights` name architecture, file and entry, `origins` who said so, for `input`.
-    The network is run once on random images to find its final linear layer; it keeps its mode and its gradients flags.
+    `notices` are what its loader has to say before a number is believed.
+    The network is run on random images to find its final linear layer; it keeps its mode and its gradients flags.
     `slices` divides large batches to bound the memory (None: they are taken whole).
     Raises ClassifierError if the network does not fit this.
     """
@@ -132,6 +133,7 @@ class Classifier(nn.Module):
         self.class_names = tuple(class_names)
         self.input_shape = input_shape
         self.source = source
+        self.notices: tuple[Notice, ...] = ()
         self._weights = weights
         given = {"mean": mean, "std": std, "classes": order}
         # Built in memory, what is not given is the caller's choice of the plainest.
@@ -166,6 +168,11 @@ class Classifier(nn.Module):
             found = self.network.head
             rows = found.weight[self.order], None if found.bias is None else found.bias[self.order]
             self._ordered_head = linear_of(*rows)
+
+    @property
+    def is_program(self) -> bool:
+        """Whether the network runs outside Python, from a TorchScript or torch.export file."""
+        return is_program(self.network.network)
 
     @property
     def num_classes(self) -> int:
@@ -268,7 +275,7 @@ class Classifier(nn.Module):
         The same numbers in another order in memory, in which convolutions and poolings on CPUs run up to 1.7 times
         faster, and no slower on GPUs. Many a network flattens by `view`, which that order does not allow.
         """
-        if is_program(self.network.network):
+        if self.is_program:
             return False
         probe = self._probe()
         with preserve_mode(self):

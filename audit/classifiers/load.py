@@ -4,14 +4,10 @@ How the network wants its images is taken, in this order, from the configuration
 from timm's configuration of an architecture used as it stands, and from the data.
 """
 
-import hashlib
-import importlib
-import importlib.util
-import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import torch
@@ -19,79 +15,19 @@ from torch import nn
 
 from audit import embedded
 from audit.classifiers.architectures import SMALL_CONVNEXT_NAME, build_architecture
-from audit.classifiers.checkpoint import (
-    check_finite,
-    existing_file,
-    fit_weights,
-    is_exported,
-    is_torchscript,
-    read_checkpoint,
-)
+from audit.classifiers.checkpoint import existing_file, is_exported, is_torchscript, read_checkpoint
 from audit.classifiers.classifier import Classifier, class_order
+from audit.classifiers.factory import build_by_factory
+from audit.classifiers.fitting import Fit, check_finite, few, fit_weights, fitting_arguments
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.probe import first_line
 from audit.classifiers.wants import Wants, wants_of_arguments, wants_of_metadata, wants_of_timm
 from audit.config import ClassifierConfig, why_not_pixel_units
 from audit.errors import ClassifierError
-from audit.results import Origin
+from audit.results import Notice, Origin
+from audit.seeds import stage_seed
 
 __all__ = ["class_order", "load_classifier", "preserve_mode"]
-
-
-def _import_factory(text: str) -> Callable[..., object]:
-    """Import `package.module:factory` or `path/to/file.py:factory`."""
-    place, _, attribute = text.rpartition(":")
-    if not place or not attribute:
-        raise ClassifierError(f"Factory '{text}' is not of the form 'package.module:factory' or 'file.py:factory'.")
-    try:
-        module = _module_of_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except ClassifierError:
-        raise
-    except Exception as error:
-        raise ClassifierError(
-            f"Module '{place}' of factory '{text}' cannot be imported ({first_line(error)}): "
-            "install it or check the path."
-        ) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        raise ClassifierError(f"Module '{place}' has no function or class '{attribute}': check factory '{text}'.")
-    return factory
-
-
-def _module_of_file(file: Path) -> ModuleType:
-    existing_file(file, "Factory file")
-    # Named by its place: two files of one name are two modules, and one file is executed once.
-    name = f"_audit_factory_{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}"
-    if name in sys.modules:
-        return sys.modules[name]
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _build_by_factory(config: ClassifierConfig) -> nn.Module:
-    assert config.factory is not None
-    factory = _import_factory(config.factory)
-    try:
-        network = factory(**config.factory_args)
-    except Exception as error:
-        raise ClassifierError(
-            f"Factory '{config.factory}' fails with factory_args {config.factory_args} ({first_line(error)}): give the "
-            "arguments it takes."
-        ) from error
-    if not isinstance(network, nn.Module):
-        raise ClassifierError(
-            f"Factory '{config.factory}' returns a {type(network).__name__}: it has to return a torch.nn.Module."
-        )
-    return network
 
 
 def _read_program(text: str) -> nn.Module:
@@ -119,17 +55,50 @@ def _read_program(text: str) -> nn.Module:
     return network
 
 
-def _network_and_wants(
-    config: ClassifierConfig, wants: Wants, image_channels: int, num_data_classes: int
-) -> tuple[nn.Module, Wants, str, str]:
-    """Build the network with its weights.
+@dataclass(frozen=True)
+class _Loaded:
+    """A network with its weights, how it wants its images, and what to call its parts.
 
-    Returns it with how it wants its images, what to call its source, and which entry of which file its weights are.
+    `weights` names file and entry, `source` the architecture as well; `notices` are pairs of kind and text.
     """
-    if config.file is not None:
-        network, file = _read_program(config.file), Path(config.file).name
-        check_finite(network.state_dict(), f"'{config.file}'")
-        return network, wants, file, file
+
+    network: nn.Module
+    wants: Wants
+    source: str
+    weights: str
+    by: Origin = "configuration"
+    notices: tuple[tuple[str, str], ...] = ()
+
+
+def _load_program(config: ClassifierConfig, wants: Wants) -> _Loaded:
+    assert config.file is not None
+    network, file = _read_program(config.file), Path(config.file).name
+    check_finite(network.state_dict(), f"'{config.file}'")
+    return _Loaded(network, wants, file, file)
+
+
+def _load_by_factory_alone(config: ClassifierConfig, wants: Wants, folder: Path | None) -> _Loaded:
+    """A network whose factory brings its weights; built twice, because weights drawn at random would go unnoticed."""
+    assert config.factory is not None
+    built = []
+    for draw in ("first", "second"):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(stage_seed(0, f"classifier/{draw}"))
+            built.append(build_by_factory(config.factory, config.factory_args, folder))
+    one, other = (network.state_dict() for network in built)
+    check_finite(one, f"factory '{config.factory}'")
+    for name, value in one.items():
+        if name not in other or not torch.equal(value, other[name]):
+            raise ClassifierError(
+                f"Factory '{config.factory}' draws its weights at random (two calls differ in '{name}'): give the "
+                "trained ones as 'checkpoint', or load them in the factory."
+            )
+    return _Loaded(built[0], wants, Path(config.factory).name, "from the factory")
+
+
+def _load_checkpoint(
+    config: ClassifierConfig, wants: Wants, image_channels: int, num_data_classes: int, folder: Path | None
+) -> _Loaded:
     assert config.checkpoint is not None
     shipped = config.checkpoint.startswith("embedded:")
     path = (
@@ -151,30 +120,123 @@ def _network_and_wants(
     # Building draws initial weights from the global generator: lend it a copy.
     with torch.random.fork_rng(devices=[]):
         if architecture is None:
-            network, called = _build_by_factory(config), Path(str(config.factory)).name
+            assert config.factory is not None
+            network, called = build_by_factory(config.factory, config.factory_args, folder), Path(config.factory).name
         else:
             wants = wants.over(wants_of_timm(architecture, args, checkpoint))
-            classes = num_data_classes if wants.classes is None else len(wants.classes)
-            network, called = (
-                build_architecture(architecture, classes, wants.channels or image_channels, args),
-                architecture,
-            )
-    fit_weights(network, checkpoint, where)
+            classes, channels = len(wants.classes or range(num_data_classes)), wants.channels or image_channels
+            network, called = build_architecture(architecture, classes, channels, args), architecture
+    try:
+        fit = fit_weights(network, checkpoint, where, weights_key=config.weights_key)
+    except ClassifierError:
+        if architecture is None:
+            raise
+        found = fitting_arguments(architecture, classes, channels, args, checkpoint, config.weights_key)
+        if found is None:
+            raise
+        side, said = found["img_size"], ", ".join(f"{key} = {value}" for key, value in found.items())
+        raise ClassifierError(
+            f"The weights in {where} were trained on images of {side} x {side}, and '{architecture}' is built for "
+            f"another size: set architecture_args = {{ {said} }}."
+        ) from None
     file = config.checkpoint if shipped else path.name
-    weights = file if checkpoint.entry is None else f"{file}: {checkpoint.entry}"
-    return network, wants, f"{called} + {file}", weights
+    weights = file if fit.entry is None else f"{file}: {fit.entry}"
+    several = bool(fit.others)
+    return _Loaded(
+        network, wants, f"{called} + {weights if several else file}", weights,
+        "default" if several and config.weights_key is None else "configuration",
+        tuple(_notices_of_weights(fit, file, config.weights_key)),
+    )  # fmt: skip
+
+
+def _notices_of_weights(fit: Fit, file: str, key: str | None) -> Iterator[tuple[str, str]]:
+    top = "(the top of the file)"
+    if fit.others and key is None:
+        others = [one.rstrip(".") or top for one in fit.others]
+        yield (
+            "weights-chosen",
+            f"'{file}' holds {len(others) + 1} sets of weights that fit: '{fit.entry or top}' was read, and not "
+            f"{few(others)}; weights_key chooses another",
+        )
+    if fit.leftover:
+        yield (
+            "weights-left-over",
+            f"'{file}' also holds {few(fit.leftover)}, for which the network has no name; "
+            f"{'it was' if len(fit.leftover) == 1 else 'they were'} passed over",
+        )
+
+
+def _notices_of_input(
+    classifier: Classifier, wants: Wants, image_shape: tuple[int, int, int]
+) -> Iterator[tuple[str, str]]:
+    """What nobody said about the input of a network, where the data contradict the guess or nothing was guessed."""
+    said = wants.origins
+    channels, height, width = image_shape
+    by_timm = [key for key in ("input_size", "channels", "mean", "std") if said.get(key) == "timm"]
+    guessed = []
+    if "input_size" in by_timm and (height, width) != classifier.input_shape[1:]:
+        guessed.append(
+            f"images of {height} x {width} are enlarged or reduced to {wants.input_size} x {wants.input_size}"
+        )
+    if "channels" in by_timm and channels != classifier.input_shape[0]:
+        guessed.append(f"images of {channels} channel(s) are given as {classifier.input_shape[0]}")
+    if guessed and "mean" in by_timm:
+        guessed.append("mean and std are those of timm's own weights")
+    keys = {"input_size": "input_size", "channels": "channels", "mean": "mean and std"}
+    if guessed:
+        unsaid = " and ".join(keys[key] for key in keys if key in by_timm)
+        yield (
+            "input-guessed",
+            "nobody says how this network wants its images, so that timm's settings are taken: "
+            f"{'; '.join(guessed)}. Set {unsaid} to what it was trained with",
+        )
+    missing = [key for key in ("mean", "std") if key not in said]
+    if missing:
+        yield (
+            "no-normalisation",
+            f"nobody gives {' and '.join(missing)}: pixels in [0, 1] are given "
+            + ("as they are" if len(missing) == 2 else f"with {'mean 0' if missing == ['mean'] else 'std 1'}")
+            + f". Set {' and '.join(missing)} if it was trained on normalised images",
+        )
+
+
+def _notices_of_behaviour(classifier: Classifier) -> Iterator[tuple[str, str]]:
+    seen = classifier.behaviour()
+    mode = "; it was exported in training mode, it seems: export it after model.eval()" if classifier.is_program else ""
+    if seen.random:
+        yield (
+            "random-forward",
+            "its forward draws at random (noise, or dropout that is active), so that the same image is answered "
+            f"differently each time: every number is that of one draw{mode}",
+        )
+    if seen.batch_dependent:
+        yield (
+            "batch-dependent",
+            "its answer to an image depends on the other images of the batch (a batch norm without running statistics, "
+            f"or one in training mode), so that every number depends on the batch size{mode}",
+        )
 
 
 def load_classifier(
-    config: ClassifierConfig, image_shape: tuple[int, int, int], class_names: Sequence[str]
+    config: ClassifierConfig,
+    image_shape: tuple[int, int, int],
+    class_names: Sequence[str],
+    folder: Path | None = None,
 ) -> Classifier:
     """Load the classifier that `config` names, on the CPU and in evaluation mode, for the data it is to be audited on.
 
-    `image_shape` (C, H, W) and `class_names` are the data's; logits come out in the order of `class_names`. Raises
-    ClassifierError naming file, tensor or setting, and ConfigError for shipped weights that do not exist.
+    `image_shape` (C, H, W) and `class_names` are the data's; logits come out in the order of `class_names`. A factory
+    finds modules in `folder`, the configuration's. Raises ClassifierError naming file, tensor or setting, and
+    ConfigError for shipped weights that do not exist.
     """
     given = Wants(config.classes, config.mean, config.std, config.input_size, config.channels).said_by("configuration")
-    network, wants, source, weights = _network_and_wants(config, given, image_shape[0], len(class_names))
+    if config.file is not None:
+        loaded = _load_program(config, given)
+    elif config.checkpoint is None:
+        loaded = _load_by_factory_alone(config, given, folder)
+    else:
+        loaded = _load_checkpoint(config, given, image_shape[0], len(class_names), folder)
+    network, wants = loaded.network, loaded.wants
     why = why_not_pixel_units(wants.mean, wants.std)
     if why is not None:
         raise ClassifierError(f"The metadata that classifier '{config.name}' came with say {why}.")
@@ -189,7 +251,7 @@ def load_classifier(
         "mean": wants.origins.get("mean", "default"),
         "std": wants.origins.get("std", "default"),
         "classes": wants.origins.get("classes", "data"),
-        "weights": "configuration",
+        "weights": loaded.by,
     }
     classifier = Classifier(
         network,
@@ -199,9 +261,15 @@ def load_classifier(
         mean=wants.mean,
         std=wants.std,
         order=order,
-        source=source,
-        weights=weights,
+        source=loaded.source,
+        weights=loaded.weights,
         origins=origins,
     )
     classifier.eval().prefer_channels_last()
+    found = (
+        *loaded.notices,
+        *_notices_of_input(classifier, wants, image_shape),
+        *_notices_of_behaviour(classifier),
+    )
+    classifier.notices = tuple(Notice(subject=config.name, kind=kind, text=f"{text}.") for kind, text in found)
     return classifier

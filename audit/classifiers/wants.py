@@ -11,7 +11,7 @@ from typing import Any
 import timm
 
 from audit.classifiers.architectures import SMALL_CONVNEXT_NAME
-from audit.classifiers.checkpoint import Checkpoint, strip_prefix
+from audit.classifiers.checkpoint import Checkpoint
 from audit.errors import ClassifierError
 from audit.results import Origin
 
@@ -95,12 +95,23 @@ def wants_of_timm(architecture: str, args: Mapping[str, Any], checkpoint: Checkp
         return Wants()
     own = Wants()
     if isinstance(about.first_conv, str):
-        first = strip_prefix(checkpoint.tensors, {}).get(f"{about.first_conv}.weight")
-        if first is not None and first.ndim == 4 and first.shape[1] in (1, 3):
-            own = Wants(channels=first.shape[1]).said_by("checkpoint")
+        channels = _channels_of(checkpoint, f"{about.first_conv}.weight")
+        own = Wants(channels=channels).said_by("checkpoint")
     if not set(args) <= SAME_INPUT_ARGS:
         return own
     described = own.over(Wants(input_size=about.input_size[-1], channels=about.input_size[0]).said_by("timm"))
     if described.channels != len(about.mean):
         return described
     return described.over(Wants(mean=tuple(about.mean), std=tuple(about.std)).said_by("timm"))
+
+
+def _channels_of(checkpoint: Checkpoint, name: str) -> int | None:
+    """Input channels of the convolution `name`, 1 or 3, whatever stands before it in the file; None if it is not there.
+
+    Blocks have layers of the same name further down: the shortest way to it is the network's own.
+    """
+    found = [n for n, one in checkpoint.stored.items() if f".{n}".endswith(f".{name}") and len(one.shape) == 4]
+    if not found:
+        return None
+    channels = checkpoint.stored[min(found, key=lambda n: (n.count("."), n))].shape[1]
+    return channels if channels in (1, 3) else None

@@ -14,7 +14,8 @@ from torch import nn
 
 from audit import embedded
 from audit.classifiers.architectures import SMALL_CONVNEXT_NAME, build_architecture
-from audit.classifiers.checkpoint import Checkpoint, fit_weights, read_checkpoint, strip_prefix
+from audit.classifiers.checkpoint import read_checkpoint
+from audit.classifiers.fitting import fit_weights
 from audit.classifiers.trace import first_line
 from audit.errors import ConfigError
 from audit.seeds import stage_seed
@@ -59,13 +60,10 @@ def _pretrained(architecture: str, num_classes: int, channels: int, args: dict[s
 
 
 def _from_file(network: nn.Module, path: Path) -> Initial:
-    tensors = strip_prefix(read_checkpoint(path).tensors, network.state_dict())
     about = getattr(network, "pretrained_cfg", None) or {}
     classifier = about.get("classifier") or ()
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
-    own = {k: v for k, v in network.state_dict().items() if heads and k.startswith(heads)}
-    replaced = {k: v for k, v in own.items() if k in tensors and tensors[k].shape != v.shape}
-    fit_weights(network, Checkpoint(tensors | replaced), f"'{path.name}'")
+    replaced = fit_weights(network, read_checkpoint(path), f"'{path.name}'", replaced=heads).kept
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return Initial(network, {"file": path.name, "sha256": digest, "new_head": bool(replaced)})
 

@@ -262,12 +262,15 @@ def bad_checkpoints(folder: Path) -> dict[str, tuple[Path, str]]:
     contents: dict[str, tuple[Any, str]] = {
         "shape": (with_tensor(state, "head.fc.weight", head[:2]), r"'head.fc.weight' has shape \[2, 128\].*\[3, 128\]"),
         "missing": (with_tensor(state, "stem.0.bias", None), r"lacks 'stem\.0\.bias'"),
-        "unexpected": (with_tensor(state, "extra.weight", head), r"has 'extra\.weight', which the network has not"),
+        "unexpected": (
+            with_tensor(state, "stages.9.weight", head),
+            r"has 'stages\.9\.weight', which the network has not",
+        ),
         "nan": (with_tensor(state, "head.fc.weight", poisoned), "'head.fc.weight' .* 1 NaN or infinite"),
         "inf": (with_tensor(state, "head.fc.weight", infinite), "'head.fc.weight' .* 1 NaN or infinite"),
         "empty": ({}, "holds no state dict"),
         "list": ([1, 2], "holds no state dict"),
-        "pickle": (small(), r"save model\.state_dict\(\)"),
+        "object": (nn.ReLU(), r"save model\.state_dict\(\)"),
     }
     out = {}
     for name, (content, sentence) in contents.items():
