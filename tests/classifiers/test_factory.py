@@ -52,7 +52,7 @@ def test_neighbours_of_a_name_in_two_folders_do_not_clash(line: str, name: str, 
 
 def test_a_neighbour_that_is_imported_when_the_factory_is_called_is_found(tmp_path: Path) -> None:
     folder_with(tmp_path, 3)
-    late = "def make():\n    from torch import nn\n    import blocks\n    return nn.Sequential(nn.Flatten(), blocks.layer())"
+    late = "def make():\n    import blocks, torch.nn as nn\n    return nn.Sequential(nn.Flatten(), blocks.layer())"
     (tmp_path / "nets.py").write_text(late)
     assert width_of(f"{tmp_path / 'nets.py'}:make") == 3
     assert width_of(f"{tmp_path / 'nets.py'}:make") == 3
