@@ -316,8 +316,11 @@ def convert_generator_command(
 ) -> None:
     """Write the generator in FILE in our format, with its discriminator where it has one."""
     from audit.generator.commands import convert_generator
+    from audit.generator.load import load_generator
 
     say(convert_generator(file, out))
+    for note in load_generator(out).notes:
+        say(f"Note: {note}", err=True)
 
 
 @generator_app.command("sample")

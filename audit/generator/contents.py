@@ -32,6 +32,8 @@ FORMAT = "spruce-audit generator 1"
 WHOLE_BATCH = 2**16
 MAX_TENSORS = 2_000
 """Tensors of one network; the largest have about two hundred."""
+MAX_ORIGIN = 20_000
+"""Characters that one of our files says of the file it was converted from."""
 LEFT_OUT = "the discriminator is left out: "
 LR_MULTIPLIER = 0.01
 """Of the mappings here: a layer's weights are stored divided by it (Karras et al. 2019, appendix C)."""
@@ -131,6 +133,7 @@ class _Networks:
         layout = "rosinality" if self.foreign else "stylegan2-ada" if official else self.source.kind
         if metadata.get("format") == FORMAT:
             layout = "spruce-audit"
+            self.notes |= dict.fromkeys(_carried(metadata))
         discriminator, said = self._discriminator()
         return Contents(layout, generator, discriminator, metadata, said, tuple(self.notes))
 
@@ -212,6 +215,19 @@ class _Networks:
 def _real(tensor: Tensor) -> Tensor:
     # A copy of torch's own lies aligned, as the bytes of a file do not.
     return tensor.to(torch.float32, copy=True) if tensor.is_floating_point() else tensor
+
+
+def _carried(metadata: Mapping[str, str]) -> list[str]:
+    """Notes on the file that one of ours was converted from: they hold of it as well."""
+    text = metadata.get("converted_from", "")
+    if len(text) > MAX_ORIGIN:
+        return []
+    try:
+        origin = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    notes = origin.get("notes") if isinstance(origin, dict) else None
+    return [printable(note) for note in notes if isinstance(note, str)] if isinstance(notes, list) else []
 
 
 def _ends(name: str, mark: str) -> bool:

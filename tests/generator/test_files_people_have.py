@@ -4,6 +4,7 @@ import argparse
 import collections
 import datetime
 import enum
+import itertools
 import json
 import pathlib
 import pickle
@@ -25,7 +26,7 @@ from torch.testing import assert_close
 from typer.testing import CliRunner
 
 from audit.cli import app
-from audit.generator.load import load_generator
+from audit.generator.load import load_generator, save_generator
 
 LEGACY_D = {
     "c_dim": 3, "img_resolution": 16, "img_channels": 1, "architecture": "resnet", "channel_base": 64, "channel_max": 8,
@@ -148,6 +149,23 @@ def test_a_fault_of_the_discriminator_never_costs_the_generator(tmp_path, fault)
     result = CliRunner().invoke(app, ["generator", "inspect", str(file)])
     assert result.exit_code == 0
     assert "the discriminator is left out" in result.output
+
+
+def test_a_converted_file_keeps_the_notes_of_its_origin(tmp_path):
+    g, d = rosinality_networks()
+    g = {name: tensor for name, tensor in g.items() if not name.startswith("noises.")}
+    torch.save({"g_ema": g, "d": d | {"surprise": torch.ones(1)}}, tmp_path / "r.pt")
+    notes = load_generator(tmp_path / "r.pt").notes
+    assert len(notes) == 3  # noise, mean code, discriminator
+    files = [tmp_path / "r.pt", tmp_path / "once.safetensors", tmp_path / "twice.safetensors"]
+    for source, out in itertools.pairwise(files):
+        result = CliRunner().invoke(app, ["generator", "convert", str(source), "--out", str(out)])
+        assert result.exit_code == 0
+        assert load_generator(out).notes == notes
+        assert all(f"Note: {note}" in result.output for note in notes)
+    for wrong in ("[" * 10_000, "1", '{"notes": 5}', '{"notes": [[1]]}', "x" * 10**6):
+        save_generator(files[1], load_generator(files[2]).generator, None, {"converted_from": wrong})
+        assert load_generator(files[1]).notes == ()
 
 
 def test_a_fault_of_rosinalitys_discriminator_costs_no_generator_either(tmp_path):
