@@ -17,7 +17,7 @@ from audit.store import Store
 SMALL = EnsembleConfig(apgd_steps=5, fab_steps=5, square_queries=20, target_classes=3)
 
 
-class Stopped(Exception):
+class Stopped(KeyboardInterrupt):
     """The run is killed."""
 
 
