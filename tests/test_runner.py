@@ -375,6 +375,26 @@ def test_empty_split(folder, capsys, monkeypatch):
     assert_one_sentence(audit_status(file, folder / "bad-out", monkeypatch), "holdout", capsys, folder)
 
 
+def test_a_model_that_cannot_be_explained_leaves_the_others_as_they_are(outcome, folder):
+    """It answers one class only; the others are explained on the same images, and to the same numbers."""
+    state = load_file(folder / "a.safetensors")
+    state["7.weight"], state["7.bias"] = 0 * state["7.weight"], torch.tensor([1.0, 0.0])
+    save_file(state, folder / "constant.safetensors")
+    file = write_config(folder, "three.toml")
+    file.write_text(
+        file.read_text() + '[[classifiers]]\nname = "constant"\nfactory = "networks.py:build"\n'
+        'checkpoint = "constant.safetensors"\n'
+    )
+    result = audit.run_audit(file, folder / "three", cache=folder / "cache")
+    assert not result.complete
+    failed = result.models[2]
+    assert (failed.failed.stage, failed.index, failed.queries) == ("calibration", None, [])
+    assert "8/255" in failed.robust.pgd
+    assert result.models[:2] == outcome[0].models
+    assert result.queries == outcome[0].queries
+    assert "could not be audited to the end" in (folder / "three" / "report.html").read_text()
+
+
 def test_models_that_cannot_be_explained_keep_their_robustness(folder, tmp_path, capsys, monkeypatch):
     file = write_config(folder, "bad.toml")
     file.write_text(file.read_text().replace("steps = 30\n", "steps = 30\nmin_calibration = 1000\n"))
