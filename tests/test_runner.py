@@ -18,7 +18,7 @@ from audit.cli import app, main
 from audit.config import load_config
 from audit.errors import AuditError, GeneratorError
 from audit.generator.discriminator import Discriminator
-from audit.generator.load import save_generator
+from audit.generator.load import load_generator, save_generator
 from audit.generator.networks import Generator
 from audit.generator.train import run_generator_training
 from audit.generator.train_config import GeneratorTrainConfig
@@ -77,6 +77,9 @@ def folder(tmp_path_factory):
         channel_base=128, channel_max=8, snapshot_kimg=6, fid_embedding="none", path_length_weight=0,
     )  # fmt: skip
     run_generator_training(config, root / "generator")
+    trained = load_generator(root / "generator" / "generator.safetensors")
+    origin = {"converted_from": {"notes": ["noted of its origin"]}}
+    save_generator(root / "generator" / "generator.safetensors", trained.generator, trained.discriminator, origin)
     write_config(root, "audit.toml")
     return root
 
@@ -131,6 +134,7 @@ def outcome(folder):
 
 def test_results_are_complete_and_valid(outcome):
     result, out = outcome
+    assert ("generator", "Noted of its origin.") in [(notice.subject, notice.text) for notice in result.notices]
     values = json.loads((out / "results.json").read_text())
     jsonschema.validate(values, json_schema())
     assert read_results(out / "results.json") == result
