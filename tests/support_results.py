@@ -154,6 +154,7 @@ def example_audit(
                     step=50, flip_step=22, confidence=float(trace[50]), l1=0.03, perceptual=0.04,
                     mass={"region": region, "marker": on_marker}, area={"region": 0.08, "marker": 0.012},
                     agreed_by={other: True for other in models if other != model}, trace=[float(p) for p in trace],
+                    semifactual_image=_save(clean + finding, root, f"images/{model}/{name}-sf.png"),
                     counterfactual_image=_save(clean + finding - edit, root, f"images/{model}/{name}-cf.png"),
                     edit_image=_save(edit / EDIT_FULL_SCALE, root, f"images/{model}/{name}-edit.png"),
                 )

@@ -28,6 +28,7 @@ class Cell:
     model: str
     row: QueryRow
     counterfactual: str | None
+    semifactual: str | None
     edit: str | None
 
 
@@ -227,12 +228,13 @@ def _query_views(
             if row is None:
                 cells.append(None)
                 continue
-            made, edit = row.counterfactual_image, row.edit_image
+            made, last, edit = row.counterfactual_image, row.semifactual_image, row.edit_image
             cells.append(
                 Cell(
                     model=model.name,
                     row=row,
                     counterfactual=None if made is None else figures.image_uri(figures.read_image(folder, made)),
+                    semifactual=None if last is None else figures.image_uri(figures.read_image(folder, last)),
                     edit=None if edit is None else figures.heat_uri(edits[edit] / 255 * figures.EDIT_FULL_SCALE, scale),
                 )
             )

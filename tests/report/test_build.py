@@ -156,6 +156,14 @@ def test_every_model_has_its_counterfactual_and_edit_map_on_every_query(pages: d
     assert sum(alt.startswith("Query image") for alt in alts) == sum(alt.startswith("Inversion") for alt in alts) == 8
 
 
+def test_every_counterfactual_has_its_semifactual_on_demand(pages: dict[str, Path]):
+    html = pages["four"].read_text()
+    alts = [alt for alt in re.findall(r'alt="([^"]*)"', html) if alt.startswith("Semifactual of ")]
+    assert len(alts) == len([alt for alt in re.findall(r'alt="([^"]*)"', html) if alt.startswith("Counterfactual of ")])
+    assert html.count("<summary>semifactual</summary>") == len(alts) > 0
+    assert "the last opacity before it flips at step 22" in html
+
+
 def test_robustness_only_says_what_is_missing(pages: dict[str, Path]):
     shown = Page(pages["robust"].read_text(encoding="utf-8")).text
     assert "Index of 100" not in shown  # no column of dashes
