@@ -191,12 +191,12 @@ def _notices_of_input(
             f"{'; '.join(guessed)}. Set {unsaid} to what it was trained with",
         )
     missing = [key for key in ("mean", "std") if key not in said]
-    if missing:
+    if len(missing) == 1:
+        # That nobody gives either is said by the stage that compares readings of the input.
+        taken = "mean 0" if missing == ["mean"] else "std 1"
         yield (
-            "no-normalisation",
-            f"nobody gives {' and '.join(missing)}: pixels in [0, 1] are given "
-            + ("as they are" if len(missing) == 2 else f"with {'mean 0' if missing == ['mean'] else 'std 1'}")
-            + f". Set {' and '.join(missing)} if it was trained on normalised images",
+            "half-normalised",
+            f"nobody gives {missing[0]}, so that {taken} is taken. Set it to what it was trained with",
         )
 
 
