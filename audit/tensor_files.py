@@ -87,8 +87,8 @@ class BoundedFile(io.RawIOBase):
         return data
 
 
-def check_torch(path: str | Path) -> bool:
-    """Tell whether a file of torch may be mapped into memory (zipped and stored); raises OverBudget.
+def check_torch(path: str | Path) -> None:
+    """Raise OverBudget where a zipped file of torch unfolds to more than it holds or than its budget.
 
     Files that are no zip file pass: their reader takes no more than they hold.
     """
@@ -103,9 +103,8 @@ def check_torch(path: str | Path) -> bool:
             with zipfile.ZipFile(BoundedFile(read_at, size)) as archive:
                 members = archive.infolist()
         except (zipfile.BadZipFile, NotImplementedError, OverflowError):
-            return False
+            return
     if sum(m.file_size for m in members) > size:
         raise OverBudget("its members unfold to more than the file holds, which torch does not write")
     if any(m.filename.endswith("data.pkl") and m.file_size > MAX_CONTENT for m in members):
         raise OverBudget(f"its pickle is larger than the budget of {MAX_CONTENT >> 20} MiB")
-    return all(m.compress_type == zipfile.ZIP_STORED for m in members)
