@@ -47,10 +47,12 @@ def test_headers_within_the_budget_open_and_others_are_refused(tmp_path: Path) -
 def test_checkpoints_that_unfold_are_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.ones(3)}, tmp_path / "a.pt")
     check_torch(tmp_path / "a.pt")
-    assert read_checkpoint(tmp_path / "a.pt").stored["a"].read().tolist() == [1, 1, 1]
+    checkpoint = read_checkpoint(tmp_path / "a.pt")
+    assert checkpoint.stored["a"].read().tolist() == [1, 1, 1]
     torch.save({"a": torch.ones(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
     check_torch(tmp_path / "old.pt")
-    assert read_checkpoint(tmp_path / "old.pt").stored["a"].read().tolist() == [1, 1, 1]
+    checkpoint = read_checkpoint(tmp_path / "old.pt")
+    assert checkpoint.stored["a"].read().tolist() == [1, 1, 1]
     with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as file:
         file.writestr("a/data.pkl", bytes(10**7))
     with zipfile.ZipFile(tmp_path / "members.pt", "w") as file:
