@@ -21,7 +21,7 @@ from audit.ground import Ground
 from audit.inversion.invert import Inversion, invert
 from audit.inversion.storing import keep_in, keep_without_store
 from audit.progress import stage_progress
-from audit.robustness.door import on_images
+from audit.robustness.door import where_not_finite
 from audit.store import Entry, Store, hash_tensor
 
 PROBED = 4
@@ -91,11 +91,8 @@ def calibrate(classifier: Classifier, calibration: AuditSet, config: AuditConfig
         for images, _, rows in calibration.batches(config.robustness.batch_size):
             x, y = sparing(classifier, partial(classifier.features_and_logits, images.to(device)))
             if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
-                where = on_images(torch.cat([x, y], dim=1), calibration.select(rows).row_ids)
-                raise ClassifierError(
-                    f"Classifier '{classifier.name}' has NaN or infinite features or logits{where}: check its weights "
-                    "and mean/std."
-                )
+                where = where_not_finite(torch.cat([x, y], dim=1).cpu(), images, calibration.select(rows).row_ids)
+                raise ClassifierError(f"Classifier '{classifier.name}' has NaN or infinite features or logits{where}")
             features.append(x.cpu())
             logits.append(y.cpu())
             advance(len(images))

@@ -218,11 +218,19 @@ def test_the_output_is_refused_before_anything_is_loaded(folder: Path) -> None:
     assert (folder / "nets.py").is_file()
 
 
+def default_signals() -> None:
+    """Undo what the tests were started with: a shell's background jobs ignore SIGINT, and nohup's SIGHUP."""
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
 def test_a_signal_leaves_nothing_half_written(folder: Path, number: signal.Signals, status: int) -> None:
     file = config(folder, "none", "slow")
     command = [sys.executable, "-m", "audit.cli", "run", str(file), "--out", str(folder / "out"), "--no-cache"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as audited:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=default_signals
+    ) as audited:
         assert audited.stdout is not None
         assert audited.stdout.readline() == "attacking\n"
         assert (folder / "out").is_dir()

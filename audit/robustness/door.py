@@ -29,19 +29,30 @@ def checked_logits(classifier: nn.Module, images: Tensor, ids: Sequence[str] = (
         )
     if not torch.isfinite(logits).all():
         raise ClassifierError(
-            f"Classifier '{name}' returns NaN or infinite logits{on_images(logits, ids)}: check its weights and "
-            "mean/std."
+            f"Classifier '{name}' returns NaN or infinite logits{where_not_finite(logits, images, ids)}"
         )
     return logits
 
 
-def on_images(values: Tensor, ids: Sequence[str]) -> str:
-    """Return ' on image ...' for the rows of `values` `[N, ...]` that are not finite; '' where there are no `ids`."""
+def where_not_finite(values: Tensor, images: Tensor, ids: Sequence[str]) -> str:
+    """Return on which of `images` `[N, C, H, W]` the rows of `values` `[N, ...]` are not finite, and what to look at.
+
+    Weights and normalisation are to blame only where every image fails. Without `ids` no image is named.
+    """
     bad = (~torch.isfinite(values)).flatten(1).any(dim=1).nonzero().flatten().tolist()
     if not ids or not bad:
-        return ""
+        return ": check its weights and mean/std."
     more = f" and {len(bad) - 1} more of {len(values)}" if len(bad) > 1 else ""
-    return f" on image '{ids[bad[0]]}'{more}"
+    where = f" on image '{ids[bad[0]]}'{more}"
+    if len(bad) == len(values) > 1:
+        return f"{where}: check its weights and mean/std."
+    pixels = images[bad[0]]
+    if bool((pixels == pixels.flatten()[0]).all()):
+        return (
+            f"{where}, whose pixels are all {float(pixels.flatten()[0]):.3g}: a network that divides by an image's own "
+            "deviation fails there, so add a small number to its divisor or leave the image out."
+        )
+    return f"{where}: look at the image, and check the network for a division, a logarithm or an overflow."
 
 
 def check_labels(labels: Tensor, n: int, num_classes: int) -> None:

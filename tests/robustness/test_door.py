@@ -11,6 +11,7 @@ from audit.config import EnsembleConfig, TrustConfig
 from audit.errors import AuditError, ClassifierError, MetricError
 from audit.robustness.apgd import apgd_attack, apgd_targeted_attack
 from audit.robustness.distance import minimal_distances
+from audit.robustness.door import where_not_finite
 from audit.robustness.ensemble import run_cascade
 from audit.robustness.fab import fab_attack
 from audit.robustness.pgd import pgd_attack
@@ -120,3 +121,17 @@ def test_wrong_channel_count(name: str) -> None:
 )
 def test_a_classifier_that_returns_no_finite_logits(name: str, answer: Any, words: str) -> None:
     assert words in sentence_of(ATTACKS[name], ClassifierError, Broken(answer), images(), LABELS, 0.1)
+
+
+def test_what_is_not_finite_names_the_image_and_its_likely_cause():
+    images = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    images[1] = 0.0
+    ids = ("a", "b", "c")
+    values = torch.zeros(3, 2)
+    values[1, 0] = torch.nan
+    assert "image 'b', whose pixels are all 0" in where_not_finite(values, images, ids)
+    values = torch.zeros(3, 2)
+    values[2] = torch.inf
+    assert where_not_finite(values, images, ids).startswith(" on image 'c': look at the image")
+    assert "'a' and 2 more of 3: check its weights" in where_not_finite(torch.full((3, 2), torch.nan), images, ids)
+    assert where_not_finite(values, images, ()) == ": check its weights and mean/std."

@@ -201,4 +201,6 @@ def test_torchrun_trains_by_the_command_line(tmp_path: Path) -> None:
     card = json.loads((tmp_path / "two" / "tiny.json").read_text())
     assert card["world_size"] == 2
     assert card["images_seen"] == 12
-    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == ["tiny.json", "tiny.safetensors"]
+    assert sorted(p.name for p in (tmp_path / "two").iterdir()) == [
+        ".spruce-training.json", "tiny.json", "tiny.safetensors",
+    ]  # fmt: skip

@@ -76,8 +76,20 @@ def test_shortcut_falls_where_the_marker_says_nothing() -> None:
     assert accuracies("shortcut", row=1)[0] < 0.75
 
 
+def without_later_keys(asked: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what a card that was written earlier cannot know; such a key has to be unset."""
+    assert all(asked[key] is None for key in asked.keys() - kept.keys())
+    return {
+        key: without_later_keys(value, kept[key]) if isinstance(value, dict) else value
+        for key, value in asked.items()
+        if key in kept
+    }
+
+
 def test_the_generator_comes_from_the_configuration_that_is_said_to_have_made_it() -> None:
     asked = load_generator_train_config(CONFIGS / "generator.toml").resolved(64)
-    assert card("generators", "phantom")["config"] == portable(asked, *FILES)
+    kept = card("generators", "phantom")["config"]
+    assert kept == without_later_keys(portable(asked, *FILES), kept)
     fitted = load_fit_mapping_config(CONFIGS / "mapping.toml")
-    assert card("generators", "phantom")["mapping"]["config"] == portable_fit(fitted)
+    kept = card("generators", "phantom")["mapping"]["config"]
+    assert kept == without_later_keys(portable_fit(fitted), kept)
