@@ -6,8 +6,8 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from audit.pipeline.runner import run_audit
     from audit.results import AuditResult
-    from audit.runner import run_audit
 
 __all__ = ["AuditResult", "run_audit"]
 
@@ -15,7 +15,7 @@ __all__ = ["AuditResult", "run_audit"]
 def __getattr__(name: str) -> Any:
     # Imported when asked for: `import audit` and `spruce-audit --help` should not load torch.
     if name == "run_audit":
-        from audit.runner import run_audit
+        from audit.pipeline.runner import run_audit
 
         return run_audit
     if name == "AuditResult":

@@ -18,7 +18,7 @@ from rich.text import Text
 from typer import rich_utils
 
 from audit.errors import AuditError, Terminated
-from audit.terminal import finish, forgive, say, show
+from audit.runtime.terminal import finish, forgive, say, show
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -53,7 +53,7 @@ CacheOption = Annotated[
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from audit.store import package_version
+        from audit.storage.cache import package_version
 
         say(f"spruce-audit {package_version()}")
         raise typer.Exit
@@ -75,8 +75,8 @@ def _default_cache() -> Path:
 
 
 def _audit(config: Path, out: Path, cache: Path | None) -> None:
-    from audit.runner import run_audit
-    from audit.writing import ReportError
+    from audit.pipeline.runner import run_audit
+    from audit.pipeline.writing import ReportError
 
     try:
         result = run_audit(config, out, cache)
@@ -157,8 +157,8 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", help="file to write; default: report.html beside it")] = None,
 ) -> None:
     """Render the HTML report of earlier results again."""
-    from audit.output import record
     from audit.report.build import render_report
+    from audit.storage.output import record
 
     written = render_report(results, out)
     record(written)
@@ -174,10 +174,10 @@ def gate(
     markdown: Annotated[Path | None, typer.Option("--markdown", help="write the Markdown summary to this file")] = None,
 ) -> None:
     """Check results against a policy: exit status 0 passed, 1 failed, 2 incomplete or not measured."""
-    from audit.gate import JUNIT_MARK, MARKDOWN_MARK, evaluate_gate, to_junit_xml, to_markdown
-    from audit.gate_policy import load_policy
-    from audit.output import check_own, write_own
+    from audit.gate.evaluate import JUNIT_MARK, MARKDOWN_MARK, evaluate_gate, to_junit_xml, to_markdown
+    from audit.gate.policy import load_policy
     from audit.results import read_results
+    from audit.storage.output import check_own, write_own
 
     for file, mark in ((junit, JUNIT_MARK), (markdown, MARKDOWN_MARK)):
         if file is not None:
@@ -195,14 +195,14 @@ def gate(
 
 
 def _claim(out: Path, name: str) -> None:
-    from audit.output import claim
+    from audit.storage.output import claim
 
     checkpoint = f"{name}.checkpoint.pt"
     claim(out, (f"{name}.safetensors", f"{name}.json", checkpoint), checkpoint)
 
 
 def _claim_generator(out: Path, kind: str, start: str | None) -> None:
-    from audit.output import claim
+    from audit.storage.output import claim
 
     names = [f"{kind}.safetensors", f"{kind}.json", "history.jsonl", "checkpoint.pt"]
     if kind == "generator":
@@ -217,9 +217,9 @@ def train_classifier_command(config: ConfigFile, out: Out = Path("runs/classifie
     Writes safetensors and a card. A killed run goes on where it was. For several GPUs or processes:
     torchrun --nproc-per-node 2 -m audit.cli train classifier CONFIG.toml
     """
-    from audit.distributed import is_first
-    from audit.training.classifier import train_classifier
-    from audit.training.config import load_classifier_train_config
+    from audit.runtime.distributed import is_first
+    from audit.training.classifier.config import load_classifier_train_config
+    from audit.training.classifier.train import train_classifier
 
     settings = load_classifier_train_config(config)
     _claim(out, settings.name)
@@ -231,8 +231,8 @@ def train_classifier_command(config: ConfigFile, out: Out = Path("runs/classifie
 @train_app.command("factors")
 def train_factors_command(config: ConfigFile, out: Out = Path("runs/factors")) -> None:
     """Train the phantom's embedding: a network that regresses its causal factors."""
-    from audit.training.config import load_factors_train_config
-    from audit.training.factors import train_factors
+    from audit.training.classifier.config import load_factors_train_config
+    from audit.training.embedding.factors import train_factors
 
     settings = load_factors_train_config(config)
     _claim(out, settings.name)
@@ -245,9 +245,9 @@ def train_generator_command(config: ConfigFile, out: Out = Path("runs/generator"
 
     For several GPUs or processes: torchrun --nproc-per-node 2 -m audit.cli train generator CONFIG.toml
     """
-    from audit.distributed import is_first
-    from audit.generator.train import run_generator_training
-    from audit.generator.train_config import load_generator_train_config
+    from audit.runtime.distributed import is_first
+    from audit.training.generator.config import load_generator_train_config
+    from audit.training.generator.train import run_generator_training
 
     settings = load_generator_train_config(config)
     _claim_generator(out, "generator", settings.start_from)
@@ -259,8 +259,8 @@ def train_generator_command(config: ConfigFile, out: Out = Path("runs/generator"
 @train_app.command("mapping")
 def train_mapping_command(config: ConfigFile, out: Out = Path("runs/mapping")) -> None:
     """Fit the mapping network of a trained generator to mean and covariance of real images' features."""
-    from audit.generator.fit_config import load_fit_mapping_config
-    from audit.generator.fit_mapping import run_mapping_fit
+    from audit.training.generator.mapping import run_mapping_fit
+    from audit.training.generator.mapping_config import load_fit_mapping_config
 
     settings = load_fit_mapping_config(config)
     _claim_generator(out, "generator", settings.generator)
@@ -273,9 +273,9 @@ def train_embedding_command(config: ConfigFile, out: Out = Path("runs/embedding"
 
     A killed run goes on where it was; torchrun as for classifiers.
     """
-    from audit.distributed import is_first
-    from audit.training.embedding import train_embedding
-    from audit.training.embedding_config import load_embedding_train_config
+    from audit.runtime.distributed import is_first
+    from audit.training.embedding.config import load_embedding_train_config
+    from audit.training.embedding.train import train_embedding
 
     settings = load_embedding_train_config(config)
     _claim(out, settings.name)
@@ -287,7 +287,7 @@ def train_embedding_command(config: ConfigFile, out: Out = Path("runs/embedding"
 @train_app.command("encoder")
 def train_encoder_command(config: ConfigFile, out: Out = Path("runs/encoder")) -> None:
     """Train the encoder that brings images into a generator's latent space."""
-    from audit.training.encoder import load_encoder_train_config, run_encoder_training
+    from audit.training.encoder.config import load_encoder_train_config, run_encoder_training
 
     settings = load_encoder_train_config(config)
     _claim_generator(out, "encoder", settings.generator)
@@ -316,7 +316,7 @@ def convert_generator_command(
 ) -> None:
     """Write the generator in FILE in our format, with its discriminator where it has one."""
     from audit.generator.commands import convert_generator
-    from audit.generator.load import load_generator
+    from audit.generator.files.load import load_generator
 
     say(convert_generator(file, out))
     for note in load_generator(out).notes:
@@ -343,7 +343,7 @@ def sample_generator_command(
 @weights_app.command("list")
 def list_weights_command() -> None:
     """Show the networks that metrics can use: purpose, licence, size of a download, and where they are."""
-    from audit.weights import NETWORKS, find
+    from audit.storage.pretrained import NETWORKS, find
 
     table = Table()
     for heading in ("name", "use", "licence", "MB", "there"):
@@ -370,7 +370,7 @@ def pull_weights_command(
     ] = None,
 ) -> None:
     """Fetch networks, check their SHA-256 and place them; an interrupted download goes on where it was."""
-    from audit.weights import NETWORKS, pull
+    from audit.storage.pretrained import NETWORKS, pull
 
     if bool(names) == every:
         raise typer.BadParameter("give the names of networks, or --all")
@@ -381,7 +381,7 @@ def pull_weights_command(
 @weights_app.command("verify")
 def verify_weights_command(names: Annotated[list[str] | None, typer.Argument(metavar="[NAME]...")] = None) -> None:
     """Hash the files again; with NAME they have to be there. Exit status 2 if one is not the registered one."""
-    from audit.weights import verify
+    from audit.storage.pretrained import verify
 
     for name, paths in verify(names or ()).items():
         say(f"{name}: {'absent' if paths is None else 'sound, ' + ', '.join(map(str, paths))}")

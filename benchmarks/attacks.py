@@ -34,11 +34,11 @@ from audit.config import ClassifierConfig, DataConfig, EnsembleConfig, Robustnes
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
 from audit.data.phantom import CLASS_NAMES, sample
-from audit.environment import peak_memory_mb, versions
+from audit.robustness.attacks.pgd import pgd_attack
 from audit.robustness.ensemble import run_cascade
 from audit.robustness.evaluate import attacked_rows, robust_accuracy
-from audit.robustness.pgd import pgd_attack
-from audit.seeds import stage_generator
+from audit.runtime.environment import peak_memory_mb, versions
+from audit.runtime.seeds import stage_generator
 
 Attack = Callable[[int], Tensor]
 """Maps the repeat's number to adversarial images."""

@@ -28,8 +28,8 @@ from networks import Work, race, table
 from torch import Tensor
 from torch.nn import functional as F
 
-from audit.environment import versions
-from audit.generator.layers import blur, blur_filter
+from audit.generator.stylegan2.layers import blur, blur_filter
+from audit.runtime.environment import versions
 
 Form = Callable[[Tensor, Tensor], Tensor]
 LAST = torch.channels_last

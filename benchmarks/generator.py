@@ -6,10 +6,10 @@
     python benchmarks/generator.py factors FILE [--n 2000] [--seed 0]
 
 `throughput` times whole training steps - codes, both networks' losses, gradients, Adam and the averaged generator - of
-`audit.generator.step` and of the papers' textbook form (`benchmarks/networks.py`) with torch's default Adam, turn about
-in one process: one step without regularisers, and the mean of 16 steps with R1 in every 16th and path length in every
-8th (left out with `--plain`). Printed are medians of the repeats and of their ratios. Times are the process's CPU
-seconds, or wall time with `--wall`; threads are those of OMP_NUM_THREADS.
+`audit.training.generator.step` and of the papers' textbook form (`benchmarks/networks.py`) with torch's default Adam,
+turn about in one process: one step without regularisers, and the mean of 16 steps with R1 in every 16th and path length
+in every 8th (left out with `--plain`). Printed are medians of the repeats and of their ratios. Times are the process's
+CPU seconds, or wall time with `--wall`; threads are those of OMP_NUM_THREADS.
 
 `replayed` needs a CUDA GPU and times the same steps, with two discriminators, the first twice as wide as the generator,
 named kernel by kernel and replayed as CUDA graphs.
@@ -40,20 +40,20 @@ from torch import Tensor
 
 from audit.data import phantom
 from audit.data.load import load_images, training_split
-from audit.embedded import path as embedded_path
-from audit.environment import choose_device, versions
-from audit.generator.graphs import Direct
-from audit.generator.load import load_generator
-from audit.generator.losses import logistic
-from audit.generator.networks import network_range
-from audit.generator.snapshot import compare, embed_drawn, fid_network, reference_of
-from audit.generator.state import State
-from audit.generator.step import Means, train_step
-from audit.generator.stream import Reals
-from audit.generator.train_config import GeneratorTrainConfig, load_generator_train_config
-from audit.metrics.embedding import embed_all
-from audit.metrics.phantom_factors import load_phantom_factors
-from audit.training.factors import r_squared
+from audit.embeddings.embedding import embed_all
+from audit.embeddings.phantom_factors import load_phantom_factors
+from audit.generator.files.load import load_generator
+from audit.generator.stylegan2.losses import logistic
+from audit.generator.stylegan2.networks import network_range
+from audit.runtime.environment import choose_device, versions
+from audit.storage.shipped import path as embedded_path
+from audit.training.embedding.factors import r_squared
+from audit.training.generator.config import GeneratorTrainConfig, load_generator_train_config
+from audit.training.generator.graphs import Direct
+from audit.training.generator.snapshot import compare, embed_drawn, fid_network, reference_of
+from audit.training.generator.state import State
+from audit.training.generator.step import Means, train_step
+from audit.training.generator.stream import Reals
 
 CYCLE = 16
 READABLE = 0.5

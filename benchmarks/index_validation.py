@@ -23,9 +23,9 @@ from audit.config import EMBEDDINGS, AuditConfig, MetricsConfig, RobustnessConfi
 from audit.data.demo import demo_config
 from audit.data.load import load_data
 from audit.data.phantom import twins
+from audit.pipeline.runner import run_audit
 from audit.results import AuditResult
-from audit.runner import run_audit
-from audit.seeds import stage_seed
+from audit.runtime.seeds import stage_seed
 
 EXPECTED = (("trades", "plain"), ("trades-small", "plain"), ("plain", "shortcut"))
 

@@ -22,21 +22,21 @@ from torch import Tensor
 
 from audit.config import DataConfig, InversionConfig
 from audit.data.load import load_data
-from audit.embedded import path as embedded_path
+from audit.embeddings.canonical import available, load_lpips
+from audit.embeddings.embedding import FeatureNetwork, embed_all
+from audit.embeddings.phantom_factors import load_phantom_factors
 from audit.generator.features import DiscriminatorFeatures
-from audit.generator.load import LoadedGenerator, load_generator
-from audit.generator.networks import Generator
+from audit.generator.files.load import LoadedGenerator, load_generator
+from audit.generator.stylegan2.networks import Generator
 from audit.inversion.codes import candidate_codes, random_codes, spread
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
 from audit.inversion.invert import Inversion, invert
 from audit.inversion.loss import squared_error, targets_of
 from audit.inversion.pivot import optimise_pivots
 from audit.inversion.pivotal import editability, tune
-from audit.metrics.canonical import available, load_lpips
-from audit.metrics.embedding import FeatureNetwork, embed_all
 from audit.metrics.fid import frechet_distance
-from audit.metrics.phantom_factors import load_phantom_factors
-from audit.seeds import stage_generator
+from audit.runtime.seeds import stage_generator
+from audit.storage.shipped import path as embedded_path
 
 
 class Ground:

@@ -36,12 +36,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audit.environment import versions
 from audit.generator.compiling import compiled
-from audit.generator.discriminator import Discriminator, minibatch_stddev
-from audit.generator.layers import EqualConv, EqualLinear, blur_filter
-from audit.generator.losses import logistic
-from audit.generator.networks import Generator
+from audit.generator.stylegan2.discriminator import Discriminator, minibatch_stddev
+from audit.generator.stylegan2.layers import EqualConv, EqualLinear, blur_filter
+from audit.generator.stylegan2.losses import logistic
+from audit.generator.stylegan2.networks import Generator
+from audit.runtime.environment import versions
 
 Work = Callable[[], object]
 

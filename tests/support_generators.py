@@ -9,8 +9,8 @@ import types
 import torch
 from torch.nn import functional as F
 
-from audit.generator.discriminator import Discriminator
-from audit.generator.networks import Generator
+from audit.generator.stylegan2.discriminator import Discriminator
+from audit.generator.stylegan2.networks import Generator
 
 TAPS = torch.tensor([1.0, 3.0, 3.0, 1.0])
 KERNEL = torch.outer(TAPS, TAPS) / 64

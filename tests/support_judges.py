@@ -2,7 +2,7 @@
 
 import torch
 
-from audit.generator.losses import logistic
+from audit.generator.stylegan2.losses import logistic
 
 
 def smooth_images(n):

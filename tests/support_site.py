@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from audit import fetch
+from audit.storage import download as fetch
 
 DATA = bytes(range(256)) * 2000
 HASH = hashlib.sha256(DATA).hexdigest()

@@ -21,13 +21,13 @@ from torch import Tensor
 
 from audit.classifiers.probe import first_line
 from audit.errors import ClassifierError
-from audit.generator.file_bytes import Budget, Foreign, Refused, Window
-from audit.generator.harmless import harmful
-from audit.generator.plain_pickle import Call, Plain
-from audit.generator.sources import open_archive
-from audit.generator.torch_archive import Tensors, entries_of
-from audit.generator.tree import tree_of
-from audit.tensor_files import OverBudget, check_torch, checked_safetensors
+from audit.storage.tensors.file_bytes import Budget, Foreign, Refused, Window
+from audit.storage.tensors.harmless import harmful
+from audit.storage.tensors.plain_pickle import Call, Plain
+from audit.storage.tensors.sources import open_archive
+from audit.storage.tensors.tensor_files import OverBudget, check_torch, checked_safetensors
+from audit.storage.tensors.torch_archive import Tensors, entries_of
+from audit.storage.tensors.tree import tree_of
 
 JSON_KEYS = ("classes", "mean", "std", "input_size", "channels", "architecture", "architecture_args")
 """Entries of safetensors metadata that are understood; each is JSON."""

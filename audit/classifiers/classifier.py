@@ -26,9 +26,9 @@ from audit.classifiers.probe import (
 from audit.classifiers.slices import Output, Slices
 from audit.classifiers.trace import linear_of, trace_network
 from audit.errors import ClassifierError, ModelFault, Terminated
-from audit.memory import out_of_memory
 from audit.results import ModelInput, Notice, Origin
-from audit.seeds import stage_generator
+from audit.runtime.memory import out_of_memory
+from audit.runtime.seeds import stage_generator
 
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in luma (ITU-R BT.601, section 2.5.1)."""

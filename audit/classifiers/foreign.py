@@ -7,7 +7,7 @@ from torch import Tensor
 
 from audit.classifiers.probe import first_line
 from audit.errors import AuditError, ModelFault, Terminated
-from audit.memory import out_of_memory
+from audit.runtime.memory import out_of_memory
 
 
 @contextmanager

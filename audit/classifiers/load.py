@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from audit import embedded
 from audit.classifiers.architectures import SMALL_CONVNEXT_NAME, build_architecture
 from audit.classifiers.checkpoint import existing_file, is_exported, is_torchscript, read_checkpoint
 from audit.classifiers.classifier import Classifier, class_order
@@ -25,7 +24,8 @@ from audit.classifiers.wants import Wants, wants_of_arguments, wants_of_metadata
 from audit.config import ClassifierConfig, why_not_pixel_units
 from audit.errors import ClassifierError
 from audit.results import Notice, Origin
-from audit.seeds import stage_seed
+from audit.runtime.seeds import stage_seed
+from audit.storage import shipped as embedded
 
 __all__ = ["class_order", "load_classifier", "preserve_mode"]
 

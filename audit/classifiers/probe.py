@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.fx import GraphModule
 
 from audit.errors import ClassifierError
-from audit.memory import out_of_memory
-from audit.seeds import stage_seed
+from audit.runtime.memory import out_of_memory
+from audit.runtime.seeds import stage_seed
 
 HOW = "return the output of the final nn.Linear, one logit per class."
 

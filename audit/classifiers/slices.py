@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from audit.errors import ClassifierError
-from audit.memory import allowed, fitting, halving, out_of_memory, peak_bytes
+from audit.runtime.memory import allowed, fitting, halving, out_of_memory, peak_bytes
 
 Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
 Result = TypeVar("Result")

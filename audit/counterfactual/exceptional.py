@@ -16,7 +16,7 @@ from audit.config import CounterfactualConfig
 from audit.counterfactual.hurdle import fit_hurdle
 from audit.counterfactual.mixture import fit_mixture
 from audit.errors import ClassifierError
-from audit.seeds import stage_generator
+from audit.runtime.seeds import stage_generator
 
 ZERO_SHARE = 0.05
 """Share of exact zeros among a class's activations above which `auto` takes the hurdle model."""

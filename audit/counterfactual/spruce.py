@@ -24,14 +24,14 @@ from audit.config import CounterfactualConfig
 from audit.counterfactual.balance import Push
 from audit.counterfactual.exceptional import Calibration, expected_features
 from audit.counterfactual.iterates import Iterates, goal_of
-from audit.generator.networks import Generator
+from audit.embeddings.embedding import FeatureNetwork
+from audit.generator.stylegan2.networks import Generator
 from audit.inversion.codes import random_codes, spread
 from audit.inversion.deltas import Rows
-from audit.memory import allowed, at_once, in_slices
-from audit.metrics.embedding import FeatureNetwork
 from audit.metrics.perceptual import distance_of_maps, unit_channels
-from audit.progress import Advance
-from audit.seeds import stage_generator
+from audit.runtime.memory import allowed, at_once, in_slices
+from audit.runtime.progress import Advance
+from audit.runtime.seeds import stage_generator
 
 REFERENCE_PIXELS = 3 * 256 * 256
 """Image values behind the thesis' lambda_image."""

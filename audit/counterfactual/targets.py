@@ -16,8 +16,8 @@ from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
 from audit.counterfactual.spruce import ADAM_EPS, Inverted, clip_per_image, code_unit
 from audit.errors import ConfigError
-from audit.generator.networks import Generator
-from audit.memory import allowed, at_once, in_slices
+from audit.generator.stylegan2.networks import Generator
+from audit.runtime.memory import allowed, at_once, in_slices
 
 NOT_EXPLAINED = -1
 """Target of an image that already is, and is seen as, the fixed target class."""

@@ -16,10 +16,10 @@ from audit.data import data_notices as say
 from audit.data.audit_set import AuditSet
 from audit.data.copies import find_copies, keys_by_bytes
 from audit.data.reading import Look, Reading, left_out
-from audit.distributed import is_first
 from audit.errors import DataError
-from audit.progress import track
 from audit.results import Copies, DataRead, Notice, PixelRange
+from audit.runtime.distributed import is_first
+from audit.runtime.progress import track
 
 LOOKED_PIXELS = 2**28
 """Pixels that are decoded for the record: seconds; a set of fewer is compared pixel by pixel."""

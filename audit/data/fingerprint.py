@@ -6,7 +6,7 @@ import numpy as np
 
 from audit.data.audit_set import AuditSet
 from audit.data.reading import digest
-from audit.progress import track
+from audit.runtime.progress import track
 
 
 def fingerprint(dataset: AuditSet) -> str:

@@ -23,9 +23,9 @@ from audit.data.images import Header, ImageFile, KeepingReader, convert_image, d
 from audit.data.reading import Look, Reading, digest, look_at
 from audit.data.regions import Box, check_boxes, read_mask, read_region
 from audit.errors import DataError
-from audit.progress import track
 from audit.results import LeftOut
-from audit.seeds import stage_generator
+from audit.runtime.progress import track
+from audit.runtime.seeds import stage_generator
 
 MIDDLE = 256
 """Bytes of a file's middle that tell most files of one length apart."""

@@ -33,7 +33,7 @@ from audit.data.phantom_render import (
     render,
 )
 from audit.errors import DataError
-from audit.seeds import stage_generator, stage_seed
+from audit.runtime.seeds import stage_generator, stage_seed
 
 CLASS_NAMES = ("healthy", "opacity", "cardiomegaly")
 HEALTHY, OPACITY, CARDIOMEGALY = 0, 1, 2

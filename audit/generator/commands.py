@@ -12,15 +12,15 @@ from typing import Any
 from torch import nn
 
 from audit.errors import GeneratorError
-from audit.generator.contents import existing, printable
-from audit.generator.file_bytes import Budget, Foreign, Refused, Window
+from audit.generator.files.contents import existing, printable
+from audit.generator.files.load import LoadedGenerator, load_generator, open_generator, resolve, save_generator
 from audit.generator.grid import PNG_MARK, grid_size, sample_grid, save_grid
-from audit.generator.harmless import harmful
-from audit.generator.load import LoadedGenerator, load_generator, open_generator, resolve, save_generator
-from audit.generator.plain_pickle import Name
-from audit.generator.sources import open_archive
-from audit.output import check_own
-from audit.store import hash_file
+from audit.storage.cache import hash_file
+from audit.storage.output import check_own
+from audit.storage.tensors.file_bytes import Budget, Foreign, Refused, Window
+from audit.storage.tensors.harmless import harmful
+from audit.storage.tensors.plain_pickle import Name
+from audit.storage.tensors.sources import open_archive
 
 MAX_SAMPLES = 10_000
 HASHED = 2**30

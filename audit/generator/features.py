@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from audit.generator.discriminator import Discriminator
-from audit.generator.networks import network_range
-from audit.store import hash_tensor
+from audit.generator.stylegan2.discriminator import Discriminator
+from audit.generator.stylegan2.networks import network_range
+from audit.storage.cache import hash_tensor
 
 
 class DiscriminatorFeatures:

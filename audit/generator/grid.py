@@ -9,9 +9,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from audit.generator.networks import Generator
-from audit.seeds import stage_generator
-from audit.store import atomic_write_bytes
+from audit.generator.stylegan2.networks import Generator
+from audit.runtime.seeds import stage_generator
+from audit.storage.cache import atomic_write_bytes
 
 PNG_MARK = "spruce-audit generator"
 """By which our pictures are known: no other file is written over."""

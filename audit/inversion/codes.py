@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from audit.generator.networks import Generator
-from audit.memory import at_once, in_slices
-from audit.seeds import stage_generator
+from audit.generator.stylegan2.networks import Generator
+from audit.runtime.memory import at_once, in_slices
+from audit.runtime.seeds import stage_generator
 
 CANDIDATES = 512
 DRAWN_AT_ONCE = 64

@@ -15,8 +15,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from audit.generator.networks import Generator
-from audit.seeds import stage_generator
+from audit.generator.stylegan2.networks import Generator
+from audit.runtime.seeds import stage_generator
 
 Form = Literal["full", "low-rank"]
 LEFT, RIGHT = "/left", "/right"

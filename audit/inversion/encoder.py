@@ -13,11 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audit.embedded import path as embedded_path
 from audit.errors import ConfigError, GeneratorError
-from audit.generator.networks import Generator, network_range
-from audit.store import hash_tensor
-from audit.tensor_files import checked_safetensors, fill_weights
+from audit.generator.stylegan2.networks import Generator, network_range
+from audit.storage.cache import hash_tensor
+from audit.storage.shipped import path as embedded_path
+from audit.storage.tensors.tensor_files import checked_safetensors, fill_weights
 
 FORMAT = "spruce-audit encoder 1"
 GROUPS = 8

@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 from audit.config import InversionConfig
+from audit.embeddings.embedding import FeatureNetwork, check_images
 from audit.errors import DataError, GeneratorError
-from audit.generator.load import check_fits
-from audit.generator.networks import Generator
+from audit.generator.files.load import check_fits
+from audit.generator.stylegan2.networks import Generator
 from audit.inversion.codes import candidate_codes, nearest_codes, spread
 from audit.inversion.deltas import NOTHING, Deltas, joined
 from audit.inversion.encoder import Encoder
 from audit.inversion.loss import squared_error, targets_of
 from audit.inversion.pivot import optimise_pivots
 from audit.inversion.pivotal import tune
-from audit.memory import allowed, fitting, in_slices, peak_bytes, stated
-from audit.metrics.embedding import FeatureNetwork, check_images
 from audit.metrics.perceptual import perceptual_distance
-from audit.progress import Advance
+from audit.runtime.memory import allowed, fitting, in_slices, peak_bytes, stated
+from audit.runtime.progress import Advance
 
 
 @dataclass(frozen=True)

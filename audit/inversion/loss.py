@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audit.generator.layers import Deltas
-from audit.generator.networks import Generator, pixels
-from audit.metrics.embedding import FeatureNetwork
+from audit.embeddings.embedding import FeatureNetwork
+from audit.generator.stylegan2.layers import Deltas
+from audit.generator.stylegan2.networks import Generator, pixels
 from audit.metrics.perceptual import distance_of_maps, unit_channels
 
 

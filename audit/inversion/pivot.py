@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from audit.config import InversionConfig
-from audit.generator.networks import Generator
+from audit.embeddings.embedding import FeatureNetwork
+from audit.generator.stylegan2.networks import Generator
 from audit.inversion.adam import RowAdam, cosine
 from audit.inversion.loss import Targets, distance, draw
-from audit.metrics.embedding import FeatureNetwork
 
 
 def distance_to_w(ws: Tensor, mean: Tensor, unit: float) -> Tensor:

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from audit.config import InversionConfig
-from audit.generator.networks import Generator
+from audit.embeddings.embedding import FeatureNetwork
+from audit.generator.stylegan2.networks import Generator
 from audit.inversion.adam import RowAdam, cosine
 from audit.inversion.codes import random_codes
 from audit.inversion.deltas import Deltas, Rows, joined, layout_of
 from audit.inversion.loss import Targets, distance, draw, targets_of
 from audit.inversion.shares import in_shares
-from audit.memory import allowed, at_once, in_slices
-from audit.metrics.embedding import FeatureNetwork
-from audit.seeds import stage_generator
-from audit.store import hash_tensor
+from audit.runtime.memory import allowed, at_once, in_slices
+from audit.runtime.seeds import stage_generator
+from audit.storage.cache import hash_tensor
 
 LOCALITY_INTERVAL = 4
 LR_FLOOR = 0.05

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from audit.inversion.deltas import NOTHING, Deltas
 from audit.inversion.invert import Inversion, Keep
-from audit.store import Entry, Store
+from audit.storage.cache import Entry, Store
 
 _DELTA = "delta/"
 _OPTIONAL = ("perceptual", "encoder_mse")

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from audit.metrics.embedding import check_embeddings
+from audit.embeddings.embedding import check_embeddings
 
 SIGMA = 10.0
 SCALE = 1000.0

@@ -10,8 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from audit.embeddings.embedding import Embedder, check_embeddings, named
 from audit.metrics.cmmd import metric_name, mmd
-from audit.metrics.embedding import Embedder, check_embeddings, named
 from audit.metrics.fid import frechet_distance
 from audit.results import Distribution
 

@@ -6,8 +6,8 @@ Against the query image the error of the inversion would be counted as an edit.
 import torch
 from torch import Tensor
 
+from audit.embeddings.embedding import check_images, check_pair
 from audit.errors import MetricError
-from audit.metrics.embedding import check_images, check_pair
 
 VISIBLE = 4 / 255
 """A pixel counts as changed above this difference, in pixel units."""

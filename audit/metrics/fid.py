@@ -9,7 +9,7 @@ min(n, d) x min(m, d), needs no matrix square root, and is exact where n < d and
 import torch
 from torch import Tensor
 
-from audit.metrics.embedding import check_embeddings
+from audit.embeddings.embedding import check_embeddings
 
 
 def _triangular(samples: Tensor) -> Tensor:

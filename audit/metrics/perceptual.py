@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from audit.embeddings.embedding import FeatureNetwork, check_pair
 from audit.errors import MetricError
-from audit.memory import allowed, at_once, in_slices
-from audit.metrics.embedding import FeatureNetwork, check_pair
+from audit.runtime.memory import allowed, at_once, in_slices
 
 
 def unit_channels(maps: Sequence[Tensor], eps: float = 1e-10) -> list[Tensor]:

@@ -9,7 +9,7 @@ Both depend on n: the balls shrink as n grows.
 import torch
 from torch import Tensor
 
-from audit.metrics.embedding import check_embeddings
+from audit.embeddings.embedding import check_embeddings
 
 NEIGHBOURS = 3
 CHUNK = 1024

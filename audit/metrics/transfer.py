@@ -18,8 +18,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from audit.embeddings.embedding import check_embeddings
 from audit.errors import MetricError
-from audit.metrics.embedding import check_embeddings
 from audit.results import Judge
 
 NEIGHBOURS = 15

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from audit.classifiers.mode import preserve_mode
 from audit.errors import MetricError
 from audit.results import Interval
-from audit.robustness.ball import Norm, ascent, distance, project, random_offset
-from audit.robustness.door import check_eps, checked_logits, float_images
-from audit.robustness.fab import fab_minimal, nearest_on_line
-from audit.robustness.losses import image_gradient, margin
-from audit.robustness.sight import Sight
+from audit.robustness.attacks.ball import Norm, ascent, distance, project, random_offset
+from audit.robustness.attacks.checks import check_eps, checked_logits, float_images
+from audit.robustness.attacks.fab import fab_minimal, nearest_on_line
+from audit.robustness.attacks.losses import image_gradient, margin
+from audit.robustness.attacks.sight import Sight
 
 STEP_SHARE = 2.5
 """Ascent's step in units of eps / steps, so that an image can cross its ball (Madry et al. 2018, section 2.1)."""

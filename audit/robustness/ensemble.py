@@ -18,14 +18,14 @@ from audit.classifiers.classifier import weights_hash
 from audit.classifiers.mode import preserve_mode
 from audit.config import EnsembleConfig
 from audit.results import CascadeStage
-from audit.robustness.apgd import apgd_attack, apgd_targeted_attack
-from audit.robustness.ball import Norm, assert_in_ball
-from audit.robustness.door import check_eps, check_labels, checked_logits, float_images
-from audit.robustness.fab import fab_attack
-from audit.robustness.sight import Sight
-from audit.robustness.square import square_attack
-from audit.seeds import stage_generator
-from audit.store import Entry, Store
+from audit.robustness.attacks.apgd import apgd_attack, apgd_targeted_attack
+from audit.robustness.attacks.ball import Norm, assert_in_ball
+from audit.robustness.attacks.checks import check_eps, check_labels, checked_logits, float_images
+from audit.robustness.attacks.fab import fab_attack
+from audit.robustness.attacks.sight import Sight
+from audit.robustness.attacks.square import square_attack
+from audit.runtime.seeds import stage_generator
+from audit.storage.cache import Entry, Store
 
 StageName = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 

@@ -19,20 +19,20 @@ from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
 from audit.metrics.intervals import wilson_interval
-from audit.progress import stage_progress
 from audit.results import Attack, CascadeStage, MinimalDistance, Robust
-from audit.robustness.ball import Norm
-from audit.robustness.blind import Account
-from audit.robustness.clean import device_of
+from audit.robustness.accuracy import device_of
+from audit.robustness.attacks.ball import Norm
+from audit.robustness.attacks.blind import Account
+from audit.robustness.attacks.checks import checked_logits
+from audit.robustness.attacks.pgd import pgd_attack
+from audit.robustness.attacks.sight import Sight
 from audit.robustness.distance import median_distance, minimal_distances
-from audit.robustness.door import checked_logits
 from audit.robustness.ensemble import run_cascade
 from audit.robustness.examples import EXAMPLES, Fooled, first_fooled, still_fooled
-from audit.robustness.pgd import pgd_attack
-from audit.robustness.sight import Sight
-from audit.robustness.verdict import Evidence, check_trust
-from audit.seeds import stage_generator
-from audit.store import Store
+from audit.robustness.trust.verdict import Evidence, check_trust
+from audit.runtime.progress import stage_progress
+from audit.runtime.seeds import stage_generator
+from audit.storage.cache import Store
 
 Kind = Literal["pgd", "ensemble"]
 Outcome = Literal["before", "smaller", "pgd", "apgd-ce", "apgd-t", "fab-t", "square"]

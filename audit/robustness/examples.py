@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
 from audit.data.audit_set import AuditSet
-from audit.robustness.door import checked_logits
+from audit.robustness.attacks.checks import checked_logits
 
 EXAMPLES = 4
 """Attacked images that are kept of every model."""

@@ -13,14 +13,14 @@ import shutil
 from pathlib import Path
 
 from audit.config import load_config
-from audit.generator.train import run_generator_training
-from audit.generator.train_config import load_generator_train_config
-from audit.runner import run_audit
-from audit.training.classifier import train_classifier
-from audit.training.config import load_classifier_train_config
-from audit.training.embedding import train_embedding
-from audit.training.embedding_config import load_embedding_train_config
-from audit.training.encoder import load_encoder_train_config, run_encoder_training
+from audit.pipeline.runner import run_audit
+from audit.training.classifier.config import load_classifier_train_config
+from audit.training.classifier.train import train_classifier
+from audit.training.embedding.config import load_embedding_train_config
+from audit.training.embedding.train import train_embedding
+from audit.training.encoder.config import load_encoder_train_config, run_encoder_training
+from audit.training.generator.config import load_generator_train_config
+from audit.training.generator.train import run_generator_training
 
 HERE = Path(__file__).parent
 CLASSIFIERS = ("plain", "trades-small", "trades")

@@ -11,10 +11,10 @@ from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.slices import Slices, sparing
 from audit.errors import ClassifierError
-from audit.memory import peak_bytes
-from audit.robustness.apgd import apgd_attack
-from audit.robustness.pgd import pgd_attack
-from audit.seeds import stage_generator
+from audit.robustness.attacks.apgd import apgd_attack
+from audit.robustness.attacks.pgd import pgd_attack
+from audit.runtime.memory import peak_bytes
+from audit.runtime.seeds import stage_generator
 
 CPU = torch.device("cpu")
 EACH = 32 * 16 * 16 * 4

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from audit.config import EnsembleConfig
 from audit.errors import MetricError
-from audit.robustness.apgd import apgd_attack, apgd_targeted_attack
+from audit.robustness.attacks.apgd import apgd_attack, apgd_targeted_attack
 from audit.robustness.ensemble import run_cascade
 
 SMALL = EnsembleConfig(apgd_steps=5, fab_steps=5, square_queries=10)

@@ -31,8 +31,8 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 from torch.nn import functional as F
 
-from audit.robustness.corruption.constants import CIFAR_C, IMAGENET_C, Constants
-from audit.robustness.corruptions import CORRUPTIONS, SEVERITIES, corrupt
+from audit.robustness.corruptions.constants import CIFAR_C, IMAGENET_C, Constants
+from audit.robustness.corruptions.run import CORRUPTIONS, SEVERITIES, corrupt
 
 FILE = Path(__file__).with_name("corruptions_reference.json")
 WITHOUT_LENGTHS = ("gaussian_noise", "shot_noise", "impulse_noise", "brightness", "contrast", "pixelate")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from audit.robustness.ball import ascent, distance
-from audit.robustness.fab import fab_attack, fab_minimal
-from audit.robustness.square import square_attack
+from audit.robustness.attacks.ball import ascent, distance
+from audit.robustness.attacks.fab import fab_attack, fab_minimal
+from audit.robustness.attacks.square import square_attack
 
 NORMS = ["Linf", "L2"]
 CLASSES = 10

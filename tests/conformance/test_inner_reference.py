@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit.training.adversarial import divergence_ascent, label_ascent, uniform_start
+from audit.training.classifier.objectives.adversarial import divergence_ascent, label_ascent, uniform_start
 
 EPS, STEPS, STEP_SIZE = 8 / 255, 10, 2 / 255
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from audit.embeddings.canonical import available, load_inception, load_lpips
+from audit.embeddings.embedding import embed_all
 from audit.errors import MetricError
-from audit.metrics.canonical import available, load_inception, load_lpips
 from audit.metrics.cmmd import mmd
-from audit.metrics.embedding import embed_all
 from audit.metrics.fid import frechet_distance
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit.training.contrastive import nt_xent
+from audit.training.embedding.contrastive import nt_xent
 
 reference = pytest.importorskip("lightly.loss.ntx_ent_loss", reason="lightly, a peer of tests, is not installed")
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from audit.robustness.pgd import pgd_attack
+from audit.robustness.attacks.pgd import pgd_attack
 
 shared = Path(__file__).parents[2].parent / "shared"
 
@@ -65,7 +65,7 @@ def test_robust_accuracy_of_the_mnist_classifiers(name: str, low: float, high: f
 
 def test_calibration_error_agrees_with_torchmetrics() -> None:
     calibration = pytest.importorskip("torchmetrics.functional.classification")
-    from audit.robustness.clean import expected_calibration_error
+    from audit.robustness.accuracy import expected_calibration_error
 
     generator = torch.Generator().manual_seed(0)
     probabilities = torch.randn(500, 4, generator=generator).softmax(dim=1)

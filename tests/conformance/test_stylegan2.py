@@ -8,8 +8,8 @@ import torch
 from safetensors import safe_open
 from torch.testing import assert_close
 
-from audit.generator.discriminator import Discriminator
-from audit.generator.networks import Generator
+from audit.generator.stylegan2.discriminator import Discriminator
+from audit.generator.stylegan2.networks import Generator
 
 VECTORS = Path(__file__).parents[2].parent / "shared/conformance/stylegan2_ada_32_gray.safetensors"
 pytestmark = pytest.mark.skipif(not VECTORS.exists(), reason="no reference vectors beside the checkout")

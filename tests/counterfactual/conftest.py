@@ -10,7 +10,7 @@ from audit.classifiers.classifier import Classifier
 from audit.config import CounterfactualConfig
 from audit.counterfactual.exceptional import Calibration, fit_calibration
 from audit.counterfactual.iterates import operating_points
-from audit.generator.networks import Generator
+from audit.generator.stylegan2.networks import Generator
 
 CLASS_NAMES = ("dark", "bright")
 

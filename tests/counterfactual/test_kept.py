@@ -9,11 +9,11 @@ from torch import Tensor
 
 from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
-from audit.explaining import Explained, calibrate, explain_model
-from audit.generator.load import LoadedGenerator
-from audit.ground import Ground
-from audit.metrics.embedding import Pixels
-from audit.store import Store
+from audit.embeddings.embedding import Pixels
+from audit.generator.files.load import LoadedGenerator
+from audit.pipeline.explain import Explained, calibrate, explain_model
+from audit.pipeline.networks import Ground
+from audit.storage.cache import Store
 
 CPU = torch.device("cpu")
 

@@ -11,8 +11,8 @@ from audit.config import CounterfactualConfig
 from audit.counterfactual import spruce
 from audit.counterfactual.spruce import Counterfactuals, Objective, clip_per_image, explain
 from audit.errors import ClassifierError
-from audit.generator.networks import Generator
-from audit.memory import limited
+from audit.generator.stylegan2.networks import Generator
+from audit.runtime.memory import limited
 
 
 class Edges:

@@ -18,9 +18,9 @@ from audit.data.load import load_data
 from audit.errors import GeneratorError
 from audit.generator.commands import convert_generator, inspect_generator, sample_generator
 from audit.generator.features import DiscriminatorFeatures
+from audit.generator.files.load import load_generator, save_generator
 from audit.generator.grid import grid_size, sample_grid, save_grid
-from audit.generator.load import load_generator, save_generator
-from audit.ground import load_ground
+from audit.pipeline.networks import load_ground
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import torch._inductor.config
 from torch.testing import assert_close
 
 from audit.generator.compiling import compiled
-from audit.generator.discriminator import Discriminator
+from audit.generator.stylegan2.discriminator import Discriminator
 
 
 def judge():

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from audit.generator.discriminator import Discriminator
-from audit.generator.networks import Generator
+from audit.generator.stylegan2.discriminator import Discriminator
+from audit.generator.stylegan2.networks import Generator
 
 
 @pytest.fixture(scope="session")

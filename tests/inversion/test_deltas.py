@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from audit.generator.networks import Generator
+from audit.generator.stylegan2.networks import Generator
 from audit.inversion.deltas import Deltas, Layout, joined, layout_of
 
 CPU = torch.device("cpu")

@@ -16,15 +16,15 @@ from torch.testing import assert_close
 
 from audit.config import ConfigError, parse_config
 from audit.data.audit_set import AuditSet
+from audit.embeddings.lpips import Lpips
 from audit.errors import DataError, GeneratorError
-from audit.generator.discriminator import Discriminator
 from audit.generator.features import DiscriminatorFeatures
-from audit.generator.load import load_generator, save_generator
-from audit.generator.networks import Generator
+from audit.generator.files.load import load_generator, save_generator
+from audit.generator.stylegan2.discriminator import Discriminator
+from audit.generator.stylegan2.networks import Generator
 from audit.inversion.encoder import Encoder, encoder_beside, generator_hash, load_encoder
-from audit.inversion.train import EncoderTrainConfig, train_encoder
-from audit.metrics.lpips import Lpips
-from audit.training.encoder import _similarity, load_encoder_train_config
+from audit.training.encoder.config import _similarity, load_encoder_train_config
+from audit.training.encoder.train import EncoderTrainConfig, train_encoder
 
 CPU = torch.device("cpu")
 

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from audit.config import InversionConfig
 from audit.errors import DataError, GeneratorError
-from audit.generator.discriminator import Discriminator
 from audit.generator.features import DiscriminatorFeatures
-from audit.generator.networks import Generator
+from audit.generator.stylegan2.discriminator import Discriminator
+from audit.generator.stylegan2.networks import Generator
 from audit.inversion.codes import candidate_codes, nearest_codes, spread
 from audit.inversion.encoder import Encoder, generator_hash
 from audit.inversion.invert import invert, to_cpu

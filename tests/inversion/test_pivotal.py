@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from audit.config import InversionConfig
-from audit.generator.discriminator import Discriminator
 from audit.generator.features import DiscriminatorFeatures
-from audit.generator.networks import Generator
+from audit.generator.stylegan2.discriminator import Discriminator
+from audit.generator.stylegan2.networks import Generator
 from audit.inversion.deltas import tuned_shapes
 from audit.inversion.loss import squared_error, targets_of
 from audit.inversion.pivotal import editability, locality_codes, tune

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from audit.config import InversionConfig
-from audit.generator.networks import Generator
+from audit.generator.stylegan2.networks import Generator
 from audit.inversion.loss import targets_of
 from audit.inversion.pivotal import tune
 from audit.inversion.shares import SMALLEST_SHARE, in_shares, share_count

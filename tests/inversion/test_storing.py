@@ -11,15 +11,15 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.testing import assert_close
 
-from audit import memory
 from audit.config import ConfigError, InversionConfig, memory_bytes, parse_config
 from audit.errors import GeneratorError
-from audit.generator.networks import Generator
+from audit.generator.stylegan2.networks import Generator
 from audit.inversion import invert as invert_module
 from audit.inversion.codes import candidate_codes, nearest_codes
 from audit.inversion.invert import Inversion, Keep, invert
 from audit.inversion.storing import from_entry, keep_in, keep_without_store, to_entry
-from audit.store import Entry, Store
+from audit.runtime import memory
+from audit.storage.cache import Entry, Store
 
 
 def config(**values: object) -> InversionConfig:

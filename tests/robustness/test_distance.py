@@ -12,9 +12,9 @@ from torch.nn import functional
 
 from audit.data import phantom
 from audit.errors import MetricError
-from audit.robustness.ball import ascent, project
+from audit.robustness.attacks.ball import ascent, project
+from audit.robustness.attacks.pgd import pgd_attack
 from audit.robustness.distance import median_distance, minimal_distances
-from audit.robustness.pgd import pgd_attack
 
 NORMS = ["Linf", "L2"]
 

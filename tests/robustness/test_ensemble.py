@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from audit.config import EnsembleConfig
 from audit.errors import ClassifierError, MetricError
-from audit.robustness.apgd import apgd_attack
+from audit.robustness.attacks.apgd import apgd_attack
 from audit.robustness.ensemble import Cascade, run_cascade
-from audit.seeds import stage_generator
-from audit.store import Store
+from audit.runtime.seeds import stage_generator
+from audit.storage.cache import Store
 
 SMALL = EnsembleConfig(apgd_steps=5, fab_steps=5, square_queries=20, target_classes=3)
 

@@ -9,9 +9,9 @@ from PIL import Image
 from support_models import Brightness, grey_levels
 
 from audit.config import EnsembleConfig, RobustnessConfig
-from audit.gallery import name_examples, save_examples
+from audit.pipeline.pictures import name_examples, save_examples
 from audit.results import AuditResult, Components, Environment, ModelResult
-from audit.robustness.clean import clean_metrics
+from audit.robustness.accuracy import clean_metrics
 from audit.robustness.evaluate import Attacked, attacked_rows, robust_accuracy
 from audit.robustness.examples import EXAMPLES
 

@@ -1,0 +1,1 @@
+"""Networks that see: the embeddings and perceptual distances that metrics rest on."""

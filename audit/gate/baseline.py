@@ -1,0 +1,176 @@
+"""May two audits be compared in one number? Only where everything that the number rests on is the same in both.
+
+A number of an audit is a reading of an instrument: images, attack, generator, encoder, embeddings, judges and settings.
+Where one of them differs, a change of the number says nothing about the model. What a file does not say is taken as
+unknown and compares with nothing but another file that does not say it either.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from audit.config import (
+    CounterfactualConfig,
+    DataConfig,
+    InversionConfig,
+    MetricsConfig,
+    QueryConfig,
+    RankingConfig,
+    RobustnessConfig,
+)
+from audit.gate.policy import MEANINGFULNESS, attack_of
+from audit.results import Attack, AuditResult, ModelResult
+
+Difference = str | None
+"""Why two numbers do not measure the same thing, the end of a sentence; None: they do."""
+
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "data": DataConfig,
+    "queries": QueryConfig,
+    "inversion": InversionConfig,
+    "counterfactual": CounterfactualConfig,
+    "metrics": MetricsConfig,
+    "ranking": RankingConfig,
+    "robustness": RobustnessConfig,
+}
+_ELSEWHERE = {
+    # Files are compared by the hash of what is in them, and a bound on memory changes no number.
+    "data": {"path", "format", "shift"},
+    "inversion": {"encoder", "max_memory"},
+    "metrics": {"embedding"},
+}
+
+
+def _settings(audit: AuditResult, section: str) -> dict[str, Any]:
+    """Return a table of the audit's configuration with its defaults filled in, as plain JSON."""
+    given = audit.config.get(section) or {}
+    try:
+        values = _SECTIONS[section].model_validate(given).model_dump(mode="json")
+    except ValidationError:
+        return dict(given)  # of a version whose keys were others
+    if isinstance(corruptions := values.get("corruptions"), dict):
+        corruptions.pop("constants", None)  # the results say what 'auto' came to
+    return values
+
+
+def _other_settings(
+    now: AuditResult, before: AuditResult, section: str, keys: Iterable[str] | None = None
+) -> Difference:
+    """Compare one table of both configurations; `keys`: only these."""
+    new, old = _settings(now, section), _settings(before, section)
+    compared = [*new, *(key for key in old if key not in new)] if keys is None else list(keys)
+    for key in compared:
+        if key not in _ELSEWHERE.get(section, ()) and new.get(key) != old.get(key):
+            return f"{section}.{key} was {old.get(key)} there and is {new.get(key)} here"
+    return None
+
+
+def _other_images(now: AuditResult, before: AuditResult) -> Difference:
+    """Compare the audited images: their classes and their content, where both files say it."""
+    if now.classes != before.classes:
+        return f"its classes are {', '.join(before.classes)} there and {', '.join(now.classes)} here"
+    new, old = now.data.get("audited_sha256"), before.data.get("audited_sha256")
+    if (new is None) != (old is None):
+        where = "the baseline" if old is None else "this audit"
+        return f"{where} does not say which images it was measured on: run it again with this version"
+    if new != old:
+        return "it was measured on other images"
+    for key in ("audited", "shape"):
+        if now.data.get(key) != before.data.get(key):
+            return f"it was measured on other images ({key}: {before.data.get(key)} there, {now.data.get(key)} here)"
+    return None
+
+
+def _other_seed(now: AuditResult, before: AuditResult) -> Difference:
+    return None if now.seed == before.seed else f"the seed was {before.seed} there and is {now.seed} here"
+
+
+def _judges(model: ModelResult, audit: AuditResult, without: set[str]) -> dict[str, str]:
+    """Return the judges of a model's counterfactuals and the weights of those that are models, by name."""
+    weights = {other.name: other.weights_sha256 or "" for other in audit.models}
+    found = model.counterfactuals.judges if model.counterfactuals is not None else []
+    return {judge.name: weights.get(judge.name, "") for judge in found if judge.name not in without}
+
+
+def _other_judges(new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult) -> Difference:
+    # Neither model judges itself, so that two models of one audit have each other.
+    themselves = {new.name, old.name}
+    here, there = _judges(new, now, themselves), _judges(old, before, themselves)
+    if set(here) != set(there):
+        return f"its judges are {', '.join(there) or 'none'} there and {', '.join(here) or 'none'} here"
+    changed = [name for name in here if here[name] != there[name]]
+    return f"judge '{changed[0]}' has other weights" if changed else None
+
+
+def _other_queries(now: AuditResult, before: AuditResult) -> Difference:
+    here, there = [query.id for query in now.queries], [query.id for query in before.queries]
+    if here == there:
+        return None
+    common = len(set(here) & set(there))
+    return f"other query images were explained ({common} of {len(there)} there are among the {len(here)} here)"
+
+
+def _other_ground(new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult) -> Difference:
+    """Compare what the index, its components and the counterfactuals rest on."""
+    if now.generator_sha256 != before.generator_sha256:
+        return "it was measured with another generator"
+    if now.encoder_sha256 != before.encoder_sha256:
+        return "it was measured with another encoder"
+    for name in ("realism_embedding", "perceptual_embedding"):
+        if getattr(now, name) != getattr(before, name):
+            return "it rests on another embedding"
+    if now.data.get("calibration_sha256") != before.data.get("calibration_sha256"):
+        return "it was calibrated on other images"
+    sections = ("data", "queries", "inversion", "counterfactual", "metrics", "ranking")
+    differences = (_other_settings(now, before, section) for section in sections)
+    return (
+        next((found for found in differences if found is not None), None)
+        or _other_seed(now, before)
+        or _other_queries(now, before)
+        or _other_judges(new, old, now, before)
+    )
+
+
+def _other_attack(new: Attack, old: Attack, now: AuditResult, before: AuditResult) -> Difference:
+    if (new.norm, new.eps) != (old.norm, old.eps):
+        return f"the radius was {old.eps:.4g} in {old.norm} there and is {new.eps:.4g} in {new.norm} here"
+    if (new.steps, new.restarts) != (old.steps, old.restarts):
+        return "the attack had another norm, number of steps or of restarts"
+    if [stage.attack for stage in new.stages] != [stage.attack for stage in old.stages]:
+        return "the cascade had other stages"
+    if new.robust_accuracy.n != old.robust_accuracy.n:
+        return f"{old.robust_accuracy.n} images were attacked there and {new.robust_accuracy.n} here"
+    if new.outcomes and old.outcomes and set(new.outcomes) != set(old.outcomes):
+        return "other images were attacked"
+    keys = ("ensemble",) if new.stages else ("step_size", "momentum")
+    return _other_settings(now, before, "robustness", keys)
+
+
+def other_instrument(
+    metric: str, new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult
+) -> Difference:
+    """Return why `metric` of the model `new` in `now` is not what it is of `old` in `before`, or None."""
+    if metric.split(".")[0] in MEANINGFULNESS and (found := _other_ground(new, old, now, before)) is not None:
+        return found
+    if (found := _other_images(now, before)) is not None:
+        return found
+    if not metric.startswith("robust."):
+        return None
+    attack, other = attack_of(new, metric), attack_of(old, metric)
+    if attack is not None and other is not None and (found := _other_attack(attack, other, now, before)) is not None:
+        return found
+    part = metric.split(".")[1]
+    if part == "shift":
+        sizes = [None if m.robust.shift is None else m.robust.shift.n for m in (old, new)]
+        return None if sizes[0] == sizes[1] else f"the second set had {sizes[0]} images there and {sizes[1]} here"
+    if part == "corruptions":
+        lists = [None if m.robust.corruptions is None else m.robust.corruptions.constants for m in (old, new)]
+        if lists[0] != lists[1]:
+            return f"the severities are those of {lists[0]} there and of {lists[1]} here"
+    if part in ("distances", "corruptions", "vulnerability", "checks"):
+        keys = {"distances": ("distance", "steps", "n"), "checks": ("trust", "steps", "n")}.get(part, (part, "n"))
+        found = _other_settings(now, before, "robustness", keys)
+        if found is not None:
+            return found
+    return _other_seed(now, before)

@@ -1,0 +1,198 @@
+"""What a gate may ask of an audit: the schema of `gate.toml`, and the flat table of numbers that its rules name.
+
+A policy is a list of `[[rule]]` tables. Each names a metric by its dotted path in a model's result (`index`,
+`components.localisation`, `clean.accuracy`, `robust.ensemble.8/255`, `counterfactuals.regions.marker.mass`) and at
+least one bound, or asks by `above` that a model be ranked above another one. A robust accuracy or a minimal distance
+that failed a trust check, or whose checks were not made, passes no bound unless the rule allows it.
+`benchmarks/gate.toml` is a commented example.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from audit.config import Section, parse_config, read_toml
+from audit.gate.ranges import bound_error
+from audit.results import (
+    Attack,
+    CascadeStage,
+    Corruption,
+    Distribution,
+    Interval,
+    Judge,
+    MinimalDistance,
+    ModelResult,
+    Perceptual,
+    RegionShare,
+    Row,
+    TrustCheck,
+    VulnerabilityShare,
+)
+
+Use = Literal["value", "low", "high"]
+
+
+class Rule(Section):
+    """One requirement; several bounds in one rule are checked one by one."""
+
+    metric: str | None = Field(None, description="dotted path into a model's result, for instance 'components.realism'")
+    models: tuple[str, ...] | None = Field(None, min_length=1, description="models it holds for; default: all")
+    min: float | None = Field(None, description="least value allowed", allow_inf_nan=False)
+    max: float | None = Field(None, description="greatest value allowed", allow_inf_nan=False)
+    max_drop: float | None = Field(None, ge=0, description="greatest fall below the baseline's value")
+    max_rise: float | None = Field(None, ge=0, description="greatest rise above the baseline's value")
+    baseline_model: str | None = Field(None, description="model of the baseline file; default: the one of equal name")
+    use: Use = Field("value", description="compare the value, or the lower or upper end of its interval")
+    above: str | None = Field(None, description="the models must have a higher index than this model of the same audit")
+    probability: float = Field(0.95, gt=0, lt=1, description="least bootstrap probability for 'above'")
+    allow_untrusted: bool = Field(False, description="let a number pass that failed one of its trust checks")
+    allow_unchecked: bool = Field(False, description="let a robust accuracy pass whose trust checks were not all made")
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> "Rule":
+        bounds = [k for k in ("min", "max", "max_drop", "max_rise") if getattr(self, k) is not None]
+        if self.above is not None:
+            if self.metric is not None or bounds:
+                raise ValueError("'above' stands alone; put 'metric' and its bounds into a rule of their own")
+            return self
+        if self.metric is None:
+            raise ValueError("a rule needs 'metric' with a bound, or 'above'")
+        if not bounds:
+            raise ValueError(f"the rule on '{self.metric}' needs one of min, max, max_drop, max_rise")
+        if self.baseline_model is not None and self.max_drop is None and self.max_rise is None:
+            raise ValueError("'baseline_model' needs max_drop or max_rise")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min = {self.min:g} on '{self.metric}' is above max = {self.max:g}: no number keeps both")
+        for key in bounds:
+            if (error := bound_error(self.metric, key, getattr(self, key))) is not None:
+                raise ValueError(error)
+        return self
+
+
+class Policy(Section):
+    """The whole of `gate.toml`."""
+
+    rule: tuple[Rule, ...] = Field(min_length=1, description="the requirements; all of them must hold")
+
+
+def load_policy(path: str | Path) -> Policy:
+    """Read a gate's TOML file; raises ConfigError naming the key and the remedy."""
+    return parse_config(Policy, read_toml(path), f"'{path}'")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A number with the ends of its interval; None where it was not measured or is not finite."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+
+    def bound(self, use: Use) -> float | None:
+        """Return the value, or an end of the interval; never one in place of another."""
+        number = {"value": self.value, "low": self.low, "high": self.high}[use]
+        return number if number is not None and math.isfinite(number) else None
+
+
+def _list_key(item: Row) -> str | None:
+    match item:
+        case RegionShare():
+            return item.region
+        case Judge():
+            return item.name
+        case Distribution():
+            return item.target
+        case TrustCheck() | Corruption():
+            return item.name
+        case MinimalDistance():
+            return item.norm
+        case VulnerabilityShare():
+            return f"{item.share:g}"
+        case CascadeStage():
+            return item.attack
+        case _:
+            return None
+
+
+_NO_NUMBERS = {"distances_by_image", "outcomes", "confusion", "input", "failed"}
+"""Parts of the results that hold nothing to gate on: single images and decisions, and how a model was loaded."""
+
+
+def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
+    # The short name of a row with one leading number is that number: 'robust.pgd.8/255', 'counterfactuals.mmd.healthy'.
+    match node:
+        case bool() | str():
+            return
+        case int() | float() | None:
+            table[path] = Measured(node)
+            return
+        case Interval():
+            table[path] = Measured(node.value, node.low, node.high)
+            return
+        case Attack():
+            _flatten(node.robust_accuracy, path, table)
+        case Distribution() | Perceptual():
+            table[path] = Measured(node.value)
+    children: list[tuple[str, object]] = []
+    if isinstance(node, Row):
+        children = [(name, getattr(node, name)) for name in type(node).model_fields if name not in _NO_NUMBERS]
+    elif isinstance(node, dict):
+        children = [(str(key), value) for key, value in node.items()]
+    elif isinstance(node, list):
+        children = [(key, item) for item in node if isinstance(item, Row) and (key := _list_key(item)) is not None]
+    for key, child in children:
+        _flatten(child, f"{path}.{key}" if path else key, table)
+
+
+def attack_of(model: ModelResult, metric: str) -> Attack | None:
+    """Return the attack that the path `metric` ('robust.pgd.8/255' or a number below it) belongs to, if it does."""
+    for kind in ("pgd", "pgd_l2", "ensemble", "ensemble_l2"):
+        for radius, attack in getattr(model.robust, kind).items():
+            path = f"robust.{kind}.{radius}"
+            if metric == path or metric.startswith(f"{path}."):
+                return attack
+    return None
+
+
+MEANINGFULNESS = ("index", "rank", "components", "counterfactuals", "left_out_by_inversion")
+"""First parts of the paths of numbers that rest on the generator."""
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Why a number must not be believed, and which checks of it were not made: a sentence each."""
+
+    untrusted: tuple[str, ...] = ()
+    unchecked: tuple[str, ...] = ()
+
+
+def doubts_of(model: ModelResult, metric: str) -> Doubts:
+    """Return the doubts about the number at the path `metric`: those of the attack or search it is the outcome of."""
+    if metric.split(".")[0] in MEANINGFULNESS and model.counterfactuals is not None:
+        return Doubts(tuple(model.counterfactuals.untrusted))
+    attack: Attack | MinimalDistance | None = attack_of(model, metric)
+    kind = metric.split(".")[1].removesuffix("_l2") if attack is not None else "distance"
+    for row in model.robust.distances:
+        if metric == f"robust.distances.{row.norm}" or metric.startswith(f"robust.distances.{row.norm}."):
+            attack = row
+    if attack is None:
+        return Doubts()
+    unchecked = list(attack.unchecked)
+    unchecked += [check.finding for check in model.robust.checks if check.passed is None and kind in check.attacks]
+    if not unchecked and model.robust.trusted is None:
+        unchecked.append("Not all of the trust checks of this model were made.")
+    return Doubts(tuple(attack.untrusted), tuple(dict.fromkeys(unchecked)))
+
+
+def metrics_of(model: ModelResult) -> dict[str, Measured]:
+    """Return every number of one model by dotted path; rows of a list are named by region, judge or target class."""
+    table: dict[str, Measured] = {}
+    _flatten(model.model_copy(update={"queries": [], "not_computed": []}), "", table)
+    low, high = model.index_interval or (None, None)
+    table["index"] = Measured(model.index, low, high)
+    for name, (low, high) in model.component_intervals.items():
+        table[f"components.{name}"] = Measured(getattr(model.components, name, None), low, high)
+    return {path: number for path, number in table.items() if not path.startswith(("component_intervals", "index_int"))}

@@ -1,0 +1,1 @@
+"""Generator files of every kind, read without running anything they hold."""

@@ -1,0 +1,1 @@
+"""StyleGAN2 from the papers' equations: layers, networks, losses."""

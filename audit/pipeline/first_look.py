@@ -1,0 +1,44 @@
+"""The look at every model before anything long: what it may have been given wrongly is said while it can be mended."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from audit.classifiers.classifier import Classifier
+from audit.config import AuditConfig
+from audit.data.audit_set import AuditSet
+from audit.results import Notice, Reading
+from audit.robustness.sanity.doubts import input_notices
+from audit.robustness.sanity.measure import read_otherwise, sample_of
+from audit.runtime.progress import remark
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen of one model."""
+
+    readings: list[Reading] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
+
+
+def first_looks(
+    classifiers: Sequence[Classifier], config: AuditConfig, audited: AuditSet, device: torch.device
+) -> dict[str, Look]:
+    """Return a look at every classifier by its name, on a few images of `audited`.
+
+    What it finds is also said on a terminal at once: the stages after this one may take hours.
+    """
+    sample = sample_of(audited, config.seed)
+    architectures = {one.name: one.architecture for one in config.classifiers}
+    names = audited.class_names
+    # Labels that are numbers have an order by themselves, and `data.classes` is one that somebody wrote down.
+    stated = config.data.classes is not None or all(name == f"class {k}" for k, name in enumerate(names))
+    looks = {}
+    for classifier in classifiers:
+        readings = read_otherwise(classifier, sample, architectures.get(classifier.name), device)
+        notices = input_notices(classifier.name, classifier.input, readings, audited.image_shape, names, stated=stated)
+        for notice in notices:
+            remark(f"Note on {notice.subject}: {notice.text}")
+        looks[classifier.name] = Look(readings, notices)
+    return looks

@@ -1,0 +1,113 @@
+"""What every judge says about every model's counterfactuals, and how often each judge says no.
+
+Judges of a model are the other audited models and one predictor fitted on real images in the domain embedding. A
+judge's power is measured on the unedited inversions and on pixel-space adversarial examples made for the *other*
+models: one that calls those the target too is no evidence.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from audit.classifiers.classifier import Classifier
+from audit.classifiers.mode import preserve_mode
+from audit.classifiers.slices import sparing
+from audit.embeddings.embedding import FeatureNetwork, embed_all
+from audit.metrics.transfer import EmbeddingJudge, Verdicts
+from audit.robustness.attacks.pgd import pgd_attack
+from audit.runtime.progress import stage_progress
+from audit.runtime.seeds import stage_generator
+
+JUDGE_EPS = 8 / 255
+"""Radius of the pixel-space adversarial examples by which a judge's power is measured."""
+JUDGE_STEPS = 20
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A predictor of labels `[N]` from images `[N, C, H, W]`; `accuracy` is on real images of the audit split."""
+
+    name: str
+    accuracy: float
+    decide: Callable[[Tensor], Tensor]
+
+
+@torch.no_grad()
+def decisions(classifier: Classifier, images: Tensor, device: torch.device) -> Tensor:
+    """Labels `[N]` that a classifier gives to `images` `[N, C, H, W]`, in batches."""
+    with preserve_mode(classifier):
+        parts = [sparing(classifier, partial(classifier, part.to(device))) for part in images.split(128)]
+        return torch.cat([logits.argmax(1).cpu() for logits in parts])
+
+
+def classifier_judge(classifier: Classifier, accuracy: float, device: torch.device) -> Judge:
+    """An audited model in the seat of a judge."""
+    return Judge(classifier.name, accuracy, lambda images: decisions(classifier, images, device))
+
+
+def domain_judge(
+    judge: EmbeddingJudge, network: FeatureNetwork, images: Tensor, labels: Tensor, device: torch.device
+) -> Judge:
+    """The predictor in the domain embedding, with its accuracy on the embedded real `images` `[N, d]`."""
+    accuracy = float((judge.predict(images) == labels).float().mean())
+    return Judge(judge.name, accuracy, lambda made: judge.predict(embed_all(network, made, 256, device)))
+
+
+def adversarial_examples(
+    classifier: Classifier, queries: Tensor, labels: Tensor, seed: int, device: torch.device
+) -> Tensor:
+    """Pixel-space adversarial examples `[N, C, H, W]` of the query images against one model."""
+
+    def attack() -> Tensor:
+        generator = stage_generator(seed, "judges")
+        return torch.cat(
+            [
+                pgd_attack(
+                    classifier, images.to(device), y.to(device), eps=JUDGE_EPS, steps=JUDGE_STEPS, generator=generator
+                ).cpu()
+                for images, y in zip(queries.split(64), labels.split(64), strict=True)
+            ]
+        )
+
+    return sparing(classifier, attack)
+
+
+def all_verdicts(
+    classifiers: Sequence[Classifier],
+    judges: Sequence[Judge],
+    made: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    queries: Tensor,
+    labels: Tensor,
+    inversions: Tensor,
+    seed: int,
+    device: torch.device,
+) -> list[list[Verdicts]]:
+    """Per classifier the verdicts of all judges that had no part in making its counterfactuals.
+
+    `made` and `targets` hold each classifier's counterfactuals `[N, C, H, W]` and their target classes `[N]`.
+    Adversarial examples count only where they bring the model they were made for to its target.
+    """
+    adversarial = []
+    with stage_progress("adversarial examples for the judges", len(classifiers)) as advance:
+        for c in classifiers:
+            adversarial.append(adversarial_examples(c, queries, labels, seed, device))
+            advance()
+    works = [
+        decisions(c, images, device) == target
+        for c, images, target in zip(classifiers, adversarial, targets, strict=True)
+    ]
+    verdicts: list[list[Verdicts]] = [[] for _ in classifiers]
+    for judge in judges:
+        on_inversions = judge.decide(inversions)
+        others = [i for i, c in enumerate(classifiers) if c.name != judge.name]
+        rejected = [
+            judge.decide(adversarial[i][works[i]]) != targets[i][works[i]] for i in others if bool(works[i].any())
+        ]
+        share = float(torch.cat(rejected).float().mean()) if rejected else None
+        for i in others:
+            verdicts[i].append(Verdicts(judge.name, judge.accuracy, judge.decide(made[i]), on_inversions, share))
+    return verdicts

@@ -1,1 +1,0 @@
-"""The natural corruptions themselves, one file a family; `audit.robustness.corruptions` is the door."""

@@ -1,0 +1,1 @@
+"""Whether a robust accuracy may be believed."""

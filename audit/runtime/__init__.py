@@ -1,0 +1,1 @@
+"""Seeds, progress, devices and processes."""

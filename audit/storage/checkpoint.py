@@ -1,0 +1,71 @@
+"""Checkpoints of trainings: written whole or not at all, read without running code, refused for another configuration.
+
+A checkpoint carries a fingerprint of all that determines its run: settings, images, networks it rests on. What only
+says how long the run is stays out of the fingerprint, so that a finished run can be taken further.
+"""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from audit.errors import ConfigError
+from audit.storage.cache import atomic_path
+
+
+def fingerprint(text: str) -> str:
+    """Return a short hash that tells whether a checkpoint belongs to a configuration."""
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def save_checkpoint(path: Path, key: str, state: Mapping[str, Any]) -> None:
+    """Write `state` (tensors and plain values) of the configuration `key`; a kill leaves the old file or the new."""
+    with atomic_path(path) as temporary:
+        torch.save({**state, "key": key}, temporary)
+
+
+def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
+    """Return the state in `path` with its tensors on the CPU, None where there is no file.
+
+    Raises ConfigError if the file is no checkpoint or was written with another configuration than `key`.
+    """
+    if not path.is_file():
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+        raise ConfigError(f"'{path}' cannot be read as a checkpoint: name another --out or delete it.") from None
+    if not isinstance(state, dict) or state.get("key") != key:
+        raise ConfigError(f"'{path}' holds a checkpoint of another configuration: name another --out or delete it.")
+    return state
+
+
+class Resumable:
+    """A training's state that `save` and `resume` carry over a kill: named modules, plain values and a random stream.
+
+    `_modules` name attributes with a `state_dict` (networks, optimisers); `_plain` those of numbers, lists and text.
+    """
+
+    _modules: ClassVar[tuple[str, ...]]
+    _plain: ClassVar[tuple[str, ...]]
+    rng: torch.Generator
+
+    def save(self, path: Path, key: str) -> None:
+        """Write everything to the checkpoint `path` of the configuration `key`."""
+        state = {name: getattr(self, name).state_dict() for name in self._modules}
+        state |= {name: getattr(self, name) for name in self._plain} | {"rng": self.rng.get_state()}
+        save_checkpoint(path, key, state)
+
+    def resume(self, path: Path, key: str) -> None:
+        """Take everything from the checkpoint `path` if it is there; raises ConfigError as `load_checkpoint` does."""
+        state = load_checkpoint(path, key)
+        if state is None:
+            return
+        for name in self._modules:
+            getattr(self, name).load_state_dict(state[name])
+        for name in self._plain:
+            setattr(self, name, state[name])
+        self.rng.set_state(state["rng"])

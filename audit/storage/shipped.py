@@ -1,0 +1,24 @@
+"""Where the weights shipped inside the package lie."""
+
+from importlib.resources import files
+from pathlib import Path
+
+from audit.errors import ConfigError
+
+KINDS = ("classifiers", "generators", "encoders", "embeddings")
+
+
+def _folder(kind: str) -> Path:
+    return Path(str(files("audit"))) / "assets" / kind
+
+
+def names(kind: str) -> tuple[str, ...]:
+    """Names of the shipped weights of `kind` (one of KINDS)."""
+    return tuple(sorted(file.stem for file in _folder(kind).glob("*.safetensors")))
+
+
+def path(kind: str, name: str) -> Path:
+    """Path of the shipped safetensors `name` of `kind`; raises ConfigError naming those there are."""
+    if name not in names(kind):
+        raise ConfigError(f"No shipped {kind} are called '{name}'; present: {', '.join(names(kind)) or 'none'}.")
+    return _folder(kind) / f"{name}.safetensors"

@@ -1,0 +1,1 @@
+"""Training objectives: plain, PGD-AT, TRADES, MART, AWP, VAT, ALD."""

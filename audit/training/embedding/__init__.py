@@ -1,0 +1,1 @@
+"""Training of domain embeddings and of the phantom's factor network."""

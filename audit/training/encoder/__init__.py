@@ -1,0 +1,1 @@
+"""Training of the encoder that brings images into a generator's latent space."""

@@ -1,0 +1,43 @@
+"""Training of the encoder from a configuration file: generator, domain embedding and images put together."""
+
+from pathlib import Path
+
+import torch
+
+from audit.config import load_training
+from audit.data.describe import note_on_training_data
+from audit.data.load import load_data, training_split
+from audit.embeddings.canonical import LPIPS_SMALLEST, Lpips, load_lpips
+from audit.embeddings.embedding import FeatureNetwork
+from audit.generator.files.load import LoadedGenerator, check_fits, load_generator
+from audit.pipeline.networks import domain_embedding
+from audit.runtime.environment import choose_device
+from audit.training.encoder.train import SIMILARITIES, EncoderTrainConfig, train_encoder
+
+
+def load_encoder_train_config(path: str | Path) -> EncoderTrainConfig:
+    """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
+    return load_training(EncoderTrainConfig, path, "generator", "similarity", names=SIMILARITIES)
+
+
+def _similarity(
+    config: EncoderTrainConfig, loaded: LoadedGenerator, device: torch.device
+) -> FeatureNetwork | Lpips | None:
+    """The network of the perceptual terms. Raises GeneratorError or MetricError where it is not there."""
+    if config.similarity == "none":
+        return None
+    if config.similarity == "lpips":
+        return load_lpips("alex" if loaded.generator.resolution >= LPIPS_SMALLEST["alex"] else "vgg").to(device)
+    return domain_embedding(config.similarity, config.data.is_phantom, loaded, device)
+
+
+def run_encoder_training(config: EncoderTrainConfig, out: Path) -> Path:
+    """Load generator and data that `config` names, train, and return the path of the encoder."""
+    device = choose_device(config.device)
+    loaded = load_generator(config.generator, device)
+    data = load_data(config.data, config.seed)
+    check_fits(loaded.generator, data.image_shape)
+    perceptual = _similarity(config, loaded, device)
+    split = training_split(config.data, data, config.split)
+    note_on_training_data(data.split(split))
+    return train_encoder(config, loaded.generator, data.split(split), out, perceptual, device)

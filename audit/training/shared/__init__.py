@@ -1,0 +1,1 @@
+"""What every training needs: streams of images, cards, precision."""

@@ -1,0 +1,58 @@
+"""The embedded demonstration shows what it was made to show: it is the product's own end-to-end check."""
+
+import pytest
+
+from audit.config import load_config
+from audit.data.demo import demo_config
+from audit.pipeline.runner import run_audit
+from audit.results import AuditResult
+
+
+def test_the_shipped_configuration_is_valid():
+    config = load_config(demo_config())
+    assert [c.name for c in config.classifiers] == ["plain", "trades", "trades-small", "shortcut"]
+    assert config.data.is_phantom
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> AuditResult:
+    return run_audit(demo_config(), tmp_path_factory.mktemp("demo") / "out")
+
+
+def above(result: AuditResult, a: str, b: str) -> float:
+    """Probability that model `a` has the higher index."""
+    table = {(c.a, c.b): c.probability for c in result.comparisons}
+    return table[a, b] if (a, b) in table else 1 - table[b, a]
+
+
+@pytest.mark.slow
+def test_robust_above_plain_above_shortcut(demo):
+    assert above(demo, "trades-small", "plain") >= 0.95
+    # No order is asserted between trades and plain, whose edits are about as far from the true ones: .54 here, .89 and
+    # .91 on other images, .97 here with the generator before (benchmarks/README.md). Plain must not be clearly above.
+    assert above(demo, "trades", "plain") >= 0.1
+    assert above(demo, "plain", "shortcut") >= 0.95
+    assert above(demo, "trades", "shortcut") >= 0.95
+
+
+@pytest.mark.slow
+def test_the_shortcut_is_exposed(demo):
+    model = next(m for m in demo.models if m.name == "shortcut")
+    mass = {r.region: r.mass for r in model.counterfactuals.regions}
+    assert mass["marker"] > mass["lesion"]
+    assert model.rank == len(demo.models)
+
+
+@pytest.mark.slow
+def test_every_model_is_flipped_at_its_operating_point(demo):
+    assert len(demo.queries) == demo.queries_asked
+    for model in demo.models:
+        assert model.counterfactuals.flip_ratio.value >= 0.98
+        assert model.counterfactuals.reached >= 0.95
+
+
+@pytest.mark.slow
+def test_inversions_are_faithful_and_editable_and_memory_is_bounded(demo):
+    assert demo.inversion.mse <= 5e-4
+    assert demo.inversion.editability >= 0.9
+    assert demo.environment.peak_memory_mb <= 3 * 1024

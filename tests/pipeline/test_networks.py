@@ -1,0 +1,82 @@
+"""What an audit says of canonical networks whose weights are not on the machine."""
+
+from pathlib import Path
+from typing import Literal
+
+import pytest
+import torch
+
+from audit.config import AuditConfig, load_config
+from audit.data.audit_set import AuditSet
+from audit.data.demo import demo_config
+from audit.data.phantom import phantom_set
+from audit.errors import GeneratorError, MetricError
+from audit.generator.files.load import load_generator, save_generator
+from audit.pipeline.networks import load_ground
+
+NAMES = ("inception-v3-fid", "lpips-v0.1-vgg", "clip-vit-large-patch14-336")
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AuditConfig:
+    """The demo's configuration on a machine without canonical weights."""
+    monkeypatch.setenv("SPRUCE_AUDIT_WEIGHTS", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr("audit.storage.pretrained.importlib.util.find_spec", lambda name: None)
+    return load_config(demo_config())
+
+
+def choose(config: AuditConfig, canonical: Literal["auto", "off", "require"]) -> AuditConfig:
+    return config.model_copy(update={"metrics": config.metrics.model_copy(update={"canonical": canonical})})
+
+
+@pytest.fixture
+def data(config: AuditConfig) -> AuditSet:
+    return phantom_set(2, 2, config.seed)
+
+
+def test_absent_networks_are_not_computed_and_the_remedy_is_named(config: AuditConfig, data: AuditSet) -> None:
+    ground = load_ground(choose(config, "auto"), data, torch.device("cpu"))
+    assert (ground.canonical, ground.lpips) == ([], None)
+    whys = " ".join(one.why for one in ground.missing)
+    assert all(f"spruce-audit weights pull {name}" in whys for name in NAMES)
+
+
+def test_required_networks_fail_with_the_command_that_fetches_them(config: AuditConfig, data: AuditSet) -> None:
+    with pytest.raises(MetricError, match=f"'require' but .* run `spruce-audit weights pull {' '.join(NAMES)}`"):
+        load_ground(choose(config, "require"), data, torch.device("cpu"))
+
+
+def test_off_says_nothing(config: AuditConfig, data: AuditSet) -> None:
+    assert load_ground(choose(config, "off"), data, torch.device("cpu")).missing == []
+
+
+def with_generator(config: AuditConfig, file: Path, embedding: str) -> AuditConfig:
+    """The configuration with another generator file and embedding, and without encoder and canonical networks."""
+    assert config.generator is not None
+    return config.model_copy(
+        update={
+            "generator": config.generator.model_copy(update={"path": str(file)}),
+            "inversion": config.inversion.model_copy(update={"encoder": None}),
+            "metrics": config.metrics.model_copy(update={"embedding": embedding, "canonical": "off"}),
+        }
+    )
+
+
+@pytest.mark.parametrize("faulty", [False, True])
+def test_a_generator_without_a_usable_discriminator_is_audited_with_an_embedding(
+    config: AuditConfig, data: AuditSet, tmp_path: Path, faulty: bool
+) -> None:
+    shipped = load_generator("embedded:phantom")
+    judge = shipped.discriminator if faulty else None
+    if judge is not None:
+        judge.b4.out.bias.fill_(torch.nan)
+    file = tmp_path / "g.safetensors"
+    save_generator(file, shipped.generator, judge, {})
+    with pytest.raises(GeneratorError, match=r"metrics\.embedding .*train embedding") as error:
+        load_ground(with_generator(config, file, "discriminator"), data, torch.device("cpu"))
+    assert ("cannot be used" in str(error.value), "NaN" in str(error.value)) == (faulty, faulty)
+    ground = load_ground(with_generator(config, file, "phantom-factors"), data, torch.device("cpu"))
+    said = [(notice.subject, notice.text) for notice in ground.notices]
+    assert len(said) == faulty
+    assert all(subject == "generator" and "left out" in text and "NaN" in text for subject, text in said)

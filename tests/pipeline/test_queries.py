@@ -1,0 +1,58 @@
+"""Choice of the query images: common, balanced, seeded."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from audit.config import QueryConfig
+from audit.errors import ConfigError
+from audit.pipeline.queries import select_queries, source_classes
+
+NAMES = ("healthy", "opacity", "heart")
+
+
+def test_sources_are_all_but_a_fixed_target():
+    assert source_classes(QueryConfig(target="healthy"), NAMES) == (1, 2)
+    assert source_classes(QueryConfig(target="nearest"), NAMES) == (0, 1, 2)
+    assert source_classes(QueryConfig(target="healthy", classes=("heart",)), NAMES) == (2,)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"target": "helthy"}, "queries.target"),
+        ({"target": "healthy", "classes": ("lung",)}, "queries.classes"),
+        ({"target": "healthy", "classes": ("healthy",)}, "nothing to explain"),
+    ],
+)
+def test_unknown_classes_are_named(config, said):
+    with pytest.raises(ConfigError, match=said):
+        source_classes(QueryConfig(**config), NAMES)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 500), n=st.integers(2, 40))
+def test_only_images_that_all_models_get_right_and_equal_shares(seed, n):
+    rng = torch.Generator().manual_seed(seed)
+    labels = torch.randint(3, (60,), generator=rng)
+    predicted = {
+        name: torch.where(torch.rand(60, generator=rng) < 0.2, (labels + 1) % 3, labels) for name in ("a", "b")
+    }
+    chosen = select_queries(labels, predicted, QueryConfig(n=n, target="healthy"), NAMES, seed)
+    rows = chosen.indices
+    assert len(rows) <= n
+    assert len(rows.unique()) == len(rows)
+    assert (labels[rows] != 0).all()
+    for name, decision in predicted.items():
+        assert (decision[rows] == labels[rows]).all()
+        wrong = (labels != 0) & (decision != labels)
+        assert sum(chosen.left_out[name].values()) == int(wrong.sum())
+    counts = torch.bincount(labels[rows], minlength=3)[1:]
+    if len(rows) == n:
+        right = (predicted["a"] == labels) & (predicted["b"] == labels)
+        available = torch.bincount(labels[right], minlength=3)[1:]
+        if (available >= (n + 1) // 2).all():
+            assert abs(int(counts[0]) - int(counts[1])) <= 1
+    again = select_queries(labels, predicted, QueryConfig(n=n, target="healthy"), NAMES, seed)
+    assert torch.equal(rows, again.indices)

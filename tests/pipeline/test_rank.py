@@ -1,0 +1,148 @@
+"""The index and the order: closed forms, monotony, reproducibility, shared ranks, and what is left out for all."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from audit.config import RankingConfig
+from audit.errors import MetricError
+from audit.metrics.components import COMPONENTS, ModelScores
+from audit.pipeline.rank import bootstrap_weights, probability_above, rank_models, shared_ranks, weighted_index
+
+CONFIG = RankingConfig(bootstrap=300)
+
+
+def model(name: str, level: float, seed: int = 0, n: int = 40, spread: float = 0.1, **given: object) -> ModelScores:
+    noise = torch.rand(n, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) - 0.5
+    scores = (level + spread * noise).clamp(0, 1)
+    values = {"sparsity": scores, "localisation": scores, "transfer": scores} | given
+    return ModelScores(name, torch.ones(n, dtype=torch.bool), **values)  # type: ignore[arg-type]
+
+
+def scalars(values: list[float]) -> dict[str, torch.Tensor]:
+    return {key: torch.tensor(value, dtype=torch.float64) for key, value in zip(COMPONENTS, values, strict=True)}
+
+
+EVEN = dict.fromkeys(COMPONENTS, 1.0)
+
+
+def test_index_closed_forms() -> None:
+    assert float(weighted_index(scalars([1] * 5), EVEN)) == pytest.approx(100)
+    assert float(weighted_index(scalars([0.5] * 5), EVEN)) == pytest.approx(50)
+    assert float(weighted_index(scalars([0, 1, 1, 1, 1]), EVEN)) == pytest.approx(100 * 0.01**0.2)
+    weights = EVEN | {"validity": 3.0, "realism": 0.0}
+    expected = 100 * (0.5**3 * 0.2 * 0.3 * 0.4) ** (1 / 6)
+    assert float(weighted_index(scalars([0.5, 0.9, 0.2, 0.3, 0.4]), weights)) == pytest.approx(expected)
+    with pytest.raises(MetricError, match="positive weight"):
+        weighted_index(scalars([1] * 5), dict.fromkeys(COMPONENTS, 0.0))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=5, max_size=5), st.integers(0, 4), st.floats(0, 1))
+def test_index_is_monotone_in_every_component_and_between_its_extremes(
+    values: list[float], which: int, step: float
+) -> None:
+    better = list(values)
+    better[which] = min(1.0, better[which] + step)
+    low, high = float(weighted_index(scalars(values), EVEN)), float(weighted_index(scalars(better), EVEN))
+    assert high >= low - 1e-9
+    assert 100 * max(min(values), 0.01) - 1e-6 <= low <= 100 * max(max(values), 0.01) + 1e-6
+
+
+def test_resamples_hold_all_images_and_repeat_by_seed() -> None:
+    weights = bootstrap_weights(30, 200, 7)
+    assert torch.equal(weights.sum(1), torch.full((200,), 30.0, dtype=torch.float64))
+    assert torch.equal(weights, bootstrap_weights(30, 200, 7))
+    assert not torch.equal(weights, bootstrap_weights(30, 200, 8))
+
+
+def test_ranking_is_reproducible_and_leaves_the_global_generator_alone() -> None:
+    models = [model("a", 0.6), model("b", 0.58, seed=1)]
+    before = torch.random.get_rng_state()
+    assert rank_models(models, CONFIG, 3) == rank_models(models, CONFIG, 3)
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_clearly_different_models_get_different_ranks() -> None:
+    ranking = rank_models([model("low", 0.3), model("high", 0.8, seed=1), model("mid", 0.5, seed=2)], CONFIG, 0)
+    assert [place.rank for place in ranking.models] == [3, 1, 2]
+    assert [(c.a, c.b, c.probability) for c in ranking.comparisons] == [
+        ("low", "high", 0.0),
+        ("low", "mid", 0.0),
+        ("high", "mid", 1.0),
+    ]
+    for place in ranking.models:
+        assert place.interval is not None
+        assert place.index is not None
+        assert place.interval[0] <= place.index <= place.interval[1]
+
+
+def test_the_same_model_twice_ties() -> None:
+    ranking = rank_models([model("a", 0.5), model("a again", 0.5)], CONFIG, 0)
+    assert [place.rank for place in ranking.models] == [1, 1]
+    assert ranking.comparisons[0].probability == 0.5
+
+
+def test_pairing_separates_what_single_intervals_do_not() -> None:
+    # Both models find the same images hard; b is a little better on every one of them.
+    ranking = rank_models([model("a", 0.5, spread=0.6), model("b", 0.52, spread=0.6)], CONFIG, 0)
+    first, second = ranking.models
+    assert first.interval is not None
+    assert second.interval is not None
+    assert first.interval[1] > second.interval[0]
+    assert (first.rank, second.rank) == (2, 1)
+
+
+def test_rank_counts_the_models_surely_above_though_that_is_not_transitive() -> None:
+    above = torch.tensor([[0.5, 0.8, 0.99], [0.2, 0.5, 0.8], [0.01, 0.2, 0.5]])
+    assert shared_ranks(above, 0.95) == [1, 1, 2]
+    assert probability_above(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 1.0, 4.0])) == pytest.approx(0.5)
+
+
+def test_a_component_missing_for_one_model_is_left_out_for_all_but_still_printed() -> None:
+    lacking = model("b", 0.5, transfer=None, reasons={"transfer": "no judge has power"})
+    ranking = rank_models([model("a", 0.5), lacking], CONFIG, 0)
+    assert ranking.used == ("validity", "sparsity", "localisation")
+    assert ranking.models[0].components.transfer is not None
+    assert ranking.models[1].components.transfer is None
+    assert "transfer" in ranking.models[0].component_intervals
+    said = {(note.what, note.why) for note in ranking.not_computed}
+    assert ("transfer in the index", "left out for all models, as b has none") in said
+    assert ("realism in the index", "left out for all models, as a, b have none") in said
+    assert ("transfer", "no judge has power") in {(n.what, n.why) for n in ranking.models[1].not_computed}
+    assert ranking.models[0].index == pytest.approx(ranking.models[1].index)
+
+
+def test_a_zero_component_is_printed_as_zero_and_does_not_erase_the_order() -> None:
+    zero = torch.zeros(40, dtype=torch.float64)
+    ranking = rank_models([model("a", 0.8, localisation=zero), model("b", 0.4, localisation=zero)], CONFIG, 0)
+    assert ranking.models[0].components.localisation == 0
+    assert [place.rank for place in ranking.models] == [1, 2]
+
+
+def test_no_weight_no_index() -> None:
+    with pytest.raises(ValidationError, match="at least one component needs a weight"):
+        RankingConfig(validity=0, realism=0, sparsity=0, localisation=0, transfer=0)
+    config = RankingConfig(validity=0, realism=0, sparsity=0, localisation=0, transfer=1, bootstrap=100)
+    ranking = rank_models([model("a", 0.5, transfer=None)], config, 0)
+    assert (ranking.models[0].index, ranking.models[0].rank, ranking.models[0].interval) == (None, None, None)
+    assert any(note.what == "index" for note in ranking.not_computed)
+
+
+def test_models_on_different_images_are_refused() -> None:
+    for models in ([], [model("a", 0.5), model("b", 0.5, n=39)]):
+        with pytest.raises(MetricError, match="same query images"):
+            rank_models(models, CONFIG, 0)
+
+
+def test_interval_covers_the_true_value() -> None:
+    # The mean of uniform scores is 0.5; sparsity's 95 % interval should hold it in most of 60 repetitions.
+    hits = 0
+    for seed in range(60):
+        scores = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+        ranking = rank_models([model("a", 0.5, sparsity=scores)], CONFIG, seed)
+        low, high = ranking.models[0].component_intervals["sparsity"]
+        hits += low <= 0.5 <= high
+    assert hits >= 51
