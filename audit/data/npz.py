@@ -82,6 +82,12 @@ def _read_array(archive: Mapping[str, np.ndarray], name: str, path: Path) -> np.
         if "Object arrays" in str(error):
             raise DataError(f"Array '{name}' of '{path}' holds objects: save it as numbers of one type.") from None
         raise
+    except MemoryError:
+        # A header may claim any size; what is there is held in memory, as an archive is compressed.
+        raise DataError(
+            f"Array '{name}' of '{path}' claims more numbers than fit in memory: if that is true give the images as a "
+            "folder, else the file is damaged."
+        ) from None
 
 
 def _check_images(images: np.ndarray, name: str, path: Path, white: float | None) -> np.ndarray:

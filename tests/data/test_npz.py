@@ -1,6 +1,7 @@
 """MedMNIST archives: layouts, types, and what is refused."""
 
 import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -122,3 +123,11 @@ def test_files_that_are_no_such_archive(tmp_path: Path) -> None:
     none = np.zeros((0, 6, 6), dtype=np.uint8)
     np.savez(path, test_images=none, test_labels=none[:, 0, 0])
     refuse("holds no images")
+
+
+def test_a_header_that_claims_more_than_there_is(tmp_path: Path) -> None:
+    header = {"descr": "|u1", "fortran_order": False, "shape": (10**14, 1, 1)}
+    with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive, archive.open("test_images.npy", "w") as member:
+        np.lib.format.write_array_header_1_0(member, header)
+    with pytest.raises(DataError, match=r"'test_images' .* claims more numbers than fit"):
+        load_data(DataConfig(path=str(tmp_path / "set.npz")), seed=0)
