@@ -11,6 +11,13 @@ from audit.errors import ResultsError
 SCHEMA_VERSION = "1.1"
 """Major number changes when a reader of the old file would misread the new one."""
 
+MAIN_REGION = "region"
+"""Name of the region that carries the class's meaning; every other region is something an edit should not need."""
+COMPONENTS = ("validity", "realism", "sparsity", "localisation", "transfer")
+"""The index's parts, in the order in which they are shown."""
+EDIT_FULL_SCALE = 0.25
+"""Change of a pixel that the 8 bits of an edit map end at."""
+
 
 class Row(BaseModel):
     """A part of the results; unknown fields are errors so that a typo cannot hide a number."""

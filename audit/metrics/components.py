@@ -20,7 +20,6 @@ from torch import Tensor
 from audit.embeddings.embedding import check_embeddings
 from audit.metrics.cmmd import SCALE, SIGMA, gaussian_kernel, kernel_sum, unit_norm
 
-COMPONENTS = ("validity", "realism", "sparsity", "localisation", "transfer")
 NOISE_DRAWS = 200
 NOISE_IMAGES = 2000
 

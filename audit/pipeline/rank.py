@@ -19,8 +19,8 @@ from torch import Tensor
 
 from audit.config import RankingConfig
 from audit.errors import MetricError
-from audit.metrics.components import COMPONENTS, ModelScores, components
-from audit.results import Comparison, Components, NotComputed
+from audit.metrics.components import ModelScores, components
+from audit.results import COMPONENTS, Comparison, Components, NotComputed
 from audit.runtime.seeds import stage_generator
 
 FLOOR = 0.01

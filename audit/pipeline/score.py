@@ -25,9 +25,9 @@ from audit.metrics.intervals import wilson_interval
 from audit.metrics.localisation import localise, region_share
 from audit.metrics.perceptual import perceptual_all
 from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scores
-from audit.pipeline.shared import MAIN_REGION, Common
+from audit.pipeline.shared import Common
+from audit.results import MAIN_REGION, Distribution, Interval, NotComputed, Perceptual, QueryRow
 from audit.results import Counterfactuals as CounterfactualSummary
-from audit.results import Distribution, Interval, NotComputed, Perceptual, QueryRow
 from audit.runtime.seeds import stage_generator
 
 PERMUTATIONS = 999

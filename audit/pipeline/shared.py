@@ -12,10 +12,10 @@ from audit.errors import DataError
 from audit.inversion.invert import Inversion
 from audit.metrics.edit import nearest_distance
 from audit.pipeline.networks import Ground
+from audit.results import MAIN_REGION
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
 
-MAIN_REGION = "region"
 REAL_TARGETS = 1000
 """Most real images of a target class that distributions and nearest neighbours are taken from."""
 

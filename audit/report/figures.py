@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from audit.errors import ResultsError
-
-EDIT_FULL_SCALE = 0.25
-"""What the brightest byte of an edit map stands for, as share of the pixel range (`QueryRow.edit_image`)."""
+from audit.results import EDIT_FULL_SCALE
 
 _LARGEST_SIDE = 320
 _LARGEST_PNG = 60_000

@@ -7,13 +7,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from audit.results import AuditResult, Interval, ModelResult, RegionShare
-
-MAIN_REGION = "region"
-"""Name of the region that carries the class's meaning; every other region is something an edit should not need."""
+from audit.results import COMPONENTS, MAIN_REGION, AuditResult, Interval, ModelResult, RegionShare
 
 DASH = "\N{EN DASH}"
-COMPONENTS = ("validity", "realism", "sparsity", "localisation", "transfer")
 
 
 def finite(value: float | None) -> bool:

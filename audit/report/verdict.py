@@ -13,8 +13,6 @@ from markupsafe import Markup
 
 from audit.report.robustness import Column, attack_columns, difference_of
 from audit.report.text import (
-    COMPONENTS,
-    MAIN_REGION,
     bounds,
     finite,
     in_order,
@@ -25,7 +23,7 @@ from audit.report.text import (
     region_of,
     wrong_region,
 )
-from audit.results import Attack, AuditResult, Interval, ModelResult
+from audit.results import COMPONENTS, MAIN_REGION, Attack, AuditResult, Interval, ModelResult
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 FALLEN = 0.5

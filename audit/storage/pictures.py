@@ -7,8 +7,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-EDIT_FULL_SCALE = 0.25
-"""Change of a pixel that the edit map's 8 bits end at."""
+from audit.results import EDIT_FULL_SCALE
 
 
 def _safe_name(name: str) -> str:

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from audit.config import RankingConfig
 from audit.errors import MetricError
-from audit.metrics.components import COMPONENTS, ModelScores
+from audit.metrics.components import ModelScores
 from audit.pipeline.rank import bootstrap_weights, probability_above, rank_models, shared_ranks, weighted_index
+from audit.results import COMPONENTS
 
 CONFIG = RankingConfig(bootstrap=300)
 

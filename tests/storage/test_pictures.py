@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from audit.storage.pictures import EDIT_FULL_SCALE, file_names, folder_name, save_edit, save_image, save_mask
+from audit.results import EDIT_FULL_SCALE
+from audit.storage.pictures import file_names, folder_name, save_edit, save_image, save_mask
 
 
 def test_names_are_safe_and_differ():
