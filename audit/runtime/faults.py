@@ -8,10 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-import torch
-
 from audit.errors import AuditError, ConfigError, DataError, GeneratorError, Terminated
 from audit.results import Failure, NotComputed
+from audit.runtime.memory import out_of_memory
 
 
 class Audited(Protocol):
@@ -25,7 +24,7 @@ def reason(error: BaseException) -> str:
     if isinstance(error, AuditError):
         return str(error)
     first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+    if out_of_memory(error):
         return f"There was not enough memory ({first or type(error).__name__}): lower robustness.batch_size."
     if isinstance(error, OSError):
         where = f" ({error.filename})" if error.filename else ""
