@@ -19,7 +19,7 @@ from audit.data.audit_set import AuditSet
 from audit.errors import ClassifierError
 from audit.inversion.invert import Inversion, invert
 from audit.inversion.storing import keep_in, keep_without_store
-from audit.pipeline.networks import Ground
+from audit.pipeline.networks import Networks
 from audit.robustness.attacks.checks import where_not_finite
 from audit.runtime.progress import stage_progress
 from audit.storage.cache import Entry, Store, hash_tensor
@@ -57,7 +57,7 @@ def _cached(store: Store | None, stage: str, compute: Callable[[], Entry], **inp
 
 
 def invert_queries(
-    config: AuditConfig, ground: Ground, queries: Tensor, store: Store | None, device: torch.device
+    config: AuditConfig, networks: Networks, queries: Tensor, store: Store | None, device: torch.device
 ) -> Inversion:
     """Invert the query images once for all models; an inversion depends on generator, image and settings only."""
 
@@ -66,17 +66,17 @@ def invert_queries(
         if store is None
         else keep_in(
             store,
-            generator=ground.loaded.sha256,
-            encoder=ground.encoder_sha256,
-            embedding=[ground.network.name, ground.network.weights_sha256],
+            generator=networks.loaded.sha256,
+            encoder=networks.encoder_sha256,
+            embedding=[networks.network.name, networks.network.weights_sha256],
             settings=config.inversion,
             seed=config.seed,
         )
     )
     with stage_progress("inversion (images)", len(queries)) as advance:
         return invert(
-            ground.loaded.generator, queries, config.inversion, config.seed, ground.network, ground.encoder, advance,
-            keep,
+            networks.loaded.generator, queries, config.inversion, config.seed, networks.network, networks.encoder,
+            advance, keep,
         )  # fmt: skip
 
 
@@ -132,7 +132,7 @@ def check_target(classifier: Classifier, calibrated: Calibrated, target: str) ->
 
 
 def explain_model(
-    classifier: Classifier, calibrated: Calibrated, config: AuditConfig, ground: Ground, queries: Tensor,
+    classifier: Classifier, calibrated: Calibrated, config: AuditConfig, networks: Networks, queries: Tensor,
     labels: Tensor, logits: Tensor, inversion: Inversion, store: Store | None, device: torch.device,
 ) -> Explained:  # fmt: skip
     """Draw one classifier's counterfactuals of the query images.
@@ -140,7 +140,7 @@ def explain_model(
     `queries` `[N, C, H, W]`, their `labels` `[N]` and the classifier's `logits` `[N, K]` on them belong together.
     Raises ClassifierError where a target class has no operating point.
     """
-    generator = ground.loaded.generator
+    generator = networks.loaded.generator
 
     def compute() -> Entry:
         targets = choose_targets(
@@ -153,7 +153,7 @@ def explain_model(
         with stage_progress(f"counterfactuals {classifier.name}", len(queries)) as advance:
             found = explain(
                 classifier, generator, inversion, queries, labels, targets, calibrated.fitted,
-                calibrated.operating_point, config.counterfactual, ground.network, advance,
+                calibrated.operating_point, config.counterfactual, networks.network, advance,
             )  # fmt: skip
         tensors = {f.name: getattr(found, f.name) for f in fields(Counterfactuals)}
         return Entry(tensors | {"targets": targets}, {})
@@ -168,12 +168,12 @@ def explain_model(
         operating_point=calibrated.operating_point,
         class_names=classifier.class_names,
         logits=logits,
-        generator=ground.loaded.sha256,
+        generator=networks.loaded.sha256,
         inversion=inversion.images,
         pivots=inversion.pivots,
         queries=queries,
         labels=labels,
-        embedding=[ground.network.name, ground.network.weights_sha256],
+        embedding=[networks.network.name, networks.network.weights_sha256],
         settings=config.counterfactual,
         target=config.queries.target,
         seed=config.seed,

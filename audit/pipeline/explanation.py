@@ -19,7 +19,7 @@ from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
 from audit.metrics.transfer import Verdicts, fit_judge
 from audit.pipeline.explain import Calibrated, Explained, explain_model, invert_queries
-from audit.pipeline.networks import Ground
+from audit.pipeline.networks import Networks
 from audit.pipeline.pictures import name_pictures
 from audit.pipeline.queries import Selection, select_queries, source_classes
 from audit.pipeline.rank import rank_models
@@ -43,7 +43,7 @@ class Run:
     """What every stage of one audit stands on."""
 
     config: AuditConfig
-    ground: Ground
+    networks: Networks
     audited: AuditSet
     calibration: AuditSet
     store: Store | None
@@ -66,12 +66,12 @@ def explain_all(
 
     Raises DataError if too few query images are left, and ClassifierError if no model is.
     """
-    ground, watch, device = run.ground, run.watch, run.device
-    result.generator_sha256 = ground.loaded.sha256
-    result.encoder_sha256 = ground.encoder_sha256
-    result.realism_embedding = result.perceptual_embedding = named(ground.network)
-    result.not_computed += ground.missing
-    result.notices += ground.notices
+    networks, watch, device = run.networks, run.watch, run.device
+    result.generator_sha256 = networks.loaded.sha256
+    result.encoder_sha256 = networks.encoder_sha256
+    result.realism_embedding = result.perceptual_embedding = named(networks.network)
+    result.not_computed += networks.missing
+    result.notices += networks.notices
     with watch.stage("inversion"):
         rows, indices, inversion = _queries(run, models, result)
     queries, labels = rows.images(), rows.row_labels
@@ -82,7 +82,7 @@ def explain_all(
                 model.classifier,
                 calibrated[model.name],
                 run.config,
-                ground,
+                networks,
                 queries,
                 labels,
                 model.answers[indices],
@@ -93,9 +93,9 @@ def explain_all(
     _somebody(models)
     _note_targets(run.config, [one.targets for one in explained.values()], result)
     with watch.stage("metrics"):
-        embedded = embed_with_bar(ground.network, run.calibration, device, "embedding calibration images")
+        embedded = embed_with_bar(networks.network, run.calibration, device, "embedding calibration images")
         asked = sorted({int(t) for one in explained.values() for t in one.targets.unique()})
-        common = gather(rows, queries, inversion, run.calibration, embedded, asked, ground, run.config.seed, device)
+        common = gather(rows, queries, inversion, run.calibration, embedded, asked, networks, run.config.seed, device)
         verdicts = _without_faults(models, lambda there: _verdicts(run, there, explained, common, embedded))
         scored: dict[str, Scored] = {}
         for model in still_there(models):
@@ -104,10 +104,10 @@ def explain_all(
                 scored[model.name] = score_model(
                     model.name, common, one.found, one.targets, one.operating_point, verdicts[model.name], run.config
                 )
-                if ground.lpips is not None:
+                if networks.lpips is not None:
                     scored[model.name].summary.lpips = Perceptual(
-                        value=float(ground.lpips.distance_all(one.found.images, inversion.images).mean()),
-                        embedding=named(ground.lpips),
+                        value=float(networks.lpips.distance_all(one.found.images, inversion.images).mean()),
+                        embedding=named(networks.lpips),
                     )
     there = _somebody(models)
     with watch.stage("ranking"):
@@ -141,7 +141,7 @@ def _verdicts(
     run: Run, models: Sequence[Audited], explained: dict[str, Explained], common: Common, embedded: Tensor
 ) -> dict[str, list[Verdicts]]:
     """What the judges of every model say: the other models, and a predictor in the domain embedding."""
-    network, device = run.ground.network, run.device
+    network, device = run.networks.network, run.device
     domain = fit_judge(network.name, embedded, run.calibration.row_labels)
     judges = [classifier_judge(m.classifier, m.clean.accuracy.value or 0.0, device) for m in models]
     real = embed_with_bar(network, run.audited, device, "embedding audited images")
@@ -179,7 +179,7 @@ def _queries(run: Run, models: Sequence[Audited], result: AuditResult) -> tuple[
     if len(chosen.indices) < 2:
         raise DataError(_too_few(chosen, there))
     rows = run.audited.select(chosen.indices)
-    inversion = invert_queries(run.config, run.ground, rows.images(), run.store, run.device)
+    inversion = invert_queries(run.config, run.networks, rows.images(), run.store, run.device)
     stable = torch.ones(len(rows), dtype=torch.bool)
     for model in there:
         with kept_apart(model, "inversion"):
@@ -253,7 +253,7 @@ def _editability(run: Run, inversion: Inversion) -> float | None:
     parts = []
     for rows in torch.arange(len(inversion.pivots)).split(run.config.inversion.batch_size):
         deltas = inversion.deltas.select(rows)
-        parts.append(editability(run.ground.loaded.generator, inversion.pivots[rows], deltas, run.config.seed).cpu())
+        parts.append(editability(run.networks.loaded.generator, inversion.pivots[rows], deltas, run.config.seed).cpu())
     return float(torch.cat(parts).mean())
 
 
@@ -270,5 +270,5 @@ def _inversion_summary(run: Run, inversion: Inversion) -> InversionSummary:
         encoder_mse=mean(inversion.encoder_mse),
         pivot_mse=mean(inversion.pivot_mse),
         editability=_editability(run, inversion),
-        perceptual=None if perceptual is None else Perceptual(value=perceptual, embedding=named(run.ground.network)),
+        perceptual=None if perceptual is None else Perceptual(value=perceptual, embedding=named(run.networks.network)),
     )

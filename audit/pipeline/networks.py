@@ -21,7 +21,7 @@ from audit.storage.shipped import path as embedded_path
 
 
 @dataclass(frozen=True)
-class Ground:
+class Networks:
     """The networks that draw and measure: generator, encoder, embedding, canonical metrics."""
 
     loaded: LoadedGenerator
@@ -45,7 +45,7 @@ class Ground:
         return None if self.encoder is None else weights_hash(self.encoder.state_dict())
 
 
-def load_ground(config: AuditConfig, data: AuditSet, device: torch.device) -> Ground:
+def load_networks(config: AuditConfig, data: AuditSet, device: torch.device) -> Networks:
     """Load what `config` names for images like those of `data`. Raises GeneratorError or MetricError."""
     assert config.generator is not None
     loaded = load_generator(config.generator.path, device)
@@ -86,7 +86,7 @@ def load_ground(config: AuditConfig, data: AuditSet, device: torch.device) -> Gr
                 missing.append(NotComputed(what=wanted["lpips-v0.1-vgg"], why=f"images of side {side} are too small"))
     network = domain_embedding(config.metrics.embedding, config.data.is_phantom, loaded, device)
     network.embed(torch.zeros(1, *data.image_shape, device=device))  # a wrong size is said before the long stages
-    return Ground(loaded, encoder, network, canonical, lpips, missing)
+    return Networks(loaded, encoder, network, canonical, lpips, missing)
 
 
 def domain_embedding(wanted: str, phantom: bool, loaded: LoadedGenerator, device: torch.device) -> FeatureNetwork:

@@ -20,7 +20,7 @@ from audit.errors import ClassifierError, ConfigError, Terminated
 from audit.pipeline.explain import Calibrated, calibrate, check_target
 from audit.pipeline.explanation import Explanation, Run, explain_all
 from audit.pipeline.first_look import Look, first_looks
-from audit.pipeline.networks import load_ground
+from audit.pipeline.networks import load_networks
 from audit.pipeline.pictures import name_examples, name_maps, save_examples, save_maps, save_pictures
 from audit.pipeline.queries import source_classes
 from audit.pipeline.robustness import (
@@ -100,12 +100,12 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
             described.notices.extend(describe_shift(foreign))
     with watch.stage("classifiers"):
         models, unloaded = _load(config, base, data, device)
-        ground = None if config.generator is None else load_ground(config, data, device)
+        networks = None if config.generator is None else load_networks(config, data, device)
     with watch.stage("sanity"):
         looks = first_looks([m.classifier for m in models], config, audited_set, device)
     calibrated: dict[str, Calibrated] = {}
     unexplained: dict[str, Failure] = {}
-    if ground is not None and calibration is not None:
+    if networks is not None and calibration is not None:
         with watch.stage("calibration"):
             calibrated, unexplained = _calibrate(models, calibration, config, device)
     lost = measure_models(models, audited_set, calibration, foreign, config, store, watch, device)
@@ -141,12 +141,12 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
         environment=watch.environment(device),
     )
     explanation: Explanation | None = None
-    if ground is None or calibration is None:
+    if networks is None or calibration is None:
         result.not_computed.append(
             NotComputed(what="counterfactuals, index and ranking", why="the configuration names no generator")
         )
     else:
-        run = Run(config, ground, audited_set, calibration, store, watch, device)
+        run = Run(config, networks, audited_set, calibration, store, watch, device)
         with stage_kept("counterfactuals, index and ranking", lost):
             explanation = explain_all(run, still_there(models), calibrated, result)
     for model in models:

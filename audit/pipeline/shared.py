@@ -11,7 +11,7 @@ from audit.embeddings.embedding import Embedder, FeatureNetwork, embed_all
 from audit.errors import DataError
 from audit.inversion.invert import Inversion
 from audit.metrics.edit import nearest_distance
-from audit.pipeline.networks import Ground
+from audit.pipeline.networks import Networks
 from audit.results import MAIN_REGION
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
@@ -36,7 +36,7 @@ class RealTargets:
 
 @dataclass(frozen=True)
 class Common:
-    """The ground of all models' scores: images `[N, C, H, W]`, masks `[N, H, W]`, embeddings `[N, d]`."""
+    """What the scores of all models rest on: images `[N, C, H, W]`, masks `[N, H, W]`, embeddings `[N, d]`."""
 
     ids: tuple[str, ...]
     labels: Tensor
@@ -64,7 +64,7 @@ def embed_with_bar(network: Embedder, images: AuditSet, device: torch.device, st
 
 def gather(
     rows: AuditSet, queries: Tensor, inversion: Inversion, calibration: AuditSet, embedded: Tensor,
-    targets: Sequence[int], ground: Ground, seed: int, device: torch.device,
+    targets: Sequence[int], networks: Networks, seed: int, device: torch.device,
 ) -> Common:  # fmt: skip
     """Put together what is shared for the query images and the target classes that some model was asked for.
 
@@ -77,21 +77,21 @@ def gather(
         labels=rows.row_labels,
         queries=queries,
         inversions=inversion.images,
-        embedded_inversions=embed_all(ground.network, inversion.images, 256, device),
-        canonical_inversions={n.name: embed_all(n, inversion.images, 32, device) for n in ground.canonical},
+        embedded_inversions=embed_all(networks.network, inversion.images, 256, device),
+        canonical_inversions={n.name: embed_all(n, inversion.images, 32, device) for n in networks.canonical},
         regions={name: rows.region(name) for name in names},
-        network=ground.network,
-        canonical=ground.canonical,
+        network=networks.network,
+        canonical=networks.canonical,
         class_names=rows.class_names,
         device=device,
     )
     for target in targets:
-        common.real[target] = _real_targets(calibration, embedded, target, queries, ground, seed, device)
+        common.real[target] = _real_targets(calibration, embedded, target, queries, networks, seed, device)
     return common
 
 
 def _real_targets(
-    calibration: AuditSet, embedded: Tensor, target: int, queries: Tensor, ground: Ground, seed: int,
+    calibration: AuditSet, embedded: Tensor, target: int, queries: Tensor, networks: Networks, seed: int,
     device: torch.device,
 ) -> RealTargets:  # fmt: skip
     name = calibration.class_names[target]
@@ -106,5 +106,5 @@ def _real_targets(
     nearest = torch.full((len(queries),), torch.inf)
     for batch, _, _ in images.batches(256):
         nearest = torch.minimum(nearest, nearest_distance(queries, batch)[0])
-    canonical = {n.name: embed_with_bar(n, images, device, f"{n.name} of real '{name}'") for n in ground.canonical}
+    canonical = {n.name: embed_with_bar(n, images, device, f"{n.name} of real '{name}'") for n in networks.canonical}
     return RealTargets(name, embedded[rows], canonical, nearest)

@@ -12,7 +12,7 @@ from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import Pixels
 from audit.generator.files.load import LoadedGenerator
 from audit.pipeline.explain import Explained, calibrate, explain_model
-from audit.pipeline.networks import Ground
+from audit.pipeline.networks import Networks
 from audit.storage.cache import Store
 
 CPU = torch.device("cpu")
@@ -44,12 +44,12 @@ def explained(world, images: Tensor, labels: Tensor, store: Store | None, **chan
         splits=np.array(["calibration"] * len(images)),
         image_shape=tuple(images.shape[1:]),
     )
-    ground = Ground(LoadedGenerator(world.generator, None, "sha", {}), None, Differences(16), [], None, [])
+    networks = Networks(LoadedGenerator(world.generator, None, "sha", {}), None, Differences(16), [], None, [])
     known = calibrate(world.classifier, calibration, config, CPU)
     with torch.no_grad():
         logits = world.classifier(world.queries)
     return explain_model(
-        world.classifier, known, config, ground, world.queries, world.sources, logits, world.inversion, store, CPU
+        world.classifier, known, config, networks, world.queries, world.sources, logits, world.inversion, store, CPU
     )
 
 

@@ -20,7 +20,7 @@ from audit.generator.commands import convert_generator, inspect_generator, sampl
 from audit.generator.features import DiscriminatorFeatures
 from audit.generator.files.load import load_generator, save_generator
 from audit.generator.grid import grid_size, sample_grid, save_grid
-from audit.pipeline.networks import load_ground
+from audit.pipeline.networks import load_networks
 
 
 @pytest.fixture
@@ -125,10 +125,10 @@ def test_an_audit_stands_on_a_snapshot_as_on_the_same_weights_of_ours(tmp_path):
         '[[classifiers]]\nname = "plain"\ncheckpoint = "embedded:plain"\n'
     )
     config = load_config(tmp_path / "c.toml")
-    ground = load_ground(config, load_data(config.data, 0), torch.device("cpu"))
-    assert ground.loaded.format == "stylegan2-ada"
-    assert ground.encoder is not None  # it checks that the weights are those it was trained for
-    assert ground.network.weights_sha256 == DiscriminatorFeatures(shipped.discriminator).weights_sha256
+    networks = load_networks(config, load_data(config.data, 0), torch.device("cpu"))
+    assert networks.loaded.format == "stylegan2-ada"
+    assert networks.encoder is not None  # it checks that the weights are those it was trained for
+    assert networks.network.weights_sha256 == DiscriminatorFeatures(shipped.discriminator).weights_sha256
 
 
 def test_a_rosinality_checkpoint_converts(tmp_path):

@@ -12,7 +12,7 @@ from audit.data.demo import demo_config
 from audit.data.phantom import phantom_set
 from audit.errors import GeneratorError, MetricError
 from audit.generator.files.load import load_generator, save_generator
-from audit.pipeline.networks import load_ground
+from audit.pipeline.networks import load_networks
 
 NAMES = ("inception-v3-fid", "lpips-v0.1-vgg", "clip-vit-large-patch14-336")
 
@@ -36,19 +36,19 @@ def data(config: AuditConfig) -> AuditSet:
 
 
 def test_absent_networks_are_not_computed_and_the_remedy_is_named(config: AuditConfig, data: AuditSet) -> None:
-    ground = load_ground(choose(config, "auto"), data, torch.device("cpu"))
-    assert (ground.canonical, ground.lpips) == ([], None)
-    whys = " ".join(one.why for one in ground.missing)
+    networks = load_networks(choose(config, "auto"), data, torch.device("cpu"))
+    assert (networks.canonical, networks.lpips) == ([], None)
+    whys = " ".join(one.why for one in networks.missing)
     assert all(f"spruce-audit weights pull {name}" in whys for name in NAMES)
 
 
 def test_required_networks_fail_with_the_command_that_fetches_them(config: AuditConfig, data: AuditSet) -> None:
     with pytest.raises(MetricError, match=f"'require' but .* run `spruce-audit weights pull {' '.join(NAMES)}`"):
-        load_ground(choose(config, "require"), data, torch.device("cpu"))
+        load_networks(choose(config, "require"), data, torch.device("cpu"))
 
 
 def test_off_says_nothing(config: AuditConfig, data: AuditSet) -> None:
-    assert load_ground(choose(config, "off"), data, torch.device("cpu")).missing == []
+    assert load_networks(choose(config, "off"), data, torch.device("cpu")).missing == []
 
 
 def with_generator(config: AuditConfig, file: Path, embedding: str) -> AuditConfig:
@@ -74,9 +74,9 @@ def test_a_generator_without_a_usable_discriminator_is_audited_with_an_embedding
     file = tmp_path / "g.safetensors"
     save_generator(file, shipped.generator, judge, {})
     with pytest.raises(GeneratorError, match=r"metrics\.embedding .*train embedding") as error:
-        load_ground(with_generator(config, file, "discriminator"), data, torch.device("cpu"))
+        load_networks(with_generator(config, file, "discriminator"), data, torch.device("cpu"))
     assert ("cannot be used" in str(error.value), "NaN" in str(error.value)) == (faulty, faulty)
-    ground = load_ground(with_generator(config, file, "phantom-factors"), data, torch.device("cpu"))
-    said = [(notice.subject, notice.text) for notice in ground.notices]
+    networks = load_networks(with_generator(config, file, "phantom-factors"), data, torch.device("cpu"))
+    said = [(notice.subject, notice.text) for notice in networks.notices]
     assert len(said) == faulty
     assert all(subject == "generator" and "left out" in text and "NaN" in text for subject, text in said)
