@@ -40,10 +40,22 @@ Out = Annotated[Path, typer.Option("--out", help="folder for the outputs")]
 DEFECT = 70
 """Exit status of a defect of this program (EX_SOFTWARE of sysexits.h)."""
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="configuration file")]
+
+
+def _note_spelling(value: str) -> str:
+    from audit.config import note_on_spelling
+
+    if (note := note_on_spelling(value)) is not None:
+        say(f"Note: {note}", err=True)
+    return value
+
+
 GeneratorFile = Annotated[
     str,
     typer.Argument(
-        metavar="FILE", help="safetensors, a .pt of torch (rosinality's too), a StyleGAN2-ADA .pkl, or embedded:NAME"
+        metavar="FILE",
+        help="safetensors, a .pt of torch (rosinality's too), a StyleGAN2-ADA .pkl, or shipped:NAME",
+        callback=_note_spelling,
     ),
 ]
 CacheOption = Annotated[

@@ -1,6 +1,7 @@
 """One validated schema of an audit: what `audit.toml` may say, with defaults, units and clear errors."""
 
 import difflib
+import logging
 import os
 import re
 import tomllib
@@ -102,15 +103,31 @@ def eps_value(eps: str) -> float:
     return float(_exact(eps))
 
 
-def _embedded_or_path(value: str) -> str:
-    if value.startswith("embedded:") and value.removeprefix("embedded:") not in EMBEDDED:
-        raise ValueError(f"'{value}' is not one of the shipped weights: {', '.join('embedded:' + n for n in EMBEDDED)}")
+SHIPPED = ("phantom", "plain", "trades", "trades-small", "shortcut")
+_FORMER_PREFIX = "embedded:"
+
+
+def is_shipped(value: str) -> bool:
+    """Whether `value` is `shipped:NAME`, weights inside the package; `embedded:NAME`, as earlier versions say, too."""
+    return value.startswith(("shipped:", _FORMER_PREFIX))
+
+
+def note_on_spelling(*values: str | None) -> str | None:
+    """Return a sentence on those of `values` that name shipped weights as earlier versions do; None: none does."""
+    former = [value for value in values if value is not None and value.startswith(_FORMER_PREFIX)]
+    if not former:
+        return None
+    return f"'embedded:' is called 'shipped:' now: write 'shipped:{former[0].removeprefix(_FORMER_PREFIX)}'."
+
+
+def _shipped_or_path(value: str) -> str:
+    if is_shipped(value) and value.partition(":")[2] not in SHIPPED:
+        raise ValueError(f"'{value}' is not one of the shipped weights: {', '.join('shipped:' + n for n in SHIPPED)}")
     return value
 
 
-EMBEDDED = ("phantom", "plain", "trades", "trades-small", "shortcut")
-Weights = Annotated[str, AfterValidator(_embedded_or_path)]
-"""A file path, or `embedded:NAME` for weights shipped inside the package."""
+Weights = Annotated[str, AfterValidator(_shipped_or_path)]
+"""A file path, or `shipped:NAME` for weights shipped inside the package."""
 
 
 class PhantomConfig(Section):
@@ -168,7 +185,7 @@ class QueryConfig(Section):
 class GeneratorConfig(Section):
     """The one generator that draws every counterfactual."""
 
-    path: Weights = "embedded:phantom"
+    path: Weights = "shipped:phantom"
 
 
 class InversionConfig(Section):
@@ -438,12 +455,12 @@ class ClassifierConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "ClassifierConfig":
-        embedded = self.checkpoint is not None and self.checkpoint.startswith("embedded:")
+        shipped = self.checkpoint is not None and is_shipped(self.checkpoint)
         given = [k for k in ("architecture", "factory", "file") if getattr(self, k) is not None]
-        if len(given) > 1 or (not given and not embedded):
+        if len(given) > 1 or (not given and not shipped):
             raise ValueError(
                 f"classifier '{self.name}' needs exactly one of architecture (timm name), factory, file, "
-                f'or checkpoint = "embedded:NAME"; given: {", ".join(given) or "none"}'
+                f'or checkpoint = "shipped:NAME"; given: {", ".join(given) or "none"}'
             )
         if given and given[0] == "architecture" and self.checkpoint is None:
             raise ValueError(f"classifier '{self.name}' needs a checkpoint beside its {given[0]}")
@@ -560,15 +577,17 @@ def load_training(model: type[T], path: str | Path, *files: str, names: tuple[st
     resolved: dict[str, Any] = {"data": config.data.model_copy(update={"path": resolve_path(config.data.path, base)})}
     given = {key: getattr(config, key) for key in files}
     resolved |= {k: resolve_path(v, base) for k, v in given.items() if v is not None and v not in names}
+    if (note := note_on_spelling(*given.values())) is not None:
+        logging.getLogger(__name__).warning(note)
     return config.model_copy(update=resolved)
 
 
 def resolve_path(value: str, base: Path) -> str:
     """Make a path of a configuration absolute, relative to the folder `base`; a name that is not a path stays.
 
-    Names are `embedded:NAME`, 'phantom' and `package.module:factory`; `folder/file.py:factory` is a path.
+    Names are `shipped:NAME`, 'phantom' and `package.module:factory`; `folder/file.py:factory` is a path.
     """
-    if value.startswith("embedded:") or value == "phantom":
+    if is_shipped(value) or value == "phantom":
         return value
     head, _, attribute = value.rpartition(":")
     if attribute.isidentifier() and head:

@@ -78,7 +78,7 @@ def default_layout(model: nn.Module) -> nn.Module:
 
 def phantom_models() -> list[tuple[str, nn.Module]]:
     return [
-        (name, load_classifier(ClassifierConfig(name=name, checkpoint=f"embedded:{name}"), (1, 64, 64), CLASS_NAMES))
+        (name, load_classifier(ClassifierConfig(name=name, checkpoint=f"shipped:{name}"), (1, 64, 64), CLASS_NAMES))
         for name in ("plain", "trades")
     ]
 

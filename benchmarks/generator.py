@@ -46,7 +46,7 @@ from audit.generator.files.load import load_generator
 from audit.generator.stylegan2.losses import logistic
 from audit.generator.stylegan2.networks import network_range
 from audit.runtime.environment import choose_device, versions
-from audit.storage.shipped import path as embedded_path
+from audit.storage import shipped
 from audit.training.embedding.factors import r_squared
 from audit.training.generator.config import GeneratorTrainConfig, load_generator_train_config
 from audit.training.generator.graphs import Direct
@@ -222,7 +222,7 @@ def mean_and_spread(rows: list[dict[str, float]], name: str) -> str:
 
 @torch.inference_mode()
 def factors(args: argparse.Namespace) -> None:
-    network = load_phantom_factors(embedded_path("embeddings", "phantom-factors"))
+    network = load_phantom_factors(shipped.path("embeddings", "phantom-factors"))
     g = load_generator(args.file, torch.device("cpu")).generator
     explained = r_squared(network, args.n, args.seed, "factors/evaluation")
     real = network.head(embed_all(network, phantom.sample(args.n, args.seed).images))

@@ -1,6 +1,6 @@
 """Inversion: how faithful, how fast in batches, what the form of the weight changes costs, how much memory it takes.
 
-    python benchmarks/inversion.py fidelity [--data phantom] [--generator embedded:phantom] [--n 32]
+    python benchmarks/inversion.py fidelity [--data phantom] [--generator shipped:phantom] [--n 32]
     python benchmarks/inversion.py deltas   [--ranks 1 2 4 8 16]
     python benchmarks/inversion.py speed    [--batch 16] [--steps 20] [--repeats 5]
     python benchmarks/inversion.py memory   [--limits 512MB 1GB] [--side 64]
@@ -36,7 +36,7 @@ from audit.inversion.pivot import optimise_pivots
 from audit.inversion.pivotal import editability, tune
 from audit.metrics.fid import frechet_distance
 from audit.runtime.seeds import stage_generator
-from audit.storage.shipped import path as embedded_path
+from audit.storage import shipped
 
 
 class Ground:
@@ -54,7 +54,7 @@ class Ground:
         self.images: Tensor = test.select(order.tolist()).images().to(self.device)
         self.network: FeatureNetwork
         if config.is_phantom:
-            self.network = load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(self.device)
+            self.network = load_phantom_factors(shipped.path("embeddings", "phantom-factors")).to(self.device)
         else:
             assert self.loaded.discriminator is not None, "the generator file holds no discriminator"
             self.network = DiscriminatorFeatures(self.loaded.discriminator)
@@ -225,7 +225,7 @@ def main() -> None:
     commands = {"fidelity": fidelity, "deltas": deltas, "speed": speed, "memory": memory}
     parser.add_argument("command", choices=commands)
     parser.add_argument("--data", default="phantom", help="'phantom' or a path that an audit's data.path takes")
-    parser.add_argument("--generator", default="embedded:phantom")
+    parser.add_argument("--generator", default="shipped:phantom")
     parser.add_argument("--encoder", help="default: the one beside the generator")
     parser.add_argument("--n", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)

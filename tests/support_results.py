@@ -287,7 +287,7 @@ def _model(root: Path, name: str, rank: int, n: int, rows: list[QueryRow], model
         components=Components(**values) if n else Components(),
         component_intervals={k: (max(v - 0.06, 0), min(v + 0.06, 1)) for k, v in values.items()} if n else {},
         weights_sha256=f"{abs(hash(name)) % 16**8:08x}" * 8,
-        source="convnext_atto, embedded:" + name,
+        source="convnext_atto, shipped:" + name,
         clean=Clean(
             accuracy=_interval(clean, 0.027, 600),
             recall={"healthy": clean + 0.04, "opacity": clean - 0.05, "cardiomegaly": clean + 0.01},
@@ -310,7 +310,7 @@ def _config(n_queries: int) -> dict[str, Any]:
         "queries": {"n": n_queries, "classes": ["opacity", "cardiomegaly"], "target": "healthy"},
         "robustness": {"eps": ["2/255", "8/255"], "steps": 20, "restarts": 1, "step_size": None},
         "ranking": {"validity": 1.0, "separation": 0.95, "bootstrap": 1000},
-        "classifiers": [{"name": "trades", "checkpoint": "embedded:trades"}],
+        "classifiers": [{"name": "trades", "checkpoint": "shipped:trades"}],
     }
 
 

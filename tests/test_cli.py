@@ -70,7 +70,7 @@ def test_train_classifier_and_factors(run, tmp_path):
         (("train", "generator", "none.toml"), "does not exist"),
         (("generator", "inspect", "none.pkl"), "none.pkl.*does not exist"),
         (("generator", "convert", "none.pt", "--out", "x.safetensors"), "none.pt.*does not exist"),
-        (("generator", "sample", "embedded:none", "--out", "x.png"), "none.*phantom"),
+        (("generator", "sample", "shipped:none", "--out", "x.png"), "none.*phantom"),
     ],
 )
 def test_a_missing_file_is_one_sentence_and_status_2(arguments, said, monkeypatch, capsys, tmp_path):

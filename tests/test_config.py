@@ -21,7 +21,7 @@ from audit.config import (
 )
 from audit.errors import ConfigError
 
-MINIMAL = {"data": {"path": "phantom"}, "classifiers": [{"name": "a", "checkpoint": "embedded:plain"}]}
+MINIMAL = {"data": {"path": "phantom"}, "classifiers": [{"name": "a", "checkpoint": "shipped:plain"}]}
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def test_a_minimal_audit_has_defaults() -> None:
         ({"robustness": {"epsilon": ["8/255"]}}, "robustness.epsilon", "eps"),
         ({"classifier": []}, "classifier", "classifiers"),
         (
-            {"classifiers": [{"name": "a", "checkpoint": "embedded:plain", "inputsize": 9}]},
+            {"classifiers": [{"name": "a", "checkpoint": "shipped:plain", "inputsize": 9}]},
             "classifiers.0.inputsize",
             "input_size",
         ),
@@ -79,7 +79,7 @@ def test_an_unknown_key_is_answered_with_the_nearest(changes: dict[str, Any], ke
         ({"robustness": {"eps": ["eight"]}}, "'eight' is not a number such as"),
         ({"robustness": {"eps": ["8"]}}, r"'8' is not in \(0, 1\]; eps is in pixel units"),
         ({"robustness": {"eps": [0]}}, r"'0' is not in \(0, 1\]"),
-        ({"generator": {"path": "embedded:phantm"}}, "'embedded:phantm' is not one of the shipped weights"),
+        ({"generator": {"path": "shipped:phantm"}}, "'shipped:phantm' is not one of the shipped weights"),
         (
             {"ranking": dict.fromkeys(("validity", "realism", "sparsity", "localisation", "transfer"), 0)},
             "Key 'ranking' .* at least one component",
@@ -99,7 +99,7 @@ def test_a_missing_key_is_named() -> None:
     with pytest.raises(ConfigError, match=r"^Key 'data' is missing in 'x': add it\.$"):
         parse_config(AuditConfig, {"classifiers": MINIMAL["classifiers"]}, "'x'")
     with pytest.raises(ConfigError, match=r"Key 'classifiers\.0\.name' is missing"):
-        _parse(classifiers=[{"checkpoint": "embedded:plain"}])
+        _parse(classifiers=[{"checkpoint": "shipped:plain"}])
 
 
 @pytest.mark.parametrize(
@@ -110,7 +110,7 @@ def test_a_missing_key_is_named() -> None:
         ({"architecture": "resnet18", "file": "a.pt"}, "given: architecture, file"),
         ({"architecture": "resnet18"}, "needs a checkpoint beside its architecture"),
         ({"factory": "m:f", "weights_key": "ema"}, "'weights_key' of classifier .* would have no effect"),
-        ({"checkpoint": "embedded:nothing"}, "not one of the shipped weights"),
+        ({"checkpoint": "shipped:nothing"}, "not one of the shipped weights"),
     ],
 )
 def test_a_classifier_comes_from_one_source(classifier: dict[str, Any], match: str) -> None:
@@ -121,9 +121,9 @@ def test_a_classifier_comes_from_one_source(classifier: dict[str, Any], match: s
 @pytest.mark.parametrize(
     "classifier",
     [
-        {"checkpoint": "embedded:trades"},
+        {"checkpoint": "shipped:trades"},
         {"architecture": "resnet18", "checkpoint": "a.pt"},
-        {"architecture": "convnext_atto", "checkpoint": "embedded:plain"},
+        {"architecture": "convnext_atto", "checkpoint": "shipped:plain"},
         {"factory": "package.module:f", "checkpoint": "a.safetensors"},
         {"file": "a.pt2"},
     ],
@@ -163,7 +163,7 @@ name = "exported"
 file = "/models/exported.pt2"
 [[classifiers]]
 name = "shipped"
-checkpoint = "embedded:plain"
+checkpoint = "shipped:plain"
 """
 
 
@@ -184,7 +184,7 @@ def test_paths_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.Monk
         assert config.inversion.encoder == str(tmp_path / "encoder.safetensors")
         assert config.classifiers[0].checkpoint == str(folder / "mine.pt")
         assert config.classifiers[1].file == "/models/exported.pt2"
-        assert config.classifiers[2].checkpoint == "embedded:plain"
+        assert config.classifiers[2].checkpoint == "shipped:plain"
         assert config.seed == 7
 
 
@@ -192,7 +192,7 @@ def test_names_that_are_no_paths_stay(tmp_path: Path) -> None:
     config = resolve_paths(_parse(generator={}), tmp_path)
     assert config.data.path == "phantom"
     assert config.generator is not None
-    assert config.generator.path == "embedded:phantom"
+    assert config.generator.path == "shipped:phantom"
     assert config.inversion.encoder is None
     assert resolve_path("~/x", tmp_path) == str(Path.home().resolve() / "x")
     assert resolve_paths(config, Path("/other")) == config

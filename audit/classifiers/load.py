@@ -21,11 +21,11 @@ from audit.classifiers.fitting import Fit, check_finite, few, fit_weights, fitti
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.probe import first_line
 from audit.classifiers.wants import Wants, wants_of_arguments, wants_of_metadata, wants_of_timm
-from audit.config import ClassifierConfig, why_not_pixel_units
+from audit.config import ClassifierConfig, is_shipped, why_not_pixel_units
 from audit.errors import ClassifierError
 from audit.results import Notice, Origin
 from audit.runtime.seeds import stage_seed
-from audit.storage import shipped as embedded
+from audit.storage import shipped
 
 __all__ = ["class_order", "load_classifier", "preserve_mode"]
 
@@ -100,12 +100,7 @@ def _load_checkpoint(
     config: ClassifierConfig, wants: Wants, image_channels: int, num_data_classes: int, folder: Path | None
 ) -> _Loaded:
     assert config.checkpoint is not None
-    shipped = config.checkpoint.startswith("embedded:")
-    path = (
-        embedded.path("classifiers", config.checkpoint.removeprefix("embedded:"))
-        if shipped
-        else Path(config.checkpoint)
-    )
+    path = shipped.locate("classifiers", config.checkpoint)
     checkpoint = read_checkpoint(path)
     where = f"'{config.checkpoint}'"
     wants = wants.over(wants_of_metadata(checkpoint.about, where))
@@ -139,7 +134,7 @@ def _load_checkpoint(
             f"The weights in {where} were trained on images of {side} x {side}, and '{architecture}' is built for "
             f"another size: set architecture_args = {{ {said} }}."
         ) from None
-    file = config.checkpoint if shipped else path.name
+    file = config.checkpoint if is_shipped(config.checkpoint) else path.name
     weights = file if fit.entry is None else f"{file}: {fit.entry}"
     several = bool(fit.others)
     return _Loaded(

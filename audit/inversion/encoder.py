@@ -13,10 +13,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from audit.config import is_shipped
 from audit.errors import ConfigError, GeneratorError
 from audit.generator.stylegan2.networks import Generator, network_range
+from audit.storage import shipped
 from audit.storage.cache import hash_tensor
-from audit.storage.shipped import path as embedded_path
 from audit.storage.tensors.tensor_files import checked_safetensors, fill_weights
 
 FORMAT = "spruce-audit encoder 1"
@@ -112,9 +113,8 @@ def _settings(text: str) -> dict[str, Any]:
 
 
 def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encoder:
-    """Open `embedded:NAME` or a safetensors file, frozen and in evaluation mode; raises GeneratorError."""
-    text = str(path)
-    file = embedded_path("encoders", text.removeprefix("embedded:")) if text.startswith("embedded:") else Path(text)
+    """Open `shipped:NAME` or a safetensors file, frozen and in evaluation mode; raises GeneratorError."""
+    file = shipped.locate("encoders", path)
     if not file.is_file():
         raise GeneratorError(f"Encoder file '{file}' does not exist: check inversion.encoder.")
     try:
@@ -137,9 +137,9 @@ def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encode
 
 def encoder_beside(generator_path: str) -> str | None:
     """The encoder that comes with a generator: shipped under the same name, or `encoder.safetensors` in its folder."""
-    if generator_path.startswith("embedded:"):
+    if is_shipped(generator_path):
         try:
-            embedded_path("encoders", generator_path.removeprefix("embedded:"))
+            shipped.locate("encoders", generator_path)
         except ConfigError:
             return None
         return generator_path

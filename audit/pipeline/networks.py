@@ -17,7 +17,7 @@ from audit.generator.features import DiscriminatorFeatures
 from audit.generator.files.load import LoadedGenerator, check_fits, load_generator, why_no_discriminator
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
 from audit.results import NotComputed, Notice
-from audit.storage.shipped import path as embedded_path
+from audit.storage import shipped
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def domain_embedding(wanted: str, phantom: bool, loaded: LoadedGenerator, device
     if wanted not in EMBEDDINGS:
         return load_domain(wanted).to(device)
     if wanted == "phantom-factors" or (wanted == "auto" and phantom):
-        return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
+        return load_phantom_factors(shipped.path("embeddings", "phantom-factors")).to(device)
     if loaded.discriminator is None:
         raise GeneratorError(
             f"{why_no_discriminator(loaded)}, and realism rests on its features where no embedding is named: set "

@@ -11,7 +11,7 @@ import torch
 from audit.classifiers.checkpoint import existing_file
 from audit.classifiers.load import load_classifier
 from audit.classifiers.slices import Slices
-from audit.config import AuditConfig, ClassifierConfig, load_config, recorded
+from audit.config import AuditConfig, ClassifierConfig, is_shipped, load_config, note_on_spelling, recorded
 from audit.data.audit_set import AuditSet
 from audit.data.describe import describe, describe_shift
 from audit.data.fingerprint import fingerprint, listing_fingerprint
@@ -131,6 +131,7 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
         },
         data_read=described.read,
         notices=[
+            *_spelling(config),
             *described.notices,
             *(notice for m in models for notice in m.classifier.notices),
             *(notice for look in looks.values() for notice in look.notices),
@@ -205,11 +206,18 @@ def _check_files(config: ClassifierConfig) -> None:
     """Raise ClassifierError for a file of the configuration that is not there."""
     if config.file is not None:
         existing_file(config.file, "Classifier file")
-    if config.checkpoint is not None and not config.checkpoint.startswith("embedded:"):
+    if config.checkpoint is not None and not is_shipped(config.checkpoint):
         existing_file(config.checkpoint, "Checkpoint")
     place, _, _ = (config.factory or "").rpartition(":")
     if place.endswith(".py"):
         existing_file(place, "Factory file")
+
+
+def _spelling(config: AuditConfig) -> list[Notice]:
+    """Tell the user which spelling of an earlier version the configuration uses."""
+    generator = None if config.generator is None else config.generator.path
+    note = note_on_spelling(generator, config.inversion.encoder, *(one.checkpoint for one in config.classifiers))
+    return [] if note is None else [Notice(subject="audit", kind="former-spelling", text=note)]
 
 
 def _none_left(failures: list[Failure]) -> str:
@@ -245,7 +253,7 @@ def _unloaded(config: ClassifierConfig, failed: Failure, class_names: Sequence[s
         index_interval=None,
         components=Components(),
         weights_sha256=None,
-        source=source if source.startswith("embedded:") else Path(source).name,
+        source=source if is_shipped(source) else Path(source).name,
         failed=failed,
         clean=nothing_measured(class_names),
         robust=Robust(),

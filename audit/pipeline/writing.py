@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from audit.config import EMBEDDINGS, AuditConfig
+from audit.config import EMBEDDINGS, AuditConfig, is_shipped
 from audit.errors import AuditError
 from audit.pipeline.pictures import without_pictures
 from audit.report.build import render_report
@@ -48,7 +48,7 @@ def inputs_of(config: AuditConfig, file: Path | None, cache: Path | None) -> dic
     return {
         what: Path(place)
         for what, place in named.items()
-        if place is not None and not str(place).startswith("embedded:") and str(place) != "phantom"
+        if place is not None and not is_shipped(str(place)) and str(place) != "phantom"
     }
 
 

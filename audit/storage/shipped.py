@@ -3,6 +3,7 @@
 from importlib.resources import files
 from pathlib import Path
 
+from audit.config import is_shipped
 from audit.errors import ConfigError
 
 KINDS = ("classifiers", "generators", "encoders", "embeddings")
@@ -22,3 +23,8 @@ def path(kind: str, name: str) -> Path:
     if name not in names(kind):
         raise ConfigError(f"No shipped {kind} are called '{name}'; present: {', '.join(names(kind)) or 'none'}.")
     return _folder(kind) / f"{name}.safetensors"
+
+
+def locate(kind: str, text: str | Path) -> Path:
+    """Return the file that `shipped:NAME` or a path stands for; raises ConfigError as `path` does."""
+    return path(kind, str(text).partition(":")[2]) if is_shipped(str(text)) else Path(text)

@@ -354,12 +354,12 @@ def test_bad_files_end_in_one_sentence(tmp_path: Path) -> None:
 
 def test_unknown_shipped_weights_are_named() -> None:
     with pytest.raises(AuditError, match="No shipped classifiers are called 'phantom'"):
-        load(checkpoint="embedded:phantom")
+        load(checkpoint="shipped:phantom")
 
 
 @pytest.mark.parametrize("name", ["plain", "trades", "trades-small", "shortcut"])
 def test_shipped_classifiers(name: str) -> None:
-    it = load(shape=(1, 64, 64), checkpoint=f"embedded:{name}")
+    it = load(shape=(1, 64, 64), checkpoint=f"shipped:{name}")
     assert it.feature_dim == 128
     assert it(images(side=64)).shape == (2, 3)
 

@@ -125,7 +125,7 @@ def test_names_of_other_networks_are_kept_apart() -> None:
 def audit_of(embedding: str) -> dict[str, object]:
     return {
         "data": {"path": "phantom"},
-        "classifiers": [{"name": "plain", "checkpoint": "embedded:plain"}],
+        "classifiers": [{"name": "plain", "checkpoint": "shipped:plain"}],
         "metrics": {"embedding": embedding},
     }
 
@@ -136,7 +136,7 @@ def test_a_configuration_names_a_network_or_a_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"metrics.embedding.*'discriminater' is no embedding.*'discriminator'"):
         parse_config(AuditConfig, audit_of("discriminater"), "test")
     text = '[data]\npath = "phantom"\n[metrics]\nembedding = {}\n[[classifiers]]\nname = "a"\n'
-    text += 'checkpoint = "embedded:plain"\n'
+    text += 'checkpoint = "shipped:plain"\n'
     file = tmp_path / "audit.toml"
     for said, meant in (("own.safetensors", str(tmp_path.resolve() / "own.safetensors")), ("auto", "auto")):
         file.write_text(text.format(json.dumps(said)))

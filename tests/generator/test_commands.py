@@ -39,7 +39,7 @@ def test_inspect_says_what_a_file_is(snapshot_file):
     assert "refused" not in found
     result = CliRunner().invoke(app, ["generator", "inspect", str(snapshot_file), "--json"])
     assert json.loads(result.output) == json.loads(json.dumps(found))
-    text = CliRunner().invoke(app, ["generator", "inspect", "embedded:phantom"]).output
+    text = CliRunner().invoke(app, ["generator", "inspect", "shipped:phantom"]).output
     assert "format: spruce-audit\n" in text
     assert "discriminator: parameters = " in text
 
@@ -94,7 +94,7 @@ def test_sample_draws_a_grid(snapshot_file, tmp_path):
         with pytest.raises(GeneratorError, match=said):
             sample_generator(snapshot_file, tmp_path / "x.png", label=wrong)
     with pytest.raises(GeneratorError, match="no classes"):
-        sample_generator("embedded:phantom", tmp_path / "x.png", label=0)
+        sample_generator("shipped:phantom", tmp_path / "x.png", label=0)
     with pytest.raises(GeneratorError, match="--n"):
         sample_generator(snapshot_file, tmp_path / "x.png", n=0)
 
@@ -115,14 +115,14 @@ def test_colour_grids_round_to_the_nearest_level(tmp_path):
 
 
 def test_an_audit_stands_on_a_snapshot_as_on_the_same_weights_of_ours(tmp_path):
-    shipped = load_generator("embedded:phantom")
+    shipped = load_generator("shipped:phantom")
     file = tmp_path / "s.pkl"
     file.write_bytes(snapshot(shipped.generator.state_dict(), shipped.discriminator.state_dict()))
     (tmp_path / "c.toml").write_text(
         'name = "x"\n[data]\npath = "phantom"\n[data.phantom]\ncalibration = 60\naudit = 6\n'
         '[generator]\npath = "s.pkl"\n'
-        '[inversion]\nencoder = "embedded:phantom"\n[metrics]\ncanonical = "off"\nembedding = "discriminator"\n'
-        '[[classifiers]]\nname = "plain"\ncheckpoint = "embedded:plain"\n'
+        '[inversion]\nencoder = "shipped:phantom"\n[metrics]\ncanonical = "off"\nembedding = "discriminator"\n'
+        '[[classifiers]]\nname = "plain"\ncheckpoint = "shipped:plain"\n'
     )
     config = load_config(tmp_path / "c.toml")
     networks = load_networks(config, load_data(config.data, 0), torch.device("cpu"))

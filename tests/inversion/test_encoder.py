@@ -176,14 +176,14 @@ def test_user_errors_say_how_to_mend(generator: Generator, dataset: AuditSet, tm
     with pytest.raises(GeneratorError, match="cannot be read"):
         load_encoder(broken)
     with pytest.raises(ConfigError, match="encoders"):
-        load_encoder("embedded:nothing")
+        load_encoder("shipped:nothing")
 
 
 def test_the_encoder_beside_a_generator(tmp_path: Path) -> None:
     assert encoder_beside(str(tmp_path / "generator.safetensors")) is None
     (tmp_path / "encoder.safetensors").touch()
     assert encoder_beside(str(tmp_path / "generator.safetensors")) == str(tmp_path / "encoder.safetensors")
-    assert encoder_beside("embedded:nothing") is None
+    assert encoder_beside("shipped:nothing") is None
 
 
 @pytest.fixture(scope="module")

@@ -67,7 +67,7 @@ def with_generator(config: AuditConfig, file: Path, embedding: str) -> AuditConf
 def test_a_generator_without_a_usable_discriminator_is_audited_with_an_embedding(
     config: AuditConfig, data: AuditSet, tmp_path: Path, faulty: bool
 ) -> None:
-    shipped = load_generator("embedded:phantom")
+    shipped = load_generator("shipped:phantom")
     judge = shipped.discriminator if faulty else None
     if judge is not None:
         judge.b4.out.bias.fill_(torch.nan)

@@ -13,7 +13,7 @@ from support_site import Site, left, pack, site
 from audit import cli
 from audit.errors import WeightsError
 from audit.storage import pretrained as weights
-from audit.storage import shipped as embedded
+from audit.storage import shipped
 from audit.storage.pretrained import NETWORKS, Archive, File, Form, Member, Network
 
 __all__ = ["site"]
@@ -194,4 +194,4 @@ def test_the_commands(
 
 def test_the_module_and_the_folder_of_shipped_weights_live_side_by_side() -> None:
     assert Path(weights.__file__).name == "pretrained.py"
-    assert embedded.path("generators", "phantom").parent.parent == Path(weights.__file__).parents[1] / "assets"
+    assert shipped.path("generators", "phantom").parent.parent == Path(weights.__file__).parents[1] / "assets"

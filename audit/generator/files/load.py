@@ -20,8 +20,8 @@ from audit.generator.files.contents import FORMAT, LEFT_OUT, Contents, contents_
 from audit.generator.files.infer import complete, infer_discriminator, infer_generator, mean_code
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.networks import Generator
+from audit.storage import shipped
 from audit.storage.cache import atomic_write_bytes, hash_file
-from audit.storage.shipped import path as embedded_path
 from audit.storage.tensors.file_bytes import Refused, brief
 
 Network = TypeVar("Network", Generator, Discriminator)
@@ -148,13 +148,12 @@ def _discriminator(contents: Contents, said: str | None, generator: Generator) -
 
 
 def resolve(path: str | Path) -> Path:
-    """Return the file that `embedded:NAME` or a path stands for."""
-    text = str(path)
-    return embedded_path("generators", text.removeprefix("embedded:")) if text.startswith("embedded:") else Path(text)
+    """Return the file that `shipped:NAME` or a path stands for."""
+    return shipped.locate("generators", path)
 
 
 def load_generator(path: str | Path, device: torch.device | str = "cpu") -> LoadedGenerator:
-    """Open `embedded:NAME` or a file of any layout in `audit.generator.files.contents`, running no code that it holds.
+    """Open `shipped:NAME` or a file of any layout in `audit.generator.files.contents`, running no code that it holds.
 
     Both networks come in evaluation mode without gradients, in float32. Raises GeneratorError naming file and remedy.
     """

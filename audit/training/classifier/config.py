@@ -5,9 +5,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from audit.config import Eps, EpsL2, Section, Training, eps_value, load_training, parse_config, read_toml, resolve_path
+from audit.config import Eps, EpsL2, Section, Training, eps_value, load_training, parse_config, read_toml
 from audit.training.classifier.preset import with_preset
 from audit.training.shared.precision import Precision
+
+NO_FILE = ("none", "timm")
+"""What `initial` may say beside a file or shipped weights."""
 
 
 class MartConfig(Section):
@@ -202,7 +205,7 @@ class ClassifierTrainConfig(Training):
     @property
     def starts_from_file(self) -> bool:
         """Whether `initial` is a path."""
-        return self.initial not in ("none", "timm")
+        return self.initial not in NO_FILE
 
 
 class FactorsTrainConfig(Section):
@@ -221,10 +224,7 @@ class FactorsTrainConfig(Section):
 
 def load_classifier_train_config(path: str | Path) -> ClassifierTrainConfig:
     """Read a training's TOML file; its paths are made absolute against its folder. Raises ConfigError."""
-    config = load_training(ClassifierTrainConfig, path)
-    if not config.starts_from_file:
-        return config
-    return config.model_copy(update={"initial": resolve_path(config.initial, Path(path).resolve().parent)})
+    return load_training(ClassifierTrainConfig, path, "initial", names=NO_FILE)
 
 
 def load_factors_train_config(path: str | Path) -> FactorsTrainConfig:

@@ -18,7 +18,7 @@ from audit.classifiers.fitting import fit_weights
 from audit.classifiers.trace import first_line
 from audit.errors import ConfigError
 from audit.runtime.seeds import stage_seed
-from audit.storage import shipped as embedded
+from audit.storage import shipped
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def _from_file(network: nn.Module, path: Path) -> Initial:
 def initial_network(
     initial: str, architecture: str, num_classes: int, channels: int, args: dict[str, Any], seed: int
 ) -> Initial:
-    """Build `architecture` with the weights that `initial` names: 'none', 'timm', 'embedded:NAME' or a path.
+    """Build `architecture` with the weights that `initial` names: 'none', 'timm', 'shipped:NAME' or a path.
 
     What is random depends on `seed` alone. Raises ClassifierError (unknown architecture, file missing or not of this
     architecture) or ConfigError (no pretrained weights, or not to be had here).
@@ -81,6 +81,4 @@ def initial_network(
     network = build_network(architecture, num_classes, channels, args, seed)
     if initial == "none":
         return Initial(network, {"random": True})
-    shipped = initial.startswith("embedded:")
-    path = embedded.path("classifiers", initial.removeprefix("embedded:")) if shipped else Path(initial)
-    return _from_file(network, path)
+    return _from_file(network, shipped.locate("classifiers", initial))

@@ -26,7 +26,7 @@ from audit.metrics.intervals import bootstrap_mean, wilson_interval
 from audit.metrics.transfer import EmbeddingJudge, fit_judge
 from audit.robustness.attacks.pgd import pgd_attack
 from audit.runtime.seeds import stage_generator, stage_seed
-from audit.storage.shipped import path as embedded_path
+from audit.storage import shipped
 from audit.training.embedding.config import EmbeddingTrainConfig
 
 PIXEL_SIDE = 32
@@ -64,7 +64,7 @@ def yardsticks(config: EmbeddingTrainConfig, image_shape: tuple[int, int, int], 
         if loaded.discriminator is not None:
             out.append(DiscriminatorFeatures(loaded.discriminator))
     if config.data.is_phantom and image_shape == IMAGE_SHAPE:
-        out.append(load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device))
+        out.append(load_phantom_factors(shipped.path("embeddings", "phantom-factors")).to(device))
     return [*out, Pixels(PIXEL_SIDE)]
 
 
@@ -135,7 +135,7 @@ def twin_images(n: int, seed: int, eps: float, steps: int, device: torch.device)
     healthy = phantom.sample(
         HEALTHY_PER_TWIN * n, stage_seed(seed, "embedding/healthy"), labels=torch.zeros(HEALTHY_PER_TWIN * n).long()
     )
-    source = ClassifierConfig(name=VICTIM, checkpoint=f"embedded:{VICTIM}")
+    source = ClassifierConfig(name=VICTIM, checkpoint=f"shipped:{VICTIM}")
     victim = TowardsHealthy(load_classifier(source, IMAGE_SHAPE, phantom.CLASS_NAMES).to(device))
     made = []
     with preserve_mode(victim):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from audit.config import is_shipped
 from audit.data.audit_set import AuditSet
 from audit.data.describe import note_on_training_data
 from audit.data.load import load_images, training_split
@@ -110,7 +111,7 @@ def _card(
     """What the card says beside the scores; `run` is what only the run itself knows."""
     # Paths are of the machine, and say nothing to whoever reads the card.
     left_out = {"device"} | (set() if config.data.is_phantom else {"data"})
-    if config.generator is not None and not config.generator.startswith("embedded:"):
+    if config.generator is not None and not is_shipped(config.generator):
         left_out |= {"generator"}
     return {
         "name": config.name,

@@ -46,7 +46,7 @@ class EncoderTrainConfig(Training):
     """What `spruce-audit train encoder CONFIG.toml` may say."""
 
     split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
-    generator: Weights = Field("embedded:phantom", description="the generator whose codes are learnt")
+    generator: Weights = Field("shipped:phantom", description="the generator whose codes are learnt")
     seed: int = Field(0, ge=0)
     device: str = "auto"
     width: int = Field(64, ge=16, multiple_of=16, description="feature maps at 16x16 and below")

@@ -24,8 +24,8 @@ from audit.generator.stylegan2.networks import Generator
 from audit.metrics.fid import frechet_distance
 from audit.metrics.precision_recall import precision_recall
 from audit.runtime.seeds import stage_generator
+from audit.storage import shipped
 from audit.storage.cache import atomic_write_text
-from audit.storage.shipped import path as embedded_path
 from audit.training.generator.config import FID_EMBEDDINGS, FILES, GeneratorTrainConfig, portable
 from audit.training.generator.state import State, one_hot
 from audit.training.generator.stream import Reals
@@ -50,7 +50,7 @@ class Reference:
 def fid_network(wanted: str, is_phantom: bool, device: torch.device) -> Embedder | None:
     """The embedding that `fid_embedding = wanted` names; None where nothing is to judge. Raises MetricError."""
     if wanted == "phantom-factors" or (wanted == "auto" and is_phantom):
-        return load_phantom_factors(embedded_path("embeddings", "phantom-factors")).to(device)
+        return load_phantom_factors(shipped.path("embeddings", "phantom-factors")).to(device)
     if wanted not in FID_EMBEDDINGS:
         return load_domain(wanted).to(device)
     if wanted == "inception" or (wanted == "auto" and not isinstance(available()["inception-v3-fid"], str)):

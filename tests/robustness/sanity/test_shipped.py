@@ -14,7 +14,7 @@ from audit.robustness.sanity.measure import read_otherwise, sample_of
 def test_a_shipped_classifier_raises_no_doubt(name: str) -> None:
     data = phantom_set(30, 100, 5, 0.0)
     audited = data.split("test")
-    config = ClassifierConfig(name=name, checkpoint=f"embedded:{name}")
+    config = ClassifierConfig(name=name, checkpoint=f"shipped:{name}")
     model = load_classifier(config, data.image_shape, data.class_names)
     readings = read_otherwise(model, sample_of(audited, 5), None, torch.device("cpu"))
     assert readings[0].accuracy.n == 100

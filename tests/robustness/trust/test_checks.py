@@ -159,7 +159,7 @@ def pgd_accuracy(classifier: nn.Module) -> float:
 
 @pytest.mark.parametrize("name", ["plain", "shortcut", "trades-small", "trades"])
 def test_shipped_classifier_is_not_flagged(name: str) -> None:
-    classifier = load_classifier(ClassifierConfig(name=name, checkpoint=f"embedded:{name}"), (1, 64, 64), CLASS_NAMES)
+    classifier = load_classifier(ClassifierConfig(name=name, checkpoint=f"shipped:{name}"), (1, 64, 64), CLASS_NAMES)
     batch = sample(24, seed=7)
     config = TrustConfig(n=24, square_queries=60, more_steps=2)
     checks = trust_checks(

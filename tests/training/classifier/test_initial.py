@@ -72,14 +72,14 @@ def test_unknown_networks_keep_their_error() -> None:
 
 
 def test_a_file_fits_or_gives_all_but_the_head() -> None:
-    same = initial_network("embedded:plain", "small-convnext", 3, 1, {}, seed=0)
-    more = initial_network("embedded:plain", "small-convnext", 5, 1, {}, seed=0)
+    same = initial_network("shipped:plain", "small-convnext", 3, 1, {}, seed=0)
+    more = initial_network("shipped:plain", "small-convnext", 5, 1, {}, seed=0)
     assert (same.source["new_head"], more.source["new_head"]) == (False, True)
     assert same.source["file"] == "plain.safetensors"
     assert len(same.source["sha256"]) == 64
     for key, value in same.network.state_dict().items():
         assert torch.equal(value, more.network.state_dict()[key]) or key.startswith("head.fc")
     with pytest.raises(ClassifierError, match="check architecture, channels"):
-        initial_network("embedded:plain", "small-convnext", 3, 3, {}, seed=0)
+        initial_network("shipped:plain", "small-convnext", 3, 3, {}, seed=0)
     with pytest.raises(ClassifierError, match="does not exist"):
         initial_network("none.safetensors", "small-convnext", 3, 1, {}, seed=0)

@@ -121,7 +121,7 @@ def test_a_path_to_initial_weights_is_relative_to_the_file(tmp_path: Path) -> No
     text = 'name = "x"\npreset = "spruce-plain"\ninitial = "{}"\n[data]\npath = "images"\n'
     file.write_text(text.format("weights/first.safetensors"))
     assert load_classifier_train_config(file).initial == str(tmp_path / "weights" / "first.safetensors")
-    for name in ("none", "timm", "embedded:plain"):
+    for name in ("none", "timm", "shipped:plain"):
         file.write_text(text.format(name))
         assert load_classifier_train_config(file).initial == name
 

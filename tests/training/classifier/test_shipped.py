@@ -55,7 +55,7 @@ def test_card_states_the_configuration_that_anyone_can_run_again(name: str) -> N
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_shipped_classifier_is_as_accurate_as_its_card_says(name: str) -> None:
     classifier = load_classifier(
-        ClassifierConfig(name=name, checkpoint=f"embedded:{name}"), (1, 64, 64), phantom.CLASS_NAMES
+        ClassifierConfig(name=name, checkpoint=f"shipped:{name}"), (1, 64, 64), phantom.CLASS_NAMES
     )
     correlation = 1.0 if name == "shortcut" else 0.0
     measured = clean_metrics(classifier, held_out_phantom(150, 4711, "evaluation", correlation)).accuracy

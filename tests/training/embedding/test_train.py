@@ -158,7 +158,7 @@ def test_learning_lowers_the_contrast_of_unseen_images(tmp_path: Path, monkeypat
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_embedding(config(generator="embedded:phantom"), tmp_path_factory.mktemp("embedding"))
+    return train_embedding(config(generator="shipped:phantom"), tmp_path_factory.mktemp("embedding"))
 
 
 def card_of(path: Path) -> dict[str, Any]:
@@ -211,9 +211,9 @@ def test_an_interrupted_run_ends_in_the_same_files(
     with monkeypatch.context() as broken:
         broken.setattr(embedding, "stream", dying)
         with pytest.raises(KeyboardInterrupt):
-            train_embedding(config(generator="embedded:phantom"), tmp_path)
+            train_embedding(config(generator="shipped:phantom"), tmp_path)
     assert [p.name for p in tmp_path.iterdir()] == ["tiny.checkpoint.pt"]
-    resumed = train_embedding(config(generator="embedded:phantom"), tmp_path)
+    resumed = train_embedding(config(generator="shipped:phantom"), tmp_path)
     assert resumed.read_bytes() == trained.read_bytes()
     assert card_of(resumed) == card_of(trained)
 
@@ -242,7 +242,7 @@ def test_images_without_labels_are_enough(tmp_path: Path) -> None:
 
 
 def test_an_audit_takes_the_file_it_names(trained: Path) -> None:
-    loaded = load_generator("embedded:phantom")
+    loaded = load_generator("shipped:phantom")
     for is_phantom in (True, False):
         network = domain_embedding(str(trained), is_phantom, loaded, torch.device("cpu"))
         assert network.name == "tiny"
@@ -263,7 +263,7 @@ def test_adversarial_examples_are_towards_healthy_and_within_eps() -> None:
         "noise": 16,
         "healthy": 48,
     }
-    source = ClassifierConfig(name="plain", checkpoint="embedded:plain")
+    source = ClassifierConfig(name="plain", checkpoint="shipped:plain")
     plain = load_classifier(source, (1, 64, 64), phantom.CLASS_NAMES)
     with torch.no_grad():
         before, after = (plain(made[name]).argmax(1) == phantom.HEALTHY for name in ("finding", "adversarial"))
@@ -349,7 +349,7 @@ def test_a_generator_that_does_not_fit_is_refused_before_training(
 ) -> None:
     monkeypatch.setattr(embedding, "train", lambda *args, **kwargs: pytest.fail("trained first"))
     with pytest.raises(GeneratorError, match="32"):
-        train_embedding(config(generator="embedded:phantom", data=VALUES["data"] | {"image_size": 32}), tmp_path)
+        train_embedding(config(generator="shipped:phantom", data=VALUES["data"] | {"image_size": 32}), tmp_path)
     with pytest.raises(GeneratorError, match="nowhere"):
         train_embedding(config(generator=str(tmp_path / "nowhere.safetensors")), tmp_path)
 

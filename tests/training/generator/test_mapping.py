@@ -204,7 +204,7 @@ def test_the_command_fits_the_shipped_generator_to_networks_of_every_kind(tmp_pa
     network = DomainEncoder("other", (1, 64, 64), (8, 8), 8)
     save_file(network.state_dict(), tmp_path / "other.safetensors", metadata=network.metadata())
     (tmp_path / "m.toml").write_text(
-        'generator = "embedded:phantom"\nfeatures = ["pixels", "discriminator", "other.safetensors"]\n'
+        'generator = "shipped:phantom"\nfeatures = ["pixels", "discriminator", "other.safetensors"]\n'
         "least_share = 0.2\nkimg = 0.064\nbatch_size = 16\nwindow_kimg = 0.1\nfid_images = 60\n"
         '[data]\npath = "phantom"\n[data.phantom]\ncalibration = 700\n'
     )

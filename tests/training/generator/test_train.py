@@ -282,8 +282,8 @@ def test_cards_name_files_without_their_folders(tmp_path, trained):
         card = json.loads(text)
         assert card["data"] == card["config"]["data"]["path"] == "chest"
         assert card["config"]["start_from"] == "generator.safetensors"
-    named = portable(config(start_from="embedded:phantom"), "start_from")
-    assert (named["data"]["path"], named["start_from"]) == ("phantom", "embedded:phantom")
+    named = portable(config(start_from="shipped:phantom"), "start_from")
+    assert (named["data"]["path"], named["start_from"]) == ("phantom", "shipped:phantom")
     assert portable(config(), "start_from")["start_from"] is None
 
 
