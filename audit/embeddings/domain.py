@@ -14,13 +14,12 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from audit.embeddings.layers import convolution
 from audit.errors import MetricError
 from audit.storage.cache import hash_file
 from audit.storage.tensors.tensor_files import checked_safetensors, fill_weights
 
 KIND = "domain-embedding"
-GROUPS = 8
-"""Groups of every normalisation; widths are multiples of it."""
 POOLED = 4
 """The last map is brought to 4x4 and flattened, not averaged: where a thing lies is part of what is seen."""
 SQUEEZED = 32
@@ -39,20 +38,13 @@ def reserved_name(name: str) -> str | None:
     return next((word for word in RESERVED if name.lower().startswith(word)), None)
 
 
-def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    # SiLU rather than ReLU: the perceptual distance is differentiated by optimisers of latent codes.
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.GroupNorm(GROUPS, outputs), nn.SiLU()
-    )
-
-
 class Stage(nn.Module):
     """Halve the side, then refine residually."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.halve = _convolution(inputs, outputs, 2)
-        self.refine = _convolution(outputs, outputs, 1)
+        self.halve = convolution(inputs, outputs, 2)
+        self.refine = convolution(outputs, outputs, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
         halved: Tensor = self.halve(maps)

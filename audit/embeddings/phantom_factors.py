@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from audit.embeddings.layers import convolution
 from audit.errors import MetricError
 from audit.storage.tensors.tensor_files import checked_safetensors
 
@@ -19,13 +20,6 @@ NAME = "phantom-factors"
 IMAGE_SHAPE = (1, 64, 64)
 WIDTHS = (24, 48, 64, 96)
 FEATURES = 96
-
-
-def _convolution(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    # SiLU rather than ReLU: the perceptual distance is differentiated twice over by optimisers of latent codes.
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False), nn.GroupNorm(8, outputs), nn.SiLU()
-    )
 
 
 class PhantomFactors(nn.Module):
@@ -46,10 +40,10 @@ class PhantomFactors(nn.Module):
         first, second, third, fourth = WIDTHS
         self.stages = nn.ModuleList(
             [
-                nn.Sequential(_convolution(1, first, 2), _convolution(first, first, 1)),
-                nn.Sequential(_convolution(first, second, 2), _convolution(second, second, 1)),
-                nn.Sequential(_convolution(second, third, 2), _convolution(third, third, 1)),
-                nn.Sequential(_convolution(third, fourth, 2), _convolution(fourth, fourth, 1)),
+                nn.Sequential(convolution(1, first, 2), convolution(first, first, 1)),
+                nn.Sequential(convolution(first, second, 2), convolution(second, second, 1)),
+                nn.Sequential(convolution(second, third, 2), convolution(third, third, 1)),
+                nn.Sequential(convolution(third, fourth, 2), convolution(fourth, fourth, 1)),
             ]
         )
         # Flattened, not pooled: where a thing lies is among the factors.

@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import Field, field_validator
 
 from audit.config import Eps, Section, Training, Weights, load_training
-from audit.embeddings.domain import GROUPS, reserved_name
+from audit.embeddings.domain import reserved_name
+from audit.embeddings.layers import GROUPS
 from audit.training.classifier.config import AugmentationConfig, OptimiserConfig
 
 
