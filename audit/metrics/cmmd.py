@@ -13,6 +13,8 @@ from audit.embeddings.embedding import check_embeddings
 
 SIGMA = 10.0
 SCALE = 1000.0
+CHUNK = 4096
+"""Largest side of the piece of a kernel matrix that is held at a time."""
 
 
 def metric_name(embedding: str) -> Literal["cmmd", "mmd"]:
@@ -25,7 +27,7 @@ def unit_norm(embeddings: Tensor) -> Tensor:
     return torch.nn.functional.normalize(embeddings.double(), dim=1)
 
 
-def gaussian_kernel(a: Tensor, b: Tensor, sigma: float = SIGMA) -> Tensor:
+def gaussian_kernel(a: Tensor, b: Tensor) -> Tensor:
     """Kernel matrix `[n, m]` between `a` `[n, d]` and `b` `[m, d]`, float64.
 
     In float64 because with unit vectors and sigma 10 all entries lie in [0.98, 1] and the discrepancy is in the
@@ -33,36 +35,27 @@ def gaussian_kernel(a: Tensor, b: Tensor, sigma: float = SIGMA) -> Tensor:
     """
     a, b = a.double(), b.double()
     squared = a.square().sum(1)[:, None] + b.square().sum(1)[None] - 2 * a @ b.T
-    return torch.exp(-squared.clamp_min(0) / (2 * sigma**2))
+    return torch.exp(-squared.clamp_min(0) / (2 * SIGMA**2))
 
 
-def kernel_sum(a: Tensor, b: Tensor, sigma: float = SIGMA, chunk: int = 4096) -> float:
-    """Sum of the kernel matrix between `a` and `b`, holding at most `chunk` x `chunk` of it at a time."""
-    return sum(float(gaussian_kernel(p, q, sigma).sum()) for p in a.split(chunk) for q in b.split(chunk))
+def kernel_sum(a: Tensor, b: Tensor) -> float:
+    """Sum of the kernel matrix between `a` and `b`, holding at most CHUNK x CHUNK of it at a time."""
+    return sum(float(gaussian_kernel(p, q).sum()) for p in a.split(CHUNK) for q in b.split(CHUNK))
 
 
-def mmd(
-    a: Tensor,
-    b: Tensor,
-    sigma: float = SIGMA,
-    scale: float = SCALE,
-    estimator: Literal["biased", "unbiased"] = "biased",
-    normalise: bool = True,
-    min_images: int = 2,
-    chunk: int = 4096,
-) -> float:
-    """Squared maximum mean discrepancy between embeddings `a` `[n, d]` and `b` `[m, d]`, times `scale`.
+def mmd(a: Tensor, b: Tensor, estimator: Literal["biased", "unbiased"] = "biased") -> float:
+    """Squared maximum mean discrepancy between embeddings `a` `[n, d]` and `b` `[m, d]`, times SCALE.
 
-    `normalise` brings the rows to unit length first (CMMD's definition). The biased estimator (the published one) is
-    >= 0 and contains the diagonals; the unbiased one leaves them out, is 0 on average for equal distributions whatever
-    n, and can be negative. Raises MetricError on fewer than `min_images` rows in either set.
+    The rows are first scaled to unit length, as CMMD defines it. The biased estimator (the published one) is >= 0 and
+    contains the diagonals; the unbiased one leaves them out, is 0 on average for equal distributions whatever n, and
+    can be negative. Raises MetricError on fewer than two rows in either set.
     """
-    check_embeddings(a, b, max(2, min_images), "The maximum mean discrepancy")
-    a, b = (unit_norm(a), unit_norm(b)) if normalise else (a.double(), b.double())
+    check_embeddings(a, b, 2, "The maximum mean discrepancy")
+    a, b = unit_norm(a), unit_norm(b)
     n, m = len(a), len(b)
-    within_a, within_b = kernel_sum(a, a, sigma, chunk), kernel_sum(b, b, sigma, chunk)
-    across = kernel_sum(a, b, sigma, chunk) / (n * m)
+    within_a, within_b = kernel_sum(a, a), kernel_sum(b, b)
+    across = kernel_sum(a, b) / (n * m)
     if estimator == "biased":
         # The two means and the cross mean are near 1 each; below the rounding of their sum the value is zero.
-        return scale * max(within_a / n**2 + within_b / m**2 - 2 * across, 0.0)
-    return scale * ((within_a - n) / (n * (n - 1)) + (within_b - m) / (m * (m - 1)) - 2 * across)
+        return SCALE * max(within_a / n**2 + within_b / m**2 - 2 * across, 0.0)
+    return SCALE * ((within_a - n) / (n * (n - 1)) + (within_b - m) / (m * (m - 1)) - 2 * across)

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from audit.embeddings.embedding import check_embeddings
-from audit.metrics.cmmd import SCALE, SIGMA, gaussian_kernel, kernel_sum, unit_norm
+from audit.metrics.cmmd import SCALE, gaussian_kernel, kernel_sum, unit_norm
+from audit.metrics.distribution import EmbeddedSets
 
 NOISE_DRAWS = 200
 NOISE_IMAGES = 2000
@@ -69,7 +70,7 @@ def _split_noise(real: Tensor, n: int, generator: torch.Generator) -> float:
     ranks = torch.rand(NOISE_DRAWS, m, generator=generator, dtype=torch.float64).argsort(1).argsort(1)
     inside = (ranks < first).double()
     outside = 1 - inside
-    kernel = gaussian_kernel(real, real, SIGMA)
+    kernel = gaussian_kernel(real, real)
     inside_kernel = inside @ kernel
     within = ((inside_kernel * inside).sum(1) - first) / (first * (first - 1))
     rest = m - first
@@ -79,29 +80,22 @@ def _split_noise(real: Tensor, n: int, generator: torch.Generator) -> float:
 
 
 def target_kernels(
-    target: str,
-    rows: Tensor,
-    counterfactuals: Tensor,
-    inversions: Tensor,
-    real: Tensor,
-    flipped: Tensor,
-    generator: torch.Generator,
-    min_images: int = 2,
+    sets: EmbeddedSets, rows: Tensor, flipped: Tensor, generator: torch.Generator, min_images: int = 2
 ) -> TargetKernels:
-    """Kernels of embeddings: counterfactuals towards `target` and inversions `[n, d]`, real target images `[m, d]`.
+    """Kernels of the embedded images in `sets`, scaled to unit length.
 
-    `rows` `[n]` and `flipped` `[n]` belong to the same images. An image that does not flip enters with its inversion:
-    it closes nothing of the gap. Embeddings are brought to unit length. Raises MetricError below `min_images` of
-    either set (four real images at least, to split them).
+    `rows` `[n]` are the positions among the queries of the n counterfactuals and inversions, `flipped` `[n]` says which
+    counterfactuals changed the decision. An image that does not flip enters with its inversion: it closes nothing of
+    the gap. Raises MetricError below `min_images` of either set (four real images at least, to split them).
     """
-    check_embeddings(counterfactuals, real, max(2, min_images), f"Realism towards '{target}'")
-    check_embeddings(inversions, real, max(2, min_images), f"Realism towards '{target}'")
-    check_embeddings(real, real, 4, f"Realism against real images of '{target}'")
-    real, inverted = unit_norm(real.cpu()), unit_norm(inversions.cpu())
-    edited = torch.where(flipped.cpu()[:, None], unit_norm(counterfactuals.cpu()), inverted)
+    check_embeddings(sets.counterfactuals, sets.real, max(2, min_images), f"Realism towards '{sets.target}'")
+    check_embeddings(sets.inversions, sets.real, max(2, min_images), f"Realism towards '{sets.target}'")
+    check_embeddings(sets.real, sets.real, 4, f"Realism against real images of '{sets.target}'")
+    real, inverted = unit_norm(sets.real.cpu()), unit_norm(sets.inversions.cpu())
+    edited = torch.where(flipped.cpu()[:, None], unit_norm(sets.counterfactuals.cpu()), inverted)
     m = len(real)
     return TargetKernels(
-        target=target,
+        target=sets.target,
         rows=rows.cpu(),
         counterfactual=gaussian_kernel(edited, edited),
         inversion=gaussian_kernel(inverted, inverted),

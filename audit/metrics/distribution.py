@@ -5,6 +5,7 @@ unedited inversions of the same queries and for real images against real ones at
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -18,9 +19,23 @@ from audit.results import Distribution
 FLOOR_SPLITS = 5
 Kind = Literal["fid", "mmd"]
 Estimator = Literal["biased", "unbiased"]
+Measure = tuple[Kind, Estimator]
 
 
-def canonical_kinds(name: str) -> tuple[tuple[Kind, Estimator], ...]:
+@dataclass(frozen=True)
+class EmbeddedSets:
+    """What is compared towards one class `target`, in one embedding: edited and unedited images, and real ones.
+
+    `counterfactuals` and `inversions` are `[n, d]` of the same query images, `real` `[m, d]` of images of the class.
+    """
+
+    target: str
+    counterfactuals: Tensor
+    inversions: Tensor
+    real: Tensor
+
+
+def canonical_kinds(name: str) -> tuple[Measure, ...]:
     """What is measured in the canonical network called `name`: CMMD in CLIP, FID in any other."""
     return (("mmd", "biased"), ("mmd", "unbiased")) if metric_name(name) == "cmmd" else (("fid", "biased"),)
 
@@ -37,36 +52,29 @@ def real_floor(real: Tensor, n: int, distance: Callable[[Tensor, Tensor], float]
 
 
 def distribution_row(
-    kind: Kind,
-    network: Embedder,
-    counterfactuals: Tensor,
-    inversions: Tensor,
-    real: Tensor,
-    target: str,
-    generator: torch.Generator,
-    min_images: int = 2,
-    estimator: Estimator = "biased",
+    measure: Measure, network: Embedder, sets: EmbeddedSets, generator: torch.Generator, min_images: int = 2
 ) -> Distribution:
-    """Distance of embedded counterfactuals `[n, d]` to real images `[m, d]` of class `target`, with its context.
+    """Distance of the counterfactuals to the real images, beside that of the inversions and the floor.
 
     The embeddings come from `network`, which is named in the row; "mmd" is called "cmmd" in a CLIP embedding. Raises
-    MetricError on fewer than `min_images` of either kind.
+    MetricError on fewer than `min_images` counterfactuals or real images.
     """
+    kind, estimator = measure
 
     def distance(a: Tensor, b: Tensor) -> float:
         if kind == "fid":
             return frechet_distance(a, b)
         return mmd(a, b, estimator=estimator)
 
-    check_embeddings(counterfactuals, real, min_images, f"{kind.upper()} towards '{target}'")
+    check_embeddings(sets.counterfactuals, sets.real, min_images, f"{kind.upper()} towards '{sets.target}'")
     return Distribution(
         metric="fid" if kind == "fid" else metric_name(network.name),
         estimator="biased" if kind == "fid" else estimator,
-        value=distance(counterfactuals, real),
-        inversion=distance(inversions, real),
-        floor=real_floor(real, len(counterfactuals), distance, generator),
-        n=len(counterfactuals),
-        n_real=len(real),
-        target=target,
+        value=distance(sets.counterfactuals, sets.real),
+        inversion=distance(sets.inversions, sets.real),
+        floor=real_floor(sets.real, len(sets.counterfactuals), distance, generator),
+        n=len(sets.counterfactuals),
+        n_real=len(sets.real),
+        target=sets.target,
         embedding=named(network),
     )

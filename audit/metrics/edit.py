@@ -31,8 +31,8 @@ def changed_share(counterfactuals: Tensor, inversions: Tensor, threshold: float 
     return ((counterfactuals - inversions).abs().amax(1) > threshold).float().mean((1, 2))
 
 
-def nearest_distance(queries: Tensor, real: Tensor, chunk: int = 256) -> tuple[Tensor, Tensor]:
-    """Mean absolute difference `[N]` of each query to its nearest image of `real`, and that image's position `[N]`.
+def nearest_distance(queries: Tensor, real: Tensor, chunk: int = 256) -> Tensor:
+    """Mean absolute difference `[N]` of each query image to its nearest image of `real`.
 
     At most `chunk` real images are compared at a time. Raises MetricError if `real` is empty or of another shape.
     """
@@ -45,10 +45,6 @@ def nearest_distance(queries: Tensor, real: Tensor, chunk: int = 256) -> tuple[T
         )
     flat = queries.flatten(1)
     best = torch.full((len(queries),), torch.inf, dtype=flat.dtype, device=flat.device)
-    where = torch.zeros(len(queries), dtype=torch.int64, device=flat.device)
-    for start in range(0, len(real), chunk):
-        part = real[start : start + chunk].flatten(1).to(flat)
-        distance, position = (torch.cdist(flat, part, p=1) / flat.shape[1]).min(1)
-        closer = distance < best
-        best, where = torch.where(closer, distance, best), torch.where(closer, position + start, where)
-    return best, where
+    for part in real.flatten(1).split(chunk):
+        best = torch.minimum(best, (torch.cdist(flat, part.to(flat), p=1) / flat.shape[1]).amin(1))
+    return best

@@ -17,13 +17,13 @@ def _triangular(samples: Tensor) -> Tensor:
     return torch.linalg.qr(samples, mode="r").R if len(samples) > samples.shape[1] else samples
 
 
-def frechet_distance(a: Tensor, b: Tensor, min_images: int = 2) -> float:
+def frechet_distance(a: Tensor, b: Tensor) -> float:
     """Frechet distance between embeddings `a` `[n, d]` and `b` `[m, d]`, in squared units of the embedding; >= 0.
 
     Covariances are unbiased (n - 1), as in the public implementations. The value is biased upwards by about 1/n:
-    compare only at equal n. Computed in float64. Raises MetricError on fewer than `min_images` rows in either set.
+    compare only at equal n. Computed in float64. Raises MetricError on fewer than two rows in either set.
     """
-    check_embeddings(a, b, max(2, min_images), "The Frechet distance")
+    check_embeddings(a, b, 2, "The Frechet distance")
     a, b = a.double(), b.double()
     mean_a, mean_b = a.mean(0), b.mean(0)
     centred_a = (a - mean_a) / (len(a) - 1) ** 0.5

@@ -11,8 +11,6 @@ from torch import Tensor
 from audit.errors import MetricError
 from audit.results import RegionShare
 
-KEYS = ("mass", "area", "rank_accuracy", "pointing", "iou", "auc")
-
 
 def _check(edit: Tensor, mask: Tensor) -> None:
     if edit.ndim != 3 or edit.shape != mask.shape or mask.dtype != torch.bool:

@@ -33,11 +33,11 @@ def covered(queries: Tensor, samples: Tensor, reach: Tensor) -> float:
     return float(torch.cat(inside).double().mean())
 
 
-def precision_recall(drawn: Tensor, real: Tensor, k: int = NEIGHBOURS, min_images: int = 2) -> tuple[float, float]:
+def precision_recall(drawn: Tensor, real: Tensor, k: int = NEIGHBOURS) -> tuple[float, float]:
     """Precision and recall in [0, 1], higher is better, of embeddings `drawn` `[n, d]` against `real` `[m, d]`.
 
-    Memory grows with n and m, not with their product. Raises MetricError on fewer than `min_images`, or k + 1, rows.
+    Memory grows with n and m, not with their product. Raises MetricError on fewer than k + 1 rows.
     """
-    check_embeddings(drawn, real, max(k + 1, min_images), "Precision and recall")
+    check_embeddings(drawn, real, k + 1, "Precision and recall")
     drawn, real = drawn.double(), real.double()
     return covered(drawn, real, radii(real, k)), covered(real, drawn, radii(drawn, k))

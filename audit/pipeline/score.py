@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +18,7 @@ from audit.metrics.components import (
     sparsity_scores,
     target_kernels,
 )
-from audit.metrics.distribution import canonical_kinds, distribution_row
+from audit.metrics.distribution import EmbeddedSets, Measure, canonical_kinds, distribution_row
 from audit.metrics.edit import changed_share, edit_map, mean_absolute
 from audit.metrics.intervals import wilson_interval
 from audit.metrics.localisation import localise, region_share
@@ -64,37 +63,28 @@ def _distributions(
     missing: list[NotComputed] = []
     reasons: dict[str, str] = {}
     fewest = config.metrics.min_images
-    kinds: tuple[tuple[Literal["fid", "mmd"], Literal["biased", "unbiased"]], ...]
-    kinds = (("fid", "biased"), ("mmd", "biased"), ("mmd", "unbiased"))
+    kinds: tuple[Measure, ...] = (("fid", "biased"), ("mmd", "biased"), ("mmd", "unbiased"))
     canonical = {n.name: embed_all(n, found.images, 32, common.device) for n in common.canonical}
     for target in targets.unique().tolist():
         rows = (targets == target).nonzero()[:, 0]
-        real, inverted = common.real[target], common.embedded_inversions[rows]
+        real = common.real[target]
+        sets = EmbeddedSets(real.name, embedded[rows], common.embedded_inversions[rows], real.embedded)
 
         def generator(name: str = real.name) -> torch.Generator:
             # The same splits of the real images for every row and model, so that floors compare.
             return stage_generator(config.seed, f"distributions/{name}")
 
         try:
-            for kind, estimator in kinds:
-                row = distribution_row(
-                    kind, common.network, embedded[rows], inverted, real.embedded, real.name, generator(), fewest,
-                    estimator,
-                )  # fmt: skip
+            for measure in kinds:
+                row = distribution_row(measure, common.network, sets, generator(), fewest)
                 tables[row.metric].append(row)
             for network in common.canonical:
                 made, before = canonical[network.name][rows], common.canonical_inversions[network.name][rows]
-                for kind, estimator in canonical_kinds(network.name):
-                    row = distribution_row(
-                        kind, network, made, before, real.canonical[network.name], real.name, generator(), fewest,
-                        estimator,
-                    )  # fmt: skip
+                seen = EmbeddedSets(real.name, made, before, real.canonical[network.name])
+                for measure in canonical_kinds(network.name):
+                    row = distribution_row(measure, network, seen, generator(), fewest)
                     tables[row.metric].append(row)
-            kernels.append(
-                target_kernels(
-                    real.name, rows, embedded[rows], inverted, real.embedded, found.flipped[rows], generator(), fewest
-                )
-            )
+            kernels.append(target_kernels(sets, rows, found.flipped[rows], generator(), fewest))
         except MetricError as refused:
             missing.append(NotComputed(what=f"FID, MMD and realism towards '{real.name}'", why=str(refused)))
             reasons["realism"] = str(refused)

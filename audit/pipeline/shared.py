@@ -105,6 +105,6 @@ def _real_targets(
     images = calibration.select(rows)
     nearest = torch.full((len(queries),), torch.inf)
     for batch, _, _ in images.batches(256):
-        nearest = torch.minimum(nearest, nearest_distance(queries, batch)[0])
+        nearest = torch.minimum(nearest, nearest_distance(queries, batch))
     canonical = {n.name: embed_with_bar(n, images, device, f"{n.name} of real '{name}'") for n in networks.canonical}
     return RealTargets(name, embedded[rows], canonical, nearest)

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit.errors import MetricError
-from audit.metrics.cmmd import gaussian_kernel, metric_name, mmd
+from audit.metrics import cmmd
+from audit.metrics.cmmd import SCALE, gaussian_kernel, metric_name, mmd, unit_norm
 
 
 def normal(seed: int, n: int, d: int) -> torch.Tensor:
@@ -22,24 +23,20 @@ def test_anchors() -> None:
     assert mmd(5 * first, 0.1 * second) == pytest.approx(19.900333, abs=1e-6)
 
 
-def test_without_normalisation_length_counts() -> None:
-    a = torch.tensor([[10.0, 0.0]]).repeat(2, 1)
-    b = torch.zeros(2, 2)
-    expected = 1000 * (2 - 2 * torch.exp(torch.tensor(-0.5, dtype=torch.float64)))
-    assert mmd(a, b, normalise=False) == pytest.approx(float(expected))
-
-
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 12), st.integers(2, 12), st.integers(1, 8), st.integers(1, 5))
 def test_estimators_are_their_double_sums_whatever_the_chunk(seed: int, n: int, m: int, d: int, chunk: int) -> None:
     a, b = normal(seed, n, d), normal(seed + 1, m, d)
-    k_aa, k_bb, k_ab = (gaussian_kernel(p, q, 1.0) for p, q in ((a, a), (b, b), (a, b)))
+    unit_a, unit_b = unit_norm(a), unit_norm(b)
+    pairs = ((unit_a, unit_a), (unit_b, unit_b), (unit_a, unit_b))
+    k_aa, k_bb, k_ab = (gaussian_kernel(p, q) for p, q in pairs)
     biased = k_aa.mean() + k_bb.mean() - 2 * k_ab.mean()
     off_a, off_b = k_aa.sum() - k_aa.trace(), k_bb.sum() - k_bb.trace()
     unbiased = off_a / (n * (n - 1)) + off_b / (m * (m - 1)) - 2 * k_ab.mean()
-    for estimator, expected in (("biased", biased), ("unbiased", unbiased)):
-        value = mmd(a, b, sigma=1, scale=1, estimator=estimator, normalise=False, chunk=chunk)  # type: ignore[arg-type]
-        assert value == pytest.approx(float(expected), abs=1e-12)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cmmd, "CHUNK", chunk)
+        assert mmd(a, b) == pytest.approx(SCALE * float(biased), abs=1e-9)
+        assert mmd(a, b, "unbiased") == pytest.approx(SCALE * float(unbiased), abs=1e-9)
     assert mmd(a, b) == pytest.approx(mmd(b, a), abs=1e-9)
 
 
@@ -58,5 +55,5 @@ def test_name_follows_the_embedding() -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    with pytest.raises(MetricError, match="at least 16"):
-        mmd(normal(0, 15, 3), normal(1, 20, 3), min_images=16)
+    with pytest.raises(MetricError, match="at least 2"):
+        mmd(normal(0, 1, 3), normal(1, 20, 3))

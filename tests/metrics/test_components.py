@@ -17,6 +17,7 @@ from audit.metrics.components import (
     sparsity_scores,
     target_kernels,
 )
+from audit.metrics.distribution import EmbeddedSets
 
 
 def cloud(seed: int, n: int, shift: float, d: int = 6) -> torch.Tensor:
@@ -29,11 +30,8 @@ def cloud(seed: int, n: int, shift: float, d: int = 6) -> torch.Tensor:
 def kernels(seed: int = 0, n: int = 24, edited: float = 1.0, flipped: torch.Tensor | None = None) -> TargetKernels:
     """Real images lie at shift 2, inversions at 0, counterfactuals at `edited`."""
     return target_kernels(
-        "healthy",
+        EmbeddedSets("healthy", cloud(seed, n, edited), cloud(seed, n, 0.0), cloud(seed + 1, 80, 2.0)),
         torch.arange(n),
-        cloud(seed, n, edited),
-        cloud(seed, n, 0.0),
-        cloud(seed + 1, 80, 2.0),
         torch.ones(n, dtype=torch.bool) if flipped is None else flipped,
         torch.Generator().manual_seed(0),
     )
@@ -93,11 +91,8 @@ def test_target_classes_are_weighted_by_their_images() -> None:
 
 def test_no_gap_is_refused_with_a_reason() -> None:
     inside = target_kernels(
-        "healthy",
+        EmbeddedSets("healthy", cloud(0, 24, 2.0), cloud(0, 24, 2.0), cloud(1, 80, 2.0)),
         torch.arange(24),
-        cloud(0, 24, 2.0),
-        cloud(0, 24, 2.0),
-        cloud(1, 80, 2.0),
         torch.ones(24, dtype=torch.bool),
         torch.Generator().manual_seed(0),
     )
@@ -109,10 +104,10 @@ def test_no_gap_is_refused_with_a_reason() -> None:
 
 
 def test_too_few_images_are_refused() -> None:
-    embeddings, real = cloud(0, 10, 0.0), cloud(1, 40, 2.0)
+    sets = EmbeddedSets("x", cloud(0, 10, 0.0), cloud(0, 10, 0.0), cloud(1, 40, 2.0))
     flipped = torch.ones(10, dtype=torch.bool)
     with pytest.raises(MetricError, match="at least 16"):
-        target_kernels("x", torch.arange(10), embeddings, embeddings, real, flipped, torch.Generator(), min_images=16)
+        target_kernels(sets, torch.arange(10), flipped, torch.Generator(), min_images=16)
 
 
 def test_sparsity_and_localisation_closed_forms() -> None:

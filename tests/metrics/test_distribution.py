@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from audit.errors import MetricError
-from audit.metrics.distribution import canonical_kinds, distribution_row, real_floor
+from audit.metrics.distribution import EmbeddedSets, Kind, canonical_kinds, distribution_row, real_floor
 from audit.metrics.fid import frechet_distance
 
 
@@ -25,27 +25,18 @@ def normal(seed: int, n: int, shift: float = 0.0) -> Tensor:
 
 
 @pytest.mark.parametrize("kind", ["fid", "mmd"])
-def test_value_lies_between_floor_and_inversion(kind: str) -> None:
+def test_value_lies_between_floor_and_inversion(kind: Kind) -> None:
     generator = torch.Generator().manual_seed(0)
-    real = normal(2, 60, 3.0)
-    row = distribution_row(
-        kind,  # type: ignore[arg-type]
-        Named("small"),
-        normal(0, 30, 2.0),
-        normal(0, 30, 0.0),
-        real,
-        "healthy",
-        generator,
-    )
+    sets = EmbeddedSets("healthy", normal(0, 30, 2.0), normal(0, 30, 0.0), normal(2, 60, 3.0))
+    row = distribution_row((kind, "biased"), Named("small"), sets, generator)
     assert row.floor < row.value < row.inversion
     assert (row.metric, row.n, row.n_real, row.target, row.embedding.name) == (kind, 30, 60, "healthy", "small")
 
 
 def test_only_clip_makes_it_cmmd() -> None:
     generator = torch.Generator().manual_seed(0)
-    row = distribution_row(
-        "mmd", Named("clip-vit-l-14"), normal(0, 9), normal(1, 9), normal(2, 9), "x", generator, estimator="unbiased"
-    )
+    sets = EmbeddedSets("x", normal(0, 9), normal(1, 9), normal(2, 9))
+    row = distribution_row(("mmd", "unbiased"), Named("clip-vit-l-14"), sets, generator)
     assert (row.metric, row.estimator) == ("cmmd", "unbiased")
 
 
@@ -57,8 +48,9 @@ def test_floor_shrinks_with_n_and_repeats_by_seed() -> None:
 
 
 def test_too_few_are_refused() -> None:
+    sets = EmbeddedSets("x", normal(0, 9), normal(1, 9), normal(2, 40))
     with pytest.raises(MetricError, match="FID towards 'x' on 9 images is refused"):
-        distribution_row("fid", Named("s"), normal(0, 9), normal(1, 9), normal(2, 40), "x", torch.Generator(), 16)
+        distribution_row(("fid", "biased"), Named("s"), sets, torch.Generator(), 16)
 
 
 def test_each_canonical_network_stands_for_its_own_metric() -> None:
