@@ -216,7 +216,7 @@ class InversionConfig(Section):
 
 
 class CounterfactualConfig(Section):
-    """SPRUCE: exceptional features and latent optimisation (sources: DESIGN formulas 5.1 and 5.4)."""
+    """SPRUCE: exceptional features and latent optimisation (docs/design.md)."""
 
     features: Literal["auto", "mixture", "hurdle"] = "auto"
     mixture_components: int = Field(5, ge=1, le=20)

@@ -1,8 +1,8 @@
 """Choosing among the iterates of a latent optimisation at a matched operating point, without keeping them all.
 
-Models differ in how confident they ever are, so "convincing" is measured in each model's own terms (DESIGN formulas
-5.4): an iterate has *reached* the operating point if it is assigned to the target class with at least the model's
-median confidence on correctly classified real images of that class.
+Models differ in how confident they ever are, so "convincing" is measured in each model's own terms (docs/design.md,
+"Operating point"): an iterate has *reached* the operating point if it is assigned to the target class with at least the
+model's median confidence on correctly classified real images of that class.
 """
 
 import torch

@@ -1,6 +1,7 @@
 """SPRUCE latent optimisation: edit w+ until the model sees the target class, a whole batch at once.
 
-Source: thesis 001 §5.6; DESIGN formulas 5.4. Per image, with its own tuned generator G and the query image I:
+Source: thesis 001 §5.6; docs/design.md, "Latent optimisation". Per image, with its own tuned generator G and the query
+image I:
 
     L = mean_i ((C(G(w))_i - x'_i) / sigma_i)^2
         + (lambda_perc perceptual(G(w), I) + lambda_latent mean|w - w_p| + lambda_image mean|G(w) - I|) / push
