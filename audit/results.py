@@ -17,6 +17,8 @@ COMPONENTS = ("validity", "realism", "sparsity", "localisation", "transfer")
 """The index's parts, in the order in which they are shown."""
 EDIT_FULL_SCALE = 0.25
 """Change of a pixel that the 8 bits of an edit map end at."""
+MEANINGFULNESS = ("index", "rank", "components", "counterfactuals", "left_out_by_inversion")
+"""First parts of the paths of a model's numbers that rest on the generator."""
 
 
 class Row(BaseModel):
@@ -416,6 +418,11 @@ class NotComputed(Row):
 
     what: str
     why: str
+    paths: list[str] = Field(
+        default_factory=list,
+        description="dotted paths in a model's result, such as 'counterfactuals.lpips': why a number at or below "
+        "them is missing; empty: no single number is, or the file is older",
+    )
 
 
 class ModelResult(Row):
@@ -533,6 +540,13 @@ class AuditResult(Row):
     realism_embedding: Embedding | None = None
     not_computed: list[NotComputed] = Field(default_factory=list)
     environment: Environment
+
+
+def why_not_computed(metric: str, model: ModelResult | None, audit: AuditResult) -> str | None:
+    """Return the reason noted for the absence of the number at the dotted path `metric`, the most specific one."""
+    notes = [*(model.not_computed if model is not None else ()), *audit.not_computed]
+    found = [(path, note.why) for note in notes for path in note.paths if f"{metric}.".startswith(f"{path}.")]
+    return max(found, key=lambda one: len(one[0]))[1] if found else None
 
 
 def json_schema() -> dict[str, Any]:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from audit.metrics.intervals import wilson_interval
 from audit.results import (
+    MEANINGFULNESS,
     AdversarialExample,
     Attack,
     AuditResult,
@@ -42,6 +43,9 @@ from audit.results import (
 
 EDIT_FULL_SCALE = 0.25
 CLASSES = ["healthy", "opacity", "cardiomegaly"]
+NO_GENERATOR = NotComputed(
+    what="counterfactuals and index", why="the configuration names no generator", paths=list(MEANINGFULNESS)
+)
 FACTORS = Embedding(name="phantom-factors", weights_sha256="c0ffee" * 10 + "beef")
 # name: (index, mass in the region, mass on the marker, clean, robust at 2/255, at 8/255)
 CHARACTERS = {
@@ -191,8 +195,10 @@ def example_audit(
         perceptual_embedding=FACTORS if n_queries else None,
         realism_embedding=FACTORS if n_queries else None,
         not_computed=[
-            NotComputed(what="canonical FID", why="the Inception weights are not on this machine"),
-            *([] if n_queries else [NotComputed(what="counterfactuals", why="no generator is configured")]),
+            NotComputed(
+                what="canonical FID", why="the Inception weights are not on this machine", paths=["counterfactuals.fid"]
+            ),
+            *([] if n_queries else [NO_GENERATOR]),
         ],
         environment=Environment(
             versions={"spruce-audit": "0.1.0", "torch": "2.15.0", "python": "3.11.9"}, device="cpu", platform="Linux",
@@ -297,7 +303,9 @@ def _model(root: Path, name: str, rank: int, n: int, rows: list[QueryRow], model
         robust=_robust(root, name, attacks, region),
         counterfactuals=_counterfactuals(name, n, region, marker, [*models, "logistic-regression"]) if n else None,
         queries=rows,
-        not_computed=[NotComputed(what="lpips", why="the LPIPS weights are not on this machine")],
+        not_computed=[
+            NotComputed(what="LPIPS", why="the LPIPS weights are not on this machine", paths=["counterfactuals.lpips"])
+        ],
         left_out={"opacity": 4} if n else {},
     )
 
@@ -410,7 +418,7 @@ def ten_class_audit(root: Path, models: Sequence[str] = tuple(TEN_CHARACTERS)) -
             for metric, k in gaps.items()
             for gap in (TEN_CHARACTERS[a][k] - TEN_CHARACTERS[b][k],)
         ],
-        not_computed=[NotComputed(what="counterfactuals and index", why="the configuration names no generator")],
+        not_computed=[NO_GENERATOR],
         environment=Environment(
             versions={"spruce-audit": "0.1.0"}, device="cpu", platform="Linux", seconds={"robust accuracy": 61.2}
         ),

@@ -19,8 +19,8 @@ from audit.config import (
     RankingConfig,
     RobustnessConfig,
 )
-from audit.gate.policy import MEANINGFULNESS, attack_of
-from audit.results import Attack, AuditResult, ModelResult
+from audit.gate.policy import attack_of
+from audit.results import MEANINGFULNESS, Attack, AuditResult, ModelResult
 
 Difference = str | None
 """Why two numbers do not measure the same thing, the end of a sentence; None: they do."""

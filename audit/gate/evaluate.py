@@ -17,7 +17,7 @@ from pydantic import Field
 
 from audit.gate.baseline import other_instrument
 from audit.gate.policy import Measured, Policy, Rule, Use, doubts_of, load_policy, metrics_of
-from audit.results import AuditResult, ModelResult, Row
+from audit.results import AuditResult, ModelResult, Row, why_not_computed
 
 __all__ = ["Check", "GateOutcome", "Policy", "Rule", "evaluate_gate", "load_policy", "to_junit_xml", "to_markdown"]
 
@@ -203,12 +203,11 @@ def _measure(model: ModelResult, audit: AuditResult, metric: str, use: Use) -> t
         return None, f"{metric} of {model.name} has no interval: gate on its value, or on another metric."
     known = sorted({path for other in audit.models for path in metrics_of(other)})
     absent = getattr(model, metric.split(".")[0], 0) is None
-    if metric in known or absent:
-        part = metric.split(".")[-1]
-        reasons = [note.why.rstrip(".") for note in (*model.not_computed, *audit.not_computed) if part in note.what]
+    reason = why_not_computed(metric, model, audit)
+    if metric in known or absent or reason is not None:
         if model.failed is not None:
-            reasons.insert(0, f"the model failed in {model.failed.stage}: {model.failed.why.rstrip('.')}")
-        return None, f"{metric} of {model.name} was not measured{': ' + reasons[0] if reasons else ''}."
+            reason = f"the model failed in {model.failed.stage}: {model.failed.why}"
+        return None, f"{metric} of {model.name} was not measured{f': {reason}' if reason else ''}".rstrip(".") + "."
     near = difflib.get_close_matches(metric, known, n=1, cutoff=0.0)[0]
     return None, f"'{metric}' is no metric of {model.name} in this audit; did you mean '{near}'?"
 

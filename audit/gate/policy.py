@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 from audit.config import Section, parse_config, read_toml
 from audit.gate.ranges import bound_error
 from audit.results import (
+    MEANINGFULNESS,
     Attack,
     CascadeStage,
     Corruption,
@@ -155,10 +156,6 @@ def attack_of(model: ModelResult, metric: str) -> Attack | None:
             if metric == path or metric.startswith(f"{path}."):
                 return attack
     return None
-
-
-MEANINGFULNESS = ("index", "rank", "components", "counterfactuals", "left_out_by_inversion")
-"""First parts of the paths of numbers that rest on the generator."""
 
 
 @dataclass(frozen=True)

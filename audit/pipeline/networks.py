@@ -61,13 +61,13 @@ def load_networks(config: AuditConfig, data: AuditSet, device: torch.device) -> 
     if config.metrics.canonical != "off":
         there = available()
         wanted = {
-            "inception-v3-fid": "FID in Inception-v3",
-            "lpips-v0.1-vgg": "LPIPS v0.1 (VGG-16)",
-            "clip-vit-large-patch14-336": "CMMD in CLIP ViT-L/14-336",
+            "inception-v3-fid": ("FID in Inception-v3", "counterfactuals.fid"),
+            "lpips-v0.1-vgg": ("LPIPS v0.1 (VGG-16)", "counterfactuals.lpips"),
+            "clip-vit-large-patch14-336": ("CMMD in CLIP ViT-L/14-336", "counterfactuals.cmmd"),
         }
-        for key, what in wanted.items():
+        for key, (what, path) in wanted.items():
             if isinstance(there[key], str):
-                missing.append(NotComputed(what=what, why=str(there[key])))
+                missing.append(NotComputed(what=what, why=str(there[key]), paths=[path]))
         if config.metrics.canonical == "require" and missing:
             absent = [key for key in wanted if isinstance(there[key], str)]
             raise MetricError(
@@ -83,7 +83,8 @@ def load_networks(config: AuditConfig, data: AuditSet, device: torch.device) -> 
             if side >= LPIPS_SMALLEST["vgg"]:
                 lpips = load_lpips("vgg").to(device)
             else:
-                missing.append(NotComputed(what=wanted["lpips-v0.1-vgg"], why=f"images of side {side} are too small"))
+                what, path = wanted["lpips-v0.1-vgg"]
+                missing.append(NotComputed(what=what, why=f"images of side {side} are too small", paths=[path]))
     network = domain_embedding(config.metrics.embedding, config.data.is_phantom, loaded, device)
     network.embed(torch.zeros(1, *data.image_shape, device=device))  # a wrong size is said before the long stages
     return Networks(loaded, encoder, network, canonical, lpips, missing)

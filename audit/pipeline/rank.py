@@ -113,11 +113,11 @@ def rank_models(models: Sequence[ModelScores], config: RankingConfig, seed: int)
 
     used = tuple(key for key in COMPONENTS if weights[key] > 0 and all(key in values for values in estimates))
     notes = [
-        NotComputed(what=f"{key} in the index", why=f"left out for all models, as {_lacking(key, models, estimates)}")
+        _left_out(key, f"left out for all models, as {_lacking(key, models, estimates)}")
         for key in COMPONENTS
         if weights[key] > 0 and key not in used
     ]
-    notes += [NotComputed(what=f"{key} in the index", why="its weight is 0") for key in COMPONENTS if weights[key] == 0]
+    notes += [_left_out(key, "its weight is 0") for key in COMPONENTS if weights[key] == 0]
     places: list[ModelRank] = []
     comparisons: list[Comparison] = []
     if used:
@@ -132,7 +132,8 @@ def rank_models(models: Sequence[ModelScores], config: RankingConfig, seed: int)
         ]
     else:
         ranks = [None] * len(models)
-        notes.append(NotComputed(what="index", why="no component with a positive weight is available for all models"))
+        why = "no component with a positive weight is available for all models"
+        notes.append(NotComputed(what="index", why=why, paths=["index", "rank"]))
     for position, model in enumerate(models):
         places.append(
             ModelRank(
@@ -142,10 +143,17 @@ def rank_models(models: Sequence[ModelScores], config: RankingConfig, seed: int)
                 interval=_interval(index_draws[position]) if used else None,
                 components=Components(**{key: float(value) for key, value in estimates[position].items()}),
                 component_intervals={key: _interval(draw) for key, draw in draws[position].items()},
-                not_computed=[NotComputed(what=key, why=why) for key, why in missing[position].items()],
+                not_computed=[
+                    NotComputed(what=key, why=why, paths=[f"components.{key}"])
+                    for key, why in missing[position].items()
+                ],
             )
         )
     return Ranking(models=places, comparisons=comparisons, used=used, not_computed=notes)
+
+
+def _left_out(key: str, why: str) -> NotComputed:
+    return NotComputed(what=f"{key} in the index", why=why, paths=[f"components.{key}"])
 
 
 def _lacking(key: str, models: Sequence[ModelScores], estimates: Sequence[Mapping[str, Tensor]]) -> str:

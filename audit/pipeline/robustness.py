@@ -101,19 +101,19 @@ def measure_models(
             _check_whole(model, audited, config.seed, device)
     for model in models:
         if model.failed is None:
-            with watch.stage("robust accuracy"), stage_kept(f"robust accuracy of {model.name}", lost):
+            with watch.stage("robust accuracy"), stage_kept(f"robust accuracy of {model.name}", lost, ["robust"]):
                 _attack(model, audited, config, store)
     if settings.corruptions is not None:
-        with watch.stage("corruptions"), stage_kept("corruptions", lost):
+        with watch.stage("corruptions"), stage_kept("corruptions", lost, ["robust.corruptions"]):
             _corrupt(still_there(models), audited, settings.corruptions, config, device)
     if foreign is not None:
-        with watch.stage("second source"), stage_kept("second source", lost):
+        with watch.stage("second source"), stage_kept("second source", lost, ["robust.shift"]):
             for model in still_there(models):
                 with kept_apart(model, "second source"):
                     logits = predict(model.classifier, foreign, settings.batch_size, device)
                     model.robust.shift = clean_of_logits(logits, foreign.row_labels, foreign.class_names)
     if settings.vulnerability is not None and calibration is not None:
-        with watch.stage("vulnerability maps"), stage_kept("vulnerability maps", lost):
+        with watch.stage("vulnerability maps"), stage_kept("vulnerability maps", lost, ["robust.vulnerability"]):
             for model in still_there(models):
                 with kept_apart(model, "vulnerability map"):
                     _map_vulnerability(model, calibration, audited, config, device)
@@ -177,7 +177,8 @@ def _map_vulnerability(
         model.maps = sparing(model.classifier, learn)
     except MetricError as error:
         # A model that the attack hardly fools has no map; that is a result, and no reason to stop the audit.
-        model.not_computed.append(NotComputed(what="vulnerability map", why=str(error)))
+        note = NotComputed(what="vulnerability map", why=str(error), paths=["robust.vulnerability"])
+        model.not_computed.append(note)
         return
     places = {row_id: i for i, row_id in enumerate(judged.row_ids)}
     rows = [places[row_id] for row_id in model.maps.ids]

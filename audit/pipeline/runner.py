@@ -34,7 +34,7 @@ from audit.pipeline.robustness import (
     unreliable,
 )
 from audit.pipeline.writing import inputs_of, write_audit
-from audit.results import AuditResult, Components, Failure, ModelResult, NotComputed, Notice, Robust
+from audit.results import MEANINGFULNESS, AuditResult, Components, Failure, ModelResult, NotComputed, Notice, Robust
 from audit.robustness.corruptions.run import check_names
 from audit.runtime.environment import Stopwatch, choose_device
 from audit.runtime.faults import kept_apart, reason, stage_kept
@@ -144,11 +144,15 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
     explanation: Explanation | None = None
     if networks is None or calibration is None:
         result.not_computed.append(
-            NotComputed(what="counterfactuals, index and ranking", why="the configuration names no generator")
+            NotComputed(
+                what="counterfactuals, index and ranking",
+                why="the configuration names no generator",
+                paths=list(MEANINGFULNESS),
+            )
         )
     else:
         run = Run(config, networks, audited_set, calibration, store, watch, device)
-        with stage_kept("counterfactuals, index and ranking", lost):
+        with stage_kept("counterfactuals, index and ranking", lost, MEANINGFULNESS):
             explanation = explain_all(run, still_there(models), calibrated, result)
     for model in models:
         row = rows[model.name]

@@ -86,7 +86,9 @@ def _distributions(
                     tables[row.metric].append(row)
             kernels.append(target_kernels(sets, rows, found.flipped[rows], generator(), fewest))
         except MetricError as refused:
-            missing.append(NotComputed(what=f"FID, MMD and realism towards '{real.name}'", why=str(refused)))
+            paths = [f"counterfactuals.{table}.{real.name}" for table in tables]
+            what = f"FID, MMD and realism towards '{real.name}'"
+            missing.append(NotComputed(what=what, why=str(refused), paths=[*paths, "components.realism"]))
             reasons["realism"] = str(refused)
     return tables, tuple(kernels), missing, reasons
 

@@ -59,7 +59,9 @@ def results_text(result: AuditResult) -> str:
     values = _finite(values, "", bad)
     if bad:
         why = f"these numbers are not finite: {', '.join(bad[:20])}{', ...' if len(bad) > 20 else ''}"
-        values["not_computed"].append(NotComputed(what="some numbers", why=why).model_dump(mode="json"))
+        of_models = [path.split(".", 2)[2] for path in bad if path.startswith("models.")]
+        note = NotComputed(what="some numbers", why=why, paths=list(dict.fromkeys(of_models)))
+        values["not_computed"].append(note.model_dump(mode="json"))
     return json.dumps(values, indent=1, allow_nan=False)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from audit.results import COMPONENTS, MAIN_REGION, AuditResult, Interval, ModelResult, RegionShare
+from audit.results import COMPONENTS, MAIN_REGION, AuditResult, Interval, ModelResult, RegionShare, why_not_computed
 
 DASH = "\N{EN DASH}"
 
@@ -86,12 +86,9 @@ def weights(result: AuditResult) -> str:
     return "" if len(set(found.values())) == 1 else ", ".join(f"{name} {value:g}" for name, value in found.items())
 
 
-def why_missing(part: str, model: ModelResult | None, result: AuditResult) -> str:
-    """Return why `part` was not computed, as the results tell it."""
-    notes = [*(model.not_computed if model else []), *result.not_computed]
-    words = part.lower()
-    found = [note.why for note in notes if words in note.what.lower()]
-    return found[0] if found else "not measured"
+def why_missing(metric: str, model: ModelResult | None, result: AuditResult) -> str:
+    """Return why the number at the dotted path `metric` is not there, as the results tell it."""
+    return why_not_computed(metric, model, result) or "not measured"
 
 
 def region_of(model: ModelResult, name: str) -> RegionShare | None:

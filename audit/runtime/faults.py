@@ -4,7 +4,7 @@ A network under audit is foreign code, which may raise anything or call `sys.exi
 that model only; what was measured of it before stays.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -47,9 +47,9 @@ def kept_apart(model: Audited, stage: str) -> Iterator[None]:
 
 
 @contextmanager
-def stage_kept(stage: str, lost: list[NotComputed]) -> Iterator[None]:
-    """Let the block fail as a whole: note in `lost` that `stage` was not computed, and why."""
+def stage_kept(stage: str, lost: list[NotComputed], paths: Sequence[str]) -> Iterator[None]:
+    """Let the block fail as a whole: note in `lost` that `stage`, with the numbers at `paths`, was not computed."""
     try:
         yield
     except Exception as error:  # noqa: BLE001 - what the stages before have measured is worth more than a traceback
-        lost.append(NotComputed(what=stage, why=reason(error)))
+        lost.append(NotComputed(what=stage, why=reason(error), paths=list(paths)))

@@ -1,5 +1,6 @@
 """The gate: measured failures fail, what is not measured never passes, and both are told apart."""
 
+import json
 import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -14,7 +15,7 @@ from audit.errors import ConfigError
 from audit.gate.evaluate import Policy, evaluate_gate, load_policy, to_junit_xml, to_markdown
 from audit.gate.policy import metrics_of
 from audit.gate.ranges import known_range, range_of
-from audit.results import AuditResult, Failure, TrustCheck
+from audit.results import AuditResult, Failure, NotComputed, TrustCheck, read_results
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +102,30 @@ def test_a_typing_error_is_met_with_the_nearest_name(results: AuditResult):
 def test_the_reason_of_a_missing_number_is_told(results: AuditResult):
     outcome = evaluate_gate(results, policy({"metric": "counterfactuals.lpips", "max": 1}))
     assert "LPIPS weights are not on this machine" in outcome.checks[0].sentence
+
+
+def test_the_reason_is_found_by_the_path_alone(results: AuditResult):
+    absent = NotComputed(what="CMMD", why="the CLIP weights are absent", paths=["counterfactuals.cmmd"])
+    named_alike = NotComputed(what="lpips.value and healthy", why="something else")
+    noted = results.model_copy(update={"not_computed": [named_alike, absent]})
+    rules = [{"metric": f"counterfactuals.{name}", "max": 1} for name in ("cmmd.healthy", "lpips.value", "cmmds")]
+    checks = evaluate_gate(noted, policy(*rules)).checks
+    cmmd, lpips, unknown = (next(c.sentence for c in checks if c.rule == number) for number in (1, 2, 3))
+    assert cmmd.endswith("was not measured: the CLIP weights are absent.")
+    assert lpips.endswith("was not measured: the LPIPS weights are not on this machine.")
+    assert "is no metric" in unknown
+
+
+def test_a_file_of_earlier_versions_has_no_paths_and_the_same_verdict(results: AuditResult, tmp_path: Path):
+    stored = results.model_dump(mode="json")
+    for note in (*stored["not_computed"], *(n for m in stored["models"] for n in m["not_computed"])):
+        del note["paths"]
+    (tmp_path / "results.json").write_text(json.dumps(stored))
+    (check,) = evaluate_gate(
+        read_results(tmp_path / "results.json"),
+        policy({"metric": "counterfactuals.lpips", "models": ["trades"], "max": 1}),
+    ).checks
+    assert (check.status, check.sentence) == ("not measured", "counterfactuals.lpips of trades was not measured.")
 
 
 def test_failure_comes_before_incompleteness(results: AuditResult):

@@ -208,6 +208,7 @@ def test_numbers_that_are_not_finite_do_not_keep_results_from_being_written(fold
     stored = json.loads(writing.results_text(result))
     assert stored["models"][0]["clean"]["ece"] is None
     assert "models.0.clean.ece" in stored["not_computed"][-1]["why"]
+    assert stored["not_computed"][-1]["paths"] == ["clean.ece"]
 
 
 def test_the_output_is_refused_before_anything_is_loaded(folder: Path) -> None:

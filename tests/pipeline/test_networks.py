@@ -40,6 +40,9 @@ def test_absent_networks_are_not_computed_and_the_remedy_is_named(config: AuditC
     assert (networks.canonical, networks.lpips) == ([], None)
     whys = " ".join(one.why for one in networks.missing)
     assert all(f"spruce-audit weights pull {name}" in whys for name in NAMES)
+    assert [p for one in networks.missing for p in one.paths] == [
+        f"counterfactuals.{m}" for m in ("fid", "lpips", "cmmd")
+    ]
 
 
 def test_required_networks_fail_with_the_command_that_fetches_them(config: AuditConfig, data: AuditSet) -> None:

@@ -167,7 +167,7 @@ def test_every_counterfactual_has_its_semifactual_on_demand(pages: dict[str, Pat
 def test_robustness_only_says_what_is_missing(pages: dict[str, Path]):
     shown = Page(pages["robust"].read_text(encoding="utf-8")).text
     assert "Index of 100" not in shown  # no column of dashes
-    assert "no generator is configured" in shown
+    assert "the configuration names no generator" in shown
     assert "side by side" not in shown
     assert "How to read the index" not in shown
 
@@ -247,7 +247,9 @@ def test_missing_parts_and_weights_of_the_index_are_told(support_results: Module
     results = support_results.example_audit(tmp_path, models=["plain"], n_queries=1, size=16)
     assert "All parts weigh the same." in shown_text(support_results, tmp_path, results)
     results.models[0].components.localisation = None
-    results.models[0].not_computed.append(NotComputed(what="localisation", why="the data has no regions"))
+    results.models[0].not_computed.append(
+        NotComputed(what="localisation", why="the data has no regions", paths=["components.localisation"])
+    )
     results.config["ranking"]["transfer"] = 2.0
     shown = shown_text(support_results, tmp_path, results)
     assert "without localisation" in shown
