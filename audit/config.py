@@ -144,7 +144,9 @@ class DataConfig(Section):
     path: str = Field(
         description="folder or .zip with a sub-folder per class, CSV manifest, MedMNIST .npz, or 'phantom'"
     )
-    format: Literal["auto", "folder", "zip", "manifest", "npz", "phantom"] = "auto"
+    format: Literal["auto", "folder", "zip", "manifest", "npz", "phantom"] = Field(
+        "auto", description="kind of path; auto: told by what lies there"
+    )
     classes: tuple[str, ...] | None = Field(None, description="class names in label order; default: as the data says")
     image_size: int | None = Field(None, ge=8, le=1024, description="resize (antialiased) to this side; default: as is")
     channels: Literal[1, 3] | None = Field(None, description="convert to grey (1) or RGB (3); default: as the data is")
@@ -153,7 +155,7 @@ class DataConfig(Section):
         gt=0,
         description="pixel value that means white, such as 4095; default: the largest of the depth (255, 65535), or 1",
     )
-    audit_split: str = "test"
+    audit_split: str = Field("test", description="split whose images are audited")
     calibration_split: str | None = Field(
         None, description="default: calibration, val, valid, validation, dev or train"
     )
@@ -185,13 +187,16 @@ class QueryConfig(Section):
 class GeneratorConfig(Section):
     """The one generator that draws every counterfactual."""
 
-    path: Weights = "shipped:phantom"
+    path: Weights = Field("shipped:phantom", description="the generator's file")
 
 
 class InversionConfig(Section):
     """How query images are brought into the generator's latent space (once, for all models)."""
 
-    method: Literal["encoder", "optimise", "pti"] = "pti"
+    method: Literal["encoder", "optimise", "pti"] = Field(
+        "pti",
+        description="encoder: the encoder's code as it is; optimise: the pivot, no tuning; pti: pivotal tuning, too",
+    )
     encoder: str | None = Field(None, description="encoder weights; default: those beside the generator, else none")
     pivot_steps: int = Field(80, ge=0, description="steps of W+ optimisation from the encoder's or a random code")
     pivot_lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")
@@ -204,39 +209,52 @@ class InversionConfig(Section):
         None, description="bound on what the images inverted together take; default: the audit's max_memory"
     )
     tuning_steps: int = Field(350, ge=0, description="steps of pivotal tuning of per-image generator weights")
-    tuning_lr: float = Field(8e-3, gt=0)
+    tuning_lr: float = Field(8e-3, gt=0, description="learning rate of pivotal tuning")
     stop_mse: float = Field(9e-5, ge=0, description="an image stops being tuned at this mean squared error in [0, 1]")
-    l2_weight: float = Field(1.0, ge=0)
-    perceptual_weight: float = Field(1e-3, ge=0)
-    locality_weight: float = Field(0.03, ge=0)
+    l2_weight: float = Field(1.0, ge=0, description="weight of the mean squared error")
+    perceptual_weight: float = Field(1e-3, ge=0, description="weight of the perceptual distance")
+    locality_weight: float = Field(
+        0.03, ge=0, description="weight of the likeness to the untuned generator near the pivot"
+    )
     locality_alpha: float | None = Field(
         None, gt=0, description="distance from the pivot at which locality is held; default: sqrt(w_dim)"
     )
-    batch_size: int = Field(32, ge=1)
+    batch_size: int = Field(32, ge=1, description="most images inverted together")
 
 
 class CounterfactualConfig(Section):
     """SPRUCE: exceptional features and latent optimisation (docs/design.md)."""
 
-    features: Literal["auto", "mixture", "hurdle"] = "auto"
-    mixture_components: int = Field(5, ge=1, le=20)
-    exceptional_threshold: float = Field(0.05, gt=0, lt=0.5)
-    sign_filter: Literal["contrast", "target"] = "contrast"
-    loss: Literal["standardised", "raw"] = "standardised"
+    features: Literal["auto", "mixture", "hurdle"] = Field(
+        "auto",
+        description="model of a feature's distribution; auto: hurdle where over 5 % of a class's activations are 0",
+    )
+    mixture_components: int = Field(5, ge=1, le=20, description="Gaussians per feature and class")
+    exceptional_threshold: float = Field(
+        0.05, gt=0, lt=0.5, description="two-tailed probability below which a feature is exceptional"
+    )
+    sign_filter: Literal["contrast", "target"] = Field(
+        "contrast",
+        description="what speaks for the target: contrast: its weights less the source's; target: its weights alone",
+    )
+    loss: Literal["standardised", "raw"] = Field(
+        "standardised",
+        description="standardised: features in units of their deviation, and means; raw: the sums of the thesis",
+    )
     balance: Literal["adaptive", "fixed"] = Field(
         "adaptive", description="adaptive: each image eases or tightens the sparsity terms to meet the operating point"
     )
-    steps: int = Field(100, ge=1)
+    steps: int = Field(100, ge=1, description="steps of the search")
     lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")
-    perceptual_weight: float = Field(0.1, ge=0)
+    perceptual_weight: float = Field(0.1, ge=0, description="weight of the perceptual distance to the query image")
     latent_weight: float | None = Field(
         None, ge=0, description="default: 0.9216 (of the mean absolute change of w+); raw: 1e-4 (of the sum, at 14x512)"
     )
     image_weight: float | None = Field(
         None, ge=0, description="default: 30 (of the mean absolute pixel change); raw: 1e-6 (of the sum, at 3x256x256)"
     )
-    gradient_clip: float = Field(1.0, gt=0)
-    batch_size: int = Field(32, ge=1)
+    gradient_clip: float = Field(1.0, gt=0, description="largest norm of an image's gradient")
+    batch_size: int = Field(32, ge=1, description="most images explained together")
     min_calibration: int = Field(30, ge=2, description="fewest calibration images that a model assigns to a class")
 
 
@@ -247,7 +265,7 @@ class EnsembleConfig(Section):
         ("apgd-ce", "apgd-t", "fab-t", "square"), min_length=1
     )
     apgd_steps: int = Field(100, ge=1, description="steps of Auto-PGD, for each loss and target class")
-    apgd_restarts: int = Field(1, ge=1)
+    apgd_restarts: int = Field(1, ge=1, description="starts of Auto-PGD")
     target_classes: int = Field(9, ge=1, description="most target classes of apgd-t and fab-t; never more than K - 1")
     fab_steps: int = Field(100, ge=1, description="steps of FAB for each target class")
     square_queries: int = Field(5000, ge=1, description="queries of Square for each image")
@@ -264,10 +282,12 @@ class TrustConfig(Section):
 class DistanceConfig(Section):
     """Smallest perturbation that fools the model, for each image, by bisection over eps."""
 
-    norms: tuple[Literal["Linf", "L2"], ...] = Field(("Linf",), min_length=1)
+    norms: tuple[Literal["Linf", "L2"], ...] = Field(
+        ("Linf",), min_length=1, description="norms in which it is measured"
+    )
     n: int = Field(100, ge=1, description="images (the first of those attacked)")
     largest_linf: Eps = Field("64/255", description="a distance beyond this is only known to be larger")
-    largest_l2: float = Field(5.0, gt=0)
+    largest_l2: float = Field(5.0, gt=0, description="as largest_linf")
     bisections: int = Field(8, ge=1, description="halvings of the interval that holds the distance")
 
 
@@ -278,7 +298,9 @@ class CorruptionsConfig(Section):
         "auto", description="published severities; auto: cifar-c up to 64 pixels (shorter side), imagenet-c above"
     )
     names: tuple[str, ...] | None = Field(None, min_length=1, description="default: all 15")
-    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field(
+        (1, 2, 3, 4, 5), min_length=1, description="severities of each corruption"
+    )
     n: int = Field(500, ge=1, description="images of the audit split (first n of the attacked order)")
 
 
@@ -291,8 +313,8 @@ class VulnerabilityConfig(Section):
         (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0), min_length=2, description="shares at which accuracy is measured"
     )
     steps: int = Field(300, ge=1, description="training steps of the U-Net")
-    batch_size: int = Field(32, ge=1)
-    lr: float = Field(1e-3, gt=0)
+    batch_size: int = Field(32, ge=1, description="images per training step")
+    lr: float = Field(1e-3, gt=0, description="learning rate of the U-Net")
     temperature: float = Field(1.0, gt=0, description="of the relaxed choice of pixels")
     n: int = Field(200, ge=1, description="images of the audit split on which the map is judged")
     tolerance: float = Field(0.05, ge=0, lt=1, description="loss of success at which a thinned attack still counts")
@@ -305,11 +327,11 @@ class RobustnessConfig(Section):
     attacks: tuple[Literal["pgd", "ensemble"], ...] = Field(("pgd",), min_length=1)
     eps: tuple[Eps, ...] = Field(("2/255", "8/255"), description="L-inf radii")
     l2_eps: tuple[EpsL2, ...] = Field((), description="L2 radii, Euclidean over all pixels of an image in [0, 1]")
-    steps: int = Field(20, ge=1)
+    steps: int = Field(20, ge=1, description="steps of PGD")
     step_size: float | None = Field(None, gt=0, description="PGD: in pixel units; default 2.5 * eps / steps")
     momentum: float = Field(0.0, ge=0, description="PGD: decay of the accumulated gradient (MI-FGSM); 0: none")
-    restarts: int = Field(1, ge=1)
-    batch_size: int = Field(128, ge=1)
+    restarts: int = Field(1, ge=1, description="starts of PGD")
+    batch_size: int = Field(128, ge=1, description="most images given to a model together")
     ensemble: EnsembleConfig = EnsembleConfig()
     trust: TrustConfig | None = Field(TrustConfig(), description="false: no checks, and robust accuracy is unverified")
     distance: DistanceConfig | None = Field(None, description="absent: minimal distances are not measured")
@@ -364,12 +386,12 @@ class MetricsConfig(Section):
 class RankingConfig(Section):
     """Weights of the index's components and the bootstrap."""
 
-    validity: float = Field(1.0, ge=0)
-    realism: float = Field(1.0, ge=0)
-    sparsity: float = Field(1.0, ge=0)
-    localisation: float = Field(1.0, ge=0)
-    transfer: float = Field(1.0, ge=0)
-    bootstrap: int = Field(1000, ge=100)
+    validity: float = Field(1.0, ge=0, description="weight in the index")
+    realism: float = Field(1.0, ge=0, description="weight in the index")
+    sparsity: float = Field(1.0, ge=0, description="weight in the index")
+    localisation: float = Field(1.0, ge=0, description="weight in the index")
+    transfer: float = Field(1.0, ge=0, description="weight in the index")
+    bootstrap: int = Field(1000, ge=100, description="draws of query images behind intervals and order")
     separation: float = Field(0.95, gt=0.5, lt=1, description="probability above which two models do not share a rank")
 
     @model_validator(mode="after")
@@ -433,11 +455,11 @@ def why_not_pixel_units(mean: Sequence[float] | None, std: Sequence[float] | Non
 class ClassifierConfig(Section):
     """One trained classifier: timm name + checkpoint, TorchScript / torch.export file, or factory."""
 
-    name: str = Field(min_length=1)
+    name: str = Field(min_length=1, description="name in results and report")
     architecture: str | None = Field(None, description="timm model name")
     architecture_args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for timm")
     factory: str | None = Field(None, description="import path 'package.module:factory' that returns a torch module")
-    factory_args: dict[str, Any] = Field(default_factory=dict)
+    factory_args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the factory")
     checkpoint: Weights | None = Field(None, description="state dict (.pt, .pth) or .safetensors for the architecture")
     weights_key: str | None = Field(
         None,
@@ -447,7 +469,7 @@ class ClassifierConfig(Section):
     file: str | None = Field(None, description="TorchScript (.pt, .ts) or torch.export (.pt2) file")
     classes: tuple[str, ...] | None = Field(None, description="class names in the model's output order")
     mean: PerChannel | None = Field(None, description="of pixels in [0, 1]; one number per channel, or one for all")
-    std: PerChannel | None = None
+    std: PerChannel | None = Field(None, description="standard deviation, as mean")
     input_size: Annotated[int, BeforeValidator(_one_side)] | None = Field(
         None, ge=8, description="side the model wants; default: timm's, else the data's"
     )
@@ -485,8 +507,8 @@ class ClassifierConfig(Section):
 class AuditConfig(Section):
     """A whole audit. Relative paths are relative to the configuration file."""
 
-    name: str = "audit"
-    seed: int = Field(0, ge=0)
+    name: str = Field("audit", description="title of the report")
+    seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
     device: str = Field("auto", description="'auto' takes a GPU when there is one; or 'cpu', 'cuda', 'cuda:1', 'mps'")
     max_memory: AutoMemory = Field(
         "auto",

@@ -39,7 +39,7 @@ class AldConfig(Section):
     """Adversarial local distribution: particles by Stein variational gradient descent."""
 
     base: Literal["pgd", "trades"] = Field("trades", description="loss of the particles: at the label, or divergence")
-    particles: int = Field(4, ge=1)
+    particles: int = Field(4, ge=1, description="adversarial examples of an image")
     bandwidth: Literal["median", "literal"] | Annotated[float, Field(gt=0)] = Field(
         "median",
         description="kernel's sigma: median heuristic, the printed 10^(1 - particles), or a number (Euclidean)",
@@ -57,9 +57,11 @@ OWN_TABLES = {"mart": "mart", "awp-trades": "awp", "vat": "vat", "ald": "ald"}
 class ObjectiveConfig(Section):
     """What is minimised: cross-entropy, or an objective on attacked images; a kind's own table holds what it adds."""
 
-    kind: Literal["plain", "pgd-at", "trades", "mart", "awp-trades", "vat", "ald"] = "plain"
+    kind: Literal["plain", "pgd-at", "trades", "mart", "awp-trades", "vat", "ald"] = Field(
+        "plain", description="what is minimised"
+    )
     eps: EpsL2 = Field("8/255", description="radius of the attack in `norm`, in pixel units; vat has one of its own")
-    norm: Literal["Linf", "L2"] = "Linf"
+    norm: Literal["Linf", "L2"] = Field("Linf", description="norm of eps")
     beta: float = Field(6.0, gt=0, description="TRADES and AWP-TRADES: weight of the divergence")
     steps: int = Field(10, ge=1, description="steps of the inner maximisation")
     step_size: float | None = Field(None, gt=0, description="in pixel units; default 2 * eps / steps")
@@ -68,7 +70,7 @@ class ObjectiveConfig(Section):
     awp: AwpConfig | None = Field(None, description="only with kind awp-trades")
     vat: VatConfig | None = Field(None, description="only with kind vat")
     ald: AldConfig | None = Field(None, description="only with kind ald")
-    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the label that is spread over all classes")
     class_weights: tuple[float, ...] | Literal["balanced"] | None = Field(
         None, description="weight of each class in label order, or 'balanced': inverse to its frequency in training"
     )
@@ -93,13 +95,13 @@ class ObjectiveConfig(Section):
 class OptimiserConfig(Section):
     """AdamW with linear warm-up and a cosine to zero; the length is `steps`, or `epochs` over the training images."""
 
-    lr: float = Field(1e-3, gt=0)
-    weight_decay: float = Field(0.05, ge=0)
-    batch_size: int = Field(64, ge=1)
+    lr: float = Field(1e-3, gt=0, description="largest learning rate")
+    weight_decay: float = Field(0.05, ge=0, description="of AdamW")
+    batch_size: int = Field(64, ge=1, description="of all processes together")
     epochs: float | None = Field(None, gt=0, description="passes over the training images (phantom: give steps)")
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1, description="length of the training, in place of epochs")
     warmup: float = Field(0.05, ge=0, lt=1, description="share of the steps in which the learning rate rises")
-    gradient_clip: float | None = Field(1.0, gt=0)
+    gradient_clip: float | None = Field(1.0, gt=0, description="largest norm of the gradient")
     ema: float | None = Field(None, gt=0, lt=1, description="decay of an exponential moving average of the weights")
     precision: Precision = Field(
         "float32", description="of the forward pass; float16 needs CUDA, validation is float32"
@@ -151,28 +153,28 @@ class EvaluationConfig(Section):
     """What is measured for the card once training has finished."""
 
     n: int = Field(2000, ge=1, description="images for clean accuracy (phantom; else the whole test split)")
-    attacked: int = Field(500, ge=1)
-    eps: tuple[Eps, ...] = ("2/255", "8/255")
-    steps: int = Field(20, ge=1)
+    attacked: int = Field(500, ge=1, description="images that are attacked")
+    eps: tuple[Eps, ...] = Field(("2/255", "8/255"), description="L-inf radii")
+    steps: int = Field(20, ge=1, description="steps of PGD")
     marker_correlations: tuple[float, ...] = Field((0.0,), description="phantom: one evaluation for each")
 
 
 class ClassifierTrainConfig(Training):
     """One classifier to train."""
 
-    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(min_length=1, pattern=r"^[A-Za-z0-9._-]+$", description="name of the files that are written")
     preset: Literal["spruce-plain", "spruce-trades"] | None = Field(
         None, description="fills the keys left out; `key = false` takes one back to its default"
     )
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
-    train_split: str = "train"
-    validation_split: str = "val"
+    train_split: str = Field("train", description="split to learn from")
+    validation_split: str = Field("val", description="split on which the checkpoint is chosen")
     architecture: str = Field("small-convnext", description="'small-convnext' or a timm model name")
-    architecture_args: dict[str, Any] = Field(default_factory=dict)
+    architecture_args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for timm")
     initial: str = Field("none", description="weights to start from: 'none' (random), 'timm' (pretrained), or a path")
     mean: tuple[float, ...] | None = Field(None, description="default: measured on training images")
-    std: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = Field(None, description="standard deviation, as mean")
     objective: ObjectiveConfig = ObjectiveConfig()
     optimiser: OptimiserConfig
     augmentation: AugmentationConfig = AugmentationConfig()
@@ -211,15 +213,15 @@ class ClassifierTrainConfig(Training):
 class FactorsTrainConfig(Section):
     """The network that regresses the phantom's causal factors."""
 
-    name: str = Field("phantom-factors", pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = Field(0, ge=0)
+    name: str = Field("phantom-factors", pattern=r"^[A-Za-z0-9._-]+$", description="name of the files that are written")
+    seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
     optimiser: OptimiserConfig
     noise: float = Field(0.05, ge=0, description="images get normal noise of a deviation drawn from [0, noise]")
     blur: float = Field(1.0, ge=0, description="half of the images are blurred by a deviation up to this, in pixels")
     finding_weight: float = Field(3.0, gt=0, description="weight of the finding's and marker's factors; others 1")
     selection: SelectionConfig = SelectionConfig()
-    n_evaluation: int = Field(2000, ge=10)
+    n_evaluation: int = Field(2000, ge=10, description="fresh images that the card's scores are measured on")
 
 
 def load_classifier_train_config(path: str | Path) -> ClassifierTrainConfig:

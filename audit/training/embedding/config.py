@@ -46,8 +46,13 @@ class EmbeddingEvaluationConfig(Section):
 class EmbeddingTrainConfig(Training):
     """One domain embedding to train, by contrast and without labels."""
 
-    name: str = Field("domain", min_length=1, pattern=r"^[A-Za-z0-9._-]+$")
-    seed: int = Field(0, ge=0)
+    name: str = Field(
+        "domain",
+        min_length=1,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="name of the file, and of the embedding in results",
+    )
+    seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
     split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
     generator: Weights | None = Field(None, description="its discriminator stands beside the embedding on the card")
@@ -56,7 +61,7 @@ class EmbeddingTrainConfig(Training):
     )
     features: int = Field(128, ge=8, le=2048, description="length of the embedding")
     projection: int = Field(64, ge=2, description="length of what the head projects to; only while training")
-    temperature: float = Field(0.2, gt=0)
+    temperature: float = Field(0.2, gt=0, description="of the contrastive loss")
     optimiser: OptimiserConfig
     augmentation: ViewsConfig = ViewsConfig()
     selection: EmbeddingSelectionConfig = EmbeddingSelectionConfig()

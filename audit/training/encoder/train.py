@@ -47,31 +47,31 @@ class EncoderTrainConfig(Training):
 
     split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
     generator: Weights = Field("shipped:phantom", description="the generator whose codes are learnt")
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
+    seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
     width: int = Field(64, ge=16, multiple_of=16, description="feature maps at 16x16 and below")
-    steps: int = Field(8000, ge=1)
-    batch_size: int = Field(16, ge=2)
-    lr: float = Field(1e-3, gt=0)
+    steps: int = Field(8000, ge=1, description="length of the training")
+    batch_size: int = Field(16, ge=2, description="images per step")
+    lr: float = Field(1e-3, gt=0, description="learning rate")
     generated: float = Field(0.5, ge=0, lt=1, description="share of a batch that the generator draws (code known)")
     progressive_from: float = Field(0.2, ge=0, le=1, description="share of the steps after which offsets unlock")
     progressive_to: float = Field(0.6, ge=0, le=1, description="share of the steps at which all are unlocked")
-    l2_weight: float = Field(1.0, ge=0)
-    perceptual_weight: float = Field(0.1, ge=0)
+    l2_weight: float = Field(1.0, ge=0, description="weight of the mean squared error")
+    perceptual_weight: float = Field(0.1, ge=0, description="weight of the perceptual distance")
     similarity: Annotated[str, AfterValidator(embedding_or_file(SIMILARITIES))] = Field(
         "auto",
         description="network of the perceptual and the similarity term: auto (phantom-factors for the phantom, else "
         "discriminator), phantom-factors, discriminator, lpips (no similarity term), none, or the .safetensors of a "
         "domain embedding",
     )
-    similarity_weight: float = Field(0.01, ge=0)
+    similarity_weight: float = Field(0.01, ge=0, description="weight of the likeness of embeddings")
     latent_weight: float = Field(0.01, ge=0, description="squared error of known codes, in units of their spread")
     edit_weight: float = Field(1.0, ge=0, description="weight of the two terms that keep codes editable")
     delta_weight: float = Field(1e-3, ge=0, description="mean square of the offsets, in units of the codes' spread")
-    adversarial_weight: float = Field(1e-3, ge=0)
-    discriminator_lr: float = Field(2e-4, gt=0)
-    r1_gamma: float = Field(10.0, ge=0)
-    snapshot_steps: int = Field(500, ge=1)
+    adversarial_weight: float = Field(1e-3, ge=0, description="weight of the latent discriminator")
+    discriminator_lr: float = Field(2e-4, gt=0, description="learning rate of the latent discriminator")
+    r1_gamma: float = Field(10.0, ge=0, description="weight of its R1 term")
+    snapshot_steps: int = Field(500, ge=1, description="steps between two snapshots")
 
     @model_validator(mode="after")
     def _ordered(self) -> "EncoderTrainConfig":

@@ -33,14 +33,14 @@ class GeneratorTrainConfig(Training):
     }
 
     split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
+    seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
     precision: Literal["float32", "bfloat16"] = Field(
         "float32", description="of the convolutions; bfloat16 is faster where the processor has it"
     )
     conditional: bool = Field(False, description="both networks are told the class; needs labels")
-    z_dim: int = Field(64, ge=4)
-    w_dim: int = Field(64, ge=4)
+    z_dim: int = Field(64, ge=4, description="length of the random input")
+    w_dim: int = Field(64, ge=4, description="length of a layer's latent code")
     channel_base: int | None = Field(
         None, ge=64, description="maps times resolution; default: 1024, or what start_from has, which more widens"
     )
@@ -56,10 +56,10 @@ class GeneratorTrainConfig(Training):
     discriminator_channel_max: int | None = Field(
         None, ge=8, description="default: the generator's, or what start_from has if that is more"
     )
-    mapping_layers: int = Field(2, ge=1)
+    mapping_layers: int = Field(2, ge=1, description="layers of the mapping network")
     kimg: float = Field(400, gt=0, description="thousands of real images shown to the discriminator")
     batch_size: int = Field(32, ge=4, description="of all processes together")
-    lr: float = Field(2.5e-3, gt=0)
+    lr: float = Field(2.5e-3, gt=0, description="learning rate")
     discriminator_lr: float | None = Field(None, gt=0, description="default: lr; higher where G outruns D (TTUR)")
     lr_decay_from: float = Field(0, ge=0, description="kimg after which every learning rate falls")
     lr_half_life: float | None = Field(None, gt=0, description="kimg in which it halves; default: it never falls")
@@ -69,20 +69,22 @@ class GeneratorTrainConfig(Training):
         "scales-spread (also sees how little a group of images varies), or heads on the frozen maps of lpips-alex, "
         "lpips-vgg (`spruce-audit weights pull`) or of a domain embedding's .safetensors",
     )
-    second_lr: float = Field(5e-4, gt=0)
+    second_lr: float = Field(5e-4, gt=0, description="learning rate of second_discriminator")
     spread_group: int = Field(8, ge=2, description="images among which scales-spread, and only it, takes a deviation")
     r1_gamma: float | None = Field(
         None, ge=0, description="default: 0.0002 * resolution^2 / batch_size, the heuristic of the ADA paper"
     )
-    r1_interval: int = Field(16, ge=1)
-    path_length_weight: float = Field(2.0, ge=0)
-    path_length_interval: int = Field(8, ge=1)
+    r1_interval: int = Field(16, ge=1, description="steps between two evaluations")
+    path_length_weight: float = Field(2.0, ge=0, description="weight of the path-length regularisation")
+    path_length_interval: int = Field(8, ge=1, description="steps between two evaluations")
     style_mixing: float = Field(0.9, ge=0, le=1, description="probability that an image takes styles of two z")
     ema_kimg: float = Field(10.0, gt=0, description="half-life of the averaged generator")
     ema_rampup: float | None = Field(
         0.05, gt=0, description="the half-life is at most this share of the images seen; false: never shortened"
     )
-    augmentation: Literal["ada", "none"] = "ada"
+    augmentation: Literal["ada", "none"] = Field(
+        "ada", description="of the discriminator's images: adaptive (ADA) or none"
+    )
     augmentation_groups: tuple[Group, ...] = Field(DEFAULT_GROUPS, description="filter, noise and cutout are off")
     ada_target: float = Field(0.6, gt=0, lt=1, description="of E[sign(D(real))]; above it p rises")
     ada_kimg: float = Field(
@@ -91,11 +93,11 @@ class GeneratorTrainConfig(Training):
     ada_max: float = Field(0.8, gt=0, le=1, description="largest p; near 1 the augmentations leak into the images")
     start_from: Weights | None = Field(None, description="generator to fine-tune")
     freeze_discriminator: int = Field(0, ge=0, description="finest discriminator blocks kept fixed (Freeze-D)")
-    snapshot_kimg: float = Field(20, gt=0)
+    snapshot_kimg: float = Field(20, gt=0, description="kimg between two snapshots")
     sample_grids: int = Field(5, ge=0, description="pictures of the latest snapshots that are kept")
     tensorboard: bool = Field(False, description="write scalars and pictures; needs the extra 'tensorboard'")
     cache_mb: float = Field(1024, ge=0, description="images up to this many MiB stay in memory as bytes, else streamed")
-    fid_images: int = Field(2000, ge=50)
+    fid_images: int = Field(2000, ge=50, description="images that a snapshot's FID is measured on")
     fid_embedding: Annotated[str, AfterValidator(embedding_or_file(FID_EMBEDDINGS))] = Field(
         "auto",
         description="phantom-factors, inception, none, or the .safetensors of a domain embedding (train embedding); "

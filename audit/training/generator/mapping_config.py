@@ -17,8 +17,8 @@ class FitMappingConfig(Training):
 
     split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
     generator: Weights = Field(description="trained generator whose mapping network is fitted")
-    seed: int = Field(0, ge=0)
-    device: str = "auto"
+    seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
+    device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
     features: tuple[Annotated[str, AfterValidator(embedding_or_file(FEATURES))], ...] = Field(
         ("pixels",),
         min_length=1,
@@ -29,15 +29,15 @@ class FitMappingConfig(Training):
         0.001, ge=0, lt=1, description="directions with less of the largest direction's variance are left alone"
     )
     kimg: float = Field(128, gt=0, description="thousands of images drawn")
-    batch_size: int = Field(64, ge=2)
+    batch_size: int = Field(64, ge=2, description="images drawn per step")
     lr: float = Field(0.01, gt=0, description="falls to zero along a cosine; the network's own weights move 0.01 of it")
     anchor: float = Field(
         0.1, ge=0, description="weight of how far w moves for a z, in its deviations: of all that close the gap, the "
         "nearest network is taken; 0: any"
     )  # fmt: skip
     window_kimg: float = Field(20, ge=0.1, description="half-life of the running moments")
-    snapshot_kimg: float = Field(20, gt=0)
-    fid_images: int = Field(2000, ge=50)
+    snapshot_kimg: float = Field(20, gt=0, description="kimg between two snapshots")
+    fid_images: int = Field(2000, ge=50, description="images that FID is measured on")
     fid_embedding: Annotated[str, AfterValidator(embedding_or_file(FID_EMBEDDINGS))] = Field(
         "auto", description="what judges before and after on the card; as in `train generator`"
     )
