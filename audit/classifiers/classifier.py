@@ -25,13 +25,11 @@ from audit.classifiers.probe import (
 )
 from audit.classifiers.slices import Output, Slices
 from audit.classifiers.trace import linear_of, trace_network
+from audit.data.colour import luma
 from audit.errors import ClassifierError, ModelFault, Terminated
 from audit.results import ModelInput, Notice, Origin
 from audit.runtime.memory import out_of_memory
 from audit.runtime.seeds import stage_generator
-
-LUMA = (0.299, 0.587, 0.114)
-"""Weights of red, green and blue in luma (ITU-R BT.601, section 2.5.1)."""
 
 PROBE_IMAGES = 4
 
@@ -69,10 +67,7 @@ def bridge_channels(images: Tensor, channels: int) -> Tensor:
     """Return `images` `[N, 1 or 3, H, W]` in [0, 1] with `channels` (1 or 3) channels, differentiably."""
     if images.shape[1] == channels:
         return images
-    if images.shape[1] == 1:
-        return images.expand(-1, channels, -1, -1)
-    luma = torch.tensor(LUMA, dtype=images.dtype, device=images.device)
-    return (images * luma[:, None, None]).sum(dim=1, keepdim=True)
+    return images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else luma(images)
 
 
 def bridge_size(images: Tensor, size: tuple[int, int]) -> Tensor:

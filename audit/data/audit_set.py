@@ -9,6 +9,7 @@ from torch import Tensor
 
 from audit.data.reading import Reading
 from audit.errors import DataError
+from audit.results import MAIN_REGION
 
 ImageReader = Callable[[int], np.ndarray]
 """Maps a row to its image: uint8 `[H, W]` or `[H, W, C]`, or float in [0, 1] of the same shapes."""
@@ -87,7 +88,7 @@ class AuditSet:
             out[position] = pixels
         return out
 
-    def region(self, name: str = "region", indices: Sequence[int] | np.ndarray | Tensor | None = None) -> Tensor:
+    def region(self, name: str = MAIN_REGION, indices: Sequence[int] | np.ndarray | Tensor | None = None) -> Tensor:
         """Read masks `[N, H, W]` of bool for region `name`; a row without a mask is all False."""
         _, height, width = self.image_shape
         rows = self._rows() if indices is None else self._rows()[np.asarray(indices, dtype=np.int64)]

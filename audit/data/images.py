@@ -28,6 +28,7 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from audit.data.archive import Member
+from audit.data.colour import LUMA
 from audit.data.depth import BYTE, Stored, to_unit
 from audit.errors import DataError
 
@@ -54,7 +55,6 @@ TRANSPOSES = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
 
 # What Pillow's decoders raise on damaged files, besides OSError.
 DECODING_ERRORS = (
@@ -213,20 +213,12 @@ def decode_stored(path: ImageFile) -> Stored:
     return Stored(values, float(BYTE), reduced=reduced, transparent=transparent)
 
 
-def decode_image(path: ImageFile, white: float | None = None) -> np.ndarray:
-    """Decode an image file: uint8 or float32 in [0, 1], `[H, W]` (grey) or `[H, W, 3]`; `white` is `data.white`.
-
-    Raises DataError naming the file if it is missing, damaged, a stack of frames, or of a depth without a known scale.
-    """
-    return to_unit(decode_stored(path), white, f"Image file '{path}'")
-
-
 def convert_channels(pixels: np.ndarray, channels: int | None) -> np.ndarray:
     """Convert `[H, W]` or `[H, W, 3]` to grey `[H, W]` (channels 1) or `[H, W, 3]` (channels 3); None leaves it."""
     if channels == 1 and pixels.ndim == 3:
         if pixels.dtype == np.uint8:
             return np.asarray(Image.fromarray(pixels).convert("L"))
-        return (pixels @ LUMA).astype(np.float32)
+        return (pixels @ np.array(LUMA, dtype=np.float32)).astype(np.float32)
     if channels == 3 and pixels.ndim == 2:
         return np.repeat(pixels[..., None], 3, axis=2)
     return pixels
@@ -251,6 +243,22 @@ def resize_image(pixels: np.ndarray, side: int | None) -> np.ndarray:
 def convert_image(pixels: np.ndarray, side: int | None, channels: int | None) -> np.ndarray:
     """Bring decoded pixels to the channels and the square side that the configuration asks for."""
     return resize_image(convert_channels(pixels, channels), side)
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """How the stored numbers of every image of a set become pixels; None leaves size, channels or white as stored."""
+
+    side: int | None
+    channels: int | None
+    white: float | None
+
+    def pixels(self, stored: Stored, what: str) -> np.ndarray:
+        """Return uint8 or float32 in [0, 1], `[H, W]` or `[H, W, 3]`; `what` names the image in messages.
+
+        Raises DataError for numbers without a known scale or out of range.
+        """
+        return convert_image(to_unit(stored, self.white, what), self.side, self.channels)
 
 
 class KeepingReader:
@@ -284,8 +292,6 @@ class KeepingReader:
         return KeepingReader, (self._read, self._budget)
 
 
-def read_image(
-    row: int, paths: tuple[ImageFile, ...], side: int | None, channels: int | None, white: float | None = None
-) -> np.ndarray:
+def read_image(row: int, paths: tuple[ImageFile, ...], conversion: Conversion) -> np.ndarray:
     """Decode and convert the image of `row`; bound with `functools.partial` it is a picklable `ImageReader`."""
-    return convert_image(decode_image(paths[row], white), side, channels)
+    return conversion.pixels(decode_stored(paths[row]), f"Image file '{paths[row]}'")

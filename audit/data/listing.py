@@ -18,14 +18,14 @@ import torch
 from audit.config import DataConfig
 from audit.data.archive import Member
 from audit.data.audit_set import AuditSet, MaskReader
-from audit.data.depth import to_unit
-from audit.data.images import Header, ImageFile, KeepingReader, convert_image, decode_stored, read_header, read_image
+from audit.data.images import Conversion, Header, ImageFile, KeepingReader, decode_stored, read_header, read_image
 from audit.data.reading import Look, Reading, digest, look_at
 from audit.data.regions import Box, check_boxes, read_mask, read_region
 from audit.errors import DataError
-from audit.results import LeftOut
+from audit.results import MAIN_REGION, LeftOut
 from audit.runtime.progress import track
 from audit.runtime.seeds import stage_generator
+from audit.storage.cache import hash_file
 
 MIDDLE = 256
 """Bytes of a file's middle that tell most files of one length apart."""
@@ -184,8 +184,8 @@ def _region_readers(listing: Listing, headers: Sequence[Header], side: int | Non
     if listing.boxes is not None:
         none: tuple[Path | None, ...] = (None,) * len(listing.paths)
         sizes = tuple((header.height, header.width) for header in headers)
-        readers["region"] = partial(
-            read_region, paths=listing.masks.get("region", none), boxes=listing.boxes, sizes=sizes, side=side
+        readers[MAIN_REGION] = partial(
+            read_region, paths=listing.masks.get(MAIN_REGION, none), boxes=listing.boxes, sizes=sizes, side=side
         )
     return readers
 
@@ -198,9 +198,8 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
     _check_regions(listing, headers)
     channels = config.channels or headers[0].channels
     height, width = (config.image_size,) * 2 if config.image_size else (headers[0].height, headers[0].width)
-    reader = KeepingReader(
-        partial(read_image, paths=listing.paths, side=config.image_size, channels=channels, white=config.white)
-    )
+    conversion = Conversion(config.image_size, channels, config.white)
+    reader = KeepingReader(partial(read_image, paths=listing.paths, conversion=conversion))
     return AuditSet(
         read_image=reader,
         labels=labels,
@@ -211,14 +210,7 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
         regions=_region_readers(listing, headers, config.image_size),
         source=listing.source if listing.splits is not None else f"{listing.source} (divided 50/50 by the seed)",
         reading=Reading(
-            examine=partial(
-                examine_file,
-                paths=listing.paths,
-                reader=reader,
-                side=config.image_size,
-                channels=channels,
-                white=config.white,
-            ),
+            examine=partial(examine_file, paths=listing.paths, reader=reader, conversion=conversion),
             sizes=np.array([(header.height, header.width) for header in headers]),
             kinds=tuple(header.kind for header in headers),
             turned=tuple(row for row, header in enumerate(headers) if header.turned),
@@ -230,20 +222,14 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
 
 
 def examine_file(
-    row: int,
-    keep: bool,
-    paths: tuple[ImageFile, ...],
-    reader: KeepingReader,
-    side: int | None,
-    channels: int | None,
-    white: float | None,
+    row: int, keep: bool, paths: tuple[ImageFile, ...], reader: KeepingReader, conversion: Conversion
 ) -> tuple[Look, bytes]:
     """What the numbers in the file of `row` are like, and a hash of the pixels that the models see."""
     stored, what = decode_stored(paths[row]), f"Image file '{paths[row]}'"
-    pixels = convert_image(to_unit(stored, white, what), side, channels)
+    pixels = conversion.pixels(stored, what)
     if keep:
         reader.keep(row, pixels)
-    return look_at(stored, white, what), digest(pixels)
+    return look_at(stored, conversion.white, what), digest(pixels)
 
 
 def bytes_key(row: int, thorough: bool, paths: tuple[ImageFile, ...]) -> object:
@@ -255,9 +241,9 @@ def bytes_key(row: int, thorough: bool, paths: tuple[ImageFile, ...]) -> object:
     if isinstance(path, Member):
         return hashlib.blake2b(path.open().getbuffer(), digest_size=16).digest() if thorough else path.quick_key()
     try:
+        if thorough:
+            return hash_file(path)
         with path.open("rb") as file:
-            if thorough:
-                return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).digest()
             length = path.stat().st_size
             file.seek(length // 2)
             return length, file.read(MIDDLE)

@@ -17,6 +17,7 @@ from audit.data.audit_set import AuditSet
 from audit.data.listing import Listing, to_audit_set
 from audit.data.regions import Box, parse_boxes
 from audit.errors import DataError
+from audit.results import MAIN_REGION
 
 REQUIRED = ("image", "label")
 OPTIONAL = ("mask", "box", "split")
@@ -55,7 +56,7 @@ def _check_header(header: Sequence[str], path: Path) -> None:
         near = difflib.get_close_matches(name.lower(), OPTIONAL, n=1, cutoff=MISSPELT)
         if near and near[0] not in header and not name.startswith("mask:"):
             raise DataError(f"Manifest '{path}' has a column '{name}': did you mean '{near[0]}'?")
-        if name == "mask:" or name == "mask:region":
+        if name == "mask:" or name == f"mask:{MAIN_REGION}":
             raise DataError(f"Manifest '{path}' has a column '{name}': call the class's own region 'mask'.")
         if name.startswith("mask:") and not re.fullmatch(r"[\w .+-]+", name.removeprefix("mask:")):
             raise DataError(
@@ -126,12 +127,12 @@ def list_manifest(path: Path) -> Listing:
     ids = columns.get("id", columns["image"])
     _check_unique(ids, "id", where)
     masks = {
-        "region" if name == "mask" else name.removeprefix("mask:"): files(name)
+        MAIN_REGION if name == "mask" else name.removeprefix("mask:"): files(name)
         for name in columns
         if name == "mask" or name.startswith("mask:")
     }
     boxes = tuple(map(_boxes, columns["box"], where)) if "box" in columns else None
-    for mask, box, place in zip(masks.get("region", ()), boxes or (), where, strict=False):
+    for mask, box, place in zip(masks.get(MAIN_REGION, ()), boxes or (), where, strict=False):
         if mask is not None and box is not None:
             raise DataError(f"Both mask and box are given in {place}: leave one of the two cells empty.")
     _check_pixels(boxes or (), path)

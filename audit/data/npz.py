@@ -17,7 +17,7 @@ import numpy as np
 from audit.config import DataConfig
 from audit.data.audit_set import AuditSet
 from audit.data.depth import Stored, chosen_white, stored_array, to_unit
-from audit.data.images import convert_image
+from audit.data.images import Conversion
 from audit.data.listing import MOST_CLASSES, check_every_class, default_names, natural_key
 from audit.data.reading import Look, Reading, digest, left_out, look_at
 from audit.errors import DataError
@@ -26,16 +26,9 @@ from audit.results import LeftOut
 CHUNK = 4096
 
 
-def read_row(
-    row: int,
-    arrays: tuple[np.ndarray, ...],
-    starts: np.ndarray,
-    side: int | None,
-    channels: int | None,
-    white: float | None = None,
-) -> np.ndarray:
+def read_row(row: int, arrays: tuple[np.ndarray, ...], starts: np.ndarray, conversion: Conversion) -> np.ndarray:
     """Return the converted image of `row`; `starts[k]` is the first row of `arrays[k]`."""
-    return convert_image(to_unit(_stored(row, arrays, starts), white, f"Image {row}"), side, channels)
+    return conversion.pixels(_stored(row, arrays, starts), f"Image {row}")
 
 
 def _stored(row: int, arrays: tuple[np.ndarray, ...], starts: np.ndarray) -> Stored:
@@ -187,7 +180,10 @@ def load_npz(config: DataConfig, seed: int) -> AuditSet:
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     return AuditSet(
         read_image=partial(
-            read_row, arrays=images, starts=starts, side=config.image_size, channels=channels, white=config.white
+            read_row,
+            arrays=images,
+            starts=starts,
+            conversion=Conversion(config.image_size, channels, config.white),
         ),
         labels=labels,
         class_names=names,

@@ -33,6 +33,7 @@ from audit.data.phantom_render import (
     render,
 )
 from audit.errors import DataError
+from audit.results import MAIN_REGION
 from audit.runtime.seeds import stage_generator, stage_seed
 
 CLASS_NAMES = ("healthy", "opacity", "cardiomegaly")
@@ -355,6 +356,6 @@ def phantom_set(calibration: int, audit: int, seed: int, marker_correlation: flo
         ids=tuple(f"{name}-{i:05d}" for name, n in sizes.items() for i in range(n)),
         splits=np.repeat(list(sizes), list(sizes.values())),
         image_shape=(1, SIZE, SIZE),
-        regions={name: _reader(mask) for name, mask in (masks | {"region": by_class}).items()},
+        regions={name: _reader(mask) for name, mask in (masks | {MAIN_REGION: by_class}).items()},
         source=f"phantom (seed {seed}, marker correlation {marker_correlation:g})",
     )

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support_images import decode_image
 
 from audit.config import DataConfig
 from audit.data.depth import Stored, stored_array, to_unit
-from audit.data.images import decode_image, decode_stored, read_header
+from audit.data.images import decode_stored, read_header
 from audit.data.load import load_data
 from audit.errors import DataError
 

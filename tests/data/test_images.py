@@ -11,13 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
+from support_images import decode_image
 
 from audit.data.images import (
     ORIENTATION_TAG,
     KeepingReader,
     convert_channels,
     convert_image,
-    decode_image,
     read_header,
     resize_image,
 )

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from audit.data.colour import luma
+
 
 def length_scale(images: Tensor, reference: int) -> float:
     """Return how many pixels of `images` `[N, C, H, W]` make one pixel of an image of `reference` pixels."""
@@ -78,6 +80,4 @@ def sample(images: Tensor, places: Tensor, edge: str) -> Tensor:
 
 def luminance(images: Tensor) -> Tensor:
     """Return the grey image `[N, 1, H, W]`: Rec. 601 luma of three channels, otherwise the mean of the channels."""
-    if images.shape[1] == 3:
-        return (images * images.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(dim=1, keepdim=True)
-    return images.mean(dim=1, keepdim=True)
+    return luma(images) if images.shape[1] == 3 else images.mean(dim=1, keepdim=True)

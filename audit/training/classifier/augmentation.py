@@ -11,12 +11,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from audit.data.colour import luma
 from audit.training.classifier.config import AugmentationConfig
 
 CROP_RATIO = 4 / 3
 """Most that a crop's sides may differ, either way (the default of torchvision's RandomResizedCrop)."""
-GREY = (0.2989, 0.587, 0.114)
-"""Shares of red, green and blue in grey (ITU-R BT.601), as torchvision takes them."""
 
 Draws = Mapping[str, Tensor]
 """Random parameters by name, `[N, ...]` each; absent where the configuration leaves a change out."""
@@ -111,8 +110,8 @@ def apply(images: Tensor, draws: Draws) -> Tensor:
     if "brightness" in draws:
         images = (images * draws["brightness"][:, None, None, None]).clamp(0, 1)
     if "contrast" in draws:
-        shares = torch.tensor(GREY if channels == 3 else [1 / channels] * channels)
-        middle = (images * shares[:, None, None]).sum(dim=1).mean(dim=(1, 2))[:, None, None, None]
+        grey = luma(images) if channels == 3 else images.mean(dim=1, keepdim=True)
+        middle = grey.mean(dim=(1, 2, 3), keepdim=True)
         images = torch.lerp(middle, images, draws["contrast"][:, None, None, None]).clamp(0, 1)
     return images.contiguous()
 
