@@ -21,6 +21,7 @@ from audit.results import Clean, Difference, Failure, Interval, NotComputed, Not
 from audit.robustness.accuracy import clean_of_logits, predict
 from audit.robustness.attacks.blind import without_gradient
 from audit.robustness.corruptions.run import corruption_accuracies
+from audit.robustness.ensemble import StageCache
 from audit.robustness.evaluate import Attacked, attacked_rows, measured_robustness
 from audit.robustness.examples import Fooled
 from audit.robustness.sanity.doubts import answer_notices
@@ -116,7 +117,7 @@ def measure_models(
         with watch.stage("vulnerability maps"), stage_kept("vulnerability maps", lost, ["robust.vulnerability"]):
             for model in still_there(models):
                 with kept_apart(model, "vulnerability map"):
-                    _map_vulnerability(model, calibration, audited, config, device)
+                    _map_vulnerability(model, calibration, audited, config)
     return lost
 
 
@@ -135,8 +136,8 @@ def _attack(model: Audited, audited: AuditSet, config: AuditConfig, store: Store
         model.examples = attacked.examples
 
     with kept_apart(model, "robust accuracy"):
-        key = {"source": model.classifier.source}
-        measured_robustness(model.classifier, audited, settings, config.seed, model.name, store, key, keep=keep)
+        cache = None if store is None else StageCache(store, {"source": model.classifier.source})
+        measured_robustness(model.classifier, audited, settings, config.seed, cache, keep=keep)
     doubt_all(model.robust, model.whole)
 
 
@@ -145,7 +146,7 @@ def _corrupt(
 ) -> None:
     classifiers = [model.classifier for model in models]
     batch_size = config.robustness.batch_size
-    found = corruption_accuracies(classifiers, audited, settings, config.seed, batch_size, device, apart=True)
+    found = corruption_accuracies(classifiers, audited, settings, config.seed, batch_size=batch_size, device=device)
     for model, one in zip(models, found, strict=True):
         if isinstance(one, Exception):
             model.failed = Failure(stage="corruptions", why=reason(one))
@@ -163,28 +164,23 @@ def _check_whole(model: Audited, audited: AuditSet, seed: int, device: torch.dev
     model.blind = sparing(model.classifier, partial(without_gradient, model.classifier, images))
 
 
-def _map_vulnerability(
-    model: Audited, calibration: AuditSet, audited: AuditSet, config: AuditConfig, device: torch.device
-) -> None:
+def _map_vulnerability(model: Audited, calibration: AuditSet, audited: AuditSet, config: AuditConfig) -> None:
     settings = config.robustness.vulnerability
     assert settings is not None
-    judged = attacked_rows(audited, settings.n, config.seed)
+    evaluated = attacked_rows(audited, settings.n, config.seed)
     try:
-        learn = partial(
-            vulnerability, model.classifier, calibration, judged, settings, config.seed, device,
-            f"vulnerability of {model.name}",
-        )  # fmt: skip
+        learn = partial(vulnerability, model.classifier, calibration, evaluated, settings, config.seed)
         model.maps = sparing(model.classifier, learn)
     except MetricError as error:
         # A model that the attack hardly fools has no map; that is a result, and no reason to stop the audit.
         note = NotComputed(what="vulnerability map", why=str(error), paths=["robust.vulnerability"])
         model.not_computed.append(note)
         return
-    places = {row_id: i for i, row_id in enumerate(judged.row_ids)}
+    places = {row_id: i for i, row_id in enumerate(evaluated.row_ids)}
     rows = [places[row_id] for row_id in model.maps.ids]
     model.robust.vulnerability = model.maps.summary
     model.maps.summary.regions = [
-        map_overlap(model.maps.maps, judged.region(region, rows), region, config.seed) for region in judged.regions
+        map_overlap(model.maps.maps, evaluated.region(name, rows), name, config.seed) for name in evaluated.regions
     ]
 
 

@@ -5,6 +5,7 @@ Expected calibration error: Guo et al. 2017, eq. 3, with 15 equal-width bins.
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from audit.embeddings.embedding import check_images
 from audit.errors import MetricError
 from audit.metrics.intervals import wilson_interval
 from audit.results import Clean
-from audit.robustness.attacks.checks import check_labels, checked_logits
+from audit.robustness.attacks.checks import check_labels, checked_logits, name_of
 from audit.runtime.progress import Advance, stage_progress
 
 ECE_BINS = 15
@@ -37,8 +38,7 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
 
 def predict(classifier: nn.Module, dataset: AuditSet, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
     """Return the logits `[N, K]` (on the CPU) of `classifier` for all images of `dataset`, behind a progress bar."""
-    name = getattr(classifier, "name", type(classifier).__name__)
-    with stage_progress(f"predictions {name}", len(dataset)) as advance:
+    with stage_progress(f"predictions {name_of(classifier)}", len(dataset)) as advance:
         return _logits(classifier, dataset, batch_size, device, advance)
 
 
@@ -61,8 +61,8 @@ def _logits(
 
 
 def device_of(classifier: nn.Module) -> torch.device:
-    """Return the device of the first parameter, the CPU where there is none."""
-    first = next(classifier.parameters(), None)
+    """Return the device of the first parameter or buffer, the CPU where there is none."""
+    first = next(chain(classifier.parameters(), classifier.buffers()), None)
     return torch.device("cpu") if first is None else first.device
 
 

@@ -17,47 +17,38 @@ from audit.classifiers.mode import preserve_mode
 from audit.errors import MetricError
 from audit.results import Interval
 from audit.robustness.attacks.ball import Norm, ascent, distance, project, random_offset
-from audit.robustness.attacks.checks import check_eps, checked_logits, float_images
 from audit.robustness.attacks.fab import fab_minimal, nearest_on_line
-from audit.robustness.attacks.losses import image_gradient, margin
+from audit.robustness.attacks.losses import margin
 from audit.robustness.attacks.sight import Sight
+from audit.robustness.attacks.target import Target
 
 STEP_SHARE = 2.5
 """Ascent's step in units of eps / steps, so that an image can cross its ball (Madry et al. 2018, section 2.1)."""
 
 
-def _climb(
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    start: Tensor,
-    eps: Tensor,
-    steps: int,
-    norm: Norm,
-    sight: Sight | None,
-    places: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Climb the margin inside balls of radii `eps` `[N]`; return the last iterates and whether they fool `[N]`.
+def _climb(target: Target, rows: Tensor, start: Tensor, eps: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """Climb the margin of the images `rows` `[n]` from `start` inside balls of radii `eps` `[n]`.
 
-    `places` `[N]` are those of the images in the account `sight`.
+    Returns the last iterates and whether they fool `[n]`.
     """
-    result, fooled = start.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
-    rows, current = torch.arange(len(images), device=images.device), start
+    images, labels, norm = target.images[rows], target.labels[rows], target.norm
+    result, fooled = start.clone(), torch.zeros(len(rows), dtype=torch.bool, device=images.device)
+    active, current = torch.arange(len(rows), device=images.device), start
     for step in range(steps + 1):
         last = step == steps
         with torch.set_grad_enabled(not last):
             current = current.detach().requires_grad_(not last)
-            found = margin(checked_logits(classifier, current), labels[rows])
-        fools = found.detach() > 0
-        result[rows], fooled[rows] = current.detach(), fools
+            margins = margin(target.logits(current), labels[active])
+        fools = margins.detach() > 0
+        result[active], fooled[active] = current.detach(), fools
         kept = ~fools
         if last or not bool(kept.any()):
             break
-        gradient = image_gradient(classifier, found, current)[kept]
-        rows, moved = rows[kept], current.detach()[kept]
-        if sight is not None:
-            sight.note(places[rows], gradient, norm)
-        current = project(moved + ascent(gradient, eps[rows] * STEP_SHARE / steps, norm), images[rows], eps[rows], norm)
+        gradient = target.gradient(margins, current)[kept]
+        active, moved = active[kept], current.detach()[kept]
+        target.note(rows[active], gradient)
+        step_sizes = eps[active] * STEP_SHARE / steps
+        current = project(moved + ascent(gradient, step_sizes, norm), images[active], eps[active], norm)
     return result, fooled
 
 
@@ -80,19 +71,18 @@ def minimal_distances(
     of the gradients, the classifier keeps its mode. Raises MetricError on images, labels or numbers out of range, and
     ClassifierError on logits or gradients that are not finite.
     """
-    images = float_images(images, "images whose distance is measured")
-    check_eps(largest, norm, images.shape[1:])
+    target = Target("the search for minimal distances", classifier, images, labels, norm, sight)
+    target.check_eps(largest)
     if bisections < 1:
         raise MetricError(f"Minimal distances need at least 1 bisection; given: {bisections}.")
-    labels = labels.to(images.device)
+    images, labels = target.images, target.labels
     nearest, reached = fab_minimal(classifier, images, labels, norm=norm, steps=steps, generator=generator, sight=sight)
     reached = torch.where(reached <= largest, reached, torch.inf)
 
     def attempt(rows: Tensor, start: Tensor, eps: Tensor) -> Tensor:
         """Attack the images `rows` from `start` within `eps` (of the whole batch); return the rows that stood."""
-        origin, answer, radius = images[rows], labels[rows], eps[rows]
-        start = project(start[rows], origin, radius, norm)
-        candidates, fooled = _climb(classifier, origin, answer, start, radius, steps, norm, sight, rows)
+        start = project(start[rows], images[rows], eps[rows], norm)
+        candidates, fooled = _climb(target, rows, start, eps[rows], steps)
         hit = rows[fooled]
         if len(hit) > 0:
             with torch.no_grad():

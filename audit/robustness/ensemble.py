@@ -7,7 +7,7 @@ goes on after it and comes to the same result.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -15,17 +15,26 @@ import torch
 from torch import Tensor, nn
 
 from audit.classifiers.classifier import weights_hash
-from audit.classifiers.mode import preserve_mode
 from audit.config import EnsembleConfig
 from audit.results import CascadeStage
 from audit.robustness.attacks.apgd import apgd_attack, apgd_targeted_attack
-from audit.robustness.attacks.ball import Norm, assert_in_ball
-from audit.robustness.attacks.checks import check_eps, check_labels, checked_logits, float_images
+from audit.robustness.attacks.ball import Norm
+from audit.robustness.attacks.checks import checked_logits
 from audit.robustness.attacks.fab import fab_attack
 from audit.robustness.attacks.sight import Sight
 from audit.robustness.attacks.square import square_attack
+from audit.robustness.attacks.target import Target
 from audit.runtime.seeds import stage_generator
 from audit.storage.cache import Entry, Store
+
+
+@dataclass(frozen=True)
+class StageCache:
+    """Where finished stages are kept, and what the classifier depends on besides its weights and buffers."""
+
+    store: Store
+    key: Mapping[str, Any]
+
 
 StageName = Literal["apgd-ce", "apgd-t", "fab-t", "square"]
 
@@ -65,7 +74,6 @@ def stage_settings(stage: StageName, config: EnsembleConfig) -> dict[str, int]:
 def _is_wrong(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     with torch.no_grad():
         logits = checked_logits(classifier, images)
-    check_labels(labels, len(images), logits.shape[1])
     return logits.argmax(dim=1) != labels
 
 
@@ -74,29 +82,30 @@ def _state_hash(classifier: nn.Module) -> str:
     return weights_hash(dict(classifier.named_parameters()) | dict(classifier.named_buffers()))
 
 
-def _run_stage(
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    stage: StageName,
-    settings: dict[str, int],
-    eps: float,
-    norm: Norm,
-    generator: torch.Generator,
-    batch_size: int,
-) -> Entry:
-    """Attack `images`, which the classifier decides rightly.
+@dataclass(frozen=True)
+class _Stage:
+    """One attack of the cascade: its name and numbers, the radius in pixel units, the rows of a full batch."""
+
+    name: StageName
+    settings: dict[str, int]
+    eps: float
+    batch_size: int
+
+
+def _run_stage(target: Target, stage: _Stage, generator: torch.Generator) -> Entry:
+    """Attack the images of `target`, which the classifier decides rightly.
 
     Returns which were `fooled`, their `adversarial`, and the account of gradients: how many were `taken` of each image
     and how many were `useful`.
     """
-    common: dict[str, Any] = {"eps": eps, "norm": norm, "generator": generator, **settings}
+    classifier, images, labels = target.classifier, target.images, target.labels
+    common: dict[str, Any] = {"eps": stage.eps, "norm": target.norm, "generator": generator, **stage.settings}
     sight = Sight.of(len(images), images.device)
-    if stage == "apgd-ce":
+    if stage.name == "apgd-ce":
         found = apgd_attack(classifier, images, labels, loss="ce", sight=sight, **common)
-    elif stage == "apgd-t":
-        found = apgd_targeted_attack(classifier, images, labels, batch_size=batch_size, sight=sight, **common)
-    elif stage == "fab-t":
+    elif stage.name == "apgd-t":
+        found = apgd_targeted_attack(classifier, images, labels, batch_size=stage.batch_size, sight=sight, **common)
+    elif stage.name == "fab-t":
         found = fab_attack(classifier, images, labels, sight=sight, **common)
     else:
         found = square_attack(classifier, images, labels, **common)
@@ -116,62 +125,52 @@ def run_cascade(
     config: EnsembleConfig,
     seed_stage: str,
     seed: int,
-    store: Store | None = None,
-    key: Mapping[str, Any] | None = None,
+    cache: StageCache | None = None,
 ) -> Cascade:
     """Attack one batch of `images` `[N, C, H, W]` in [0, 1] with `labels` `[N]` by the stages of `config`, in order.
 
     `eps` is in pixel units. Each stage's draws depend on `seed`, `seed_stage` and its name alone, not on what the other
-    stages drew. With `store` a finished stage is read back instead of run again, if the classifier's parameters and
+    stages drew. With `cache` a finished stage is read back instead of run again, if the classifier's parameters and
     buffers, its logits (which stand for its code), the images it attacks, labels, eps, norm, seeds, the stage's
-    settings and `key` (what else the classifier depends on, such as its architecture) are the same. The classifier
-    keeps its mode. Raises as the attacks do: MetricError on input that is not valid, ClassifierError on logits or
-    gradients that are not finite.
+    settings and the cache's key are the same. The classifier keeps its mode. Raises as the attacks do: MetricError on
+    input that is not valid, ClassifierError on logits or gradients that are not finite.
     """
-    images = float_images(images, "images given to the ensemble")
-    check_eps(eps, norm, images.shape[1:])
-    labels = labels.to(images.device)
-    result, standing = images.clone(), torch.zeros(len(images), dtype=torch.bool, device=images.device)
+    target = Target("the ensemble", classifier, images, labels, norm)
+    target.check_eps(eps)
+    images, labels = target.images, target.labels
+    result = images.clone()
     sight = Sight.of(len(images), images.device)
-    fell = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-    with preserve_mode(classifier):
-        logits = torch.zeros(0)
-        if len(images):
-            with torch.no_grad():
-                logits = checked_logits(classifier, images)
-            check_labels(labels, len(images), logits.shape[1])
-            standing = logits.argmax(dim=1) == labels
-        fell[standing] = -1
+    with target.attacked() as logits:
+        standing = logits.argmax(dim=1) == labels
+        fell = torch.where(standing, -1, 0)
         stages = [CascadeStage(attack="before", attacked=len(images), standing=int(standing.sum()))]
-        state_hash = None if store is None else _state_hash(classifier)
+        state_hash = None if cache is None else _state_hash(classifier)
         for stage in config.stages:
             left = standing.nonzero().flatten()
             if len(left):
                 settings = stage_settings(stage, config)
-                attacked, of_them, width = images[left], labels[left], len(images)
+                attacked = replace(target, images=images[left], labels=labels[left])
                 generator = stage_generator(seed, f"{seed_stage}/{stage}")
-                compute = partial(
-                    _run_stage, classifier, attacked, of_them, stage, settings, eps, norm, generator, width
-                )
-                if store is None:
+                compute = partial(_run_stage, attacked, _Stage(stage, settings, eps, len(images)), generator)
+                if cache is None:
                     entry = compute()
                 else:
-                    name = store.key(
+                    name = cache.store.key(
                         "ensemble/stage and account",
                         classifier=state_hash,
                         logits=logits,
-                        images=attacked,
-                        labels=of_them,
+                        images=attacked.images,
+                        labels=attacked.labels,
                         attack=stage,
                         settings=settings,
                         eps=eps,
                         norm=norm,
                         seed=seed,
                         seed_stage=seed_stage,
-                        batch_size=width,
-                        key=dict(key or {}),
+                        batch_size=len(images),
+                        key=dict(cache.key),
                     )
-                    entry = store.get_or_compute(name, compute)
+                    entry = cache.store.get_or_compute(name, compute)
                 hit = left[entry.tensors["fooled"].to(left.device)]
                 result[hit] = entry.tensors["adversarial"].to(result)
                 standing[hit] = False
@@ -179,5 +178,4 @@ def run_cascade(
                 sight.taken[left] += entry.tensors["taken"].to(left)
                 sight.useful[left] += entry.tensors["useful"].to(left)
             stages.append(CascadeStage(attack=stage, attacked=len(left), standing=int(standing.sum())))
-    assert_in_ball(result, images, eps, norm, "the ensemble")
-    return Cascade(result, standing, stages, fell, sight.blind)
+    return Cascade(target.within(result, eps), standing, stages, fell, sight.blind)

@@ -5,10 +5,10 @@ is not attacked again: the curve falls monotonically and costs less.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,16 +23,15 @@ from audit.results import Attack, CascadeStage, MinimalDistance, Robust
 from audit.robustness.accuracy import device_of
 from audit.robustness.attacks.ball import Norm
 from audit.robustness.attacks.blind import Account
-from audit.robustness.attacks.checks import checked_logits
+from audit.robustness.attacks.checks import checked_logits, name_of
 from audit.robustness.attacks.pgd import pgd_attack
 from audit.robustness.attacks.sight import Sight
 from audit.robustness.distance import median_distance, minimal_distances
-from audit.robustness.ensemble import run_cascade
+from audit.robustness.ensemble import StageCache, run_cascade
 from audit.robustness.examples import EXAMPLES, Fooled, first_fooled, still_fooled
 from audit.robustness.trust.verdict import Evidence, check_trust
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
-from audit.storage.cache import Store
 
 Kind = Literal["pgd", "ensemble"]
 Outcome = Literal["before", "smaller", "pgd", "apgd-ce", "apgd-t", "fab-t", "square"]
@@ -136,21 +135,31 @@ def _curves(config: RobustnessConfig) -> list[list[Ball]]:
     return [curve for curve in curves if curve]
 
 
-def _attack(
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    active: Tensor,
-    ball: Ball,
-    config: RobustnessConfig,
-    seed: int,
-    first: int,
-    store: Store | None,
-    key: Mapping[str, Any],
-) -> _Met:
+@dataclass(frozen=True)
+class _Task:
+    """One classifier under all attacks of `config`, with the seed of every draw."""
+
+    classifier: nn.Module
+    config: RobustnessConfig
+    seed: int
+    cache: StageCache | None
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Images `[N, C, H, W]` with labels `[N]`; `first` is the place of the first one in the attacked order."""
+
+    images: Tensor
+    labels: Tensor
+    first: int
+
+
+def _attack(task: _Task, batch: _Batch, active: Tensor, ball: Ball) -> _Met:
     """Attack the `active` images of one batch."""
+    classifier, config, seed = task.classifier, task.config, task.seed
+    images, labels = batch.images, batch.labels
     # A stream a batch: were it shared, a fooled model's fewer draws would shift the next batch's starts.
-    stream = f"robustness/{ball.field}/{ball.eps:.8f}/{first}"
+    stream = f"robustness/{ball.field}/{ball.eps:.8f}/{batch.first}"
     if ball.kind == "pgd":
         sight = Sight.of(len(images), images.device)
         adversarial = pgd_attack(
@@ -183,8 +192,7 @@ def _attack(
         config=config.ensemble,
         seed_stage=stream,
         seed=seed,
-        store=store,
-        key=key,
+        cache=task.cache,
     )
     standing, blind, adversarial = torch.zeros_like(active), torch.zeros_like(active), images.clone()
     standing[rows], blind[rows], adversarial[rows] = cascade.standing, cascade.blind, cascade.images
@@ -241,17 +249,17 @@ def robust_accuracy(
     dataset: AuditSet,
     config: RobustnessConfig,
     seed: int,
+    cache: StageCache | None = None,
+    *,
     stage: str = "attacks",
-    store: Store | None = None,
-    key: Mapping[str, Any] | None = None,
 ) -> Attacked:
     """Measure accuracy under every attack and radius of `config` on `config.n` images of `dataset`.
 
     Images and random starts depend on `seed`, radius and `config.batch_size` only, so models are compared on equal
-    terms; `stage` labels the progress bar. With `store` the stages of an ensemble that were finished in a killed run
-    are read back; `key` is what the classifier depends on besides its weights. No trust check is made: that is
-    `measured_robustness`. Raises MetricError if `dataset` is empty.
+    terms; `stage` labels the progress bar. With `cache` the stages of an ensemble that were finished in a killed run
+    are read back. No trust check is made: that is `measured_robustness`. Raises MetricError if `dataset` is empty.
     """
+    task = _Task(classifier, config, seed, cache)
     chosen = attacked_rows(dataset, config.n, seed)
     device = device_of(classifier)
     curves = _curves(config)
@@ -260,19 +268,16 @@ def robust_accuracy(
     examples: list[Fooled] = []
     with stage_progress(stage, len(chosen) * len(balls)) as advance:
         for images, labels, rows in chosen.batches(config.batch_size):
-            images, labels = images.to(device), labels.to(device)
+            batch = _Batch(images.to(device), labels.to(device), int(rows[0]))
             found: list[Fooled] = []
             for curve in curves:
                 active = torch.ones(len(images), dtype=torch.bool, device=device)
                 fell = torch.full((len(images),), -1, device=device)
                 for ball in curve:
-                    attack = partial(
-                        _attack, classifier, images, labels, active, ball, config, seed, int(rows[0]), store, key or {}
-                    )
-                    met = sparing(classifier, attack)
+                    met = sparing(classifier, partial(_attack, task, batch, active, ball))
                     tallies[ball].enter(rows, met, active, fell)
                     if curve is curves[0] and len(examples) < EXAMPLES:
-                        found += first_fooled(images, met.images, active & ~met.standing, rows, ball.metric)
+                        found += first_fooled(batch.images, met.images, active & ~met.standing, rows, ball.metric)
                     fell = torch.where(active, met.fell, fell)
                     active = met.standing
                     advance(len(images))
@@ -293,9 +298,7 @@ def measured_robustness(
     dataset: AuditSet,
     config: RobustnessConfig,
     seed: int,
-    name: str,
-    store: Store | None = None,
-    key: Mapping[str, Any] | None = None,
+    cache: StageCache | None = None,
     *,
     keep: Callable[[Attacked], None] = lambda _: None,
 ) -> Attacked:
@@ -305,21 +308,21 @@ def measured_robustness(
     gradient, whatever checks are switched off. `keep` is given what was measured as soon as the attacks are done;
     distances and checks are added to it. Raises as `robust_accuracy` does.
     """
-    measured = robust_accuracy(classifier, dataset, config, seed, f"attacks on {name}", store, key)
+    measured = robust_accuracy(classifier, dataset, config, seed, cache, stage=f"attacks on {name_of(classifier)}")
     keep(measured)
     robust = measured.robust
     chosen = attacked_rows(dataset, config.n, seed)
     evidence = Evidence(robust, measured.standing, dict(measured.accounts))
     for norm in () if config.distance is None else config.distance.norms:
-        row, account = _distances(classifier, chosen, config, norm, seed, name)
+        row, account = _distances(classifier, chosen, config, norm, seed)
         robust.distances.append(row)
         evidence.accounts[f"robust.distances.{norm}"] = account
-    check_trust(classifier, chosen, config, seed, name, evidence)
+    check_trust(classifier, chosen, config, seed, evidence)
     return measured
 
 
 def _distances(
-    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, norm: Norm, seed: int, name: str
+    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, norm: Norm, seed: int
 ) -> tuple[MinimalDistance, Account]:
     settings = config.distance
     assert settings is not None
@@ -327,7 +330,7 @@ def _distances(
     largest = eps_value(settings.largest_linf) if norm == "Linf" else settings.largest_l2
     device = device_of(classifier)
     found, blind = torch.empty(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
-    with stage_progress(f"minimal distances of {name}", len(rows)) as advance:
+    with stage_progress(f"minimal distances of {name_of(classifier)}", len(rows)) as advance:
         for images, labels, at in rows.batches(config.batch_size):
 
             def measure(

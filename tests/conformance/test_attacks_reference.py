@@ -46,8 +46,8 @@ def fooled(model: nn.Module, images: Tensor, labels: Tensor) -> int:
         return int((model(images).argmax(dim=1) != labels).sum())
 
 
-def ours(model: nn.Module, images: Tensor, labels: Tensor, loss: str, eps: float, norm: str, steps: int) -> int:
-    arguments = {"eps": eps, "norm": norm, "steps": steps, "generator": torch.Generator().manual_seed(0)}
+def ours(model: nn.Module, images: Tensor, labels: Tensor, loss: str, **within: object) -> int:
+    arguments = {**within, "generator": torch.Generator().manual_seed(0)}
     if loss == "targeted":
         out = apgd_targeted_attack(model, images, labels, target_classes=3, **arguments)
     else:
@@ -71,7 +71,7 @@ def test_fools_as_many_as_pyautoattack(loss: str, norm: str, eps: float) -> None
         theirs = fooled(model, attack.perturb(images, labels), labels)
     assert 10 < theirs < 90
     # Random starts differ: one image in a hundred may.
-    assert ours(model, images, labels, loss, eps, norm, 30) >= theirs - 1
+    assert ours(model, images, labels, loss, eps=eps, norm=norm, steps=30) >= theirs - 1
 
 
 @pytest.mark.parametrize(("loss", "norm", "eps"), CASES)
@@ -84,7 +84,7 @@ def test_fools_as_many_as_torchattacks(loss: str, norm: str, eps: float) -> None
         else:
             attack = torchattacks.APGD(model, eps=eps, norm=norm, steps=20, loss=loss)
         theirs = fooled(model, attack(images, labels), labels)
-    assert ours(model, images, labels, loss, eps, norm, 20) >= theirs - 1
+    assert ours(model, images, labels, loss, eps=eps, norm=norm, steps=20) >= theirs - 1
 
 
 def cascade(model: nn.Module, images: Tensor, labels: Tensor, eps: float, config: EnsembleConfig = SMALL) -> int:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from audit.config import EnsembleConfig
 from audit.errors import ClassifierError, MetricError
 from audit.robustness.attacks.apgd import apgd_attack
-from audit.robustness.ensemble import Cascade, run_cascade
+from audit.robustness.ensemble import Cascade, StageCache, run_cascade
 from audit.runtime.seeds import stage_generator
 from audit.storage.cache import Store
 
@@ -77,8 +77,7 @@ def cascade(
         config=config,
         seed_stage="test/0",
         seed=seed,
-        store=store,
-        key=key,
+        cache=None if store is None else StageCache(store, key),
     )
 
 

@@ -131,7 +131,7 @@ def test_a_hidden_gradient_marks_every_number_as_untrusted_and_a_sound_model_non
     levels = [0.2 + 0.005 * i for i in range(16)]
     data = grey_levels(levels, [0] * 16)
     config = RobustnessConfig(n=16, eps=("0.1", "0.2"), steps=5, trust=TrustConfig(n=16, square_queries=50))
-    sound, hidden = (measured_robustness(model(), data, config, 0, "m").robust for model in (Brightness, Quantised))
+    sound, hidden = (measured_robustness(model(), data, config, 0).robust for model in (Brightness, Quantised))
     assert sound.trusted is True
     assert not any(attack.untrusted for attack in sound.pgd.values())
     assert hidden.trusted is False
@@ -142,7 +142,7 @@ def test_a_hidden_gradient_marks_every_number_as_untrusted_and_a_sound_model_non
 def test_trust_is_checked_where_something_stands() -> None:
     data = grey_levels([0.3] * 12, [0] * 12)
     config = RobustnessConfig(n=12, eps=("0.1", "0.4"), steps=10, trust=TrustConfig(n=12, square_queries=20))
-    robust = measured_robustness(Brightness(), data, config, 0, "m").robust
+    robust = measured_robustness(Brightness(), data, config, 0).robust
     assert [attack.robust_accuracy.value for attack in robust.pgd.values()] == [1, 0]
     found = next(check for check in robust.checks if check.name == "bounds")
     assert found.passed
@@ -165,7 +165,7 @@ def test_pgd_is_marked_at_the_radius_where_the_ensemble_finds_much_more() -> Non
         n=40, eps=("0.01", "0.25"), steps=20, step_size=0.002, attacks=("pgd", "ensemble"),
         ensemble=EnsembleConfig(stages=("apgd-ce",), apgd_steps=40), trust=TrustConfig(n=16, square_queries=10),
     )  # fmt: skip
-    robust = measured_robustness(Bumpy(), data, config, 0, "m").robust
+    robust = measured_robustness(Bumpy(), data, config, 0).robust
     a, b = (table["0.25"].robust_accuracy.value for table in (robust.pgd, robust.ensemble))
     assert a - b > 0.3
     assert any("the ensemble fools" in reason for reason in robust.pgd["0.25"].untrusted)
@@ -177,7 +177,7 @@ def test_pgd_is_marked_at_the_radius_where_the_ensemble_finds_much_more() -> Non
 def test_minimal_distances_are_known_for_every_image() -> None:
     data = grey_levels([0.45, 0.40, 0.30, 0.6], [0, 0, 0, 0])
     config = RobustnessConfig(n=4, eps=("0.1",), steps=10, trust=None, distance=DistanceConfig(n=4))
-    (row,) = measured_robustness(Brightness(), data, config, 0, "m").robust.distances
+    (row,) = measured_robustness(Brightness(), data, config, 0).robust.distances
     found = [row.distances_by_image[str(i)] for i in range(4)]
     assert found[3] == 0
     assert found[:3] == pytest.approx([0.05, 0.1, 0.2], rel=0.03)

@@ -12,12 +12,11 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor, nn
 
-from audit.classifiers.mode import preserve_mode
 from audit.errors import MetricError
-from audit.robustness.attacks.ball import Norm, ascent, assert_in_ball, per_image, project, random_offset
-from audit.robustness.attacks.checks import check_eps, check_labels, checked_logits, float_images
-from audit.robustness.attacks.losses import LOSSES, LossName, image_gradient, targeted_dlr, targeted_margin
+from audit.robustness.attacks.ball import Norm, ascent, per_image, project, random_offset
+from audit.robustness.attacks.losses import LOSSES, LossName, targeted_dlr, targeted_margin
 from audit.robustness.attacks.sight import Sight
+from audit.robustness.attacks.target import Target
 
 MOMENTUM = 0.75
 """Weight alpha of the new step against the last one (section 3.1, eq. 2)."""
@@ -26,7 +25,7 @@ RISES = 0.75
 
 
 def checkpoints(steps: int) -> list[int]:
-    """Return the numbers of steps, above 0 and below `steps`, after which step sizes are judged (section 3.2).
+    """Return the numbers of steps, above 0 and below `steps`, after which step sizes are reviewed (section 3.2).
 
     They lie 0.22, then each time 0.03 less but at least 0.06 of all steps apart. These shares are rounded down (but to
     at least 1), as in the authors' own program; the paper rounds the sums up. For 100 steps both are the same; for few,
@@ -43,6 +42,16 @@ def checkpoints(steps: int) -> list[int]:
 
 PairLoss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """A loss `[N]` of logits `[N, K]`, labels `[N]` and target classes `[N]`, to be maximised."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How one run goes: the loss to climb, the radius in pixel units, the number of steps, where starts come from."""
+
+    loss: PairLoss
+    eps: float
+    steps: int
+    generator: torch.Generator
 
 
 @dataclass
@@ -103,7 +112,7 @@ def _remember_best(state: _State) -> None:
     state.best_loss = torch.where(better, state.loss, state.best_loss)
 
 
-def _judge_steps(state: _State, since: int) -> None:
+def _review_steps(state: _State, since: int) -> None:
     """Halve the step of samples that meet condition 1 or 2, and put them back to their best point (section 3.2)."""
     rare = state.rises < RISES * since
     stuck = ~state.mark_halved & (state.mark_loss == state.best_loss)
@@ -142,31 +151,21 @@ def _take_best(result: _Result, state: _State) -> None:
     result.loss[state.row[chosen]] = state.best_loss[chosen]
 
 
-def _run(
-    classifier: nn.Module,
-    state: _State,
-    result: _Result,
-    loss: PairLoss,
-    eps: float,
-    norm: Norm,
-    steps: int,
-    sight: Sight | None,
-) -> None:
+def _climb(target: Target, state: _State, result: _Result, run: _Run) -> None:
     """Run Auto-PGD once on the samples of `state` and bring what it finds into `result`."""
-    marks, last_mark = set(checkpoints(steps)), 0
-    for done in range(steps + 1):
+    marks, last_mark = set(checkpoints(run.steps)), 0
+    for done in range(run.steps + 1):
         if done:
-            _move(state, eps, norm, first=done == 1)
-        last = done == steps
+            _move(state, run.eps, target.norm, first=done == 1)
+        last = done == run.steps
         with torch.set_grad_enabled(not last):
             current = state.current.detach().requires_grad_(not last)
-            logits = checked_logits(classifier, current)
-            losses = loss(logits, state.labels, state.targets)
+            logits = target.logits(current)
+            losses = run.loss(logits, state.labels, state.targets)
         wrong = logits.argmax(dim=1) != state.labels
         if not last:
-            state.gradient = image_gradient(classifier, losses, current)
-            if sight is not None:
-                sight.note(state.row, state.gradient, norm)
+            state.gradient = target.gradient(losses, current)
+            target.note(state.row, state.gradient)
         if done:
             state.rises += losses.detach() > state.loss
         state.loss = losses.detach()
@@ -178,34 +177,22 @@ def _run(
         if done == 0:
             state.mark_loss = state.best_loss.clone()
         if done in marks:
-            _judge_steps(state, done - last_mark)
+            _review_steps(state, done - last_mark)
             last_mark = done
     _take_best(result, state)
 
 
-def _attack(
-    classifier: nn.Module,
-    result: _Result,
-    images: Tensor,
-    labels: Tensor,
-    rows: Tensor,
-    targets: Tensor,
-    loss: PairLoss,
-    eps: float,
-    norm: Norm,
-    steps: int,
-    generator: torch.Generator,
-    sight: Sight | None,
-) -> None:
-    """Attack the images `rows`, each towards its entry of `targets`, once from random starts."""
-    centre = images[rows]
-    start = project(centre + random_offset(centre.shape, eps, norm, generator).to(centre), centre, eps, norm)
-    n = len(rows)
-    never = torch.full((n,), -torch.inf, device=images.device)
+def _attack(target: Target, result: _Result, rows: Tensor, classes: Tensor, run: _Run) -> None:
+    """Attack the images `rows`, each towards its entry of `classes`, once from random starts."""
+    centre = target.images[rows]
+    offset = random_offset(centre.shape, run.eps, target.norm, run.generator).to(centre)
+    start = project(centre + offset, centre, run.eps, target.norm)
+    n, device = len(rows), centre.device
+    never = torch.full((n,), -torch.inf, device=device)
     state = _State(
         row=rows,
-        labels=labels[rows],
-        targets=targets,
+        labels=target.labels[rows],
+        targets=classes,
         images=centre,
         current=start,
         previous=start,
@@ -214,29 +201,24 @@ def _attack(
         best=start.clone(),
         best_gradient=torch.zeros_like(start),
         best_loss=never,
-        step=torch.full((n,), 2 * eps, device=images.device),
-        rises=torch.zeros(n, dtype=torch.int64, device=images.device),
+        step=torch.full((n,), 2 * run.eps, device=device),
+        rises=torch.zeros(n, dtype=torch.int64, device=device),
         mark_loss=never,
-        mark_halved=torch.zeros(n, dtype=torch.bool, device=images.device),
+        mark_halved=torch.zeros(n, dtype=torch.bool, device=device),
     )
-    _run(classifier, state, result, loss, eps, norm, steps, sight)
+    _climb(target, state, result, run)
 
 
-def _door(
-    classifier: nn.Module, images: Tensor, labels: Tensor, eps: float, norm: Norm, **counts: int
-) -> tuple[Tensor, Tensor, Tensor, _Result]:
-    """Check what an attack was given; returns images, labels, clean logits and the result before any attack."""
-    images = float_images(images, "images given to Auto-PGD")
-    check_eps(eps, norm, images.shape[1:])
+def _check_counts(**counts: int) -> None:
     if min(counts.values()) < 1:
         given = ", ".join(f"{name} {count}" for name, count in counts.items())
         raise MetricError(f"Auto-PGD needs at least 1 of each of its counts; given: {given}.")
-    with torch.no_grad():
-        logits = checked_logits(classifier, images).float()
-    labels = labels.to(images.device)
-    check_labels(labels, len(images), logits.shape[1])
-    standing = logits.argmax(dim=1) == labels
-    return images, labels, logits, _Result(images.clone(), torch.full_like(logits[:, 0], -torch.inf), standing)
+
+
+def _untouched(target: Target, logits: Tensor) -> _Result:
+    """Return the result before any attack, given the clean `logits` `[N, K]`."""
+    standing = logits.argmax(dim=1) == target.labels
+    return _Result(target.images.clone(), torch.full_like(logits[:, 0], -torch.inf, dtype=torch.float32), standing)
 
 
 def apgd_attack(
@@ -261,21 +243,21 @@ def apgd_attack(
     Raises MetricError on images outside [0, 1], labels, eps or counts out of range and a loss that K does not allow,
     and ClassifierError on logits or gradients that are not finite.
     """
-    if len(images) == 0:
-        return float_images(images, "images given to Auto-PGD").clone()
-    with preserve_mode(classifier):
-        images, labels, _, result = _door(classifier, images, labels, eps, norm, steps=steps, restarts=restarts)
+    target = Target("Auto-PGD", classifier, images, labels, norm, sight)
+    target.check_eps(eps)
+    _check_counts(steps=steps, restarts=restarts)
 
-        def climbed(logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
-            return LOSSES[loss](logits, labels)
+    def climbed(logits: Tensor, labels: Tensor, _: Tensor) -> Tensor:
+        return LOSSES[loss](logits, labels)
 
+    with target.attacked() as logits:
+        result = _untouched(target, logits)
         for _ in range(restarts):
             rows = result.standing.nonzero().flatten()
             if len(rows) == 0:
                 break
-            _attack(classifier, result, images, labels, rows, labels[rows], climbed, eps, norm, steps, generator, sight)
-    assert_in_ball(result.images, images, eps, norm, f"APGD ({loss})")
-    return result.images
+            _attack(target, result, rows, target.labels[rows], _Run(climbed, eps, steps, generator))
+    return target.within(result.images, eps)
 
 
 def apgd_targeted_attack(
@@ -299,16 +281,15 @@ def apgd_targeted_attack(
     class. When few images are left, several of their targets share a batch of at most `batch_size` rows (default N).
     Raises as `apgd_attack` does.
     """
-    if len(images) == 0:
-        return float_images(images, "images given to Auto-PGD").clone()
+    target = Target("targeted Auto-PGD", classifier, images, labels, norm, sight)
+    target.check_eps(eps)
+    _check_counts(steps=steps, restarts=restarts, target_classes=target_classes)
     width = len(images) if batch_size is None else batch_size
-    with preserve_mode(classifier):
-        images, labels, logits, result = _door(
-            classifier, images, labels, eps, norm, steps=steps, restarts=restarts, target_classes=target_classes
-        )
-        loss = targeted_dlr if logits.shape[1] >= 4 else targeted_margin
+    with target.attacked() as logits:
+        result = _untouched(target, logits)
+        run = _Run(targeted_dlr if logits.shape[1] >= 4 else targeted_margin, eps, steps, generator)
         count = min(target_classes, logits.shape[1] - 1)
-        likely = logits.scatter(1, labels[:, None], -torch.inf).topk(count, dim=1).indices
+        likely = logits.float().scatter(1, target.labels[:, None], -torch.inf).topk(count, dim=1).indices
         for _ in range(restarts):
             tried = 0
             while tried < count:
@@ -316,9 +297,7 @@ def apgd_targeted_attack(
                 if len(left) == 0:
                     break
                 together = max(1, min(count - tried, width // len(left)))
-                targets = likely[left, tried : tried + together].T.flatten()
-                rows = left.repeat(together)
-                _attack(classifier, result, images, labels, rows, targets, loss, eps, norm, steps, generator, sight)
+                classes = likely[left, tried : tried + together].T.flatten()
+                _attack(target, result, left.repeat(together), classes, run)
                 tried += together
-    assert_in_ball(result.images, images, eps, norm, "targeted APGD")
-    return result.images
+    return target.within(result.images, eps)

@@ -1,4 +1,4 @@
-"""The door of every attack: what it may be given, and one clear sentence for what it may not."""
+"""What every attack may be given, checked, with one clear sentence for what it may not."""
 
 import math
 from collections.abc import Sequence
@@ -12,13 +12,18 @@ from audit.errors import ClassifierError, MetricError
 from audit.robustness.attacks.ball import Norm
 
 
+def name_of(classifier: nn.Module) -> str:
+    """Return what sentences and progress bars call `classifier`: its own name, else its type's."""
+    return str(getattr(classifier, "name", type(classifier).__name__))
+
+
 def checked_logits(classifier: nn.Module, images: Tensor, ids: Sequence[str] = ()) -> Tensor:
     """Return the classifier's logits `[N, K]`, K >= 2.
 
     Raises ClassifierError if the network does not take such images (their channels, size or number), or what it returns
     is no such tensor or not finite; with the `ids` of the images the sentence names the one.
     """
-    name = getattr(classifier, "name", type(classifier).__name__)
+    name = name_of(classifier)
     with foreign_code(name, images):
         logits: Tensor = classifier(images)
     if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:

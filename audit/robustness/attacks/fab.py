@@ -14,13 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from audit.classifiers.mode import preserve_mode
 from audit.errors import MetricError
-from audit.robustness.attacks.ball import Norm, assert_in_ball, distance, per_image, random_offset
-from audit.robustness.attacks.checks import check_eps, check_labels, checked_logits, float_images
+from audit.robustness.attacks.ball import Norm, distance, per_image, random_offset
+from audit.robustness.attacks.checks import checked_logits
 from audit.robustness.attacks.fab_projection import shortest_step
-from audit.robustness.attacks.losses import image_gradient, margin, targeted_margin
+from audit.robustness.attacks.losses import margin, targeted_margin
 from audit.robustness.attacks.sight import Sight
+from audit.robustness.attacks.target import Target
 
 LARGEST_MIX = 0.1
 """alpha_max: the largest share that the projection of the original has in a step."""
@@ -34,6 +34,28 @@ BEYOND = 0.02
 """Share of the margin at the interval's adversarial end at which the final search aims."""
 START_RADIUS = {"Linf": 0.1, "L2": 1.0}
 """Restarts begin within half of this radius while no adversarial image and no eps says better."""
+
+
+@dataclass(frozen=True)
+class _Effort:
+    """How long is searched: steps for each of the likeliest wrong classes, restarts, and how far.
+
+    Restarts begin within half of `radius`; an adversarial image within `enough` of its original is not improved.
+    """
+
+    steps: int
+    restarts: int
+    target_classes: int
+    radius: float
+    enough: float
+
+    def __post_init__(self) -> None:
+        """Raise MetricError on a count below 1."""
+        if self.steps < 1 or self.restarts < 1 or self.target_classes < 1:
+            raise MetricError(
+                "FAB needs at least 1 step, 1 restart and 1 target class; "
+                f"given: steps {self.steps}, restarts {self.restarts}, target classes {self.target_classes}."
+            )
 
 
 @dataclass
@@ -68,36 +90,23 @@ def _boundary_step(
     return torch.lerp(moved[0], moved[1], mix[:, None]).clamp_(0, 1).view_as(current)
 
 
-def _run(
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    targets: Tensor,
-    start: Tensor,
-    rows: Tensor,
-    nearest: _Nearest,
-    steps: int,
-    norm: Norm,
-    enough: float,
-    sight: Sight | None,
-) -> None:
-    """Attack the images `rows` of the batch towards `targets` `[N]` from `start`; leave off within `enough`."""
-    current = start[rows]
-    for step in range(steps + 1):
-        last = step == steps
+def _run(target: Target, rows: Tensor, classes: Tensor, start: Tensor, nearest: _Nearest, effort: _Effort) -> None:
+    """Attack the images `rows` of the batch towards `classes` `[N]` from `start` `[N, C, H, W]`."""
+    images, labels, current = target.images, target.labels, start[rows]
+    for step in range(effort.steps + 1):
+        last = step == effort.steps
         with torch.set_grad_enabled(not last):
             current = current.detach().requires_grad_(not last)
-            logits = checked_logits(classifier, current)
-            difference = targeted_margin(logits, labels[rows], targets[rows])
+            logits = target.logits(current)
+            difference = targeted_margin(logits, labels[rows], classes[rows])
         fooling = margin(logits.detach(), labels[rows]) > 0
-        nearest.update(rows, current.detach(), images[rows], fooling, norm)
-        kept = nearest.distance[rows] > enough
+        nearest.update(rows, current.detach(), images[rows], fooling, target.norm)
+        kept = nearest.distance[rows] > effort.enough
         if last or not bool(kept.any()):
             return
-        gradient = image_gradient(classifier, difference, current)
-        if sight is not None:
-            sight.note(rows, gradient, norm)
-        moved = _boundary_step(current.detach(), images[rows], gradient, difference.detach(), fooling, norm)
+        gradient = target.gradient(difference, current)
+        target.note(rows, gradient)
+        moved = _boundary_step(current.detach(), images[rows], gradient, difference.detach(), fooling, target.norm)
         rows, current = (rows, moved) if bool(kept.all()) else (rows[kept], moved[kept])
 
 
@@ -126,56 +135,35 @@ def nearest_on_line(
     return torch.where(per_image(fooled & (high < 1), images), moved, adversarial)
 
 
-def _search(
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    generator: torch.Generator,
-    norm: Norm,
-    steps: int,
-    restarts: int,
-    target_classes: int,
-    radius: float,
-    enough: float,
-    sight: Sight | None,
-) -> _Nearest:
-    """Find the nearest adversarial images; those within `enough` of their originals are not improved further."""
-    if steps < 1 or restarts < 1 or target_classes < 1:
-        raise MetricError(
-            "FAB needs at least 1 step, 1 restart and 1 target class; "
-            f"given: steps {steps}, restarts {restarts}, target classes {target_classes}."
-        )
-    nearest = _Nearest(images.clone(), torch.full((len(images),), torch.inf, device=images.device))
-    if len(images) == 0:
+def _search(target: Target, effort: _Effort, generator: torch.Generator) -> _Nearest:
+    """Find the nearest adversarial images."""
+    images, labels, norm = target.images, target.labels, target.norm
+    with target.attacked() as logits:
+        nearest = _Nearest(images.clone(), torch.full((len(images),), torch.inf, device=images.device))
+        nearest.distance[logits.argmax(dim=1) != labels] = 0
+        # The label is sorted to the end, where no target is taken from.
+        order = logits.float().scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True)
+
+        def standing() -> Tensor:
+            return (nearest.distance > effort.enough).nonzero().flatten()
+
+        for restart in range(effort.restarts):
+            for rank in range(min(effort.target_classes, logits.shape[1] - 1)):
+                if len(rows := standing()) == 0:
+                    return nearest
+                start = images
+                if restart > 0:
+                    unit = random_offset(images.shape, 0.5, norm, generator).to(images)
+                    within = per_image(nearest.distance.clamp_max(effort.radius), images)
+                    start = (images + unit * within).clamp(0, 1)
+                _run(target, rows, order[:, rank], start, nearest, effort)
+        rows = standing()
+        rows = rows[torch.isfinite(nearest.distance[rows])]
+        if len(rows) > 0:
+            with torch.no_grad():
+                moved = nearest_on_line(target.classifier, images[rows], labels[rows], nearest.images[rows])
+            nearest.update(rows, moved, images[rows], torch.ones_like(rows, dtype=torch.bool), norm)
         return nearest
-    with torch.no_grad():
-        logits = checked_logits(classifier, images)
-    check_labels(labels, len(images), logits.shape[1])
-    nearest.distance[logits.argmax(dim=1) != labels] = 0
-    # The label is sorted to the end, where no target is taken from.
-    order = logits.float().scatter(1, labels[:, None], -torch.inf).argsort(dim=1, descending=True)
-
-    def standing() -> Tensor:
-        return (nearest.distance > enough).nonzero().flatten()
-
-    for restart in range(restarts):
-        for rank in range(min(target_classes, logits.shape[1] - 1)):
-            if len(rows := standing()) == 0:
-                return nearest
-            start = images
-            if restart > 0:
-                unit = random_offset(images.shape, 0.5, norm, generator).to(images)
-                within = per_image(nearest.distance.clamp_max(radius), images)
-                start = (images + unit * within).clamp(0, 1)
-            _run(classifier, images, labels, order[:, rank], start, rows, nearest, steps, norm, enough, sight)
-    rows = standing()
-    rows = rows[torch.isfinite(nearest.distance[rows])]
-    if len(rows) > 0:
-        with torch.no_grad():
-            moved = nearest_on_line(classifier, images[rows], labels[rows], nearest.images[rows])
-        nearest.update(rows, moved, images[rows], torch.ones_like(rows, dtype=torch.bool), norm)
-    return nearest
 
 
 def fab_minimal(
@@ -197,21 +185,9 @@ def fab_minimal(
     `generator`, `sight` takes the account of the gradients. The classifier keeps its mode. Raises MetricError on
     images, labels or numbers out of range, and ClassifierError on logits or gradients that are not finite.
     """
-    images = float_images(images, "images given to FAB")
-    with preserve_mode(classifier):
-        nearest = _search(
-            classifier,
-            images,
-            labels.to(images.device),
-            generator=generator,
-            norm=norm,
-            steps=steps,
-            restarts=restarts,
-            target_classes=target_classes,
-            radius=START_RADIUS[norm],
-            enough=0.0,
-            sight=sight,
-        )
+    target = Target("FAB", classifier, images, labels, norm, sight)
+    effort = _Effort(steps, restarts, target_classes, radius=START_RADIUS[norm], enough=0.0)
+    nearest = _search(target, effort, generator)
     return nearest.images, nearest.distance
 
 
@@ -232,22 +208,8 @@ def fab_attack(
 
     An image leaves the batch as soon as an adversarial one is found within `eps`. Otherwise as `fab_minimal`.
     """
-    images = float_images(images, "images given to FAB")
-    check_eps(eps, norm, images.shape[1:])
-    with preserve_mode(classifier):
-        nearest = _search(
-            classifier,
-            images,
-            labels.to(images.device),
-            generator=generator,
-            norm=norm,
-            steps=steps,
-            restarts=restarts,
-            target_classes=target_classes,
-            radius=eps,
-            enough=eps,
-            sight=sight,
-        )
-    result = torch.where(per_image(nearest.distance <= eps, images), nearest.images, images)
-    assert_in_ball(result, images, eps, norm, "FAB")
-    return result
+    target = Target("FAB", classifier, images, labels, norm, sight)
+    target.check_eps(eps)
+    nearest = _search(target, _Effort(steps, restarts, target_classes, radius=eps, enough=eps), generator)
+    found = per_image(nearest.distance <= eps, target.images)
+    return target.within(torch.where(found, nearest.images, target.images), eps)

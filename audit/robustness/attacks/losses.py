@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audit.errors import ClassifierError, MetricError
+from audit.robustness.attacks.checks import name_of
 
 LossName = Literal["ce", "dlr", "margin"]
 SMALLEST = 1e-12
@@ -104,9 +105,8 @@ def image_gradient(classifier: nn.Module, losses: Tensor, images: Tensor) -> Ten
     if gradient is None:
         return torch.zeros_like(images)
     if not torch.isfinite(gradient).all():
-        name = getattr(classifier, "name", type(classifier).__name__)
         raise ClassifierError(
-            f"Classifier '{name}' has a NaN or infinite gradient with respect to the image: check it for a division or "
-            "logarithm of zero, and for overflow in 16 bits."
+            f"Classifier '{name_of(classifier)}' has a NaN or infinite gradient with respect to the image: check it "
+            "for a division or logarithm of zero, and for overflow in 16 bits."
         )
     return gradient

@@ -7,16 +7,26 @@ rather than the last, a sample that is fooled leaves the batch at once, and a cl
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from audit.classifiers.mode import preserve_mode
 from audit.errors import MetricError
-from audit.robustness.attacks.ball import Norm, ascent, assert_in_ball, per_image, project, random_offset
-from audit.robustness.attacks.checks import check_eps, check_labels, checked_logits, float_images
-from audit.robustness.attacks.losses import cross_entropy, image_gradient
+from audit.robustness.attacks.ball import Norm, ascent, per_image, project, random_offset
+from audit.robustness.attacks.losses import cross_entropy
 from audit.robustness.attacks.sight import Sight
+from audit.robustness.attacks.target import Target
+
+
+@dataclass(frozen=True)
+class _Climb:
+    """How one run climbs: radius and step size in pixel units, number of steps, decay of the gradient's memory."""
+
+    eps: float
+    steps: int
+    step_size: float
+    momentum: float
 
 
 def _accumulated(velocity: Tensor, gradient: Tensor, momentum: float) -> Tensor:
@@ -26,32 +36,21 @@ def _accumulated(velocity: Tensor, gradient: Tensor, momentum: float) -> Tensor:
     return momentum * velocity + gradient * per_image(scale, gradient)
 
 
-def _one_restart(
-    classifier: nn.Module,
-    images: Tensor,
-    labels: Tensor,
-    start: Tensor,
-    eps: float,
-    steps: int,
-    step: float,
-    norm: Norm,
-    momentum: float,
-    sight: Sight | None,
-    rows: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run PGD once from `start`; returns the best iterate, its loss `[N]` and whether it fools the classifier `[N]`.
+def _one_restart(target: Target, rows: Tensor, start: Tensor, climb: _Climb) -> tuple[Tensor, Tensor, Tensor]:
+    """Run PGD once on the images `rows` `[n]` from `start`.
 
-    `rows` `[N]` are the images' places in the account `sight`.
+    Returns the best iterate, its loss `[n]` and whether it fools the classifier `[n]`.
     """
+    images, labels = target.images[rows], target.labels[rows]
     best, best_loss = start.clone(), torch.full((len(images),), -torch.inf, device=images.device)
     fooled = torch.zeros(len(images), dtype=torch.bool, device=images.device)
     active = torch.arange(len(images), device=images.device)
     current, velocity = start, torch.zeros_like(start)
-    for iteration in range(steps + 1):
-        last = iteration == steps
+    for iteration in range(climb.steps + 1):
+        last = iteration == climb.steps
         with torch.set_grad_enabled(not last):
             current = current.detach().requires_grad_(not last)
-            logits = checked_logits(classifier, current)
+            logits = target.logits(current)
             losses = cross_entropy(logits, labels[active])
         wrong = logits.argmax(dim=1) != labels[active]
         better = wrong | (losses.detach() > best_loss[active])
@@ -62,13 +61,12 @@ def _one_restart(
             break
         kept = ~wrong
         active = active[kept]
-        direction = image_gradient(classifier, losses, current)[kept]
-        if sight is not None:
-            sight.note(rows[active], direction, norm)
-        if momentum > 0:
-            direction = velocity = _accumulated(velocity[kept], direction, momentum)
-        moved = current.detach()[kept] + ascent(direction, step, norm)
-        current = project(moved, images[active], eps, norm)
+        direction = target.gradient(losses, current)[kept]
+        target.note(rows[active], direction)
+        if climb.momentum > 0:
+            direction = velocity = _accumulated(velocity[kept], direction, climb.momentum)
+        moved = current.detach()[kept] + ascent(direction, climb.step_size, target.norm)
+        current = project(moved, images[active], climb.eps, target.norm)
     return best, best_loss, fooled
 
 
@@ -99,22 +97,17 @@ def pgd_attack(
     Raises MetricError on images outside [0, 1], labels out of range or eps outside (0, 1] for L-inf (> 0 for L2), and
     ClassifierError on logits or gradients that are not finite.
     """
-    images = float_images(images, "images given to PGD")
-    check_eps(eps, norm, images.shape[1:])
+    target = Target("PGD", classifier, images, labels, norm, sight)
+    target.check_eps(eps)
     if steps < 1 or restarts < 1:
         raise MetricError(f"PGD needs at least 1 step and 1 restart; given: steps {steps}, restarts {restarts}.")
     if not 0 <= momentum < math.inf:
         raise MetricError(f"The momentum of PGD is {momentum} where 0 (none) or above is expected, for instance 1.0.")
-    step = 2.5 * eps / steps if step_size is None else step_size
-    labels = labels.to(images.device)
-    if len(images) == 0:
-        return images.clone()
-    with preserve_mode(classifier):
-        with torch.no_grad():
-            logits = checked_logits(classifier, images)
-        check_labels(labels, len(images), logits.shape[1])
+    climb = _Climb(eps, steps, 2.5 * eps / steps if step_size is None else step_size, momentum)
+    images = target.images
+    with target.attacked() as logits:
         result, result_loss = images.clone(), torch.full((len(images),), -torch.inf, device=images.device)
-        robust = logits.argmax(dim=1) == labels
+        robust = logits.argmax(dim=1) == target.labels
         if active is not None:
             robust &= active
         for _ in range(restarts):
@@ -123,11 +116,8 @@ def pgd_attack(
                 break
             offset = random_offset(images.shape, eps, norm, generator).to(images)
             start = project(images[left] + offset[left], images[left], eps, norm)
-            best, loss, fooled = _one_restart(
-                classifier, images[left], labels[left], start, eps, steps, step, norm, momentum, sight, left
-            )
+            best, loss, fooled = _one_restart(target, left, start, climb)
             better = fooled | (loss > result_loss[left])
             result[left[better]], result_loss[left[better]] = best[better], loss[better]
             robust[left[fooled]] = False
-    assert_in_ball(result, images, eps, norm, "PGD")
-    return result
+    return target.within(result, eps)

@@ -7,16 +7,15 @@ its neighbours leave.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
-from audit.classifiers.mode import preserve_mode
 from audit.errors import MetricError
-from audit.robustness.attacks.ball import Norm, assert_in_ball, per_image
-from audit.robustness.attacks.checks import check_eps, check_labels, checked_logits, float_images
+from audit.robustness.attacks.ball import Norm, per_image
 from audit.robustness.attacks.losses import margin
+from audit.robustness.attacks.target import Target
 
 HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """Queries of 10000 after which the share of the image that a window covers is halved (section 5.1 of the paper)."""
@@ -57,18 +56,35 @@ def pattern(side: int) -> Tensor:
     return both / both.norm()
 
 
+@dataclass(frozen=True)
+class _Plan:
+    """How the search goes: radius in pixel units, queries of each image, share that the first windows cover."""
+
+    eps: float
+    queries: int
+    p_init: float
+    generator: torch.Generator
+
+
 @dataclass
 class _Search:
-    """The images still standing, flattened to `[n, C * H * W]`, and what the search knows of them."""
+    """The images still standing, flattened to `[n, C * H * W]`, and what the search knows of them.
+
+    `length` `[n]` is the squared Euclidean length of the offset, which only the search in L2 needs.
+    """
 
     rows: Tensor
     images: Tensor
     labels: Tensor
     current: Tensor
     margin: Tensor
+    length: Tensor
 
-    def keep(self, kept: Tensor) -> "_Search":
-        return _Search(self.rows[kept], self.images[kept], self.labels[kept], self.current[kept], self.margin[kept])
+    def drop(self, dropped: Tensor) -> None:
+        """Leave the images marked in `dropped` `[n]` out."""
+        kept = ~dropped
+        for entry in fields(self):
+            setattr(self, entry.name, getattr(self, entry.name)[kept])
 
 
 @dataclass(frozen=True)
@@ -119,38 +135,24 @@ def _tiles(images: Tensor, eps: float, generator: torch.Generator) -> Tensor:
     return (images + offset * per_image(eps / length, offset)).clamp(0, 1)
 
 
-def _query(classifier: nn.Module, search: _Search, shape: torch.Size) -> Tensor:
-    return margin(checked_logits(classifier, search.current.view(-1, *shape[1:])), search.labels)
+def _query(target: Target, search: _Search) -> Tensor:
+    return margin(target.logits(search.current.view(-1, *target.images.shape[1:])), search.labels)
 
 
-def _linf_step(
-    classifier: nn.Module, search: _Search, shape: torch.Size, eps: float, index: Tensor, signs: Tensor
-) -> None:
+def _linf_step(target: Target, search: _Search, eps: float, index: Tensor, signs: Tensor) -> None:
     """Algorithm 2: set each channel of the window `index` `[n, C * side**2]` to +-eps; keep where the margin grows."""
     old = search.current.gather(1, index)
     base = search.images.gather(1, index).view(*signs.shape[:2], -1)
     new = (base + signs * eps).clamp(0, 1).flatten(1)
     search.current.scatter_(1, index, new)
-    found = _query(classifier, search, shape)
+    found = _query(target, search)
     better = found > search.margin
     search.current.scatter_(1, index, torch.where(better[:, None], new, old))
     search.margin = torch.where(better, found, search.margin)
 
 
-def _l2_step(
-    classifier: nn.Module,
-    search: _Search,
-    shape: torch.Size,
-    eps: float,
-    index: Tensor,
-    second: Tensor,
-    added: Tensor,
-    length: Tensor,
-) -> Tensor:
-    """Algorithm 3: move what the offset weighs in the window `second` to `index`, along `added` `[n, C, side**2]`.
-
-    `length` `[n]` is the squared length of the offset; the new one is returned.
-    """
+def _l2_step(target: Target, search: _Search, eps: float, index: Tensor, second: Tensor, added: Tensor) -> None:
+    """Algorithm 3: move what the offset weighs in the window `second` to `index`, along `added` `[n, C, side**2]`."""
     base, old = search.images.gather(1, index), search.current.gather(1, index)
     here = (old - base).view_as(added)
     # The first window is emptied before the second one is read, so that their overlap is counted once.
@@ -158,18 +160,19 @@ def _l2_step(
     base2, old2 = search.images.gather(1, second), search.current.gather(1, second)
     weight = here.square().sum(dim=2)
     freed = weight + (old2 - base2).view_as(added).square().sum(dim=2)
-    unused = (eps * eps - length).clamp_min(0)
+    unused = (eps * eps - search.length).clamp_min(0)
     available = (freed + unused[:, None] / freed.shape[1]).sqrt()
     direction = added + here / weight.sqrt().clamp_min(1e-12)[..., None]
     direction *= (available / direction.norm(dim=2).clamp_min(1e-12))[..., None]
     new = (base + direction.flatten(1)).clamp(0, 1)
     search.current.scatter_(1, second, base2).scatter_(1, index, new)
-    found = _query(classifier, search, shape)
+    found = _query(target, search)
     better = found > search.margin
     search.current.scatter_(1, second, torch.where(better[:, None], base2, old2))
     search.current.scatter_(1, index, torch.where(better[:, None], new, old))
     search.margin = torch.where(better, found, search.margin)
-    return torch.where(better, length - freed.sum(dim=1) + (new - base).square().sum(dim=1), length)
+    moved = search.length - freed.sum(dim=1) + (new - base).square().sum(dim=1)
+    search.length = torch.where(better, moved, search.length)
 
 
 def square_attack(
@@ -190,42 +193,29 @@ def square_attack(
     image that fools is kept. No gradient is taken. The classifier keeps its mode. Raises MetricError on images, labels,
     eps, queries or p_init out of range, and ClassifierError on logits that are not finite.
     """
-    images = float_images(images, "images given to Square")
-    check_eps(eps, norm, images.shape[1:])
+    target = Target("Square", classifier, images, labels, norm)
+    target.check_eps(eps)
     if queries < 1 or not 0 < p_init <= 1:
         raise MetricError(f"Square needs at least 1 query and p_init in (0, 1]; given: {queries} and {p_init:.4g}.")
-    labels = labels.to(images.device)
-    result = images.clone()
-    if len(images) == 0:
-        return result
+    plan = _Plan(eps, queries, p_init, generator)
+    result = target.images.clone()
     # Not inference mode: what a network keeps from a forward pass under it could not be used in a gradient later.
-    with preserve_mode(classifier), torch.no_grad():
-        logits = checked_logits(classifier, images)
-        check_labels(labels, len(images), logits.shape[1])
-        standing = (logits.argmax(dim=1) == labels).nonzero().flatten()
+    with target.attacked() as logits, torch.no_grad():
+        standing = (logits.argmax(dim=1) == target.labels).nonzero().flatten()
         if len(standing) > 0:
-            start = (_stripes if norm == "Linf" else _tiles)(images, eps, generator)[standing]
-            search = _Search(standing, images[standing].flatten(1), labels[standing], start.flatten(1), torch.empty(0))
-            _search(classifier, search, result, eps, generator, norm, queries, p_init)
-    assert_in_ball(result, images, eps, norm, "Square")
-    return result
+            start = (_stripes if norm == "Linf" else _tiles)(target.images, eps, generator)[standing].flatten(1)
+            origin = target.images[standing].flatten(1)
+            unknown = torch.zeros_like(origin[:, 0])
+            search = _Search(standing, origin, target.labels[standing], start, unknown, unknown)
+            _run(target, search, result, plan)
+    return target.within(result, eps)
 
 
-def _search(
-    classifier: nn.Module,
-    search: _Search,
-    result: Tensor,
-    eps: float,
-    generator: torch.Generator,
-    norm: Norm,
-    queries: int,
-    p_init: float,
-) -> None:
+def _run(target: Target, search: _Search, result: Tensor, plan: _Plan) -> None:
     """Run the random search from the start in `search.current` and write the images found into `result`."""
-    shape = result.shape
-    sides = window_sides(queries - 1, p_init, shape[2], shape[3], norm)
-    search.margin = _query(classifier, search, shape)
-    length = torch.empty(0)
+    shape, norm, queries = result.shape, target.norm, plan.queries
+    sides = window_sides(queries - 1, plan.p_init, shape[2], shape[3], norm)
+    search.margin = _query(target, search)
     offsets, added = torch.empty(0), torch.empty(0)
     for query in range(queries):
         fooled = search.margin > 0
@@ -233,14 +223,14 @@ def _search(
             # The last ones are written as well, fooled or not: the nearest to being fooled is kept.
             written = fooled if query < queries - 1 else torch.ones_like(fooled)
             result[search.rows[written]] = search.current[written].view(-1, *shape[1:])
-            search, length = search.keep(~written), length[~written] if len(length) else length
+            search.drop(written)
             if len(search.rows) == 0:
                 return
         at = query % DRAWN_AT_ONCE
         if at == 0:
-            windows = _draw(sides[query : query + DRAWN_AT_ONCE], shape, generator, result.device)
+            windows = _draw(sides[query : query + DRAWN_AT_ONCE], shape, plan.generator, result.device)
             # Measured anew now and then, because the running sum of the squared lengths gathers rounding.
-            length = (search.current - search.images).square().sum(dim=1)
+            search.length = (search.current - search.images).square().sum(dim=1)
         if query == 0 or sides[query] != sides[query - 1]:
             offsets = _window_offsets(sides[query], shape, result.device)
             if norm == "L2":
@@ -249,8 +239,8 @@ def _search(
         index = windows.corner[at, search.rows, None] + offsets
         signs = windows.signs[at, search.rows]
         if norm == "Linf":
-            _linf_step(classifier, search, shape, eps, index, signs)
+            _linf_step(target, search, plan.eps, index, signs)
         else:
             pushed = signs * added[windows.turned[at, search.rows]][:, None]
             second = windows.second[at, search.rows, None] + offsets
-            length = _l2_step(classifier, search, shape, eps, index, second, pushed, length)
+            _l2_step(target, search, plan.eps, index, second, pushed)

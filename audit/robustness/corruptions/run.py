@@ -95,19 +95,16 @@ def corruption_accuracies(
     dataset: AuditSet,
     config: CorruptionsConfig,
     seed: int,
+    *,
     batch_size: int,
     device: torch.device | str = "cpu",
-    stage: str = "corruptions",
-    *,
-    apart: bool = False,
 ) -> list[tuple[Corruptions, Tensor] | Exception]:
     """Measure every classifier on the same corrupted images, each of which is made once.
 
     Takes the first `config.n` images of the attacked order. Returns, per classifier, the result and the correctness of
-    every prediction, bool `[n, corruptions, severities]` in the order of `config`, for paired comparisons. Draws depend
-    on `seed`, corruption, severity and batch only. Raises ConfigError for an unknown corruption, MetricError if
-    `dataset` is empty and ClassifierError for logits that are not finite; with `apart` the error stands in the place of
-    that classifier's result, and the others are measured.
+    every prediction, bool `[n, corruptions, severities]` in the order of `config`, for paired comparisons; or the error
+    of a classifier that failed, the others being measured all the same. Draws depend on `seed`, corruption, severity
+    and batch only. Raises ConfigError for an unknown corruption and MetricError if `dataset` is empty.
     """
     names = config.names if config.names is not None else CORRUPTIONS
     check_names(names)
@@ -118,34 +115,32 @@ def corruption_accuracies(
     cells = [(i, name, j, severity) for i, name in enumerate(names) for j, severity in enumerate(config.severities)]
     failed: dict[int, Exception] = {}
 
-    def judged(model: int, shown: Tensor, labels: Tensor, ids: Sequence[str]) -> Tensor | None:
+    def answered(model: int, shown: Tensor, labels: Tensor, ids: Sequence[str]) -> Tensor | None:
         """Whether each answer is right, None of a model that has failed."""
         if model in failed:
             return None
         try:
             return _answers(classifiers[model], shown, labels, ids) == labels
-        except Exception as error:
-            if not apart:
-                raise
+        except Exception as error:  # noqa: BLE001 - a network may raise anything
             failed[model] = error
             return None
 
     correct = torch.zeros(len(classifiers), len(chosen), len(names), len(config.severities), dtype=torch.bool)
     clean = torch.zeros(len(classifiers), len(chosen), dtype=torch.bool)
-    with stage_progress(stage, len(chosen) * len(cells)) as advance:
+    with stage_progress("corruptions", len(chosen) * len(cells)) as advance:
         for images, labels, rows in chosen.batches(batch_size):
             images = images.to(device)
             check_images(images, f"images of {dataset.source}")
             ids = chosen.select(rows).row_ids
             for model in range(len(classifiers)):
-                if (right := judged(model, images, labels, ids)) is not None:
+                if (right := answered(model, images, labels, ids)) is not None:
                     clean[model, rows] = right
             for i, name, j, severity in cells:
                 generator = stage_generator(seed, f"corruptions/{name}/{severity}/{int(rows[0])}")
                 corrupted = corrupt(images, name, severity, generator, published)
                 of_these = [f"{row_id} ({name} {severity})" for row_id in ids]
                 for model in range(len(classifiers)):
-                    if (right := judged(model, corrupted, labels, of_these)) is not None:
+                    if (right := answered(model, corrupted, labels, of_these)) is not None:
                         correct[model, rows, i, j] = right
                 advance(len(images))
     return [
@@ -162,22 +157,6 @@ def _answers(classifier: nn.Module, images: Tensor, labels: Tensor, ids: Sequenc
         logits = sparing(classifier, partial(checked_logits, classifier, images, ids)).cpu()
     check_labels(labels, len(images), logits.shape[1])
     return logits.argmax(dim=1)
-
-
-def corruption_accuracy(
-    classifier: nn.Module,
-    dataset: AuditSet,
-    config: CorruptionsConfig,
-    seed: int,
-    batch_size: int,
-    device: torch.device | str = "cpu",
-    stage: str = "corruptions",
-) -> tuple[Corruptions, Tensor]:
-    """Measure one classifier; see `corruption_accuracies`."""
-    (found,) = corruption_accuracies([classifier], dataset, config, seed, batch_size, device, stage)
-    if isinstance(found, Exception):
-        raise found
-    return found
 
 
 def _summary(

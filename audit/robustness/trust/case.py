@@ -107,15 +107,15 @@ class Case:
     broken: list[str] = field(default_factory=list)
 
     @cached_property
-    def judged(self) -> int:
+    def n(self) -> int:
         """How many images the attacks are about; raises NotMade where they are too few."""
-        n = int(self.correct.sum())
-        if n < FEWEST:
+        count = int(self.correct.sum())
+        if count < FEWEST:
             raise NotMade(
-                f"Only {n} of the {len(self.images)} images are classified correctly where {FEWEST} are needed: "
+                f"Only {count} of the {len(self.images)} images are classified correctly where {FEWEST} are needed: "
                 "nothing can be said."
             )
-        return n
+        return count
 
     @cached_property
     def randomness(self) -> float:
@@ -129,7 +129,7 @@ class Case:
     @cached_property
     def standing(self) -> Tensor:
         """Whether each image `[N]` stands under PGD as configured; raises NotMade, too where decisions are random."""
-        _ = self.judged
+        _ = self.n
         if self.randomness > RANDOMNESS_LIMIT:
             raise NotMade("The classifier draws at random: another attack cannot be told from another draw.")
         return self.attacked("PGD", self.pgd(self.steps, self.step_size), self.eps, self.correct)
@@ -167,7 +167,7 @@ class Case:
 
     def attacked(self, name: str, attack: Attack, eps: float, among: Tensor, *, scale_free: bool = False) -> Tensor:
         """Return which of the images `among` `[N]` still stand after `attack`; raises NotMade if it cannot be run."""
-        _ = self.judged
+        _ = self.n
         standing = among.clone()
         target = ScaleFree(self.classifier) if scale_free else self.classifier
         for rows in self.chunks(among):
@@ -178,7 +178,7 @@ class Case:
                 with torch.no_grad():
                     standing[rows] = checked_logits(self.classifier, adversarial).argmax(dim=1) == labels
             except MetricError as error:
-                # Images, labels and radius were checked at the door: what is left is an attack that left its ball.
+                # Images, labels and radius were checked before: what is left is an attack that left its ball.
                 self.broken.append(str(error))
                 raise NotMade(f"{name} gave no valid images.") from error
             except FOREIGN_ERRORS as error:

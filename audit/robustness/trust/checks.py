@@ -15,6 +15,7 @@ The checks are made in one norm at one radius and speak about both: what hides a
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -51,24 +52,32 @@ LARGE_STEPS = 40
 """PGD steps at the large radius, or as many as configured if more: the way is longer than in the usual ball."""
 
 
+@dataclass(frozen=True)
+class _Finding:
+    """The words of a check: what was seen, and what it means where it passes and where it fails."""
+
+    seen: str
+    passes: str
+    fails: str
+
+
 def _share_check(
-    case: Case, name: str, count: int, seen: str, passes: str, fails: str, attacks: tuple[AttackName, ...],
-    eps: float | None = None,
-) -> TrustCheck:  # fmt: skip
-    """Hold `count` of the judged images against the limit of chance; `eps` is the radius, default: the case's."""
-    share, limit = count / case.judged, chance_limit(case.judged)
+    case: Case, name: str, count: int, words: _Finding, attacks: tuple[AttackName, ...], *, eps: float | None = None
+) -> TrustCheck:
+    """Hold `count` of the correct images against the limit of chance; `eps` is the radius, default: the case's."""
+    share, limit = count / case.n, chance_limit(case.n)
     passed = share <= limit
     # A few images are no proof of soundness either: say that they were let pass, and at what limit.
-    tolerated = passes if count == 0 else f"no more than the {limit:.1%} that is tolerated on so few images"
+    tolerated = words.passes if count == 0 else f"no more than the {limit:.1%} that is tolerated on so few images"
     return TrustCheck(
         name=name,
         passed=passed,
         value=share,
         limit=limit,
-        n=case.judged,
+        n=case.n,
         eps=case.eps if eps is None else eps,
         norm=case.norm,
-        finding=f"{seen}: {tolerated if passed else fails}.",
+        finding=f"{words.seen}: {tolerated if passed else words.fails}.",
         attacks=attacks,
     )
 
@@ -113,7 +122,7 @@ def _softmax_output(case: Case) -> TrustCheck:
 
 
 def _without_gradient(case: Case) -> tuple[int, int]:
-    """Count the judged images whose margin of logits has no usable gradient at a random start of PGD, and the cut ones.
+    """Count the correct images whose margin has no usable gradient at a random start of PGD, and the cut ones.
 
     The margin is taken and not cross-entropy, whose gradient underflows in float32 where a sound model is confident.
     """
@@ -136,7 +145,7 @@ def _without_gradient(case: Case) -> tuple[int, int]:
 def _zero_gradients(case: Case) -> TrustCheck:
     """The logits must answer to the image: a gradient that is zero, infinite or absent stops every white-box attack."""
     fails = "white-box attacks are blind there, and robust accuracy is what they could not see"
-    n = case.judged
+    n = case.n
     try:
         count, cut = _without_gradient(case)
         if cut:
@@ -149,9 +158,11 @@ def _zero_gradients(case: Case) -> TrustCheck:
         case,
         "zero-gradients",
         count,
-        f"The margin of the logits has no usable gradient on {count} of {n} images",
-        "attacks can see where to go",
-        fails,
+        _Finding(
+            f"The margin of the logits has no usable gradient on {count} of {n} images",
+            "attacks can see where to go",
+            fails,
+        ),
         EVERY,
     )
 
@@ -163,9 +174,11 @@ def _saturated_loss(case: Case) -> TrustCheck:
         case,
         "saturated-loss",
         count,
-        f"PGD on rescaled logits fools {count} of {case.judged} images that plain PGD leaves standing",
-        "the scale of the logits hides nothing",
-        "cross-entropy is saturated, and robust accuracy under PGD is over-stated",
+        _Finding(
+            f"PGD on rescaled logits fools {count} of {case.n} images that plain PGD leaves standing",
+            "the scale of the logits hides nothing",
+            "cross-entropy is saturated, and robust accuracy under PGD is over-stated",
+        ),
         PGD_ONLY if {"apgd-t", "fab-t"} & set(case.ensemble.stages) else ACCURACIES,
     )
 
@@ -190,9 +203,11 @@ def _black_box_beats_white_box(case: Case) -> TrustCheck:
         case,
         "black-box-beats-white-box",
         count,
-        f"Square with {queries} queries fools {count} of {case.judged} images that PGD leaves standing",
-        "the gradient is worth more than a blind search",
-        "the gradient misleads PGD, and its robust accuracy is over-stated",
+        _Finding(
+            f"Square with {queries} queries fools {count} of {case.n} images that PGD leaves standing",
+            "the gradient is worth more than a blind search",
+            "the gradient misleads PGD, and its robust accuracy is over-stated",
+        ),
         WITHOUT_SQUARE if "square" in case.ensemble.stages else EVERY,
     )
 
@@ -208,18 +223,20 @@ def _large_eps(case: Case) -> TrustCheck:
     standing = case.attacked("PGD at a large eps", attack, eps, case.correct)
     count = int(standing.sum())
     attacks = EVERY
-    if count / case.judged > chance_limit(case.judged):
+    if count / case.n > chance_limit(case.n):
         after = case.attacked("PGD on rescaled logits at a large eps", attack, eps, standing, scale_free=True)
-        attacks = PGD_ONLY if int(after.sum()) / case.judged <= chance_limit(case.judged) else EVERY
+        attacks = PGD_ONLY if int(after.sum()) / case.n <= chance_limit(case.n) else EVERY
     return _share_check(
         case,
         "large-eps",
         count,
-        f"{count} of {case.judged} images stand under PGD at eps {eps:g}, where every image can become grey",
-        "the attack succeeds where it must",
-        "the attack fails where it must succeed, so it measures itself and not robustness",
+        _Finding(
+            f"{count} of {case.n} images stand under PGD at eps {eps:g}, where every image can become grey",
+            "the attack succeeds where it must",
+            "the attack fails where it must succeed, so it measures itself and not robustness",
+        ),
         attacks,
-        eps,
+        eps=eps,
     )
 
 
@@ -231,9 +248,11 @@ def _more_steps(case: Case) -> TrustCheck:
         case,
         "more-steps",
         count,
-        f"PGD of {steps} steps fools {count} of {case.judged} images that {case.steps} steps leave standing",
-        "PGD has converged",
-        "PGD has not converged, so raise robustness.steps",
+        _Finding(
+            f"PGD of {steps} steps fools {count} of {case.n} images that {case.steps} steps leave standing",
+            "PGD has converged",
+            "PGD has not converged, so raise robustness.steps",
+        ),
         PGD_ONLY,
     )
 
@@ -274,7 +293,7 @@ CHECKS: tuple[tuple[str, Callable[[Case], TrustCheck]], ...] = (
     ("more-steps", _more_steps),
     ("bounds", _bounds),
 )
-"""Every check by its name, in the order of the results; `bounds` is last because it judges what the others made."""
+"""Every check by its name, in the order of the results; `bounds` is last because it measures what the others made."""
 
 
 @contextmanager

@@ -9,15 +9,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 
 from audit.classifiers.slices import sparing
 from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
 from audit.results import Attack, MinimalDistance, Robust, TrustCheck
+from audit.robustness.accuracy import device_of
 from audit.robustness.attacks.ball import Norm
 from audit.robustness.attacks.blind import Account, sight_check
+from audit.robustness.attacks.checks import name_of
 from audit.robustness.trust.checks import AttackName, ensemble_beats_pgd, trust_checks, trusted, untrusted_reasons
 from audit.runtime.progress import stage_progress
 
@@ -83,15 +84,14 @@ def _beaten(config: RobustnessConfig, evidence: Evidence) -> tuple[list[TrustChe
 
 
 def _made_checks(
-    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, seed: int, name: str, evidence: Evidence
+    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, seed: int, evidence: Evidence
 ) -> list[TrustCheck]:
     assert config.trust is not None
     rows = chosen.select(range(min(config.trust.n, len(chosen))))
-    first = next(classifier.parameters(), None)
-    device = torch.device("cpu") if first is None else first.device
+    device = device_of(classifier)
     standing = {path: values[: len(rows)] for path, values in evidence.standing.items()}
     norm, eps = telling_ball(config, standing)
-    with stage_progress(f"trust checks of {name}", 1) as advance:
+    with stage_progress(f"trust checks of {name_of(classifier)}", 1) as advance:
         made = partial(
             trust_checks,
             classifier,
@@ -112,7 +112,7 @@ def _made_checks(
 
 
 def check_trust(
-    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, seed: int, name: str, evidence: Evidence
+    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, seed: int, evidence: Evidence
 ) -> None:
     """Make every check that `config` asks for on the first images of `chosen`; writes into `evidence.robust`.
 
@@ -120,7 +120,7 @@ def check_trust(
     """
     robust = evidence.robust
     blind, reasons = sight_check(evidence.accounts)
-    checks = [] if config.trust is None else _made_checks(classifier, chosen, config, seed, name, evidence)
+    checks = [] if config.trust is None else _made_checks(classifier, chosen, config, seed, evidence)
     beats, beaten = _beaten(config, evidence)
     for path, kind, number in _numbers(robust):
         number.untrusted = untrusted_reasons(checks, kind)

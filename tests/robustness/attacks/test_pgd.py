@@ -101,18 +101,21 @@ def test_success_is_never_lost_with_more_steps_or_restarts() -> None:
     assert not fooled[0].all()
 
 
+PLAIN_STEPS = 6
+
+
 def plain_loop(
-    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, steps: int, norm: str, momentum: float
+    network: nn.Module, images: torch.Tensor, labels: torch.Tensor, *, eps: float, norm: str, momentum: float
 ) -> list[torch.Tensor]:
     """All iterates of the textbook loop: nobody leaves, nothing is kept."""
     offset = random_offset(images.shape, eps, norm, torch.Generator().manual_seed(2))
     iterates, velocity = [project(images + offset, images, eps, norm)], torch.zeros_like(images)
-    for _ in range(steps):
+    for _ in range(PLAIN_STEPS):
         current = iterates[-1].clone().requires_grad_()
         (gradient,) = torch.autograd.grad(functional.cross_entropy(network(current), labels, reduction="sum"), current)
         if momentum:
             velocity = momentum * velocity + gradient / gradient.abs().sum(dim=(1, 2, 3), keepdim=True)
-        step = ascent(velocity if momentum else gradient, 2.5 * eps / steps, norm)
+        step = ascent(velocity if momentum else gradient, 2.5 * eps / PLAIN_STEPS, norm)
         iterates.append(project(current.detach() + step, images, eps, norm))
     return iterates
 
@@ -127,12 +130,12 @@ def test_result_is_the_first_that_fools_or_the_best_iterate_of_the_plain_loop(no
         images,
         labels,
         eps=eps,
-        steps=6,
+        steps=PLAIN_STEPS,
         norm=norm,
         momentum=momentum,
         generator=torch.Generator().manual_seed(2),
     )
-    iterates = torch.stack(plain_loop(network, images, labels, eps, 6, norm, momentum))
+    iterates = torch.stack(plain_loop(network, images, labels, eps=eps, norm=norm, momentum=momentum))
     logits = network(iterates.flatten(0, 1)).detach()
     losses = functional.cross_entropy(logits, labels.repeat(7), reduction="none").reshape(7, -1)
     wrong = (logits.argmax(dim=1) != labels.repeat(7)).reshape(7, -1)

@@ -87,7 +87,7 @@ def measured(model: nn.Module, n: int = 12, **settings: object) -> Robust:
             "distance": DistanceConfig(n=n, bisections=2), "trust": TrustConfig(n=8, square_queries=10), **settings,
         }
     )  # fmt: skip
-    return measured_robustness(model, data, config, 0, "m").robust
+    return measured_robustness(model, data, config, 0).robust
 
 
 def numbers(robust: Robust) -> list:
@@ -216,8 +216,8 @@ def test_with_few_images_the_checks_are_made_where_half_of_them_stand() -> None:
 def test_seven_right_of_eight_are_enough_for_the_checks() -> None:
     data = grey_levels([0.25 + 0.01 * i for i in range(7)] + [0.6], [0] * 8)
     config = RobustnessConfig(n=8, steps=5, eps=("0.1",), trust=TrustConfig(n=8, square_queries=20))
-    assert measured_robustness(Brightness(), data, config, 0, "m").robust.trusted is True
-    hidden = measured_robustness(BLIND["rounded"](), data, config, 0, "m").robust
+    assert measured_robustness(Brightness(), data, config, 0).robust.trusted is True
+    hidden = measured_robustness(BLIND["rounded"](), data, config, 0).robust
     assert {"zero-gradients", "large-eps"} <= {check.name for check in hidden.checks if check.passed is False}
 
 
@@ -226,7 +226,7 @@ def test_what_became_of_every_image_is_kept_by_its_id() -> None:
     config = RobustnessConfig(
         n=4, steps=5, eps=("0.1", "0.25"), attacks=("pgd", "ensemble"), ensemble=WHITE_BOX, trust=None, batch_size=3
     )
-    robust = measured_robustness(Brightness(), data, config, 0, "m").robust
+    robust = measured_robustness(Brightness(), data, config, 0).robust
     assert robust.pgd["0.1"].outcomes == {"0": "pgd", "1": None, "2": None, "3": "before"}
     assert robust.pgd["0.25"].outcomes == {"0": "smaller", "1": "pgd", "2": None, "3": "before"}
     assert robust.ensemble["0.1"].outcomes == {"0": "apgd-ce", "1": None, "2": None, "3": "before"}

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from audit.config import CorruptionsConfig
 from audit.data.audit_set import AuditSet
-from audit.errors import ConfigError, MetricError
+from audit.errors import ClassifierError, ConfigError, MetricError
 from audit.metrics.intervals import paired_difference
 from audit.robustness.corruptions import blur, digital, noise, weather
 from audit.robustness.corruptions.blur import disk_kernel, trail_kernels
@@ -25,7 +25,6 @@ from audit.robustness.corruptions.run import (
     SEVERITIES,
     corrupt,
     corruption_accuracies,
-    corruption_accuracy,
 )
 from audit.robustness.corruptions.weather import plasma
 from audit.robustness.evaluate import attacked_rows
@@ -281,7 +280,7 @@ def config(**values: Any) -> CorruptionsConfig:
 
 def test_accuracy_can_be_told_by_hand() -> None:
     data, settings = grey_set(20), config(severities=(1, 5))
-    result, correct = corruption_accuracy(Brightness(0.5), data, settings, seed=0, batch_size=4)
+    ((result, correct),) = corruption_accuracies([Brightness(0.5)], data, settings, seed=0, batch_size=4)
     chosen = attacked_rows(data, 10, 0)
     levels = chosen.images().mean(dim=(1, 2, 3))
     for j, more in enumerate((0.05, 0.3)):
@@ -307,7 +306,7 @@ def test_all_models_meet_the_same_images_alone_or_together() -> None:
     data, settings = grey_set(9), config(names=("gaussian_noise", "fog"), severities=(3,))
     models = [Brightness(0.5).train(), Brightness(0.4), Brightness(0.5)]
     together = corruption_accuracies(models, data, settings, seed=3, batch_size=4)
-    alone = corruption_accuracy(models[1], data, settings, seed=3, batch_size=4)
+    (alone,) = corruption_accuracies(models[1:2], data, settings, seed=3, batch_size=4)
     count = len(models[0].seen)
     assert all(torch.equal(a, b) for a, b in zip(models[0].seen, models[1].seen[:count], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(models[1].seen[:count], models[1].seen[count:], strict=True))
@@ -322,12 +321,25 @@ def test_all_models_meet_the_same_images_alone_or_together() -> None:
 def test_another_seed_draws_other_images() -> None:
     model, settings = Brightness(0.5), config(names=("gaussian_noise",), severities=(1,))
     for seed in (0, 1):
-        corruption_accuracy(model, grey_set(4), settings, seed=seed, batch_size=4)
+        corruption_accuracies([model], grey_set(4), settings, seed=seed, batch_size=4)
     assert not torch.equal(model.seen[0], model.seen[1])
 
 
 def test_unknown_corruption_and_empty_set_are_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'jpeg_compression'"):
-        corruption_accuracy(Brightness(0.5), grey_set(4), config(names=("jpeg",)), seed=0, batch_size=4)
+        corruption_accuracies([Brightness(0.5)], grey_set(4), config(names=("jpeg",)), seed=0, batch_size=4)
     with pytest.raises(MetricError, match="no image"):
-        corruption_accuracy(Brightness(0.5), grey_set(4).select([]), config(), seed=0, batch_size=4)
+        corruption_accuracies([Brightness(0.5)], grey_set(4).select([]), config(), seed=0, batch_size=4)
+
+
+def test_a_classifier_that_fails_leaves_the_others_their_numbers() -> None:
+    class Refuses(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("no such kernel")
+
+    data, settings = grey_set(9), config(severities=(1,))
+    failed, whole = corruption_accuracies([Refuses(), Brightness(0.5)], data, settings, seed=0, batch_size=4)
+    (alone,) = corruption_accuracies([Brightness(0.5)], data, settings, seed=0, batch_size=4)
+    assert isinstance(failed, ClassifierError)
+    assert "no such kernel" in str(failed)
+    assert whole[0] == alone[0]
