@@ -5,7 +5,7 @@ import logging
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
@@ -351,31 +351,26 @@ class RobustnessConfig(Section):
         return {} if value is True else None if value is False else value
 
 
-EMBEDDINGS = ("auto", "phantom-factors", "discriminator")
-"""Names that `metrics.embedding` knows; anything else is the file of a domain embedding."""
-
-
-def embedding_or_file(names: tuple[str, ...]) -> Callable[[str], str]:
-    """Return a check that a value is one of `names` or the file of a domain embedding."""
-
-    def check(value: str) -> str:
-        if value not in names and not value.endswith(".safetensors"):
-            near = difflib.get_close_matches(value, names, n=1, cutoff=0.0)[0]
-            raise ValueError(
-                f"'{value}' is no embedding: did you mean '{near}'? Or give the .safetensors file of a domain embedding"
-            )
-        return value
-
-    return check
+def is_embedding_file(value: str) -> bool:
+    """Whether `value`, which names an embedding, is the file of a domain embedding and not a word."""
+    return value.endswith(".safetensors")
 
 
 class MetricsConfig(Section):
     """Embeddings and perceptual distances; each is named wherever a number rests on it."""
 
-    embedding: Annotated[str, AfterValidator(embedding_or_file(EMBEDDINGS))] = Field(
+    # Their words are those of `audit.embeddings.resolve`, which the run checks when it starts.
+    embedding: str = Field(
         "auto",
-        description="ground of realism and the judge: phantom-factors, discriminator, or the .safetensors of a domain "
-        "embedding (`spruce-audit train embedding`); auto: phantom-factors for the phantom, else discriminator",
+        min_length=1,
+        description="what realism and the judge rest on: phantom-factors, discriminator, or the .safetensors of a "
+        "domain embedding (`spruce-audit train embedding`); auto: phantom-factors for the phantom, else discriminator",
+    )
+    perceptual: str = Field(
+        "auto",
+        min_length=1,
+        description="whose feature maps the perceptual distance rests on, which inversion and search also minimise: "
+        "the same choice as for embedding, and independent of it",
     )
     canonical: Literal["auto", "off", "require"] = Field(
         "auto", description="Inception FID, LPIPS and CMMD: where their weights are on the machine / never / or fail"
@@ -589,16 +584,19 @@ def read_toml(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"Configuration file '{file}' is not valid TOML: {error}.") from None
 
 
-def load_training(model: type[T], path: str | Path, *files: str, names: tuple[str, ...] = ()) -> T:
+def load_training(
+    model: type[T], path: str | Path, *files: str, names: tuple[str, ...] = (), embeddings: tuple[str, ...] = ()
+) -> T:
     """Read a training's TOML file as `model`; `data.path` and the keys `files` are made absolute against its folder.
 
-    Values among `names` are no files and stay. Raises ConfigError.
+    Values among `names` are no files and stay, and so do the words in the keys `embeddings`. Raises ConfigError.
     """
     config = parse_config(model, read_toml(path), f"'{path}'")
     base = Path(path).resolve().parent
     resolved: dict[str, Any] = {"data": config.data.model_copy(update={"path": resolve_path(config.data.path, base)})}
     given = {key: getattr(config, key) for key in files}
     resolved |= {k: resolve_path(v, base) for k, v in given.items() if v is not None and v not in names}
+    resolved |= {k: embedding_path(getattr(config, k), base) for k in embeddings}
     if (note := note_on_spelling(*given.values())) is not None:
         logging.getLogger(__name__).warning(note)
     return config.model_copy(update=resolved)
@@ -615,6 +613,11 @@ def resolve_path(value: str, base: Path) -> str:
     if attribute.isidentifier() and head:
         return f"{resolve_path(head, base)}:{attribute}" if head.endswith(".py") else value
     return str((base / Path(value).expanduser()).resolve())
+
+
+def embedding_path(value: str, base: Path) -> str:
+    """Make the file of an embedding absolute, relative to the folder `base`; a word stays."""
+    return resolve_path(value, base) if is_embedding_file(value) else value
 
 
 def load_config(path: str | Path) -> AuditConfig:
@@ -636,7 +639,9 @@ def resolve_paths(config: AuditConfig, base: Path) -> AuditConfig:
             "data": fix(config.data, ("path", "shift")),
             "generator": None if config.generator is None else fix(config.generator, ("path",)),
             "inversion": fix(config.inversion, ("encoder",)),
-            "metrics": fix(config.metrics, () if config.metrics.embedding in EMBEDDINGS else ("embedding",)),
+            "metrics": config.metrics.model_copy(
+                update={k: embedding_path(getattr(config.metrics, k), base) for k in ("embedding", "perceptual")}
+            ),
             "classifiers": tuple(fix(c, ("checkpoint", "file", "factory")) for c in config.classifiers),
         }
     )

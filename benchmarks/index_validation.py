@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from audit.config import EMBEDDINGS, AuditConfig, MetricsConfig, RobustnessConfig, load_config, parse_config
+from audit.config import AuditConfig, MetricsConfig, RobustnessConfig, embedding_path, load_config, parse_config
 from audit.data.demo import demo_config
 from audit.data.load import load_data
 from audit.data.phantom import twins
@@ -60,8 +60,7 @@ def main() -> None:
     parser.add_argument("--embedding", default="auto")
     args = parser.parse_args()
     base = load_config(demo_config())
-    if args.embedding not in EMBEDDINGS:
-        args.embedding = str(Path(args.embedding).resolve())
+    args.embedding = embedding_path(args.embedding, Path.cwd())
     # Robust accuracy has no part in the index, and is measured on a single image only because an audit has to.
     base = base.model_copy(
         update={

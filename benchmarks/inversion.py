@@ -24,8 +24,7 @@ from audit.config import DataConfig, InversionConfig
 from audit.data.load import load_data
 from audit.embeddings.canonical import available, load_lpips
 from audit.embeddings.embedding import FeatureNetwork, embed_all
-from audit.embeddings.phantom_factors import load_phantom_factors
-from audit.generator.features import DiscriminatorFeatures
+from audit.embeddings.resolve import Request, resolve
 from audit.generator.files.load import LoadedGenerator, load_generator
 from audit.generator.stylegan2.networks import Generator
 from audit.inversion.codes import candidate_codes, random_codes, spread
@@ -36,7 +35,6 @@ from audit.inversion.pivot import optimise_pivots
 from audit.inversion.pivotal import editability, tune
 from audit.metrics.fid import frechet_distance
 from audit.runtime.seeds import stage_generator
-from audit.storage import shipped
 
 
 class Ground:
@@ -52,12 +50,8 @@ class Ground:
         test = load_data(config, args.seed).split("test")
         order = torch.randperm(len(test), generator=stage_generator(args.seed, "benchmark images"))[: args.n]
         self.images: Tensor = test.select(order.tolist()).images().to(self.device)
-        self.network: FeatureNetwork
-        if config.is_phantom:
-            self.network = load_phantom_factors(shipped.path("embeddings", "phantom-factors")).to(self.device)
-        else:
-            assert self.loaded.discriminator is not None, "the generator file holds no discriminator"
-            self.network = DiscriminatorFeatures(self.loaded.discriminator)
+        request = Request("metrics.perceptual", self.device, config.is_phantom, self.loaded)
+        self.network: FeatureNetwork = resolve("auto", request, "vectors and maps")
         self.lpips = {}
         for net in ("alex", "vgg"):
             if not isinstance(available()[f"lpips-v0.1-{net}"], str) and self.generator.resolution >= 32:

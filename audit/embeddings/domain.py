@@ -85,7 +85,7 @@ class DomainEncoder(nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != self.image_shape:
             raise MetricError(
                 f"The domain embedding '{self.name}' reads images [N, C, H, W] of {self.image_shape}; given: "
-                f'{tuple(images.shape)}. Train one on such images or set metrics.embedding = "discriminator".'
+                f"{tuple(images.shape)}. Train one on such images, or name another embedding."
             )
         out, hidden = [], (images - self.mean[:, None, None]) / self.std[:, None, None]
         for stage in self.stages:
@@ -128,8 +128,8 @@ def load_domain(path: str | Path) -> DomainEncoder:
     file = Path(path)
     if not file.is_file():
         raise MetricError(
-            f"There is no domain embedding at '{file}': check metrics.embedding, or make one with "
-            "`spruce-audit train embedding`."
+            f"There is no domain embedding at '{file}': check the path, or make one with `spruce-audit train "
+            "embedding`."
         )
     try:
         with safe_open(checked_safetensors(file), framework="pt") as opened:

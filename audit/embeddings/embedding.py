@@ -17,6 +17,7 @@ from audit.results import Embedding
 from audit.runtime.memory import allowed, at_once, in_slices
 
 
+@runtime_checkable
 class Named(Protocol):
     """A network that results name."""
 
@@ -42,6 +43,7 @@ class Embedder(Named, Protocol):
         """Map images `[N, C, H, W]` in [0, 1] to vectors `[N, d]`."""
 
 
+@runtime_checkable
 class MapNetwork(Named, Protocol):
     """A named network that shows its inner feature maps."""
 

@@ -58,7 +58,7 @@ class PhantomFactors(nn.Module):
         if images.ndim != 4 or tuple(images.shape[1:]) != IMAGE_SHAPE:
             raise MetricError(
                 f"'{NAME}' reads grey 64x64 images [N, 1, 64, 64]; given: {tuple(images.shape)}. "
-                'Set metrics.embedding = "discriminator" for other data.'
+                "Name another embedding for such images."
             )
         out, hidden = [], images * 2 - 1
         for stage in self.stages:

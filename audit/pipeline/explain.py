@@ -68,14 +68,14 @@ def invert_queries(
             store,
             generator=networks.loaded.sha256,
             encoder=networks.encoder_sha256,
-            embedding=[networks.network.name, networks.network.weights_sha256],
+            embedding=[networks.perceptual.name, networks.perceptual.weights_sha256],
             settings=config.inversion,
             seed=config.seed,
         )
     )
     with stage_progress("inversion (images)", len(queries)) as advance:
         return invert(
-            networks.loaded.generator, queries, config.inversion, config.seed, networks.network, networks.encoder,
+            networks.loaded.generator, queries, config.inversion, config.seed, networks.perceptual, networks.encoder,
             advance, keep,
         )  # fmt: skip
 
@@ -153,7 +153,7 @@ def explain_model(
         with stage_progress(f"counterfactuals {classifier.name}", len(queries)) as advance:
             found = explain(
                 classifier, generator, inversion, queries, labels, targets, calibrated.fitted,
-                calibrated.operating_point, config.counterfactual, networks.network, advance,
+                calibrated.operating_point, config.counterfactual, networks.perceptual, advance,
             )  # fmt: skip
         tensors = {f.name: getattr(found, f.name) for f in fields(Counterfactuals)}
         return Entry(tensors | {"targets": targets}, {})
@@ -173,7 +173,7 @@ def explain_model(
         pivots=inversion.pivots,
         queries=queries,
         labels=labels,
-        embedding=[networks.network.name, networks.network.weights_sha256],
+        embedding=[networks.perceptual.name, networks.perceptual.weights_sha256],
         settings=config.counterfactual,
         target=config.queries.target,
         seed=config.seed,

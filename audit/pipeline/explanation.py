@@ -69,7 +69,7 @@ def explain_all(
     networks, watch, device = run.networks, run.watch, run.device
     result.generator_sha256 = networks.loaded.sha256
     result.encoder_sha256 = networks.encoder_sha256
-    result.realism_embedding = result.perceptual_embedding = named(networks.network)
+    result.realism_embedding, result.perceptual_embedding = named(networks.network), named(networks.perceptual)
     result.not_computed += networks.missing
     result.notices += networks.notices
     with watch.stage("inversion"):
@@ -261,7 +261,7 @@ def _inversion_summary(run: Run, inversion: Inversion) -> InversionSummary:
     def mean(values: Tensor | None) -> float | None:
         return None if values is None else float(values.mean())
 
-    perceptual = mean(inversion.perceptual)
+    perceptual, network = mean(inversion.perceptual), run.networks.perceptual
     return InversionSummary(
         method=inversion.method,
         n=len(inversion.images),
@@ -270,5 +270,5 @@ def _inversion_summary(run: Run, inversion: Inversion) -> InversionSummary:
         encoder_mse=mean(inversion.encoder_mse),
         pivot_mse=mean(inversion.pivot_mse),
         editability=_editability(run, inversion),
-        perceptual=None if perceptual is None else Perceptual(value=perceptual, embedding=named(run.networks.network)),
+        perceptual=None if perceptual is None else Perceptual(value=perceptual, embedding=named(network)),
     )

@@ -1,43 +1,61 @@
-"""The networks that an audit's counterfactuals stand on: what draws, what inverts and what measures."""
+"""The networks behind an audit's counterfactuals: those that draw and invert images, and those that measure them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
 
 from audit.classifiers.classifier import weights_hash
-from audit.config import EMBEDDINGS, AuditConfig
+from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
-from audit.embeddings.canonical import LPIPS_SMALLEST, Lpips, available, load_clip, load_inception, load_lpips
-from audit.embeddings.domain import load_domain
-from audit.embeddings.embedding import Embedder, FeatureNetwork
-from audit.embeddings.phantom_factors import load_phantom_factors
-from audit.errors import GeneratorError, MetricError
-from audit.generator.features import DiscriminatorFeatures
-from audit.generator.files.load import LoadedGenerator, check_fits, load_generator, why_no_discriminator
+from audit.embeddings.canonical import available
+from audit.embeddings.embedding import Embedder, FeatureNetwork, named
+from audit.embeddings.lpips import SMALLEST, Lpips
+from audit.embeddings.resolve import Request, check_word, resolve
+from audit.errors import ConfigError, MetricError
+from audit.generator.files.load import LoadedGenerator, check_fits, load_generator
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
 from audit.results import NotComputed, Notice
-from audit.storage import shipped
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A canonical metric: the name of its network's weights, what is computed, and where that is in the results."""
+
+    weights: str
+    what: str
+    path: str
+
+    def not_computed(self, why: str) -> NotComputed:
+        """Return the line of the results that says why the metric is not there."""
+        return NotComputed(what=self.what, why=why, paths=[self.path])
+
+
+CANONICAL = {
+    "inception": Canonical("inception-v3-fid", "FID in Inception-v3", "counterfactuals.fid"),
+    "lpips-vgg": Canonical("lpips-v0.1-vgg", "LPIPS v0.1 (VGG-16)", "counterfactuals.lpips"),
+    "clip": Canonical("clip-vit-large-patch14-336", "CMMD in CLIP ViT-L/14-336", "counterfactuals.cmmd"),
+}
+"""Canonical metrics by the word of the embedding that they rest on."""
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks that draw and measure: generator, encoder, embedding, canonical metrics."""
+    """The networks that draw, invert and measure.
+
+    Realism and the judge rest on `network`. `perceptual` gives the perceptual distance, which inversion and search
+    minimise and which is reported. `canonical` and `lpips` are there if their weights are on the machine; `missing`
+    says what cannot be computed without them.
+    """
 
     loaded: LoadedGenerator
     encoder: Encoder | None
-    network: FeatureNetwork
-    canonical: list[Embedder]
-    lpips: Lpips | None
-    missing: list[NotComputed]
-
-    @property
-    def notices(self) -> list[Notice]:
-        """What the generator's file left open or could not be used for, to be known before a number is believed."""
-        return [
-            Notice(subject="generator", kind="generator-file", text=f"{note[:1].upper()}{note[1:]}.")
-            for note in self.loaded.notes
-        ]
+    network: Embedder
+    perceptual: FeatureNetwork
+    canonical: list[Embedder] = field(default_factory=list)
+    lpips: Lpips | None = None
+    missing: list[NotComputed] = field(default_factory=list)
+    notices: list[Notice] = field(default_factory=list)
 
     @cached_property
     def encoder_sha256(self) -> str | None:
@@ -55,55 +73,69 @@ def load_networks(config: AuditConfig, data: AuditSet, device: torch.device) -> 
     if encoder_path is not None:
         encoder = load_encoder(encoder_path, device)
         encoder.check_generator(loaded.generator)
-    missing: list[NotComputed] = []
-    canonical: list[Embedder] = []
-    lpips: Lpips | None = None
-    if config.metrics.canonical != "off":
-        there = available()
-        wanted = {
-            "inception-v3-fid": ("FID in Inception-v3", "counterfactuals.fid"),
-            "lpips-v0.1-vgg": ("LPIPS v0.1 (VGG-16)", "counterfactuals.lpips"),
-            "clip-vit-large-patch14-336": ("CMMD in CLIP ViT-L/14-336", "counterfactuals.cmmd"),
-        }
-        for key, (what, path) in wanted.items():
-            if isinstance(there[key], str):
-                missing.append(NotComputed(what=what, why=str(there[key]), paths=[path]))
-        if config.metrics.canonical == "require" and missing:
-            absent = [key for key in wanted if isinstance(there[key], str)]
-            raise MetricError(
-                f"metrics.canonical is 'require' but the weights of {', '.join(m.what for m in missing)} are not "
-                f"there: run `spruce-audit weights pull {' '.join(absent)}`."
-            )
-        if not isinstance(there["inception-v3-fid"], str):
-            canonical.append(load_inception().to(device))
-        if not isinstance(there["clip-vit-large-patch14-336"], str):
-            canonical.append(load_clip().to(device))
-        if not isinstance(there["lpips-v0.1-vgg"], str):
-            side = min(data.image_shape[1:])
-            if side >= LPIPS_SMALLEST["vgg"]:
-                lpips = load_lpips("vgg").to(device)
-            else:
-                what, path = wanted["lpips-v0.1-vgg"]
-                missing.append(NotComputed(what=what, why=f"images of side {side} are too small", paths=[path]))
-    network = domain_embedding(config.metrics.embedding, config.data.is_phantom, loaded, device)
-    network.embed(torch.zeros(1, *data.image_shape, device=device))  # a wrong size is said before the long stages
-    return Networks(loaded, encoder, network, canonical, lpips, missing)
+    canonical, lpips, missing = _canonical(config.metrics.canonical, min(data.image_shape[1:]), device)
+
+    def request(key: str) -> Request:
+        return Request(key, device, config.data.is_phantom, loaded)
+
+    network = resolve(config.metrics.embedding, request("metrics.embedding"), "vectors")
+    perceptual = resolve(config.metrics.perceptual, request("metrics.perceptual"), "vectors and maps")
+    empty = torch.zeros(1, *data.image_shape, device=device)
+    for one in (network, perceptual):
+        one.embed(empty)  # fails here, and not after hours, if the images have a size that the embedding does not read
+    notices = _notices(config, loaded, network, perceptual)
+    return Networks(loaded, encoder, network, perceptual, canonical, lpips, missing, notices)
 
 
-def domain_embedding(wanted: str, phantom: bool, loaded: LoadedGenerator, device: torch.device) -> FeatureNetwork:
-    """The network that no audited model had a part in, by `metrics.embedding`; it is named in the results.
+def _canonical(wanted: str, side: int, device: torch.device) -> tuple[list[Embedder], Lpips | None, list[NotComputed]]:
+    """Load what `metrics.canonical = wanted` asks for, for images of `side` pixels: embedders, LPIPS, what is missing.
 
-    "auto" takes the factor network for the phantom, else the discriminator; anything but a name is the file of a domain
-    embedding. Raises GeneratorError if there is no discriminator, MetricError if the file holds no such embedding.
+    Raises MetricError if weights are required and not there.
     """
-    if wanted not in EMBEDDINGS:
-        return load_domain(wanted).to(device)
-    if wanted == "phantom-factors" or (wanted == "auto" and phantom):
-        return load_phantom_factors(shipped.path("embeddings", "phantom-factors")).to(device)
-    if loaded.discriminator is None:
-        raise GeneratorError(
-            f"{why_no_discriminator(loaded)}, and realism rests on its features where no embedding is named: set "
-            "metrics.embedding to the .safetensors file of a domain embedding, which `spruce-audit train embedding` "
-            "learns from images alone, or name a generator file with a discriminator."
+    if wanted == "off":
+        return [], None, []
+    there = available()
+    absent = {word: str(there[one.weights]) for word, one in CANONICAL.items() if isinstance(there[one.weights], str)}
+    missing = [CANONICAL[word].not_computed(why) for word, why in absent.items()]
+    if wanted == "require" and missing:
+        raise MetricError(
+            f"metrics.canonical is 'require' but the weights of {', '.join(m.what for m in missing)} are not there: "
+            f"run `spruce-audit weights pull {' '.join(CANONICAL[word].weights for word in absent)}`."
         )
-    return DiscriminatorFeatures(loaded.discriminator)
+    request = Request("metrics.canonical", device)
+    embedders = [resolve(word, request, "vectors") for word in ("inception", "clip") if word not in absent]
+    if "lpips-vgg" in absent:
+        return embedders, None, missing
+    if side < SMALLEST["vgg"]:
+        missing.append(CANONICAL["lpips-vgg"].not_computed(f"images of side {side} are too small"))
+        return embedders, None, missing
+    lpips = resolve("lpips-vgg", request, "maps")
+    assert isinstance(lpips, Lpips)
+    return embedders, lpips, missing
+
+
+def _notices(
+    config: AuditConfig, loaded: LoadedGenerator, network: Embedder, perceptual: FeatureNetwork
+) -> list[Notice]:
+    """Say what the generator's file left open, and whether the perceptual distance is no longer in the embedding."""
+    found = [
+        Notice(subject="generator", kind="generator-file", text=f"{note[:1].upper()}{note[1:]}.")
+        for note in loaded.notes
+    ]
+    if config.metrics.perceptual == "auto" and named(network) != named(perceptual):
+        text = (
+            f"The perceptual distance, which inversion and search minimise, rests on '{perceptual.name}' and no longer "
+            f"on '{network.name}', which metrics.embedding names: earlier versions found other counterfactuals with "
+            "this configuration. Set metrics.perceptual to the same embedding to compare with them."
+        )
+        found.append(Notice(subject="audit", kind="perceptual-embedding", text=text))
+    return found
+
+
+def check_embeddings(config: AuditConfig) -> None:
+    """Raise ConfigError for a word under `[metrics]` that names no embedding; nothing is loaded for that."""
+    for key in ("embedding", "perceptual"):
+        try:
+            check_word(getattr(config.metrics, key), f"metrics.{key}")
+        except ValueError as error:
+            raise ConfigError(f"Key 'metrics.{key}' is not valid: {error}.") from None

@@ -20,7 +20,7 @@ from audit.errors import ClassifierError, ConfigError, Terminated
 from audit.pipeline.explain import Calibrated, calibrate, check_target
 from audit.pipeline.explanation import Explanation, Run, explain_all
 from audit.pipeline.first_look import Look, first_looks
-from audit.pipeline.networks import load_networks
+from audit.pipeline.networks import check_embeddings, load_networks
 from audit.pipeline.pictures import name_examples, name_maps, save_examples, save_maps, save_pictures
 from audit.pipeline.queries import source_classes
 from audit.pipeline.robustness import (
@@ -84,6 +84,7 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
     # Said before the long stages begin: a misspelt name or a file that is not there should not cost an hour.
     if config.robustness.corruptions is not None and config.robustness.corruptions.names is not None:
         check_names(config.robustness.corruptions.names)
+    check_embeddings(config)
     with watch.stage("data"):
         data = load_data(config.data, config.seed)
         audited_set = data.split(config.data.audit_split)

@@ -120,7 +120,7 @@ def score_model(
         reasons["localisation"] = "the data give no region (mask or box) for the query images"
     if not verdicts:
         reasons["transfer"] = "there is no judge: one model and no domain embedding"
-    distance = perceptual_all(common.network, found.images, common.inversions, 128, common.device)
+    distance = perceptual_all(common.perceptual, found.images, common.inversions, 128, common.device)
     generator = stage_generator(config.seed, "permutation")
     summary = CounterfactualSummary(
         n=len(targets),
@@ -131,7 +131,7 @@ def score_model(
         confidence=mean_interval(found.confidence),
         l1=mean_interval(l1),
         changed_share=float(changed_share(found.images, common.inversions).mean()),
-        perceptual=Perceptual(value=float(distance.mean()), embedding=named(common.network)),
+        perceptual=Perceptual(value=float(distance.mean()), embedding=named(common.perceptual)),
         regions=[region_share(region, edit, mask, PERMUTATIONS, generator) for region, mask in common.regions.items()],
         judges=[judge_row(one, targets, found.flipped) for one in verdicts],
         **tables,

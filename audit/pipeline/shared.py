@@ -45,7 +45,8 @@ class Common:
     embedded_inversions: Tensor
     canonical_inversions: dict[str, Tensor]
     regions: dict[str, Tensor]
-    network: FeatureNetwork
+    network: Embedder
+    perceptual: FeatureNetwork
     canonical: Sequence[Embedder]
     class_names: tuple[str, ...]
     device: torch.device
@@ -81,6 +82,7 @@ def gather(
         canonical_inversions={n.name: embed_all(n, inversion.images, 32, device) for n in networks.canonical},
         regions={name: rows.region(name) for name in names},
         network=networks.network,
+        perceptual=networks.perceptual,
         canonical=networks.canonical,
         class_names=rows.class_names,
         device=device,

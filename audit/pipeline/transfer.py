@@ -15,7 +15,7 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.slices import sparing
-from audit.embeddings.embedding import FeatureNetwork, embed_all
+from audit.embeddings.embedding import Embedder, embed_all
 from audit.metrics.transfer import EmbeddingJudge, Verdicts
 from audit.robustness.attacks.pgd import pgd_attack
 from audit.runtime.progress import stage_progress
@@ -49,7 +49,7 @@ def classifier_judge(classifier: Classifier, accuracy: float, device: torch.devi
 
 
 def domain_judge(
-    judge: EmbeddingJudge, network: FeatureNetwork, images: Tensor, labels: Tensor, device: torch.device
+    judge: EmbeddingJudge, network: Embedder, images: Tensor, labels: Tensor, device: torch.device
 ) -> Judge:
     """The predictor in the domain embedding, with its accuracy on the embedded real `images` `[N, d]`."""
     accuracy = float((judge.predict(images) == labels).float().mean())

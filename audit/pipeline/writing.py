@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from audit.config import EMBEDDINGS, AuditConfig, is_shipped
+from audit.config import AuditConfig, is_embedding_file, is_shipped
 from audit.errors import AuditError
 from audit.pipeline.pictures import without_pictures
 from audit.report.build import render_report
@@ -38,7 +38,8 @@ def inputs_of(config: AuditConfig, file: Path | None, cache: Path | None) -> dic
         "the second source (data.shift)": config.data.shift,
         "the generator": None if config.generator is None else config.generator.path,
         "the encoder": config.inversion.encoder,
-        "the embedding": None if config.metrics.embedding in EMBEDDINGS else config.metrics.embedding,
+        "the embedding": config.metrics.embedding if is_embedding_file(config.metrics.embedding) else None,
+        "the perceptual embedding": config.metrics.perceptual if is_embedding_file(config.metrics.perceptual) else None,
     }
     for one in config.classifiers:
         place, _, _ = (one.factory or "").rpartition(":")

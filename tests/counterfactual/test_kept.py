@@ -9,7 +9,7 @@ from torch import Tensor
 
 from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
-from audit.embeddings.embedding import Pixels
+from audit.embeddings.embedding import Embedder, FeatureNetwork, Pixels
 from audit.generator.files.load import LoadedGenerator
 from audit.pipeline.explain import Explained, calibrate, explain_model
 from audit.pipeline.networks import Networks
@@ -25,7 +25,25 @@ class Differences(Pixels):
         return [images[..., 1:] - images[..., :-1]]
 
 
-def explained(world, images: Tensor, labels: Tensor, store: Store | None, **changes: object) -> Explained:
+class Other(Differences):
+    """The same under another name."""
+
+    name = "other"
+
+
+DIFFERENCES = Differences(16)
+
+
+def explained(
+    world,
+    images: Tensor,
+    labels: Tensor,
+    store: Store | None,
+    *,
+    embedding: Embedder = DIFFERENCES,
+    perceptual: FeatureNetwork = DIFFERENCES,
+    **changes: object,
+) -> Explained:
     given = world.config.model_dump() | {"steps": 30, "batch_size": 8} | changes
     config = AuditConfig.model_validate(
         {
@@ -44,7 +62,7 @@ def explained(world, images: Tensor, labels: Tensor, store: Store | None, **chan
         splits=np.array(["calibration"] * len(images)),
         image_shape=tuple(images.shape[1:]),
     )
-    networks = Networks(LoadedGenerator(world.generator, None, "sha", {}), None, Differences(16), [], None, [])
+    networks = Networks(LoadedGenerator(world.generator, None, "sha", {}), None, embedding, perceptual)
     known = calibrate(world.classifier, calibration, config, CPU)
     with torch.no_grad():
         logits = world.classifier(world.queries)
@@ -86,3 +104,15 @@ def test_the_same_question_is_answered_from_the_cache(world, images: Tensor, lab
     again = explained(world, images, labels, store)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
     assert torch.equal(first.found.images, again.found.images)
+
+
+def test_another_embedding_for_the_metrics_asks_for_the_same_counterfactuals(
+    world, images: Tensor, labels: Tensor, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    first = explained(world, images, labels, store)
+    again = explained(world, images, labels, store, embedding=Other(8))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert torch.equal(first.found.images, again.found.images)
+    explained(world, images, labels, store, perceptual=Other(16))
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from audit.config import AuditConfig, ConfigError, load_config, parse_config
+from audit.config import load_config
 from audit.embeddings.domain import DomainEncoder, default_widths, load_domain, reserved_name
 from audit.embeddings.embedding import FeatureNetwork
 from audit.errors import MetricError
@@ -66,7 +66,7 @@ def test_normalisation_lies_inside() -> None:
 
 @pytest.mark.parametrize("shape", [(2, 3, 32, 32), (2, 1, 64, 64), (1, 32, 32)])
 def test_other_images_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(MetricError, match=r"'own' reads images.*discriminator"):
+    with pytest.raises(MetricError, match=r"'own' reads images.*another embedding"):
         encoder().embed(torch.rand(shape))
 
 
@@ -106,7 +106,7 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path, change: dict[
 
 
 def test_missing_and_broken_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(MetricError, match=r"no domain embedding at.*metrics\.embedding"):
+    with pytest.raises(MetricError, match=r"no domain embedding at.*train embedding"):
         load_domain(tmp_path / "none.safetensors")
     (tmp_path / "broken.safetensors").write_bytes(b"not weights")
     with pytest.raises(MetricError, match="does not hold"):
@@ -122,22 +122,11 @@ def test_names_of_other_networks_are_kept_apart() -> None:
     assert reserved_name("phantom-domain") is None
 
 
-def audit_of(embedding: str) -> dict[str, object]:
-    return {
-        "data": {"path": "phantom"},
-        "classifiers": [{"name": "plain", "checkpoint": "shipped:plain"}],
-        "metrics": {"embedding": embedding},
-    }
-
-
-def test_a_configuration_names_a_network_or_a_file(tmp_path: Path) -> None:
-    for name in ("auto", "phantom-factors", "discriminator"):
-        assert parse_config(AuditConfig, audit_of(name), "test").metrics.embedding == name
-    with pytest.raises(ConfigError, match=r"metrics.embedding.*'discriminater' is no embedding.*'discriminator'"):
-        parse_config(AuditConfig, audit_of("discriminater"), "test")
-    text = '[data]\npath = "phantom"\n[metrics]\nembedding = {}\n[[classifiers]]\nname = "a"\n'
+def test_a_file_is_found_beside_the_configuration_and_a_word_stays(tmp_path: Path) -> None:
+    text = '[data]\npath = "phantom"\n[metrics]\nembedding = {0}\nperceptual = {0}\n[[classifiers]]\nname = "a"\n'
     text += 'checkpoint = "shipped:plain"\n'
     file = tmp_path / "audit.toml"
     for said, meant in (("own.safetensors", str(tmp_path.resolve() / "own.safetensors")), ("auto", "auto")):
         file.write_text(text.format(json.dumps(said)))
-        assert load_config(file).metrics.embedding == meant
+        metrics = load_config(file).metrics
+        assert (metrics.embedding, metrics.perceptual) == (meant, meant)

@@ -10,10 +10,12 @@ from audit.config import AuditConfig, load_config
 from audit.data.audit_set import AuditSet
 from audit.data.demo import demo_config
 from audit.data.phantom import phantom_set
-from audit.errors import GeneratorError, MetricError
+from audit.errors import ConfigError, GeneratorError, MetricError
 from audit.generator.files.load import load_generator, save_generator
 from audit.pipeline.networks import load_networks
+from audit.pipeline.runner import run_audit
 
+CPU = torch.device("cpu")
 NAMES = ("inception-v3-fid", "lpips-v0.1-vgg", "clip-vit-large-patch14-336")
 
 
@@ -36,7 +38,7 @@ def data(config: AuditConfig) -> AuditSet:
 
 
 def test_absent_networks_are_not_computed_and_the_remedy_is_named(config: AuditConfig, data: AuditSet) -> None:
-    networks = load_networks(choose(config, "auto"), data, torch.device("cpu"))
+    networks = load_networks(choose(config, "auto"), data, CPU)
     assert (networks.canonical, networks.lpips) == ([], None)
     whys = " ".join(one.why for one in networks.missing)
     assert all(f"spruce-audit weights pull {name}" in whys for name in NAMES)
@@ -47,11 +49,11 @@ def test_absent_networks_are_not_computed_and_the_remedy_is_named(config: AuditC
 
 def test_required_networks_fail_with_the_command_that_fetches_them(config: AuditConfig, data: AuditSet) -> None:
     with pytest.raises(MetricError, match=f"'require' but .* run `spruce-audit weights pull {' '.join(NAMES)}`"):
-        load_networks(choose(config, "require"), data, torch.device("cpu"))
+        load_networks(choose(config, "require"), data, CPU)
 
 
 def test_off_says_nothing(config: AuditConfig, data: AuditSet) -> None:
-    assert load_networks(choose(config, "off"), data, torch.device("cpu")).missing == []
+    assert load_networks(choose(config, "off"), data, CPU).missing == []
 
 
 def with_generator(config: AuditConfig, file: Path, embedding: str) -> AuditConfig:
@@ -61,7 +63,9 @@ def with_generator(config: AuditConfig, file: Path, embedding: str) -> AuditConf
         update={
             "generator": config.generator.model_copy(update={"path": str(file)}),
             "inversion": config.inversion.model_copy(update={"encoder": None}),
-            "metrics": config.metrics.model_copy(update={"embedding": embedding, "canonical": "off"}),
+            "metrics": config.metrics.model_copy(
+                update={"embedding": embedding, "perceptual": embedding, "canonical": "off"}
+            ),
         }
     )
 
@@ -77,9 +81,38 @@ def test_a_generator_without_a_usable_discriminator_is_audited_with_an_embedding
     file = tmp_path / "g.safetensors"
     save_generator(file, shipped.generator, judge, {})
     with pytest.raises(GeneratorError, match=r"metrics\.embedding .*train embedding") as error:
-        load_networks(with_generator(config, file, "discriminator"), data, torch.device("cpu"))
+        load_networks(with_generator(config, file, "discriminator"), data, CPU)
     assert ("cannot be used" in str(error.value), "NaN" in str(error.value)) == (faulty, faulty)
-    networks = load_networks(with_generator(config, file, "phantom-factors"), data, torch.device("cpu"))
+    networks = load_networks(with_generator(config, file, "phantom-factors"), data, CPU)
     said = [(notice.subject, notice.text) for notice in networks.notices]
     assert len(said) == faulty
     assert all(subject == "generator" and "left out" in text and "NaN" in text for subject, text in said)
+
+
+def with_metrics(config: AuditConfig, **values: str) -> AuditConfig:
+    return config.model_copy(update={"metrics": config.metrics.model_copy(update={"canonical": "off", **values})})
+
+
+def test_another_embedding_leaves_the_perceptual_distance_as_it_is_and_says_so(
+    config: AuditConfig, data: AuditSet
+) -> None:
+    usual = load_networks(with_metrics(config), data, CPU)
+    assert (usual.network.name, usual.perceptual.name, usual.notices) == ("phantom-factors", "phantom-factors", [])
+    other = load_networks(with_metrics(config, embedding="discriminator"), data, CPU)
+    assert (other.network.name, other.perceptual.name) == ("discriminator", "phantom-factors")
+    (notice,) = other.notices
+    assert notice.kind == "perceptual-embedding"
+    assert "no longer on 'discriminator'" in notice.text
+    chosen = load_networks(with_metrics(config, embedding="discriminator", perceptual="discriminator"), data, CPU)
+    assert (chosen.network.name, chosen.perceptual.name, chosen.notices) == ("discriminator", "discriminator", [])
+    steered = load_networks(with_metrics(config, perceptual="discriminator"), data, CPU)
+    assert (steered.network.name, steered.perceptual.name, steered.notices) == ("phantom-factors", "discriminator", [])
+
+
+def test_a_word_that_names_no_embedding_is_refused_before_data_is_read(config: AuditConfig) -> None:
+    nowhere = config.model_copy(update={"data": config.data.model_copy(update={"path": "/nowhere", "format": "auto"})})
+    for key, value in (("embedding", "discriminater"), ("perceptual", "discriminator-"), ("perceptual", "auto.pt")):
+        with pytest.raises(ConfigError, match=rf"metrics\.{key}.*'{value}' is no embedding: did you mean"):
+            run_audit(with_metrics(nowhere, **{key: value}))
+    with pytest.raises(ConfigError, match=r"metrics\.perceptual.*'inception' is no embedding"):
+        run_audit(with_metrics(nowhere, perceptual="inception"))

@@ -17,7 +17,8 @@ from audit.config import ClassifierConfig, eps_value
 from audit.data import phantom
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import Embedder, Pixels, embed_all
-from audit.embeddings.phantom_factors import IMAGE_SHAPE, load_phantom_factors
+from audit.embeddings.phantom_factors import IMAGE_SHAPE
+from audit.embeddings.resolve import Request, resolve
 from audit.generator.features import DiscriminatorFeatures
 from audit.generator.files.load import check_fits, load_generator
 from audit.metrics.cmmd import mmd, unit_norm
@@ -26,7 +27,6 @@ from audit.metrics.intervals import bootstrap_mean, wilson_interval
 from audit.metrics.transfer import EmbeddingJudge, fit_judge
 from audit.robustness.attacks.pgd import pgd_attack
 from audit.runtime.seeds import stage_generator, stage_seed
-from audit.storage import shipped
 from audit.training.embedding.config import EmbeddingTrainConfig
 
 PIXEL_SIDE = 32
@@ -64,7 +64,7 @@ def yardsticks(config: EmbeddingTrainConfig, image_shape: tuple[int, int, int], 
         if loaded.discriminator is not None:
             out.append(DiscriminatorFeatures(loaded.discriminator))
     if config.data.is_phantom and image_shape == IMAGE_SHAPE:
-        out.append(load_phantom_factors(shipped.path("embeddings", "phantom-factors")).to(device))
+        out.append(resolve("phantom-factors", Request("yardsticks", device), "vectors"))
     return [*out, Pixels(PIXEL_SIDE)]
 
 

@@ -7,28 +7,34 @@ import torch
 from audit.config import load_training
 from audit.data.describe import note_on_training_data
 from audit.data.load import load_data, training_split
-from audit.embeddings.canonical import LPIPS_SMALLEST, Lpips, load_lpips
 from audit.embeddings.embedding import FeatureNetwork
+from audit.embeddings.lpips import SMALLEST, Lpips
+from audit.embeddings.resolve import Request, choose, resolve
 from audit.generator.files.load import LoadedGenerator, check_fits, load_generator
-from audit.pipeline.networks import domain_embedding
 from audit.runtime.environment import choose_device
-from audit.training.encoder.train import SIMILARITIES, EncoderTrainConfig, train_encoder
+from audit.training.encoder.train import EncoderTrainConfig, train_encoder
 
 
 def load_encoder_train_config(path: str | Path) -> EncoderTrainConfig:
     """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
-    return load_training(EncoderTrainConfig, path, "generator", "similarity", names=SIMILARITIES)
+    return load_training(EncoderTrainConfig, path, "generator", embeddings=("similarity",))
 
 
 def _similarity(
     config: EncoderTrainConfig, loaded: LoadedGenerator, device: torch.device
 ) -> FeatureNetwork | Lpips | None:
     """The network of the perceptual terms. Raises GeneratorError or MetricError where it is not there."""
-    if config.similarity == "none":
+    request = Request("similarity", device, config.data.is_phantom, loaded)
+    name = choose(config.similarity, request)
+    if name in (None, "none"):
         return None
-    if config.similarity == "lpips":
-        return load_lpips("alex" if loaded.generator.resolution >= LPIPS_SMALLEST["alex"] else "vgg").to(device)
-    return domain_embedding(config.similarity, config.data.is_phantom, loaded, device)
+    if name == "lpips":
+        name = "lpips-alex" if loaded.generator.resolution >= SMALLEST["alex"] else "lpips-vgg"
+    if name in ("lpips-alex", "lpips-vgg"):
+        lpips = resolve(name, request, "maps")
+        assert isinstance(lpips, Lpips)
+        return lpips
+    return resolve(name, request, "vectors and maps")
 
 
 def run_encoder_training(config: EncoderTrainConfig, out: Path) -> Path:

@@ -16,10 +16,11 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audit.config import EMBEDDINGS, Training, Weights, embedding_or_file
+from audit.config import Training, Weights
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import FeatureNetwork, named
 from audit.embeddings.lpips import Lpips
+from audit.embeddings.resolve import check_word
 from audit.errors import DataError
 from audit.generator.files.load import check_fits
 from audit.generator.stylegan2.losses import logistic
@@ -38,8 +39,10 @@ from audit.training.generator.stream import read_uint8
 
 R1_INTERVAL = 16
 HELD_OUT = 256
-SIMILARITIES = (*EMBEDDINGS, "lpips", "none")
-"""Names that `similarity` knows; anything else is the file of a domain embedding."""
+
+
+def _similarity_word(value: str) -> str:
+    return check_word(value, "similarity", ("auto", "lpips", "none"))
 
 
 class EncoderTrainConfig(Training):
@@ -58,7 +61,7 @@ class EncoderTrainConfig(Training):
     progressive_to: float = Field(0.6, ge=0, le=1, description="share of the steps at which all are unlocked")
     l2_weight: float = Field(1.0, ge=0, description="weight of the mean squared error")
     perceptual_weight: float = Field(0.1, ge=0, description="weight of the perceptual distance")
-    similarity: Annotated[str, AfterValidator(embedding_or_file(SIMILARITIES))] = Field(
+    similarity: Annotated[str, AfterValidator(_similarity_word)] = Field(
         "auto",
         description="network of the perceptual and the similarity term: auto (phantom-factors for the phantom, else "
         "discriminator), phantom-factors, discriminator, lpips (no similarity term), none, or the .safetensors of a "

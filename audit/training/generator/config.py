@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from audit.config import Section, Training, Weights, embedding_or_file, load_training
+from audit.config import Section, Training, Weights, load_training
+from audit.embeddings.resolve import check_word
 from audit.training.generator.augment import DEFAULT_GROUPS, Group
 
 RUN_ONLY = (
@@ -20,8 +21,17 @@ RUN_ONLY = (
 FILES = ("start_from", "second_discriminator", "fid_embedding")
 """Keys whose value is, or may be, a file."""
 
-FID_EMBEDDINGS = ("auto", "phantom-factors", "inception", "none")
-SECOND_DISCRIMINATORS = ("none", "scales", "scales-spread", "lpips-alex", "lpips-vgg")
+SECOND_DISCRIMINATORS = ("none", "scales", "scales-spread")
+"""Words of `second_discriminator` beside the embeddings that it may name."""
+
+
+def _second(value: str) -> str:
+    return check_word(value, "second_discriminator", SECOND_DISCRIMINATORS)
+
+
+def fid_word(value: str) -> str:
+    """Return `value` if it names an embedding that FID may rest on, "auto" or "none"; raises ValueError."""
+    return check_word(value, "fid_embedding", ("auto", "none"))
 
 
 class GeneratorTrainConfig(Training):
@@ -63,7 +73,7 @@ class GeneratorTrainConfig(Training):
     discriminator_lr: float | None = Field(None, gt=0, description="default: lr; higher where G outruns D (TTUR)")
     lr_decay_from: float = Field(0, ge=0, description="kimg after which every learning rate falls")
     lr_half_life: float | None = Field(None, gt=0, description="kimg in which it halves; default: it never falls")
-    second_discriminator: Annotated[str, AfterValidator(embedding_or_file(SECOND_DISCRIMINATORS))] = Field(
+    second_discriminator: Annotated[str, AfterValidator(_second)] = Field(
         "none",
         description="beside StyleGAN2's, for small networks that stand still: scales (trained with the rest), "
         "scales-spread (also sees how little a group of images varies), or heads on the frozen maps of lpips-alex, "
@@ -98,7 +108,7 @@ class GeneratorTrainConfig(Training):
     tensorboard: bool = Field(False, description="write scalars and pictures; needs the extra 'tensorboard'")
     cache_mb: float = Field(1024, ge=0, description="images up to this many MiB stay in memory as bytes, else streamed")
     fid_images: int = Field(2000, ge=50, description="images that a snapshot's FID is measured on")
-    fid_embedding: Annotated[str, AfterValidator(embedding_or_file(FID_EMBEDDINGS))] = Field(
+    fid_embedding: Annotated[str, AfterValidator(fid_word)] = Field(
         "auto",
         description="phantom-factors, inception, none, or the .safetensors of a domain embedding (train embedding); "
         "auto: phantom-factors for the phantom, else Inception where its weights are, else none",
@@ -149,8 +159,8 @@ def r1_heuristic(resolution: int, batch_size: int) -> float:
 
 def load_generator_train_config(path: str | Path) -> GeneratorTrainConfig:
     """Read a training's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
-    names = FID_EMBEDDINGS + SECOND_DISCRIMINATORS
-    return load_training(GeneratorTrainConfig, path, *FILES, names=names)
+    embeddings = ("second_discriminator", "fid_embedding")
+    return load_training(GeneratorTrainConfig, path, "start_from", embeddings=embeddings)
 
 
 def portable(config: Section, *paths: str) -> dict[str, Any]:

@@ -21,17 +21,15 @@ from torch import Tensor
 from audit.data.audit_set import AuditSet
 from audit.data.describe import note_on_training_data
 from audit.data.load import load_images, training_split
-from audit.embeddings.domain import load_domain
 from audit.embeddings.embedding import Embedder, Pixels, named
-from audit.errors import ConfigError, DataError, GeneratorError
-from audit.generator.features import DiscriminatorFeatures
+from audit.embeddings.resolve import Request, resolve
+from audit.errors import ConfigError, DataError
 from audit.generator.files.infer import mean_code
 from audit.generator.files.load import (
     LoadedGenerator,
     check_fits,
     load_generator,
     save_generator,
-    why_no_discriminator,
 )
 from audit.generator.grid import sample_grid, save_grid
 from audit.runtime.environment import choose_device
@@ -67,11 +65,7 @@ IMAGES_PER_DIRECTION = 10
 def _network(name: str, loaded: LoadedGenerator, device: torch.device) -> Embedder:
     if name == "pixels":
         return Pixels(PIXELS_SIDE)
-    if name != "discriminator":
-        return load_domain(name).to(device)
-    if loaded.discriminator is None:
-        raise GeneratorError(f'{why_no_discriminator(loaded)}: leave "discriminator" out of features.')
-    return DiscriminatorFeatures(loaded.discriminator)
+    return resolve(name, Request("features", device, loaded=loaded), "vectors")
 
 
 def run_mapping_fit(config: FitMappingConfig, out: Path) -> Path:

@@ -5,11 +5,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
-from audit.config import Training, Weights, embedding_or_file, load_training, resolve_path
-from audit.training.generator.config import FID_EMBEDDINGS, portable
+from audit.config import Training, Weights, embedding_path, load_training
+from audit.embeddings.resolve import check_word
+from audit.training.generator.config import fid_word, portable
 
-FEATURES = ("pixels", "discriminator")
-"""Names that `features` knows; anything else is the file of a domain embedding."""
+
+def _feature(value: str) -> str:
+    return check_word(value, "features", ("pixels",))
 
 
 class FitMappingConfig(Training):
@@ -19,7 +21,7 @@ class FitMappingConfig(Training):
     generator: Weights = Field(description="trained generator whose mapping network is fitted")
     seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
-    features: tuple[Annotated[str, AfterValidator(embedding_or_file(FEATURES))], ...] = Field(
+    features: tuple[Annotated[str, AfterValidator(_feature)], ...] = Field(
         ("pixels",),
         min_length=1,
         description="whose moments are brought together: pixels (means of an 8x8 grid), discriminator, or the "
@@ -38,7 +40,7 @@ class FitMappingConfig(Training):
     window_kimg: float = Field(20, ge=0.1, description="half-life of the running moments")
     snapshot_kimg: float = Field(20, gt=0, description="kimg between two snapshots")
     fid_images: int = Field(2000, ge=50, description="images that FID is measured on")
-    fid_embedding: Annotated[str, AfterValidator(embedding_or_file(FID_EMBEDDINGS))] = Field(
+    fid_embedding: Annotated[str, AfterValidator(fid_word)] = Field(
         "auto", description="what judges before and after on the card; as in `train generator`"
     )
 
@@ -51,10 +53,9 @@ class FitMappingConfig(Training):
 
 def load_fit_mapping_config(path: str | Path) -> FitMappingConfig:
     """Read a fit's TOML file; relative paths are made absolute against its folder. Raises ConfigError."""
-    config = load_training(FitMappingConfig, path, "generator", "fid_embedding", names=FID_EMBEDDINGS)
+    config = load_training(FitMappingConfig, path, "generator", embeddings=("fid_embedding",))
     base = Path(path).resolve().parent
-    files = tuple(name if name in FEATURES else resolve_path(name, base) for name in config.features)
-    return config.model_copy(update={"features": files})
+    return config.model_copy(update={"features": tuple(embedding_path(name, base) for name in config.features)})
 
 
 def portable_fit(config: FitMappingConfig) -> dict[str, Any]:

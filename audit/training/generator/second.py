@@ -7,8 +7,7 @@ Source: Durugkar, Gemp and Mahadevan, "Generative Multi-Adversarial Networks" (2
 import torch
 from torch import Tensor, nn
 
-from audit.embeddings.canonical import load_lpips
-from audit.embeddings.domain import load_domain
+from audit.embeddings.resolve import Request, resolve
 from audit.errors import GeneratorError
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.losses import logistic
@@ -32,14 +31,13 @@ def second_discriminator(
         return None
     if name in ("scales", "scales-spread"):
         return ScaleDiscriminator(resolution, channels, spread_group if name == "scales-spread" else 0)
-    if name in ("lpips-alex", "lpips-vgg"):
-        if channels not in (1, 3):
-            raise GeneratorError(
-                f"second_discriminator = '{name}' reads grey or RGB images, not {channels} channels: take 'scales'."
-            )
-        network = load_lpips("alex" if name == "lpips-alex" else "vgg").to(device)
-        return FeatureDiscriminator(network, channels, max(resolution, LPIPS_SIDE), device)
-    return FeatureDiscriminator(load_domain(name).to(device), channels, resolution, device)
+    of_lpips = name in ("lpips-alex", "lpips-vgg")
+    if of_lpips and channels not in (1, 3):
+        raise GeneratorError(
+            f"second_discriminator = '{name}' reads grey or RGB images, not {channels} channels: take 'scales'."
+        )
+    network = resolve(name, Request("second_discriminator", device), "maps")
+    return FeatureDiscriminator(network, channels, max(resolution, LPIPS_SIDE) if of_lpips else resolution, device)
 
 
 class Judges(nn.Module):

@@ -13,10 +13,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from audit.embeddings.canonical import available, load_inception
-from audit.embeddings.domain import load_domain
 from audit.embeddings.embedding import Embedder, embed_all, named
-from audit.embeddings.phantom_factors import load_phantom_factors
+from audit.embeddings.resolve import Request, choose, resolve
 from audit.errors import ConfigError
 from audit.generator.files.load import save_generator
 from audit.generator.grid import sample_grid, save_grid
@@ -24,9 +22,8 @@ from audit.generator.stylegan2.networks import Generator
 from audit.metrics.fid import frechet_distance
 from audit.metrics.precision_recall import precision_recall
 from audit.runtime.seeds import stage_generator
-from audit.storage import shipped
 from audit.storage.cache import atomic_write_text
-from audit.training.generator.config import FID_EMBEDDINGS, FILES, GeneratorTrainConfig, portable
+from audit.training.generator.config import FILES, GeneratorTrainConfig, portable
 from audit.training.generator.state import State, one_hot
 from audit.training.generator.stream import Reals
 
@@ -49,13 +46,9 @@ class Reference:
 
 def fid_network(wanted: str, is_phantom: bool, device: torch.device) -> Embedder | None:
     """The embedding that `fid_embedding = wanted` names; None where nothing is to judge. Raises MetricError."""
-    if wanted == "phantom-factors" or (wanted == "auto" and is_phantom):
-        return load_phantom_factors(shipped.path("embeddings", "phantom-factors")).to(device)
-    if wanted not in FID_EMBEDDINGS:
-        return load_domain(wanted).to(device)
-    if wanted == "inception" or (wanted == "auto" and not isinstance(available()["inception-v3-fid"], str)):
-        return load_inception().to(device)
-    return None
+    request = Request("fid_embedding", device, is_phantom)
+    name = choose(wanted, request)
+    return None if name in (None, "none") else resolve(name, request, "vectors")
 
 
 def compare(drawn: Tensor, real: Tensor) -> dict[str, float]:

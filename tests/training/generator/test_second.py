@@ -10,7 +10,6 @@ from support_judges import losses_of_telling_apart, smooth_images
 from audit.embeddings.lpips import Lpips
 from audit.errors import GeneratorError
 from audit.generator.stylegan2.discriminator import Discriminator
-from audit.training.generator import second
 from audit.training.generator.frozen import FeatureDiscriminator
 from audit.training.generator.scales import ScaleDiscriminator
 from audit.training.generator.second import Judges, adversarial, second_discriminator
@@ -49,7 +48,7 @@ def test_lpips_backbones_see_small_images_enlarged(monkeypatch, net):
         whole = torchvision.models.alexnet() if name == "alex" else torchvision.models.vgg16()
         return Lpips(whole.features, [torch.ones(1)] * 5, name, "0" * 64)
 
-    monkeypatch.setattr(second, "load_lpips", random_lpips)
+    monkeypatch.setattr("audit.embeddings.resolve.load_lpips", random_lpips)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         judge = second_discriminator(f"lpips-{net}", 32, 1, 8, CPU)
