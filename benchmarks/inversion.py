@@ -25,9 +25,9 @@ from audit.data.load import load_data
 from audit.embeddings.canonical import available, load_lpips
 from audit.embeddings.embedding import FeatureNetwork, embed_all
 from audit.embeddings.resolve import Request, resolve
-from audit.generator.files.load import LoadedGenerator, load_generator
+from audit.generator.files.load import LoadedStyleGAN2, load_generator
 from audit.generator.stylegan2.networks import Generator
-from audit.inversion.codes import candidate_codes, random_codes, spread
+from audit.inversion.codes import candidate_codes, spread
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
 from audit.inversion.invert import Inversion, invert
 from audit.inversion.loss import squared_error, targets_of
@@ -42,7 +42,7 @@ class Ground:
 
     def __init__(self, args: argparse.Namespace):
         self.device = torch.device(args.device)
-        self.loaded: LoadedGenerator = load_generator(args.generator, self.device)
+        self.loaded: LoadedStyleGAN2 = load_generator(args.generator, self.device)
         self.generator: Generator = self.loaded.generator
         file = args.encoder or encoder_beside(args.generator)
         self.encoder: Encoder | None = None if file is None else load_encoder(file, self.device)
@@ -142,7 +142,7 @@ def speed(args: argparse.Namespace, ground: Ground) -> None:
     n = min(args.batch, len(ground.images))
     images, network, generator = ground.images[:n], ground.network, ground.generator
     rng = stage_generator(args.seed, "benchmark pivots")
-    pivots = random_codes(generator, n, rng)[:, None].expand(-1, generator.num_ws, -1).contiguous()
+    pivots = generator.random_codes(n, rng)[:, None].expand(-1, generator.num_ws, -1).contiguous()
     targets = targets_of(images, network)
 
     def wait() -> float:

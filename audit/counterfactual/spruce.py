@@ -26,8 +26,8 @@ from audit.counterfactual.balance import Push
 from audit.counterfactual.exceptional import Calibration, expected_features
 from audit.counterfactual.iterates import Iterates, goal_of
 from audit.embeddings.embedding import FeatureNetwork
-from audit.generator.stylegan2.networks import Generator
-from audit.inversion.codes import random_codes, spread
+from audit.generator.protocol import Generator
+from audit.inversion.codes import spread
 from audit.inversion.deltas import Rows
 from audit.metrics.perceptual import distance_of_maps, unit_channels
 from audit.runtime.memory import allowed, at_once, in_slices
@@ -99,12 +99,12 @@ def explain(
     """Draw the counterfactual of every query image `[N, C, H, W]` from its `sources` to its `targets` class `[N]`.
 
     `operating_point [K]` is the confidence to reach per target class. At most `config.batch_size` images are held by
-    the networks at a time, and no more than fit in `max_memory`. Classifier and generator are left as they came.
+    the networks at a time, and no more than fit in `max_memory`. The classifier is left as it came.
     `advance` is told the images done (in fractions). Raises ClassifierError where a target class has no operating
     point.
     """
     goals = goal_of(operating_point.cpu(), targets.cpu())
-    device = next(generator.parameters()).device
+    device = generator.mean_code.device
     told = (lambda _: None) if advance is None else advance
 
     def batch(rows: slice) -> _Batch:
@@ -137,7 +137,7 @@ def explain(
             told(-done)  # the batch begins anew where memory ran out
             raise
 
-    with preserve_mode(classifier), preserve_mode(generator):
+    with preserve_mode(classifier):
         most = at_once(min(config.batch_size, len(queries)), one, device, allowed(device))
         parts = in_slices(len(queries), most, work)
     return Counterfactuals(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Counterfactuals)})
@@ -238,7 +238,7 @@ class Objective:
 
 def code_unit(generator: Generator) -> float:
     """Spread of random codes, the unit of steps: `config.lr` thereby carries over to other generators."""
-    return spread(random_codes(generator, UNIT_CODES, stage_generator(0, "counterfactual/unit")))
+    return spread(generator.random_codes(UNIT_CODES, stage_generator(0, "counterfactual/unit")))
 
 
 def clip_per_image(gradient: Tensor, largest: float) -> Tensor:

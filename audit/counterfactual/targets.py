@@ -16,7 +16,7 @@ from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
 from audit.counterfactual.spruce import ADAM_EPS, Inverted, clip_per_image, code_unit
 from audit.errors import ConfigError
-from audit.generator.stylegan2.networks import Generator
+from audit.generator.protocol import Generator
 from audit.runtime.memory import allowed, at_once, in_slices
 
 NOT_EXPLAINED = -1
@@ -69,7 +69,7 @@ def nearest_targets(
 
     At most `config.steps` steps of `config.lr` spreads of random codes; NOT_EXPLAINED where no boundary was crossed.
     """
-    device = next(generator.parameters()).device
+    device = generator.mean_code.device
 
     def climb(rows: slice, settings: CounterfactualConfig = config) -> Tensor:
         places = torch.arange(len(sources))[rows]
@@ -78,7 +78,7 @@ def nearest_targets(
         return _climb(classifier, generator, pivots, deltas, sources[rows].to(device), settings).cpu()
 
     once = config.model_copy(update={"steps": 1})
-    with preserve_mode(classifier), preserve_mode(generator):
+    with preserve_mode(classifier):
         wanted = min(config.batch_size, len(sources))
         most = at_once(wanted, lambda: climb(slice(1), once), device, allowed(device))
         return torch.cat([*in_slices(len(sources), most, climb), sources[:0].cpu()])

@@ -19,7 +19,8 @@ from audit.embeddings.embedding import Embedder, FeatureNetwork, MapNetwork, Nam
 from audit.embeddings.phantom_factors import load_phantom_factors
 from audit.errors import ConfigError, GeneratorError
 from audit.generator.features import DiscriminatorFeatures
-from audit.generator.files.load import LoadedGenerator, why_no_discriminator
+from audit.generator.files.load import why_no_discriminator
+from audit.generator.protocol import LoadedGenerator
 from audit.runtime.registry import Registry
 from audit.storage import shipped
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from audit.errors import GeneratorError
 from audit.generator.files.contents import existing, printable
-from audit.generator.files.load import LoadedGenerator, load_generator, open_generator, resolve, save_generator
+from audit.generator.files.load import LoadedStyleGAN2, load_generator, open_generator, resolve, save_generator
 from audit.generator.grid import PNG_MARK, grid_size, sample_grid, save_grid
 from audit.storage.cache import hash_file
 from audit.storage.output import check_own
@@ -62,7 +62,7 @@ def _listed(names: Iterable[Name]) -> list[str]:
     return full[:LISTED] + more
 
 
-def _described(loaded: LoadedGenerator) -> dict[str, Any]:
+def _described(loaded: LoadedStyleGAN2) -> dict[str, Any]:
     g, d = loaded.generator, loaded.discriminator
     return {
         "format": loaded.format,

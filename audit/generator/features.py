@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from audit.generator.stylegan2.architecture import weights_hash
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.networks import network_range
-from audit.storage.cache import hash_tensor
 
 
 class DiscriminatorFeatures:
@@ -20,8 +20,7 @@ class DiscriminatorFeatures:
 
     def __init__(self, discriminator: Discriminator):
         self._network = discriminator
-        state = discriminator.state_dict()
-        self.weights_sha256 = hash_tensor(torch.cat([state[k].flatten().float().cpu() for k in sorted(state)]))
+        self.weights_sha256 = weights_hash(discriminator)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[N, c, h, w]`, fine to coarse."""

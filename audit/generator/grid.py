@@ -28,7 +28,7 @@ def sample_grid(
     or its classes in turn. The same seed gives the same z. One row is drawn at a time.
     """
     n = rows * columns if n is None else n
-    device = g.mapping.w_avg.device
+    device = g.mean_code.device
     z = torch.randn(n, g.z_dim, generator=stage_generator(seed, "grid")).to(device)
     classes = torch.arange(n, device=device) % max(g.c_dim, 1) if label is None else torch.full((n,), label).to(device)
     grid = torch.ones(g.channels, rows * g.resolution, columns * g.resolution, device=device)

@@ -3,24 +3,12 @@
 import torch
 from torch import Tensor
 
-from audit.generator.stylegan2.networks import Generator
+from audit.generator.protocol import Generator
 from audit.runtime.memory import at_once, in_slices
 from audit.runtime.seeds import stage_generator
 
 CANDIDATES = 512
 DRAWN_AT_ONCE = 64
-
-
-@torch.no_grad()
-def random_codes(generator: Generator, n: int, rng: torch.Generator) -> Tensor:
-    """Draw `n` codes of W: `[n, w_dim]` on the generator's device (classes of a conditional one drawn uniformly)."""
-    device = generator.mapping.w_avg.device
-    z = torch.randn(n, generator.z_dim, generator=rng, device=rng.device).to(device)
-    c = None
-    if generator.c_dim:
-        drawn = torch.randint(generator.c_dim, (n,), generator=rng, device=rng.device).to(device)
-        c = torch.nn.functional.one_hot(drawn, generator.c_dim).float()
-    return generator.mapping(z, c=c)[:, 0].float()
 
 
 def spread(codes: Tensor) -> float:
@@ -30,7 +18,7 @@ def spread(codes: Tensor) -> float:
 
 def candidate_codes(generator: Generator, seed: int) -> Tensor:
     """The seeded set of codes that every image of an inversion chooses its start from, `[CANDIDATES, w_dim]`."""
-    return random_codes(generator, CANDIDATES, stage_generator(seed, "inversion starts"))
+    return generator.random_codes(CANDIDATES, stage_generator(seed, "inversion starts"))
 
 
 @torch.no_grad()

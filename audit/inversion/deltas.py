@@ -15,7 +15,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from audit.generator.stylegan2.networks import Generator
+from audit.generator.protocol import Generator
 from audit.runtime.seeds import stage_generator
 
 Form = Literal["full", "low-rank"]
@@ -23,21 +23,11 @@ LEFT, RIGHT = "/left", "/right"
 """What is appended to a parameter's name where its addition is a product."""
 
 
-def tuned_shapes(generator: Generator) -> dict[str, torch.Size]:
-    """Names and shapes of the synthesis parameters that are tuned: weights and biases of the convolutions and image
-    layers and the constant; the affine layers keep the meaning of the code, the noise strengths are left."""
-    return {
-        name: parameter.shape
-        for name, parameter in generator.synthesis.named_parameters()
-        if ".affine." not in name and not name.endswith("noise_strength")
-    }
-
-
 @dataclass(frozen=True)
 class Layout:
     """Where every addition lies in the one row of numbers that an image has; `rank` is None for whole additions."""
 
-    shapes: dict[str, torch.Size]
+    shapes: Mapping[str, torch.Size]
     rank: int | None = None
 
     def factored(self, name: str) -> bool:
@@ -94,7 +84,7 @@ class Layout:
 
 def layout_of(generator: Generator, form: Form, rank: int) -> Layout:
     """The layout of a generator's additions in `form`."""
-    return Layout(tuned_shapes(generator), None if form == "full" else rank)
+    return Layout(generator.tunable, None if form == "full" else rank)
 
 
 def multiplied(pieces: Mapping[str, Tensor], shapes: Mapping[str, Sequence[int]]) -> dict[str, Tensor]:

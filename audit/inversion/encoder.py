@@ -15,19 +15,12 @@ from torch.nn import functional as F
 
 from audit.config import is_shipped
 from audit.errors import ConfigError, GeneratorError
-from audit.generator.stylegan2.networks import Generator, network_range
+from audit.generator.protocol import Generator
 from audit.storage import shipped
-from audit.storage.cache import hash_tensor
 from audit.storage.tensors.tensor_files import checked_safetensors, fill_weights
 
 FORMAT = "spruce-audit encoder 1"
 GROUPS = 8
-
-
-def generator_hash(generator: Generator) -> str:
-    """SHA-256 of a generator's tensors, hexadecimal: the same for every file and device that hold them."""
-    state = generator.state_dict()
-    return hash_tensor(torch.cat([state[name].flatten().float().cpu() for name in sorted(state)]))
 
 
 class ResidualBlock(nn.Module):
@@ -85,7 +78,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor, unlocked: int | None = None) -> Tensor:
         """Return codes `[N, L, w_dim]`; only the first `unlocked` offsets are used (all when None)."""
-        features = self.trunk(self.stem(network_range(images)))
+        features = self.trunk(self.stem(images * 2 - 1))
         offsets = self.offsets(features).reshape(len(images), self.num_ws - 1, self.w_dim)
         if unlocked is not None:
             used = torch.arange(self.num_ws - 1, device=offsets.device) < unlocked
@@ -94,7 +87,7 @@ class Encoder(nn.Module):
 
     def check_generator(self, generator: Generator) -> None:
         """Raise GeneratorError unless the encoder was trained for exactly this generator."""
-        found = generator_hash(generator)
+        found = generator.weights_sha256
         if found != self.generator_sha256:
             raise GeneratorError(
                 f"The encoder belongs to another generator (weights {self.generator_sha256[:12]}) than the audit's "

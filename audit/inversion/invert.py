@@ -13,8 +13,7 @@ from torch import Tensor
 from audit.config import InversionConfig
 from audit.embeddings.embedding import FeatureNetwork, check_images
 from audit.errors import DataError, GeneratorError
-from audit.generator.files.load import check_fits
-from audit.generator.stylegan2.networks import Generator
+from audit.generator.protocol import Generator, check_fits
 from audit.inversion.codes import candidate_codes, nearest_codes, spread
 from audit.inversion.deltas import NOTHING, Deltas, joined
 from audit.inversion.encoder import Encoder

@@ -10,8 +10,6 @@ import torch
 from torch import Tensor
 
 from audit.embeddings.embedding import FeatureNetwork
-from audit.generator.stylegan2.layers import Deltas
-from audit.generator.stylegan2.networks import Generator, pixels
 from audit.metrics.perceptual import distance_of_maps, unit_channels
 
 
@@ -31,11 +29,6 @@ class Targets:
 def targets_of(images: Tensor, perceptual: FeatureNetwork | None) -> Targets:
     """Compute once what every step compares with."""
     return Targets(images, None if perceptual is None else tuple(unit_channels(perceptual.maps(images))))
-
-
-def draw(generator: Generator, ws: Tensor, deltas: Deltas | None = None) -> Tensor:
-    """Draw `[N, C, R, R]` in pixel units without clamping, so that values out of range have a gradient back."""
-    return pixels(generator.synthesis(ws, "const", deltas))
 
 
 def squared_error(drawn: Tensor, targets: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from audit.config import InversionConfig
 from audit.embeddings.embedding import FeatureNetwork
-from audit.generator.stylegan2.networks import Generator
+from audit.generator.protocol import Generator
 from audit.inversion.adam import RowAdam, cosine
-from audit.inversion.loss import Targets, distance, draw
+from audit.inversion.loss import Targets, distance
 
 
 def distance_to_w(ws: Tensor, mean: Tensor, unit: float) -> Tensor:
@@ -54,8 +54,8 @@ def optimise_pivots(
         with torch.enable_grad():
             leaf = moves.detach().requires_grad_()
             ws = code(leaf)
-            loss, _ = distance(draw(generator, ws), targets, perceptual, config.l2_weight, config.perceptual_weight)
-            loss = loss + config.pivot_delta_weight * distance_to_w(ws, generator.mapping.w_avg, unit)
+            loss, _ = distance(generator.draw(ws), targets, perceptual, config.l2_weight, config.perceptual_weight)
+            loss = loss + config.pivot_delta_weight * distance_to_w(ws, generator.mean_code, unit)
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         adam.update(moves, gradient, config.pivot_lr * cosine(step, config.pivot_steps))
         on_step()

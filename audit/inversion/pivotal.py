@@ -16,11 +16,10 @@ from torch import Tensor
 
 from audit.config import InversionConfig
 from audit.embeddings.embedding import FeatureNetwork
-from audit.generator.stylegan2.networks import Generator
+from audit.generator.protocol import Generator
 from audit.inversion.adam import RowAdam, cosine
-from audit.inversion.codes import random_codes
 from audit.inversion.deltas import Deltas, Rows, joined, layout_of
-from audit.inversion.loss import Targets, distance, draw, targets_of
+from audit.inversion.loss import Targets, distance, targets_of
 from audit.inversion.shares import in_shares
 from audit.runtime.memory import allowed, at_once, in_slices
 from audit.runtime.seeds import stage_generator
@@ -41,7 +40,7 @@ def locality_codes(generator: Generator, pivots: Tensor, images: Tensor, steps: 
     An image's random codes depend on its pixels and the seed, not on its place in the batch.
     """
     drawn = torch.stack(
-        [random_codes(generator, steps, stage_generator(seed, f"locality/{hash_tensor(image)}")) for image in images]
+        [generator.random_codes(steps, stage_generator(seed, f"locality/{hash_tensor(image)}")) for image in images]
     )
     away = drawn[:, :, None] - pivots[:, None]
     return pivots[:, None] + alpha * away / away.norm(dim=-1, keepdim=True).clamp_min(1e-8)
@@ -96,7 +95,7 @@ def _tune(
         with torch.enable_grad():
             leaf = rows.detach().requires_grad_()
             deltas = layout.additions(leaf)
-            loss, mse = weighted(draw(generator, pivots, deltas), targets)
+            loss, mse = weighted(generator.draw(pivots, deltas), targets)
             reached = mse.detach() <= config.stop_mse
             if reached.any() or step == config.tuning_steps:
                 leaving = reached if step < config.tuning_steps else torch.ones_like(reached)
@@ -106,8 +105,8 @@ def _tune(
             if held is not None and step % LOCALITY_INTERVAL == 0:
                 near = held[:, step // LOCALITY_INTERVAL]
                 with torch.no_grad():
-                    original = targets_of(draw(generator, near).clamp(0, 1), perceptual if targets.maps else None)
-                away, _ = weighted(draw(generator, near, deltas), original)
+                    original = targets_of(generator.draw(near).clamp(0, 1), perceptual if targets.maps else None)
+                away, _ = weighted(generator.draw(near, deltas), original)
                 loss = loss + config.locality_weight * LOCALITY_INTERVAL * away
             (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         adam.update(rows, gradient, config.tuning_lr * cosine(step, config.tuning_steps, LR_FLOOR))
@@ -130,7 +129,7 @@ def editability(
     The step goes `share` of the way from each pivot to a random code. This is what pivotal tuning must not damage. The
     codes are those of the whole batch; images are drawn as many at a time as the memory allows.
     """
-    codes = random_codes(generator, len(pivots), stage_generator(seed, "editability"))
+    codes = generator.random_codes(len(pivots), stage_generator(seed, "editability"))
     device = codes.device
 
     def correlation(rows: slice) -> Tensor:
@@ -138,8 +137,8 @@ def editability(
         own = {name: values[places].to(device) for name, values in deltas.items()}
         held = pivots[rows].to(device)
         moved = held.lerp(codes[rows, None].expand_as(held), share)
-        before = (draw(generator, moved) - draw(generator, held)).flatten(1)
-        after = (draw(generator, moved, own) - draw(generator, held, own)).flatten(1)
+        before = (generator.draw(moved) - generator.draw(held)).flatten(1)
+        after = (generator.draw(moved, own) - generator.draw(held, own)).flatten(1)
         return torch.cosine_similarity(
             before - before.mean(1, keepdim=True), after - after.mean(1, keepdim=True), dim=1
         )

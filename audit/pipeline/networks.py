@@ -13,7 +13,8 @@ from audit.embeddings.embedding import Embedder, FeatureNetwork, named
 from audit.embeddings.lpips import SMALLEST, Lpips
 from audit.embeddings.resolve import Request, check_word, resolve
 from audit.errors import ConfigError, MetricError
-from audit.generator.files.load import LoadedGenerator, check_fits, load_generator
+from audit.generator.files.load import load_generator
+from audit.generator.protocol import LoadedGenerator, check_fits
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
 from audit.results import NotComputed, Notice
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import Embedder, FeatureNetwork, Pixels
-from audit.generator.files.load import LoadedGenerator
+from audit.generator.protocol import LoadedGenerator
 from audit.pipeline.explain import Explained, calibrate, explain_model
 from audit.pipeline.networks import Networks
 from audit.storage.cache import Store
@@ -62,7 +62,7 @@ def explained(
         splits=np.array(["calibration"] * len(images)),
         image_shape=tuple(images.shape[1:]),
     )
-    networks = Networks(LoadedGenerator(world.generator, None, "sha", {}), None, embedding, perceptual)
+    networks = Networks(LoadedGenerator(world.generator, "sha"), None, embedding, perceptual)
     known = calibrate(world.classifier, calibration, config, CPU)
     with torch.no_grad():
         logits = world.classifier(world.queries)

@@ -22,7 +22,7 @@ from audit.generator.features import DiscriminatorFeatures
 from audit.generator.files.load import load_generator, save_generator
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.networks import Generator
-from audit.inversion.encoder import Encoder, encoder_beside, generator_hash, load_encoder
+from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
 from audit.training.encoder.config import _similarity, load_encoder_train_config
 from audit.training.encoder.train import EncoderTrainConfig, train_encoder
 
@@ -107,11 +107,11 @@ def test_training_learns_resumes_and_writes_its_card(
         assert_close(b.state_dict()[name], value)
 
     card = json.loads((tmp_path / "whole/encoder.json").read_text())
-    assert card["generator_sha256"] == generator_hash(generator)
+    assert card["generator_sha256"] == generator.weights_sha256
     assert card["held_out"]["n"] == 2
     assert card["steps"] == 6
     with safe_open(whole, framework="pt") as file:
-        assert file.metadata()["generator_sha256"] == generator_hash(generator)
+        assert file.metadata()["generator_sha256"] == generator.weights_sha256
     assert len((tmp_path / "whole/history.jsonl").read_text().splitlines()) == 2
 
 
@@ -160,9 +160,9 @@ def test_training_lowers_the_error(generator: Generator, dataset: AuditSet, tmp_
 def test_training_leaves_generator_and_global_stream_alone(
     generator: Generator, dataset: AuditSet, tmp_path: Path
 ) -> None:
-    before, state = generator_hash(generator), torch.get_rng_state()
+    before, state = generator.weights_sha256, torch.get_rng_state()
     train_encoder(config(steps=2, generated=0.0), generator, dataset, tmp_path, None, CPU)
-    assert generator_hash(generator) == before
+    assert generator.weights_sha256 == before
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -15,7 +15,7 @@ from audit.generator.features import DiscriminatorFeatures
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.networks import Generator
 from audit.inversion.codes import candidate_codes, nearest_codes, spread
-from audit.inversion.encoder import Encoder, generator_hash
+from audit.inversion.encoder import Encoder
 from audit.inversion.invert import invert, to_cpu
 from audit.inversion.loss import targets_of
 from audit.inversion.pivot import distance_to_w, optimise_pivots
@@ -29,7 +29,7 @@ def config(**values: object) -> InversionConfig:
 def encoder_for(generator: Generator) -> Encoder:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        encoder = Encoder(16, 1, generator.num_ws, generator.w_dim, 16, generator_hash(generator))
+        encoder = Encoder(16, 1, generator.num_ws, generator.w_dim, 16, generator.weights_sha256)
     return encoder.eval().requires_grad_(False)
 
 

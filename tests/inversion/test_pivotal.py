@@ -11,7 +11,6 @@ from audit.config import InversionConfig
 from audit.generator.features import DiscriminatorFeatures
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.networks import Generator
-from audit.inversion.deltas import tuned_shapes
 from audit.inversion.loss import squared_error, targets_of
 from audit.inversion.pivotal import editability, locality_codes, tune
 
@@ -28,7 +27,7 @@ def pivots(generator: Generator) -> Tensor:
 
 
 def test_tuned_parameters_are_weights_biases_and_the_constant(generator: Generator) -> None:
-    names = set(tuned_shapes(generator))
+    names = set(generator.tunable)
     assert {"b4.const", "b4.conv1.weight", "b8.conv0.bias", "b16.torgb.weight", "b16.torgb.bias"} <= names
     assert not any("affine" in name or "noise" in name for name in names)
 

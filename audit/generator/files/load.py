@@ -6,7 +6,7 @@ where a file does not say its architecture, it is inferred from the shapes (`aud
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from torch import Tensor
 from audit.errors import GeneratorError
 from audit.generator.files.contents import FORMAT, LEFT_OUT, Contents, contents_of, existing, left_out, refusal
 from audit.generator.files.infer import complete, infer_discriminator, infer_generator, mean_code
+from audit.generator.protocol import Loaded, LoadedGenerator
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.networks import Generator
 from audit.storage import shipped
@@ -25,21 +26,7 @@ from audit.storage.cache import atomic_write_bytes, hash_file
 from audit.storage.tensors.file_bytes import Refused, brief
 
 Network = TypeVar("Network", Generator, Discriminator)
-
-
-@dataclass(frozen=True)
-class LoadedGenerator:
-    """A generator ready to draw, its discriminator where the file holds one, and where it came from.
-
-    `format` is one of `audit.generator.files.contents`; `notes` say in words where the file left something open.
-    """
-
-    generator: Generator
-    discriminator: Discriminator | None
-    sha256: str
-    metadata: dict[str, str]
-    format: str = "spruce-audit"
-    notes: tuple[str, ...] = ()
+LoadedStyleGAN2 = Loaded[Generator]
 
 
 def save_generator(
@@ -152,7 +139,7 @@ def resolve(path: str | Path) -> Path:
     return shipped.locate("generators", path)
 
 
-def load_generator(path: str | Path, device: torch.device | str = "cpu") -> LoadedGenerator:
+def load_generator(path: str | Path, device: torch.device | str = "cpu") -> LoadedStyleGAN2:
     """Open `shipped:NAME` or a file of any layout in `audit.generator.files.contents`, running no code that it holds.
 
     Both networks come in evaluation mode without gradients, in float32. Raises GeneratorError naming file and remedy.
@@ -170,11 +157,11 @@ def load_generator(path: str | Path, device: torch.device | str = "cpu") -> Load
     )
 
 
-def open_generator(file: Path) -> LoadedGenerator:
+def open_generator(file: Path) -> LoadedStyleGAN2:
     """Open a file on the CPU; raises Refused with the reason, GeneratorError if there is no file."""
     contents = contents_of(existing(file))
     generator, discriminator, notes = networks_from(contents)
-    return LoadedGenerator(generator, discriminator, hash_file(file), contents.metadata, contents.format, notes)
+    return Loaded(generator, hash_file(file), discriminator, contents.metadata, contents.format, notes)
 
 
 def why_no_discriminator(loaded: LoadedGenerator) -> str:
@@ -183,14 +170,3 @@ def why_no_discriminator(loaded: LoadedGenerator) -> str:
     if reason is None:
         return "The generator file holds no discriminator"
     return f"The discriminator of the generator file cannot be used ({reason.removeprefix(LEFT_OUT)})"
-
-
-def check_fits(generator: Generator, image_shape: tuple[int, int, int]) -> None:
-    """Raise GeneratorError unless the generator draws images of `image_shape` (channels, height, width)."""
-    drawn = (generator.channels, generator.resolution, generator.resolution)
-    if drawn != tuple(image_shape):
-        raise GeneratorError(
-            f"The generator draws images of shape {drawn} (channels, height, width) but the data has "
-            f"{tuple(image_shape)}: set data.image_size = {generator.resolution} and data.channels = "
-            f"{generator.channels}, or train a generator on these data."
-        )

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audit.errors import GeneratorError
+from audit.storage.cache import hash_tensor
 
 RESOLUTIONS = tuple(2**k for k in range(4, 11))
 """Sides of the images that the networks draw and judge."""
@@ -68,6 +69,12 @@ def half_sides(sides: list[int], count: int) -> list[int]:
             f"{len(sides) - 1}."
         )
     return sorted(sides)[len(sides) - count :]
+
+
+def weights_hash(network: nn.Module) -> str:
+    """SHA-256 of a network's tensors, hexadecimal: the same for every file and device that hold them."""
+    state = network.state_dict()
+    return hash_tensor(torch.cat([state[name].flatten().float().cpu() for name in sorted(state)]))
 
 
 def bounded(x: Tensor) -> Tensor:

@@ -15,7 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from audit.errors import GeneratorError
-from audit.generator.stylegan2.architecture import NEEDS_CLASS, bounded, feature_maps, half_sides, said
+from audit.generator.stylegan2.architecture import (
+    NEEDS_CLASS,
+    bounded,
+    feature_maps,
+    half_sides,
+    said,
+    weights_hash,
+)
 from audit.generator.stylegan2.layers import (
     SQRT2,
     Deltas,
@@ -201,7 +208,7 @@ class Synthesis(nn.Module):
 
 
 class Generator(nn.Module):
-    """StyleGAN2 generator; `images` keeps the pixel contract, `synthesis` speaks the network's own [-1, 1].
+    """StyleGAN2 generator; `draw` and `images` speak pixel units, `synthesis` the network's own [-1, 1].
 
     `num_ws` is the number of style inputs: `2 log2(resolution) - 2`. `channel_widths` gives the number of feature maps
     for each resolution where it does not follow `min(channel_base / resolution, channel_max)`. Raises GeneratorError
@@ -240,9 +247,50 @@ class Generator(nn.Module):
         }
         self.settings = said(settings, maps, channel_widths)
 
-    def images(self, ws: Tensor, noise: str = "const", deltas: Deltas | None = None) -> Tensor:
-        """Draw float32 `[N, C, R, R]` in [0, 1] from w+ codes `[N, num_ws, w_dim]`, with optional tuned weights."""
-        return pixels(self.synthesis(ws, noise, deltas)).clamp(0, 1)
+    @property
+    def mean_code(self) -> Tensor:
+        """Running mean `[w_dim]` of the codes of a training."""
+        return self.mapping.w_avg
+
+    @property
+    def tunable(self) -> dict[str, torch.Size]:
+        """Weights and biases of the convolutions and image layers and the constant.
+
+        The affine layers are left out, for they hold the meaning of a code, and so are the strengths of the noise.
+        """
+        return {
+            name: parameter.shape
+            for name, parameter in self.synthesis.named_parameters()
+            if ".affine." not in name and not name.endswith("noise_strength")
+        }
+
+    @property
+    def weights_sha256(self) -> str:
+        """Hash of all tensors: the same for every file and device that hold them."""
+        return weights_hash(self)
+
+    @torch.no_grad()
+    def random_codes(self, n: int, rng: torch.Generator) -> Tensor:
+        """Draw `n` codes of W, float32 `[n, w_dim]`; classes of a conditional generator are drawn uniformly."""
+        device = self.mean_code.device
+        z = torch.randn(n, self.z_dim, generator=rng, device=rng.device).to(device)
+        c = None
+        if self.c_dim:
+            drawn = torch.randint(self.c_dim, (n,), generator=rng, device=rng.device).to(device)
+            c = nn.functional.one_hot(drawn, self.c_dim).float()
+        codes: Tensor = self.mapping(z, c=c)
+        return codes[:, 0].float()
+
+    def draw(self, ws: Tensor, deltas: Deltas | None = None) -> Tensor:
+        """Draw float32 `[N, C, R, R]` in pixel units, not clamped, from w+ codes `[N, num_ws, w_dim]`.
+
+        `deltas` are per-image additions to `tunable` parameters.
+        """
+        return pixels(self.synthesis(ws, deltas=deltas))
+
+    def images(self, ws: Tensor, deltas: Deltas | None = None) -> Tensor:
+        """Draw as `draw` does, clamped to [0, 1]."""
+        return self.draw(ws, deltas).clamp(0, 1)
 
     def forward(self, z: Tensor, truncation: float = 1.0, noise: str = "const", c: Tensor | None = None) -> Tensor:
         return self.synthesis(self.mapping(z, truncation, c), noise)

@@ -20,7 +20,8 @@ from audit.embeddings.embedding import Embedder, Pixels, embed_all
 from audit.embeddings.phantom_factors import IMAGE_SHAPE
 from audit.embeddings.resolve import Request, resolve
 from audit.generator.features import DiscriminatorFeatures
-from audit.generator.files.load import check_fits, load_generator
+from audit.generator.files.load import load_generator
+from audit.generator.protocol import check_fits
 from audit.metrics.cmmd import mmd, unit_norm
 from audit.metrics.distribution import real_floor
 from audit.metrics.intervals import bootstrap_mean, wilson_interval

@@ -10,7 +10,8 @@ from audit.data.load import load_data, training_split
 from audit.embeddings.embedding import FeatureNetwork
 from audit.embeddings.lpips import SMALLEST, Lpips
 from audit.embeddings.resolve import Request, choose, resolve
-from audit.generator.files.load import LoadedGenerator, check_fits, load_generator
+from audit.generator.files.load import load_generator
+from audit.generator.protocol import LoadedGenerator, check_fits
 from audit.runtime.environment import choose_device
 from audit.training.encoder.train import EncoderTrainConfig, train_encoder
 

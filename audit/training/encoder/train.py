@@ -22,13 +22,12 @@ from audit.embeddings.embedding import FeatureNetwork, named
 from audit.embeddings.lpips import Lpips
 from audit.embeddings.resolve import check_word
 from audit.errors import DataError
-from audit.generator.files.load import check_fits
+from audit.generator.protocol import Generator, check_fits
 from audit.generator.stylegan2.losses import logistic
-from audit.generator.stylegan2.networks import Generator
 from audit.inversion.adam import cosine
-from audit.inversion.codes import candidate_codes, random_codes, spread
-from audit.inversion.encoder import FORMAT, Encoder, generator_hash
-from audit.inversion.loss import distance, draw, squared_error, targets_of
+from audit.inversion.codes import candidate_codes, spread
+from audit.inversion.encoder import FORMAT, Encoder
+from audit.inversion.loss import distance, squared_error, targets_of
 from audit.inversion.pivot import distance_to_w
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator, stage_seed
@@ -110,7 +109,7 @@ class _State(Resumable):
             torch.manual_seed(stage_seed(config.seed, "encoder initial weights"))
             self.encoder = Encoder(
                 generator.resolution, generator.channels, generator.num_ws, generator.w_dim, config.width,
-                generator_hash(generator),
+                generator.weights_sha256,
             )  # fmt: skip
             self.critic = LatentDiscriminator(generator.w_dim)
         self.encoder.mean.copy_(codes.mean(0))
@@ -234,7 +233,7 @@ def _step(
     drawn_images = int(config.batch_size * config.generated)
     rows = torch.randint(len(real), (config.batch_size - drawn_images,), generator=rng)
     images = real[rows].to(device).float() / 255
-    known = random_codes(generator, drawn_images, rng)
+    known = generator.random_codes(drawn_images, rng)
     if drawn_images:
         with torch.no_grad():
             images = torch.cat([images, generator.images(known[:, None].expand(-1, generator.num_ws, -1))])
@@ -242,7 +241,7 @@ def _step(
         group["lr"] = config.lr * cosine(state.step, config.steps)
     ws = encoder(images, config.unlocked(state.step, encoder.num_ws - 1))
     scaled = (ws - encoder.mean) / encoder.unit
-    drawn = draw(generator, ws)
+    drawn = generator.draw(ws)
     features = None if isinstance(perceptual, Lpips) else perceptual
     weighted, mse = distance(drawn, targets_of(images, features), features, config.l2_weight, config.perceptual_weight)
     loss = weighted.mean()
@@ -277,7 +276,7 @@ def _step(
 
 
 def _critic_step(state: _State, config: EncoderTrainConfig, generator: Generator, encoded: Tensor) -> float:
-    codes = random_codes(generator, len(encoded), state.rng)
+    codes = generator.random_codes(len(encoded), state.rng)
     real = ((codes - state.encoder.mean) / state.encoder.unit).requires_grad_()
     logits = state.critic(real)
     loss = logistic(logits) + logistic(-state.critic(encoded))

@@ -25,13 +25,9 @@ from audit.embeddings.embedding import Embedder, Pixels, named
 from audit.embeddings.resolve import Request, resolve
 from audit.errors import ConfigError, DataError
 from audit.generator.files.infer import mean_code
-from audit.generator.files.load import (
-    LoadedGenerator,
-    check_fits,
-    load_generator,
-    save_generator,
-)
+from audit.generator.files.load import LoadedStyleGAN2, load_generator, save_generator
 from audit.generator.grid import sample_grid, save_grid
+from audit.generator.protocol import check_fits
 from audit.runtime.environment import choose_device
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
@@ -62,7 +58,7 @@ IMAGES_PER_DIRECTION = 10
 """Fewer leave a covariance that is mostly chance."""
 
 
-def _network(name: str, loaded: LoadedGenerator, device: torch.device) -> Embedder:
+def _network(name: str, loaded: LoadedStyleGAN2, device: torch.device) -> Embedder:
     if name == "pixels":
         return Pixels(PIXELS_SIDE)
     return resolve(name, Request("features", device, loaded=loaded), "vectors")
@@ -87,7 +83,7 @@ class _Fit(Resumable):
     _plain = ("mean", "covariance", "step", "seconds", "history")
 
     def __init__(
-        self, config: FitMappingConfig, loaded: LoadedGenerator, dataset: AuditSet, networks: Sequence[Embedder],
+        self, config: FitMappingConfig, loaded: LoadedStyleGAN2, dataset: AuditSet, networks: Sequence[Embedder],
         device: torch.device,
     ):  # fmt: skip
         self.g, self.networks, self.device = loaded.generator, networks, device
@@ -179,7 +175,7 @@ def _target(dataset: AuditSet, networks: Sequence[Embedder], least_share: float,
     return target
 
 
-def _run_key(config: FitMappingConfig, loaded: LoadedGenerator, reals: Reals, networks: Sequence[Embedder]) -> str:
+def _run_key(config: FitMappingConfig, loaded: LoadedStyleGAN2, reals: Reals, networks: Sequence[Embedder]) -> str:
     """Fingerprint of a run; its length belongs to it, because the learning rate falls over it."""
     run_only = {"data", "split", "generator", "features", "device", "fid_embedding", "fid_images", "snapshot_kimg"}
     inputs = {
@@ -191,7 +187,7 @@ def _run_key(config: FitMappingConfig, loaded: LoadedGenerator, reals: Reals, ne
     return fingerprint(json.dumps(inputs, sort_keys=True))
 
 
-def _judged(loaded: LoadedGenerator, reference: Reference | None, seed: int) -> dict[str, Any]:
+def _judged(loaded: LoadedStyleGAN2, reference: Reference | None, seed: int) -> dict[str, Any]:
     if reference is None:
         return {}
     drawn = embed_drawn(loaded.generator, reference.network, reference.labels, seed)
@@ -199,7 +195,7 @@ def _judged(loaded: LoadedGenerator, reference: Reference | None, seed: int) -> 
 
 
 def fit_mapping(
-    config: FitMappingConfig, loaded: LoadedGenerator, dataset: AuditSet, out: Path, networks: Sequence[Embedder],
+    config: FitMappingConfig, loaded: LoadedStyleGAN2, dataset: AuditSet, out: Path, networks: Sequence[Embedder],
     judge: Embedder | None, device: torch.device,
 ) -> Path:  # fmt: skip
     """Bring features' moments of drawn images to those of all images of `dataset`; returns `out/generator.safetensors`.
@@ -246,7 +242,7 @@ def fit_mapping(
 
 
 def _write(
-    config: FitMappingConfig, loaded: LoadedGenerator, fit: _Fit, before: dict[str, Any], reference: Reference | None,
+    config: FitMappingConfig, loaded: LoadedStyleGAN2, fit: _Fit, before: dict[str, Any], reference: Reference | None,
     out: Path,
 ) -> None:  # fmt: skip
     g = loaded.generator.requires_grad_(False)

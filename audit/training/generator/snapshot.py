@@ -91,7 +91,7 @@ def quality(scores: Mapping[str, float], reference: Reference) -> dict[str, Any]
 
 def embed_drawn(g: Generator, network: Embedder, labels: Tensor, seed: int) -> Tensor:
     """Embed one drawn image for each of `labels` `[n]`: `[n, d]`, with the same z on every call."""
-    rng, device = stage_generator(seed, "generator fid"), g.mapping.w_avg.device
+    rng, device = stage_generator(seed, "generator fid"), g.mean_code.device
     drawn = []
     with torch.no_grad():
         for part in labels.split(EMBED_BATCH):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from audit.errors import GeneratorError
-from audit.generator.files.load import LoadedGenerator, load_generator, why_no_discriminator
+from audit.generator.files.load import LoadedStyleGAN2, load_generator, why_no_discriminator
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.networks import Generator
 from audit.runtime.distributed import ALONE, Workers
@@ -130,7 +130,7 @@ def _fresh(config: GeneratorTrainConfig, channels: int, size: int, classes: int)
 
 
 def _taken_over(
-    config: GeneratorTrainConfig, loaded: LoadedGenerator, channels: int, size: int, classes: int
+    config: GeneratorTrainConfig, loaded: LoadedStyleGAN2, channels: int, size: int, classes: int
 ) -> tuple[Generator, Discriminator]:
     """Both networks of a file, the finest discriminator blocks frozen (Mo et al. 2020, Freeze-D)."""
     g, d = loaded.generator.requires_grad_(True), loaded.discriminator

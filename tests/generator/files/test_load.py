@@ -12,7 +12,8 @@ from torch.testing import assert_close
 
 from audit.errors import GeneratorError
 from audit.generator.features import DiscriminatorFeatures
-from audit.generator.files.load import check_fits, load_generator, save_generator
+from audit.generator.files.load import load_generator, save_generator
+from audit.generator.protocol import check_fits
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.networks import Generator
 
