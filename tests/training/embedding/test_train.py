@@ -18,9 +18,8 @@ from audit.data import phantom
 from audit.data.audit_set import AuditSet
 from audit.embeddings.domain import DomainEncoder, load_domain
 from audit.embeddings.embedding import Pixels
+from audit.embeddings.resolve import Request, resolve
 from audit.errors import ConfigError, DataError, GeneratorError
-from audit.generator.files.load import load_generator
-from audit.pipeline.networks import domain_embedding
 from audit.runtime.distributed import Workers
 from audit.training.embedding import train as embedding
 from audit.training.embedding.config import EmbeddingTrainConfig, ViewsConfig, load_embedding_train_config
@@ -242,12 +241,9 @@ def test_images_without_labels_are_enough(tmp_path: Path) -> None:
 
 
 def test_an_audit_takes_the_file_it_names(trained: Path) -> None:
-    loaded = load_generator("shipped:phantom")
     for is_phantom in (True, False):
-        network = domain_embedding(str(trained), is_phantom, loaded, torch.device("cpu"))
-        assert network.name == "tiny"
-    assert domain_embedding("auto", True, loaded, torch.device("cpu")).name == "phantom-factors"
-    assert domain_embedding("auto", False, loaded, torch.device("cpu")).name == "discriminator"
+        request = Request("metrics.embedding", torch.device("cpu"), is_phantom)
+        assert resolve(str(trained), request, "vectors and maps").name == "tiny"
 
 
 # What the card measures
