@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args
 
@@ -159,6 +160,11 @@ class DataConfig(Section):
     calibration_split: str | None = Field(
         None, description="default: calibration, val, valid, validation, dev or train"
     )
+    masks: str | None = Field(
+        None,
+        description="masks of where the class's meaning lies: a folder of mask files called as the images are, or for "
+        "an .npz the ending of its mask arrays, such as 'masks' for test_masks",
+    )
     phantom: PhantomConfig = PhantomConfig()
     shift: str | None = Field(
         None, description="second set of the same classes from another source, read as 'path' is; its whole audit split"
@@ -168,6 +174,16 @@ class DataConfig(Section):
     def is_phantom(self) -> bool:
         """Whether the data are the built-in phantom."""
         return self.format == "phantom" or (self.format == "auto" and self.path == "phantom")
+
+    @property
+    def is_npz(self) -> bool:
+        """Whether the data are arrays of an .npz."""
+        return self.format == "npz" or (self.format == "auto" and self.path.lower().endswith(".npz"))
+
+    @property
+    def mask_arrays(self) -> str | None:
+        """The ending of the mask arrays' names in the .npz; None: `masks` is absent or a folder (`./masks`)."""
+        return self.masks if self.masks is not None and self.is_npz and re.fullmatch(r"\w+", self.masks) else None
 
 
 class Training(Section):
@@ -593,7 +609,7 @@ def load_training(
     """
     config = parse_config(model, read_toml(path), f"'{path}'")
     base = Path(path).resolve().parent
-    resolved: dict[str, Any] = {"data": config.data.model_copy(update={"path": resolve_path(config.data.path, base)})}
+    resolved: dict[str, Any] = {"data": _with_absolute_paths(config.data, ("path", *_mask_folder(config.data)), base)}
     given = {key: getattr(config, key) for key in files}
     resolved |= {k: resolve_path(v, base) for k, v in given.items() if v is not None and v not in names}
     resolved |= {k: embedding_path(getattr(config, k), base) for k in embeddings}
@@ -627,16 +643,21 @@ def load_config(path: str | Path) -> AuditConfig:
     return resolve_paths(config, Path(path).resolve().parent)
 
 
+def _with_absolute_paths(section: S, keys: tuple[str, ...], base: Path) -> S:
+    given = {key: getattr(section, key) for key in keys}
+    return section.model_copy(update={key: resolve_path(v, base) for key, v in given.items() if v is not None})
+
+
+def _mask_folder(data: DataConfig) -> tuple[str, ...]:
+    return () if data.mask_arrays else ("masks",)
+
+
 def resolve_paths(config: AuditConfig, base: Path) -> AuditConfig:
     """Return `config` with every relative path made absolute against the folder `base`."""
-
-    def fix(section: S, keys: tuple[str, ...]) -> S:
-        given = {k: getattr(section, k) for k in keys}
-        return section.model_copy(update={k: resolve_path(v, base) for k, v in given.items() if v is not None})
-
+    fix = partial(_with_absolute_paths, base=base)
     return config.model_copy(
         update={
-            "data": fix(config.data, ("path", "shift")),
+            "data": fix(config.data, ("path", "shift", *_mask_folder(config.data))),
             "generator": None if config.generator is None else fix(config.generator, ("path",)),
             "inversion": fix(config.inversion, ("encoder",)),
             "metrics": config.metrics.model_copy(

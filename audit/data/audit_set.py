@@ -9,7 +9,7 @@ from torch import Tensor
 
 from audit.data.reading import Reading
 from audit.errors import DataError
-from audit.results import MAIN_REGION
+from audit.results import MAIN_REGION, Notice
 
 ImageReader = Callable[[int], np.ndarray]
 """Maps a row to its image: uint8 `[H, W]` or `[H, W, C]`, or float in [0, 1] of the same shapes."""
@@ -24,6 +24,7 @@ class AuditSet:
     `regions` maps a region's name to a reader of masks. The region called `"region"` is the one that carries the
     class's meaning (a lesion, a cell); any other name is a further place worth measuring (such as a marker).
     `reading` says how the images were read and what was left out; None where they were made in memory.
+    `notices` are what else its loader has to say before a number is believed.
     """
 
     read_image: ImageReader
@@ -36,6 +37,7 @@ class AuditSet:
     rows: np.ndarray | None = None
     source: str = "memory"
     reading: Reading | None = None
+    notices: tuple[Notice, ...] = ()
 
     def __post_init__(self) -> None:
         if self.rows is None:

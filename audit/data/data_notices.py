@@ -2,14 +2,14 @@
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 
 import numpy as np
 
 from audit.data.audit_set import AuditSet
 from audit.data.reading import EXAMPLES, Look, Reading
-from audit.results import DataRead, Notice
+from audit.results import MAIN_REGION, DataRead, Notice
 
 DARK = 1 / 16 + 1e-3
 """No image of a set is brighter than this share of white: 12 bits in 16 reach 4095 / 65535."""
@@ -232,6 +232,34 @@ def of_names(data: AuditSet, read: DataRead) -> list[Notice]:
     return notices
 
 
+def of_mask_folder(
+    data: AuditSet, audited: str, given: Mapping[str, np.ndarray], unused: Sequence[str]
+) -> list[Notice]:
+    """Files in data.masks of no image, and audited images without a mask beside others of their class that have one.
+
+    `given` says for every region which rows of the whole set have a mask file.
+    """
+    notices = []
+    if unused:
+        names = _names(unused[:EXAMPLES], len(unused))
+        files, which = ("1 file", "is") if len(unused) == 1 else (f"{len(unused)} files", "are")
+        text = f"{files} in data.masks {which} the mask of no image ({names}): give every mask the path of its image."
+        notices.append(_notice("masks-unused", text))
+    inside = data.splits == audited
+    for region, has in given.items():
+        of_class = {name: inside & (data.labels == label) for label, name in enumerate(data.class_names)}
+        partly = {name: rows & ~has for name, rows in of_class.items() if (rows & has).any() and (rows & ~has).any()}
+        if partly:
+            counts = ", ".join(f"{_images(int(r.sum()), int(of_class[n].sum()))} of {n}" for n, r in partly.items())
+            first = data.ids[int(np.flatnonzero(np.any(list(partly.values()), axis=0))[0])]
+            text = (
+                f"{counts} in the audited split have no mask of region '{region}' (such as {first}): localisation is "
+                "measured without them; add masks unless the region is absent there."
+            )
+            notices.append(_notice("masks-missing", text))
+    return notices
+
+
 def of_regions(audited: AuditSet) -> list[Notice]:
     """Regions that are empty, or cover everything, on every audited image looked at that has a mask."""
     notices = []
@@ -249,4 +277,11 @@ def of_regions(audited: AuditSet) -> list[Notice]:
         elif all(mask.all() for mask in masks if mask.any()):
             text = f"The {len(masks)} {what} are empty or cover the image: they tell nothing. Outside must be zero."
             notices.append(_notice("full-region", text))
+    if audited.regions and MAIN_REGION not in audited.regions:
+        names = ", ".join(f"'{name}'" for name in audited.regions)
+        text = (
+            f"The data give the region {names} and none called '{MAIN_REGION}', the place that carries the class's "
+            "meaning: there is no component localisation in the index. Call the masks of that place so."
+        )
+        notices.append(_notice("no-main-region", text))
     return notices

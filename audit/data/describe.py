@@ -47,7 +47,7 @@ def describe(data: AuditSet, audited: str, calibration: str | None) -> Described
     read = _begun(data, audited)
     read.calibration_split = calibration
     if reading is None:
-        return Described(read, say.of_names(data, read) + say.of_regions(data.split(audited)))
+        return Described(read, [*data.notices, *say.of_names(data, read), *say.of_regions(data.split(audited))])
     read.smallest, read.largest = _extreme_sizes(reading.sizes)
     looks = _look(data, reading, read)
     read.pixels = _pixel_range(looks)
@@ -58,6 +58,7 @@ def describe(data: AuditSet, audited: str, calibration: str | None) -> Described
         *say.of_shapes(data, reading),
         *say.of_headers(read, reading, data.ids),
         *say.of_names(data, read),
+        *data.notices,
         *say.of_regions(data.split(audited)),
     ]
     return Described(read, notices)

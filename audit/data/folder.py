@@ -33,7 +33,7 @@ DESKTOP_FILES = frozenset({"thumbs.db", "desktop.ini"})
 
 def _folders(path: Folder) -> list[Folder]:
     found = [p for p in _entries(path) if not isinstance(p, Member) and p.is_dir()]
-    return sorted((p for p in found if not _hidden(p.name)), key=lambda p: natural_key(p.name))
+    return sorted((p for p in found if not is_hidden(p.name)), key=lambda p: natural_key(p.name))
 
 
 def _entries(path: Folder) -> list[Path | ArchiveFolder | Member]:
@@ -43,13 +43,13 @@ def _entries(path: Folder) -> list[Path | ArchiveFolder | Member]:
         raise DataError(f"Folder '{path}' cannot be read ({error.strerror}): allow it or remove the folder.") from None
 
 
-def _hidden(name: str) -> bool:
-    # Leftovers of tools (.ipynb_checkpoints, __MACOSX) and of desktops are neither classes nor images.
+def is_hidden(name: str) -> bool:
+    """Whether a name is a leftover of tools (.ipynb_checkpoints, __MACOSX) or desktops: neither class nor image."""
     return name.startswith((".", "__")) or name.lower() in DESKTOP_FILES
 
 
 def _images(path: Folder) -> list[ImageFile]:
-    found = [p for p in _entries(path) if p.suffix.lower() in EXTENSIONS and not _hidden(p.name) and p.is_file()]
+    found = [p for p in _entries(path) if p.suffix.lower() in EXTENSIONS and not is_hidden(p.name) and p.is_file()]
     files = [p for p in found if not isinstance(p, ArchiveFolder)]
     return sorted(files, key=lambda p: natural_key(p.name))
 
@@ -97,7 +97,7 @@ def _passed_over(root: Folder, taken: set[str], levels: int) -> tuple[LeftOut, .
                 continue
             seen.add(folder.resolve())
         try:
-            entries = sorted((p for p in folder.iterdir() if not _hidden(p.name)), key=lambda p: natural_key(p.name))
+            entries = sorted((p for p in folder.iterdir() if not is_hidden(p.name)), key=lambda p: natural_key(p.name))
         except OSError:
             found.setdefault("folder that cannot be read", []).append(_inside(folder, root))
             continue

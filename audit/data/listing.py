@@ -20,7 +20,7 @@ from audit.data.archive import Member
 from audit.data.audit_set import AuditSet, MaskReader
 from audit.data.images import Conversion, Header, ImageFile, KeepingReader, decode_stored, read_header, read_image
 from audit.data.reading import Look, Reading, digest, look_at
-from audit.data.regions import Box, check_boxes, read_mask, read_region
+from audit.data.regions import Box, check_boxes, check_mask_file, read_mask, read_region
 from audit.errors import DataError
 from audit.results import MAIN_REGION, LeftOut
 from audit.runtime.progress import track
@@ -160,14 +160,8 @@ def _check_headers(listing: Listing, headers: Sequence[Header], config: DataConf
 def _check_regions(listing: Listing, headers: Sequence[Header]) -> None:
     for paths in listing.masks.values():
         for row, path in enumerate(paths):
-            if path is None:
-                continue
-            image, mask = headers[row], read_header(path)
-            if (mask.height, mask.width) != (image.height, image.width):
-                raise DataError(
-                    f"Mask file '{path}' in {listing.where[row]} is {mask.width} x {mask.height} pixels but its image "
-                    f"is {image.width} x {image.height}: a mask must have the size of its image."
-                )
+            if path is not None:
+                check_mask_file(path, headers[row].height, headers[row].width, listing.where[row])
     for row, boxes in enumerate(listing.boxes or ()):
         if boxes is None:
             continue

@@ -12,6 +12,7 @@ from audit.data.folder import load_folder
 from audit.data.images import convert_image
 from audit.data.listing import check_classes, nearest
 from audit.data.manifest import load_manifest
+from audit.data.masks import with_masks
 from audit.data.npz import load_npz
 from audit.data.phantom import phantom_set
 from audit.data.regions import resize_mask
@@ -116,12 +117,25 @@ def training_split(config: DataConfig, dataset: AuditSet, wanted: str | None) ->
     return name
 
 
+def _check_beside(config: DataConfig, kind: str) -> None:
+    """Raise DataError for a mask folder that would be taken for one of the classes."""
+    if kind == "folder" and config.masks is not None:
+        inside = Path(config.masks).resolve()
+        if inside.is_relative_to(Path(config.path).resolve()):
+            raise DataError(
+                f"Mask folder '{inside}' lies in data.path, whose folders are classes: move it beside that."
+            )
+
+
 def _load(config: DataConfig, seed: int, labelled: bool) -> AuditSet:
     check_classes(config.classes)
     kind = detect_format(config.path) if config.format == "auto" else config.format
     if kind == "phantom":
-        return _load_phantom(config, seed)
-    return load_folder(config, seed, labelled) if kind in ("folder", "zip") else LOADERS[kind](config, seed)
+        dataset = _load_phantom(config, seed)
+    else:
+        _check_beside(config, kind)
+        dataset = load_folder(config, seed, labelled) if kind in ("folder", "zip") else LOADERS[kind](config, seed)
+    return with_masks(dataset, config)
 
 
 def load_images(config: DataConfig, seed: int) -> AuditSet:
@@ -154,7 +168,14 @@ def load_shift(config: DataConfig, seed: int, like: AuditSet) -> AuditSet:
     """
     assert config.shift is not None
     other = config.model_copy(
-        update={"path": config.shift, "shift": None, "format": "auto", "calibration_split": None, "image_size": None}
+        update={
+            "path": config.shift,
+            "shift": None,
+            "format": "auto",
+            "masks": None,
+            "calibration_split": None,
+            "image_size": None,
+        }
     )
     loaded = load_data(other, seed)
     if loaded.class_names != like.class_names:

@@ -8,14 +8,13 @@ misspelling of one of these.
 
 import csv
 import difflib
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from audit.config import DataConfig
 from audit.data.audit_set import AuditSet
 from audit.data.listing import Listing, to_audit_set
-from audit.data.regions import Box, parse_boxes
+from audit.data.regions import Box, is_region_name, parse_boxes
 from audit.errors import DataError
 from audit.results import MAIN_REGION
 
@@ -58,7 +57,7 @@ def _check_header(header: Sequence[str], path: Path) -> None:
             raise DataError(f"Manifest '{path}' has a column '{name}': did you mean '{near[0]}'?")
         if name == "mask:" or name == f"mask:{MAIN_REGION}":
             raise DataError(f"Manifest '{path}' has a column '{name}': call the class's own region 'mask'.")
-        if name.startswith("mask:") and not re.fullmatch(r"[\w .+-]+", name.removeprefix("mask:")):
+        if name.startswith("mask:") and not is_region_name(name.removeprefix("mask:")):
             raise DataError(
                 f"Manifest '{path}' has a column '{name}': a region's name becomes part of file names; use letters, "
                 "digits, spaces and . + - _ only."

@@ -8,7 +8,7 @@ Pickled objects are never loaded. Layout: Yang et al. 2023, MedMNIST v2, https:/
 
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -20,8 +20,9 @@ from audit.data.depth import Stored, chosen_white, stored_array, to_unit
 from audit.data.images import Conversion
 from audit.data.listing import MOST_CLASSES, check_every_class, default_names, natural_key
 from audit.data.reading import Look, Reading, digest, left_out, look_at
+from audit.data.regions import is_region_name
 from audit.errors import DataError
-from audit.results import LeftOut
+from audit.results import MAIN_REGION, LeftOut
 
 CHUNK = 4096
 
@@ -44,27 +45,18 @@ def examine_row(
     return look_at(stored, white, f"Image {row}"), digest(to_unit(stored, white, f"Image {row}"))
 
 
-def _read_arrays(path: Path) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Read every `*_images` and `*_labels` array, and name the others; raises DataError naming file and array."""
+def _read_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Read every array whose name is `wanted`, and name the others; raises DataError naming file and array."""
     if not path.is_file():
         raise DataError(f"Data file '{path}' does not exist: check data.path and data.format.")
     if not zipfile.is_zipfile(path):
         raise DataError(f"File '{path}' is not an .npz archive: save it with numpy.savez or check data.path.")
-    arrays = {}
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
-            for name in names:
-                if name.endswith(("_images", "_labels")):
-                    arrays[name] = _read_array(archive, name, path)
+            arrays = {name: _read_array(archive, name, path) for name in names if wanted(name)}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
         raise DataError(f"File '{path}' is damaged ({error}): replace it.") from None
-    if not arrays:
-        found = ", ".join(names) or "none"
-        raise DataError(
-            f"File '{path}' has no arrays '<split>_images' and '<split>_labels' (it has: {found}): "
-            "name them as MedMNIST does, for instance test_images and test_labels."
-        )
     return arrays, [name for name in names if name not in arrays]
 
 
@@ -155,7 +147,12 @@ def load_npz(config: DataConfig, seed: int) -> AuditSet:
     Class names are those of `config.classes`, else 'class 0', 'class 1', ... Raises DataError.
     """
     path = Path(config.path)
-    arrays, others = _read_arrays(path)
+    arrays, others = _read_arrays(path, lambda name: name.endswith(("_images", "_labels")))
+    if not arrays:
+        raise DataError(
+            f"File '{path}' has no arrays '<split>_images' and '<split>_labels' (it has: {', '.join(others) or 'none'})"
+            ": name them as MedMNIST does, for instance test_images and test_labels."
+        )
     splits = _split_names(arrays, path)
     if not splits:
         raise DataError(f"File '{path}' holds no images: its arrays are empty.")
@@ -195,10 +192,64 @@ def load_npz(config: DataConfig, seed: int) -> AuditSet:
             examine=partial(examine_row, arrays=images, starts=starts, white=config.white),
             sizes=np.tile(images[0].shape[1:3], (len(labels), 1)),
             kinds=tuple(kind for array in images for kind in [_kind(array)] * len(array)),
-            left_out=tuple(_left_out(others, arrays, splits)),
+            left_out=tuple(_left_out(_without_masks(others, config.mask_arrays, splits), arrays, splits)),
             white=config.white,
         ),
     )
+
+
+def _mask_of(name: str, ending: str, splits: Collection[str]) -> tuple[str, str] | None:
+    """Return split and region of a mask array, called `{split}_{ending}` or `{split}_{ending}_{region}`; else None."""
+    for split in splits:
+        start = f"{split}_{ending}"
+        if name == start or name.startswith(f"{start}_"):
+            return split, name[len(start) + 1 :] or MAIN_REGION
+    return None
+
+
+def _without_masks(names: Sequence[str], ending: str | None, splits: Collection[str]) -> list[str]:
+    return [name for name in names if ending is None or _mask_of(name, ending, splits) is None]
+
+
+def read_masks(path: Path, ending: str, sizes: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
+    """Read the mask arrays of an .npz as bool `[N, H, W]`, by region and split.
+
+    They are called `{split}_{ending}` (the region that carries the class's meaning) or `{split}_{ending}_{region}`;
+    `sizes` are height and width of the images of every split. Raises DataError if there are none or one does not fit.
+    """
+    arrays, others = _read_arrays(path, lambda name: _mask_of(name, ending, sizes) is not None)
+    if not arrays:
+        raise DataError(
+            f"File '{path}' has no array '<split>_{ending}' for data.masks = \"{ending}\" (other arrays: "
+            f"{', '.join(others)}): give the end that the names of the mask arrays share, after the split."
+        )
+    masks: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        found = _mask_of(name, ending, sizes)
+        assert found is not None
+        split, region = found
+        if not is_region_name(region):
+            raise DataError(
+                f"Array '{name}' of '{path}' names a region '{region}': a region's name becomes part of file names; "
+                "use letters, digits, spaces and . + - _ only."
+            )
+        masks.setdefault(region, {})[split] = _check_masks(array, name, path, sizes[split])
+    return masks
+
+
+def _check_masks(masks: np.ndarray, name: str, path: Path, sizes: np.ndarray) -> np.ndarray:
+    if masks.ndim == 4 and masks.shape[3] == 1:
+        masks = masks[..., 0]
+    wanted = (len(sizes), *sizes[0].tolist())
+    if masks.shape != wanted:
+        raise DataError(
+            f"Array '{name}' of '{path}' has shape {masks.shape} where {wanted} is needed: one mask per image, "
+            "each of the size of its image."
+        )
+    if masks.dtype.kind not in "buif" or (masks.dtype.kind == "f" and np.isnan(masks).any()):
+        what = "holds NaN" if masks.dtype.kind == "f" else f"is of type {masks.dtype}"
+        raise DataError(f"Array '{name}' of '{path}' {what}: save masks as bool or uint8, zero outside.")
+    return masks != 0
 
 
 def _kind(array: np.ndarray) -> str:

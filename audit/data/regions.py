@@ -12,11 +12,32 @@ from pathlib import Path
 
 import numpy as np
 
-from audit.data.images import open_upright
+from audit.data.images import open_upright, read_header
 from audit.errors import DataError
 
 Box = tuple[float, float, float, float]
 """`(x0, y0, x1, y1)` in pixels of the original image; x1 and y1 are the first column and row outside."""
+
+
+def is_region_name(name: str) -> bool:
+    """Whether a region may be called so: its name becomes part of file names."""
+    return re.fullmatch(r"[\w .+-]+", name) is not None
+
+
+def _refuse_lossy(path: Path) -> None:
+    if path.suffix.lower() in {".jpg", ".jpeg"}:
+        raise DataError(f"Mask file '{path}' is a JPEG, whose compression leaves non-zero noise: save it as PNG.")
+
+
+def check_mask_file(path: Path, height: int, width: int, place: str = "") -> None:
+    """Raise DataError unless a mask file has the size of its image, which stands in `place`; no pixel is decoded."""
+    _refuse_lossy(path)
+    mask = read_header(path)
+    if (mask.height, mask.width) != (height, width):
+        raise DataError(
+            f"Mask file '{path}'{place and f' in {place}'} is {mask.width} x {mask.height} pixels but its image is "
+            f"{width} x {height}: a mask must have the size of its image."
+        )
 
 
 def decode_mask(path: Path) -> np.ndarray:
@@ -24,8 +45,7 @@ def decode_mask(path: Path) -> np.ndarray:
 
     Of a file with transparency, only pixels that are both visible and not black are inside.
     """
-    if path.suffix.lower() in {".jpg", ".jpeg"}:
-        raise DataError(f"Mask file '{path}' is a JPEG, whose compression leaves non-zero noise: save it as PNG.")
+    _refuse_lossy(path)
     image = open_upright(path)
     if image.mode in {"1", "L", "P", "I", "F"} or image.mode.startswith("I;16"):
         return np.asarray(image) != 0

@@ -35,6 +35,7 @@ def inputs_of(config: AuditConfig, file: Path | None, cache: Path | None) -> dic
         "the configuration": file,
         "the cache": cache,
         "the data (data.path)": None if config.data.is_phantom else config.data.path,
+        "the masks (data.masks)": None if config.data.mask_arrays else config.data.masks,
         "the second source (data.shift)": config.data.shift,
         "the generator": None if config.generator is None else config.generator.path,
         "the encoder": config.inversion.encoder,
