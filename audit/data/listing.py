@@ -25,7 +25,7 @@ from audit.errors import DataError
 from audit.results import MAIN_REGION, LeftOut
 from audit.runtime.progress import track
 from audit.runtime.seeds import stage_generator
-from audit.storage.cache import hash_file
+from audit.storage.files import hash_file
 
 MIDDLE = 256
 """Bytes of a file's middle that tell most files of one length apart."""

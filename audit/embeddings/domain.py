@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from audit.embeddings.layers import convolution
 from audit.errors import MetricError
-from audit.storage.cache import hash_file
+from audit.storage.files import hash_file
 from audit.storage.tensors.tensor_files import checked_safetensors, fill_weights
 
 KIND = "domain-embedding"

@@ -4,7 +4,6 @@ Its penultimate features carry realism and the judge, its feature maps the perce
 rests on it, it is named `phantom-factors`.
 """
 
-import hashlib
 import json
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from audit.embeddings.layers import convolution
 from audit.errors import MetricError
+from audit.storage.files import hash_file
 from audit.storage.tensors.tensor_files import checked_safetensors
 
 NAME = "phantom-factors"
@@ -94,5 +94,5 @@ def load_phantom_factors(path: str | Path) -> PhantomFactors:
         network.load_state_dict(tensors)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise MetricError(f"'{file}' does not hold the weights of '{NAME}' ({error}): train them again.") from None
-    network.weights_sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+    network.weights_sha256 = hash_file(file)
     return network.eval().requires_grad_(False)

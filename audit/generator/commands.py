@@ -15,7 +15,7 @@ from audit.errors import GeneratorError
 from audit.generator.files.contents import existing, printable
 from audit.generator.files.load import LoadedStyleGAN2, load_generator, open_generator, resolve, save_generator
 from audit.generator.grid import PNG_MARK, grid_size, sample_grid, save_grid
-from audit.storage.cache import hash_file
+from audit.storage.files import hash_file
 from audit.storage.output import check_own
 from audit.storage.tensors.file_bytes import Budget, Foreign, Refused, Window
 from audit.storage.tensors.harmless import harmful

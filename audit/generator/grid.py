@@ -11,7 +11,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from audit.generator.stylegan2.networks import Generator
 from audit.runtime.seeds import stage_generator
-from audit.storage.cache import atomic_write_bytes
+from audit.storage.files import atomic_write_bytes
 
 PNG_MARK = "spruce-audit generator"
 """By which our pictures are known: no other file is written over."""

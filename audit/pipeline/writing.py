@@ -17,7 +17,7 @@ from audit.pipeline.pictures import without_pictures
 from audit.report.build import render_report
 from audit.results import AuditResult, NotComputed
 from audit.runtime.environment import Stopwatch
-from audit.storage.cache import atomic_write_text
+from audit.storage.files import atomic_write_text
 from audit.storage.output import REPORT_FILE, RESULTS_FILE, Output
 
 

@@ -1,9 +1,6 @@
 """Builds the report: reads `results.json` and the images beside it, writes one HTML file that needs nothing else."""
 
-import os
-import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +12,7 @@ from numpy.typing import NDArray
 from audit.errors import ResultsError
 from audit.report import classes, figures, provenance, robustness, text, verdict
 from audit.results import AdversarialExample, AuditResult, Distribution, ModelResult, Query, QueryRow, read_results
+from audit.storage.files import atomic_write_text
 
 VISIBLE_QUERIES = 6
 """Query images shown at once; the others open on demand."""
@@ -55,16 +53,10 @@ def render_report(results_path: str | Path, out: str | Path | None = None) -> Pa
     target = source.with_name("report.html") if out is None else Path(out)
     _check_place(target)
     page = report_html(read_results(source), source.parent)
-    partial = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
     try:
-        # Half a character, as in a file name of another coding, is written as its escape.
-        partial.write_text(page, encoding="utf-8", errors="backslashreplace")
-        os.replace(partial, target)
+        atomic_write_text(target, page)
     except OSError as error:
         raise ResultsError(f"The report cannot be written to '{target}': {error.strerror}.") from None
-    finally:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
     return target
 
 

@@ -1,4 +1,4 @@
-"""Results on disk by their content: same inputs, same key, no second computation; and writing that is all or nothing.
+"""Results on disk by their content: same inputs, same key, no second computation.
 
 A key is the SHA-256 of a stage's name, the package version and every input in canonical JSON, tensors standing by the
 hash of their bytes. An entry is one safetensors file with its own checksum, moved into place when complete: an entry
@@ -8,10 +8,7 @@ that is there but damaged counts as absent.
 import hashlib
 import json
 import logging
-import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,6 +21,8 @@ from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from audit.storage.files import atomic_path
+
 
 def package_version() -> str:
     """Version of the installed package, or '0+source' when it is run from a source tree that is not installed."""
@@ -31,12 +30,6 @@ def package_version() -> str:
         return version("spruce-audit")
     except PackageNotFoundError:
         return "0+source"
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def hash_tensor(tensor: Tensor) -> str:
@@ -66,39 +59,6 @@ def _canonical(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise TypeError(f"a {type(value).__name__} has no stable form and cannot be part of a store key")
-
-
-@contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path` to write a file to; it becomes `path` if the block succeeds, else vanishes.
-
-    Makes the folders it needs. The file is flushed to disk first, so that a power cut leaves the old or the new one.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
-    try:
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def atomic_write_bytes(path: Path, data: bytes) -> None:
-    """Write a file so that `path` holds either all of `data` or what it held before; makes the folders it needs."""
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(data)
-
-
-def atomic_write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text as `atomic_write_bytes` does; lone surrogates, as in names of another coding, are escaped."""
-    atomic_write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
-
-
-def atomic_write_history(path: Path, rows: Iterable[Mapping[str, float]]) -> None:
-    """Write a training's `rows`, a JSON object a line with six decimals, as `atomic_write_bytes` does."""
-    atomic_write_text(path, "".join(json.dumps({k: round(v, 6) for k, v in row.items()}) + "\n" for row in rows))
 
 
 def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from audit.errors import ConfigError
-from audit.storage.cache import atomic_path
+from audit.storage.files import atomic_path
 
 
 def fingerprint(text: str) -> str:

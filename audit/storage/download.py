@@ -32,7 +32,7 @@ from urllib.parse import unquote, urljoin, urlsplit, urlunsplit
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 
-from audit.storage.cache import atomic_path, hash_file
+from audit.storage.files import atomic_path, hash_file
 
 CHUNK = 1 << 20
 TIMEOUT = 60.0

@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from types import FrameType
 
 from audit.errors import ConfigError
-from audit.storage.cache import atomic_write_text, hash_file
+from audit.storage.files import atomic_write_text, hash_file
 
 MANIFEST = ".spruce-audit.json"
 TRAINING_LIST = ".spruce-training.json"

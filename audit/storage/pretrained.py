@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from audit.errors import WeightsError
-from audit.storage.cache import hash_file
 from audit.storage.download import Unobtainable, archive_url, download, package_index, place_copy, place_member
+from audit.storage.files import hash_file
 
 WEIGHTS_VARIABLE = "SPRUCE_AUDIT_WEIGHTS"
 HUB_VARIABLE = "HF_ENDPOINT"

@@ -300,9 +300,9 @@ def test_missing_image_leaves_nothing_half_written(support_results: ModuleType, 
 
 def test_report_goes_where_it_is_asked(support_results: ModuleType, tmp_path: Path):
     file = support_results.write_audit(tmp_path, support_results.example_audit(tmp_path, n_queries=0))
-    assert render_report(file, tmp_path / "other.html") == tmp_path / "other.html"
+    assert render_report(file, tmp_path / "new" / "other.html") == tmp_path / "new" / "other.html"
     with pytest.raises(ResultsError, match="cannot be written"):
-        render_report(file, tmp_path / "no" / "such" / "folder.html")
+        render_report(file, file / "report.html")
 
 
 def test_colours_have_contrast_in_light_and_dark():

@@ -1,7 +1,6 @@
-"""The store: keys, entries that survive or count as absent, and output that is whole or not there."""
+"""The store: keys, and entries that survive or count as absent."""
 
 import os
-import stat
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit.config import InversionConfig
-from audit.storage import cache as store_module
-from audit.storage.cache import (
-    Entry,
-    Store,
-    atomic_write_bytes,
-    atomic_write_text,
-    hash_file,
-    hash_tensor,
-)
+from audit.storage.cache import Entry, Store, hash_tensor
 
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -50,7 +41,7 @@ def test_any_difference_changes_the_key(tmp_path: Path, monkeypatch: pytest.Monk
         store.key("inversion", **{**base, "images": torch.full((2, 3), 1e-30)}),
         store.key("inversion", **base, more=None),
     ]
-    monkeypatch.setattr(store_module, "package_version", lambda: "another")
+    monkeypatch.setattr("audit.storage.cache.package_version", lambda: "another")
     keys.append(store.key("inversion", **base))
     assert len(set(keys)) == len(keys)
 
@@ -139,45 +130,16 @@ def test_the_hash_sees_values_shape_and_type_but_not_strides(values: list[int], 
     assert hash_tensor(torch.zeros(0)) != hash_tensor(torch.zeros(0, 1))
 
 
-def test_hash_of_a_file(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert hash_file(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
-
-
-def test_atomic_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "new" / "file.json"
-    atomic_write_text(path, "größe")
-    assert path.read_text(encoding="utf-8") == "größe"
-    umask = os.umask(0)
-    os.umask(umask)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o666 & ~umask
-
-    def full_disk(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(store_module.os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        atomic_write_bytes(path, b"half")
-    assert path.read_text(encoding="utf-8") == "größe"
-    assert [p.name for p in path.parent.iterdir()] == ["file.json"]
-
-
 def test_a_cache_that_cannot_be_written_costs_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def full_disk(_: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store_module.os, "fsync", full_disk)
+    monkeypatch.setattr(os, "fsync", full_disk)
     store = Store(tmp_path)
     entry = store.get_or_compute("key", lambda: Entry({"x": torch.ones(3)}, {"n": 3}))
     assert entry.metadata == {"n": 3}
     assert "No space left" in caplog.text
     assert store.get("key") is None
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
-
-
-def test_text_with_half_a_character_is_written(tmp_path: Path) -> None:
-    """File names in another coding than UTF-8 reach Python as lone surrogates."""
-    atomic_write_text(tmp_path / "a.txt", "caf\udce9")
-    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "caf\\udce9"

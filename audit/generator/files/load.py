@@ -22,7 +22,7 @@ from audit.generator.protocol import Loaded, LoadedGenerator
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.networks import Generator
 from audit.storage import shipped
-from audit.storage.cache import atomic_write_bytes, hash_file
+from audit.storage.files import atomic_write_bytes, hash_file
 from audit.storage.tensors.file_bytes import Refused, brief
 
 Network = TypeVar("Network", Generator, Discriminator)

@@ -3,7 +3,6 @@
 A head for another number of classes is replaced by a random one (transfer learning); everything else must fit.
 """
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from audit.classifiers.trace import first_line
 from audit.errors import ConfigError
 from audit.runtime.seeds import stage_seed
 from audit.storage import shipped
+from audit.storage.files import hash_file
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,7 @@ def _from_file(network: nn.Module, path: Path) -> Initial:
     classifier = about.get("classifier") or ()
     heads = tuple(f"{name}." for name in ((classifier,) if isinstance(classifier, str) else classifier))
     replaced = fit_weights(network, read_checkpoint(path), f"'{path.name}'", replaced=heads).kept
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return Initial(network, {"file": path.name, "sha256": digest, "new_head": bool(replaced)})
+    return Initial(network, {"file": path.name, "sha256": hash_file(path), "new_head": bool(replaced)})
 
 
 def initial_network(

@@ -31,8 +31,8 @@ from audit.generator.protocol import check_fits
 from audit.runtime.environment import choose_device
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
-from audit.storage.cache import atomic_write_history, atomic_write_text
 from audit.storage.checkpoint import Resumable, fingerprint
+from audit.storage.files import atomic_write_history, atomic_write_text
 from audit.training.generator.mapping_config import FitMappingConfig, portable_fit
 from audit.training.generator.moments import Target, follow, gap, gap_loss, moments
 from audit.training.generator.snapshot import (

@@ -22,7 +22,7 @@ from audit.generator.stylegan2.networks import Generator
 from audit.metrics.fid import frechet_distance
 from audit.metrics.precision_recall import precision_recall
 from audit.runtime.seeds import stage_generator
-from audit.storage.cache import atomic_write_text
+from audit.storage.files import atomic_write_text
 from audit.training.generator.config import FILES, GeneratorTrainConfig, portable
 from audit.training.generator.state import State, one_hot
 from audit.training.generator.stream import Reals

@@ -18,8 +18,8 @@ from audit.data.load import load_images, training_split
 from audit.embeddings.embedding import Embedder
 from audit.errors import ConfigError, DataError
 from audit.runtime.distributed import ALONE, Workers, workers
-from audit.storage.cache import atomic_write_history
 from audit.storage.checkpoint import fingerprint
+from audit.storage.files import atomic_write_history
 from audit.training.generator.config import RUN_ONLY, GeneratorTrainConfig
 from audit.training.generator.snapshot import Board, fid_network, open_board, reference_of, take_snapshot
 from audit.training.generator.state import State

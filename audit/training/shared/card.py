@@ -9,7 +9,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from audit.runtime.environment import versions
-from audit.storage.cache import atomic_write_bytes, atomic_write_text
+from audit.storage.files import atomic_write_bytes, atomic_write_text
 
 
 def _safetensors_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
