@@ -241,6 +241,10 @@ class InversionConfig(Section):
 class CounterfactualConfig(Section):
     """SPRUCE: exceptional features and latent optimisation (docs/design.md)."""
 
+    method: str = Field("spruce", min_length=1, description="'spruce', or the name of one that another package adds")
+    options: dict[str, Any] = Field(
+        default_factory=dict, description="settings of a method of another package, as that package says"
+    )
     features: Literal["auto", "mixture", "hurdle"] = Field(
         "auto",
         description="model of a feature's distribution; auto: hurdle where over 5 % of a class's activations are 0",

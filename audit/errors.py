@@ -43,6 +43,10 @@ class ModelFault(ClassifierError):
         self.model = model
 
 
+class MethodError(AuditError):
+    """A counterfactual method failed, or returned something else than counterfactuals of the query images."""
+
+
 class GeneratorError(AuditError):
     """A generator checkpoint cannot be read or does not fit the data."""
 

@@ -374,7 +374,13 @@ class Counterfactuals(Row):
     n: int
     flip_ratio: Interval
     reached: float = Field(description="share at the operating point: as confident as on a typical real target image")
-    feature_target_flips: float = Field(description="share whose replaced features x' the head itself assigns to c'")
+    method: str | None = Field(default=None, description="name of the counterfactual method; None: the file is older")
+    method_package: str | None = Field(
+        default=None, description="package and version that give the method; None: it is built in"
+    )
+    feature_target_flips: float | None = Field(
+        description="share whose replaced features x' the head itself assigns to c'; None: the method replaces none"
+    )
     operating_point: dict[str, float] = Field(description="confidence asked for, by target class")
     confidence: Interval
     l1: Interval = Field(description="mean absolute pixel change against the inversion, images in [0, 1]")

@@ -62,7 +62,6 @@ class Calibration:
 def fit_calibration(
     features: Tensor,
     predicted: Tensor,
-    num_classes: int,
     config: CounterfactualConfig,
     class_names: Sequence[str],
     seed: int,
@@ -77,7 +76,7 @@ def fit_calibration(
     features, predicted = features.detach().cpu(), predicted.cpu()
     if not torch.isfinite(features).all():
         raise ClassifierError(f"{who} gives features that are not finite on the calibration images: check its weights.")
-    counts = torch.bincount(predicted, minlength=num_classes)
+    counts = torch.bincount(predicted, minlength=len(class_names))
     for index, count in enumerate(counts.tolist()):
         if count < config.min_calibration:
             raise ClassifierError(
@@ -87,7 +86,7 @@ def fit_calibration(
             )
     distributions: list[FeatureDistribution] = []
     kinds: list[str] = []
-    for index in range(num_classes):
+    for index in range(len(class_names)):
         rows = features[predicted == index]
         if len(rows) > FIT_IMAGES:
             generator = stage_generator(seed, f"calibration/{index}")

@@ -12,23 +12,18 @@ other: losses are summed, gradients clipped image by image, and AdamW works elem
 for decay would pull w+ to the origin and not to the pivot.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from audit.classifiers.classifier import Classifier
-from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
 from audit.counterfactual.balance import Push
-from audit.counterfactual.exceptional import Calibration, expected_features
+from audit.counterfactual.exceptional import expected_features
 from audit.counterfactual.iterates import Iterates, goal_of
-from audit.embeddings.embedding import FeatureNetwork
+from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
 from audit.generator.protocol import Generator
 from audit.inversion.codes import spread
-from audit.inversion.deltas import Rows
 from audit.metrics.perceptual import distance_of_maps, unit_channels
 from audit.runtime.memory import allowed, at_once, in_slices
 from audit.runtime.progress import Advance
@@ -48,99 +43,62 @@ UNIT_CODES = 512
 """Random codes that the unit of steps is measured on."""
 
 
-class Inverted(Protocol):
-    """What is needed of an inversion: w+ codes `[N, L, w]`, per-image weights by name, images `[N, C, H, W]`."""
-
-    @property
-    def pivots(self) -> Tensor: ...
-    @property
-    def deltas(self) -> Mapping[str, Rows]: ...
-    @property
-    def images(self) -> Tensor: ...
-
-
 @dataclass(frozen=True)
-class Counterfactuals:
-    """One model's counterfactuals of N query images, on the CPU.
+class Spruce:
+    """The method `spruce`; at most `settings.batch_size` images at a time, and no more than fit in `max_memory`."""
 
-    `images` and `semifactuals` are `[N, C, H, W]` in [0, 1], `latents [N, L, w]` the counterfactuals' w+ codes.
-    `flipped` and `reached` say whether the counterfactual is assigned to the target class, and with at least the
-    operating point's confidence; `confidence` is its probability of the target class and `step` its iterate.
-    `flip_step` is the first iterate assigned to the target (-1: none; 0: already the inversion); `trace [N, T + 1]` the
-    probability of the target class at every iterate from the inversion on. `feature_target_flips` says whether the head
-    alone assigns the replaced features x' (as in the thesis, not carried further) to the target class.
-    """
+    settings: CounterfactualConfig
 
-    images: Tensor
-    semifactuals: Tensor
-    latents: Tensor
-    flipped: Tensor
-    reached: Tensor
-    confidence: Tensor
-    step: Tensor
-    flip_step: Tensor
-    trace: Tensor
-    feature_target_flips: Tensor
+    def explain(
+        self,
+        subject: CalibratedClassifier,
+        networks: SearchNetworks,
+        queries: InvertedQueries,
+        targets: Tensor,
+        advance: Advance,
+    ) -> Counterfactuals:
+        """Draw the counterfactual of every query image towards its class of `targets [N]`.
 
+        Raises ClassifierError where a target class has no operating point.
+        """
+        goals = goal_of(subject.operating_point.cpu(), targets.cpu())
+        device = networks.generator.mean_code.device
+        inversion = queries.inversion
 
-def explain(
-    classifier: Classifier,
-    generator: Generator,
-    inversion: Inverted,
-    queries: Tensor,
-    sources: Tensor,
-    targets: Tensor,
-    calibration: Calibration,
-    operating_point: Tensor,
-    config: CounterfactualConfig,
-    perceptual: FeatureNetwork | None,
-    advance: Advance | None = None,
-) -> Counterfactuals:
-    """Draw the counterfactual of every query image `[N, C, H, W]` from its `sources` to its `targets` class `[N]`.
+        def batch(rows: slice) -> _Batch:
+            places = torch.arange(len(queries.images))[rows]
+            return _Batch(
+                queries=queries.images[rows].to(device),
+                inversions=inversion.images[rows].to(device),
+                pivots=inversion.pivots[rows].to(device),
+                deltas={name: delta[places].to(device) for name, delta in inversion.deltas.items()},
+                sources=queries.labels[rows].to(device),
+                targets=targets[rows].to(device),
+                goals=goals[rows].to(device),
+            )
 
-    `operating_point [K]` is the confidence to reach per target class. At most `config.batch_size` images are held by
-    the networks at a time, and no more than fit in `max_memory`. The classifier is left as it came.
-    `advance` is told the images done (in fractions). Raises ClassifierError where a target class has no operating
-    point.
-    """
-    goals = goal_of(operating_point.cpu(), targets.cpu())
-    device = generator.mean_code.device
-    told = (lambda _: None) if advance is None else advance
+        def one() -> None:
+            once = self.settings.model_copy(update={"steps": 1})
+            _explain_batch(subject, networks, batch(slice(1)), once, lambda amount=1: None)
 
-    def batch(rows: slice) -> _Batch:
-        places = torch.arange(len(queries))[rows]
-        return _Batch(
-            queries=queries[rows].to(device),
-            inversions=inversion.images[rows].to(device),
-            pivots=inversion.pivots[rows].to(device),
-            deltas={name: delta[places].to(device) for name, delta in inversion.deltas.items()},
-            sources=sources[rows].to(device),
-            targets=targets[rows].to(device),
-            goals=goals[rows].to(device),
-        )
+        def work(rows: slice) -> Counterfactuals:
+            done = 0.0
 
-    def one() -> None:
-        once = config.model_copy(update={"steps": 1})
-        _explain_batch(classifier, generator, batch(slice(1)), calibration, once, perceptual, None)
+            def step(amount: float = 1) -> None:
+                nonlocal done
+                done += amount
+                advance(amount)
 
-    def work(rows: slice) -> Counterfactuals:
-        done = 0.0
+            try:
+                return _explain_batch(subject, networks, batch(rows), self.settings, step)
+            except BaseException:
+                advance(-done)  # the batch begins anew where memory ran out
+                raise
 
-        def step(amount: float = 1) -> None:
-            nonlocal done
-            done += amount
-            told(amount)
-
-        try:
-            return _explain_batch(classifier, generator, batch(rows), calibration, config, perceptual, step)
-        except BaseException:
-            told(-done)  # the batch begins anew where memory ran out
-            raise
-
-    with preserve_mode(classifier):
-        most = at_once(min(config.batch_size, len(queries)), one, device, allowed(device))
-        parts = in_slices(len(queries), most, work)
-    return Counterfactuals(**{f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Counterfactuals)})
+        wanted = min(self.settings.batch_size, len(queries.images))
+        parts = in_slices(len(queries.images), at_once(wanted, one, device, allowed(device)), work)
+        names = [one.name for one in fields(Counterfactuals)]
+        return Counterfactuals(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 @dataclass(frozen=True)
@@ -155,20 +113,19 @@ class _Batch:
 
 
 def _explain_batch(
-    classifier: Classifier,
-    generator: Generator,
+    subject: CalibratedClassifier,
+    networks: SearchNetworks,
     batch: _Batch,
-    calibration: Calibration,
     config: CounterfactualConfig,
-    perceptual: FeatureNetwork | None,
-    advance: Advance | None,
+    advance: Advance,
 ) -> Counterfactuals:
+    classifier, generator, perceptual = subject.classifier, networks.generator, networks.perceptual
     with torch.no_grad():
         x = classifier.features(batch.queries)
-        expected, _ = expected_features(calibration, classifier.head, x, batch.sources, batch.targets)
+        expected, _ = expected_features(subject.calibration, classifier.head, x, batch.sources, batch.targets)
         feature_flips = classifier.head_logits(expected).argmax(dim=1) == batch.targets
         query_maps = None if perceptual is None else unit_channels(perceptual.maps(batch.queries))
-    objective = Objective(config, calibration.sigma.to(x), batch.pivots, batch.queries)
+    objective = Objective(config, subject.calibration.sigma.to(x), batch.pivots, batch.queries)
     push = Push(batch.goals)
     iterates = Iterates(batch.inversions, batch.sources, batch.targets, batch.goals)
     latents = batch.pivots.clone().requires_grad_(True)
@@ -181,8 +138,7 @@ def _explain_batch(
         iterates.observe(images.detach(), latents.detach(), logits.detach())
         if config.balance == "adaptive":
             push.observe(logits.detach(), batch.targets)
-        if advance is not None:
-            advance(len(images) / (config.steps + 1))
+        advance(len(images) / (config.steps + 1))
         if step == config.steps:
             break
         with torch.enable_grad():

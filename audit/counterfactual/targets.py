@@ -6,7 +6,7 @@ boundary crossed is the target. Where no boundary is crossed within the step lim
 to climb) the runner-up is taken.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,8 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
-from audit.counterfactual.spruce import ADAM_EPS, Inverted, clip_per_image, code_unit
+from audit.counterfactual.protocol import Inverted
+from audit.counterfactual.spruce import ADAM_EPS, clip_per_image, code_unit
 from audit.errors import ConfigError
 from audit.generator.protocol import Generator
 from audit.runtime.memory import allowed, at_once, in_slices
@@ -24,19 +25,13 @@ NOT_EXPLAINED = -1
 
 
 def choose_targets(
-    target: str,
-    logits: Tensor,
-    labels: Tensor,
-    class_names: Sequence[str],
-    classifier: Classifier,
-    generator: Generator,
-    inversion: Inverted,
-    config: CounterfactualConfig,
+    target: str, logits: Tensor, labels: Tensor, class_names: Sequence[str], nearest: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Return the target class of every query image, int64 `[N]`; NOT_EXPLAINED where there is nothing to change.
 
-    `target` is a class name, "nearest" or "runner-up"; `logits [N, K]` are the classifier's on the query images. Raises
-    ConfigError for an unknown class.
+    `target` is a class name, "nearest" or "runner-up"; `logits [N, K]` are the classifier's on the query images.
+    `nearest` finds the class behind the nearest boundary from the predicted ones `[N]` (`nearest_targets`); it is
+    called where it decides. Raises ConfigError for an unknown class.
     """
     logits, labels = logits.cpu(), labels.cpu()
     predicted = logits.argmax(dim=1)
@@ -44,7 +39,7 @@ def choose_targets(
     if target == "runner-up" or (target == "nearest" and logits.shape[1] == 2):
         chosen = second
     elif target == "nearest":
-        chosen = nearest_targets(classifier, generator, inversion, predicted, config)
+        chosen = nearest(predicted)
         chosen = torch.where(chosen == NOT_EXPLAINED, second, chosen)
     elif target in class_names:
         index = list(class_names).index(target)

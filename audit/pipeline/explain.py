@@ -13,8 +13,9 @@ from audit.classifiers.slices import sparing
 from audit.config import AuditConfig
 from audit.counterfactual.exceptional import Calibration, fit_calibration
 from audit.counterfactual.iterates import operating_points
-from audit.counterfactual.spruce import Counterfactuals, explain
-from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets
+from audit.counterfactual.methods import ChosenMethod
+from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
+from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets, nearest_targets
 from audit.data.audit_set import AuditSet
 from audit.errors import ClassifierError
 from audit.inversion.invert import Inversion, invert
@@ -99,7 +100,7 @@ def calibrate(classifier: Classifier, calibration: AuditSet, config: AuditConfig
     seen, answers = torch.cat(features), torch.cat(logits)
     decided = answers.argmax(1)
     fitted = fit_calibration(
-        seen, decided, classifier.num_classes, config.counterfactual, classifier.class_names, config.seed,
+        seen, decided, config.counterfactual, classifier.class_names, config.seed,
         classifier.name,
     )  # fmt: skip
     points = operating_points(answers.softmax(1), calibration.row_labels, decided)
@@ -133,7 +134,7 @@ def check_target(classifier: Classifier, calibrated: Calibrated, target: str) ->
 
 def explain_model(
     classifier: Classifier, calibrated: Calibrated, config: AuditConfig, networks: Networks, queries: Tensor,
-    labels: Tensor, logits: Tensor, inversion: Inversion, store: Store | None, device: torch.device,
+    labels: Tensor, logits: Tensor, inversion: Inversion, store: Store | None, method: ChosenMethod,
 ) -> Explained:  # fmt: skip
     """Draw one classifier's counterfactuals of the query images.
 
@@ -144,22 +145,28 @@ def explain_model(
 
     def compute() -> Entry:
         targets = choose_targets(
-            config.queries.target, logits, labels, classifier.class_names, classifier, generator, inversion,
-            config.counterfactual,
-        )  # fmt: skip
+            config.queries.target,
+            logits,
+            labels,
+            classifier.class_names,
+            lambda sources: nearest_targets(classifier, generator, inversion, sources, config.counterfactual),
+        )
         assert not bool((targets == NOT_EXPLAINED).any()), "query images of the target class are never selected"
         for target in targets.unique().tolist():
             check_target(classifier, calibrated, classifier.class_names[target])
         with stage_progress(f"counterfactuals {classifier.name}", len(queries)) as advance:
-            found = explain(
-                classifier, generator, inversion, queries, labels, targets, calibrated.fitted,
-                calibrated.operating_point, config.counterfactual, networks.perceptual, advance,
-            )  # fmt: skip
-        tensors = {f.name: getattr(found, f.name) for f in fields(Counterfactuals)}
+            found = method.explain(
+                CalibratedClassifier(classifier, calibrated.fitted, calibrated.operating_point),
+                SearchNetworks(generator, networks.perceptual),
+                InvertedQueries(queries, labels, inversion),
+                targets,
+                advance,
+            )
+        tensors = {f.name: value for f in fields(found) if (value := getattr(found, f.name)) is not None}
         return Entry(tensors | {"targets": targets}, {})
 
     entry = _cached(
-        store,
+        store if method.known_by_version else None,
         "counterfactuals",
         compute,
         # The features and logits stand for weights, code, preprocessing and class order of the classifier alike, but
@@ -175,6 +182,7 @@ def explain_model(
         labels=labels,
         embedding=[networks.perceptual.name, networks.perceptual.weights_sha256],
         settings=config.counterfactual,
+        package=method.package,
         target=config.queries.target,
         seed=config.seed,
     )

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from audit.config import AuditConfig
-from audit.counterfactual.spruce import Counterfactuals
+from audit.counterfactual.methods import ChosenMethod
+from audit.counterfactual.protocol import Counterfactuals
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import named
 from audit.errors import ClassifierError, DataError, ModelFault
@@ -47,6 +48,7 @@ class Run:
     audited: AuditSet
     calibration: AuditSet
     store: Store | None
+    method: ChosenMethod
     watch: Stopwatch
     device: torch.device
 
@@ -88,7 +90,7 @@ def explain_all(
                 model.answers[indices],
                 inversion,
                 run.store,
-                device,
+                run.method,
             )
     _somebody(models)
     _note_targets(run.config, [one.targets for one in explained.values()], result)
@@ -104,6 +106,8 @@ def explain_all(
                 scored[model.name] = score_model(
                     model.name, common, one.found, one.targets, one.operating_point, verdicts[model.name], run.config
                 )
+                scored[model.name].summary.method = run.method.name
+                scored[model.name].summary.method_package = run.method.package
                 if networks.lpips is not None:
                     scored[model.name].summary.lpips = Perceptual(
                         value=float(networks.lpips.distance_all(one.found.images, inversion.images).mean()),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from audit.counterfactual.spruce import Counterfactuals
+from audit.counterfactual.protocol import Counterfactuals
 from audit.data.audit_set import AuditSet
 from audit.inversion.invert import Inversion
 from audit.metrics.edit import edit_map

@@ -12,6 +12,7 @@ from audit.classifiers.checkpoint import existing_file
 from audit.classifiers.load import load_classifier
 from audit.classifiers.slices import Slices
 from audit.config import AuditConfig, ClassifierConfig, is_shipped, load_config, note_on_spelling, recorded
+from audit.counterfactual.methods import choose_method
 from audit.data.audit_set import AuditSet
 from audit.data.describe import describe, describe_shift
 from audit.data.fingerprint import fingerprint, listing_fingerprint
@@ -85,6 +86,7 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
     if config.robustness.corruptions is not None and config.robustness.corruptions.names is not None:
         check_names(config.robustness.corruptions.names)
     check_embeddings(config)
+    method = choose_method(config.counterfactual, config.seed)
     with watch.stage("data"):
         data = load_data(config.data, config.seed)
         audited_set = data.split(config.data.audit_split)
@@ -152,7 +154,7 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
             )
         )
     else:
-        run = Run(config, networks, audited_set, calibration, store, watch, device)
+        run = Run(config, networks, audited_set, calibration, store, method, watch, device)
         with stage_kept("counterfactuals, index and ranking", lost, MEANINGFULNESS):
             explanation = explain_all(run, still_there(models), calibrated, result)
     for model in models:

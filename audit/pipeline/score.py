@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from audit.config import AuditConfig
-from audit.counterfactual.spruce import Counterfactuals
+from audit.counterfactual.protocol import Counterfactuals
 from audit.embeddings.embedding import embed_all, named
 from audit.errors import MetricError
 from audit.metrics.components import (
@@ -122,11 +122,12 @@ def score_model(
         reasons["transfer"] = "there is no judge: one model and no domain embedding"
     distance = perceptual_all(common.perceptual, found.images, common.inversions, 128, common.device)
     generator = stage_generator(config.seed, "permutation")
+    aimed = found.feature_target_flips
     summary = CounterfactualSummary(
         n=len(targets),
         flip_ratio=wilson_interval(int(found.flipped.sum()), len(targets)),
         reached=float(found.reached.float().mean()),
-        feature_target_flips=float(found.feature_target_flips.float().mean()),
+        feature_target_flips=None if aimed is None else float(aimed.float().mean()),
         operating_point={common.class_names[t]: float(operating_point[t]) for t in targets.unique().tolist()},
         confidence=mean_interval(found.confidence),
         l1=mean_interval(l1),

@@ -10,6 +10,7 @@ from audit.classifiers.classifier import Classifier
 from audit.config import CounterfactualConfig
 from audit.counterfactual.exceptional import Calibration, fit_calibration
 from audit.counterfactual.iterates import operating_points
+from audit.counterfactual.protocol import CalibratedClassifier, InvertedQueries
 from audit.generator.stylegan2.networks import Generator
 
 CLASS_NAMES = ("dark", "bright")
@@ -39,6 +40,14 @@ class World:
     points: Tensor
     config: CounterfactualConfig
 
+    @property
+    def subject(self) -> CalibratedClassifier:
+        return CalibratedClassifier(self.classifier, self.calibration, self.points)
+
+    @property
+    def asked(self) -> InvertedQueries:
+        return InvertedQueries(self.queries, self.sources, self.inversion)
+
     def wrap(self, network: nn.Module) -> Classifier:
         return wrap(network)
 
@@ -65,7 +74,7 @@ def calibrate(classifier: Classifier, images: Tensor, config: CounterfactualConf
     with torch.no_grad():
         features, logits = classifier.features_and_logits(images)
     predicted = logits.argmax(1)
-    calibration = fit_calibration(features, predicted, 2, config, CLASS_NAMES, 0, classifier.name)
+    calibration = fit_calibration(features, predicted, config, CLASS_NAMES, 0, classifier.name)
     return calibration, operating_points(logits.softmax(1), predicted, predicted)
 
 

@@ -33,7 +33,7 @@ def sample(seed: int, n: int = 240, d: int = 6, relu: bool = False) -> tuple[Ten
 
 def fit(x: Tensor, predicted: Tensor, **settings: object) -> Calibration:
     config = CounterfactualConfig.model_validate({"mixture_components": 3, **settings})
-    return fit_calibration(x, predicted, 3, config, NAMES, 0, "model")
+    return fit_calibration(x, predicted, config, NAMES, 0, "model")
 
 
 @settings(max_examples=20, deadline=None)
@@ -107,7 +107,7 @@ def test_many_images_are_fitted_on_a_seeded_subset() -> None:
     features = torch.randn(2 * FIT_IMAGES + 100, 1, generator=generator)
     predicted = torch.zeros(len(features), dtype=torch.long)
     config = CounterfactualConfig(mixture_components=1)
-    first, again = (fit_calibration(features, predicted, 1, config, ("a",), 7) for _ in range(2))
+    first, again = (fit_calibration(features, predicted, config, ("a",), 7) for _ in range(2))
     assert torch.equal(first.distributions[0].expected, again.distributions[0].expected)
     assert first.counts == (len(features),)
     assert abs(first.distributions[0].expected - features.mean()) < 0.05

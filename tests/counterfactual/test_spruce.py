@@ -9,10 +9,13 @@ from torch import Tensor, nn
 
 from audit.config import CounterfactualConfig
 from audit.counterfactual import spruce
-from audit.counterfactual.spruce import Counterfactuals, Objective, clip_per_image, explain
+from audit.counterfactual.methods import choose_method
+from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
+from audit.counterfactual.spruce import Objective, clip_per_image
 from audit.errors import ClassifierError
 from audit.generator.stylegan2.networks import Generator
 from audit.runtime.memory import limited
+from audit.runtime.progress import Advance
 
 
 class Edges:
@@ -27,25 +30,27 @@ class Edges:
         return [torch.cat([images[..., 1:, 1:] - images[..., :-1, 1:], images[..., 1:, 1:] - images[..., 1:, :-1]], 1)]
 
 
-def run(world, rows: slice = slice(None), perceptual: Edges | None = None, **changes: object) -> Counterfactuals:
+def silent(amount: float = 1) -> None:
+    pass
+
+
+def run(
+    world, rows: slice = slice(None), perceptual: Edges | None = None, advance: Advance = silent, **changes: object
+) -> Counterfactuals:
     inversion = dataclasses.replace(
         world.inversion,
         pivots=world.inversion.pivots[rows],
         deltas={k: v[rows] for k, v in world.inversion.deltas.items()},
         images=world.inversion.images[rows],
     )
-    return explain(
+    subject = CalibratedClassifier(
         changes.pop("classifier", world.classifier),
-        world.generator,
-        inversion,
-        world.queries[rows],
-        world.sources[rows],
-        world.targets[rows],
         changes.pop("calibration", world.calibration),
         changes.pop("points", world.points),
-        world.config.model_copy(update=changes),
-        perceptual,
     )
+    queries = InvertedQueries(world.queries[rows], world.sources[rows], inversion)
+    method = choose_method(world.config.model_copy(update=changes), 0)
+    return method.explain(subject, SearchNetworks(world.generator, perceptual), queries, world.targets[rows], advance)
 
 
 @pytest.fixture(scope="module")
@@ -202,10 +207,7 @@ def test_gradients_are_clipped_image_by_image() -> None:
 
 def test_progress_adds_up_and_a_class_without_operating_point_is_refused(world) -> None:
     done: list[float] = []
-    explain(
-        world.classifier, world.generator, world.inversion, world.queries, world.sources, world.targets,
-        world.calibration, world.points, world.config.model_copy(update={"steps": 2}), None, done.append,
-    )  # fmt: skip
+    run(world, steps=2, advance=done.append)
     assert sum(done) == pytest.approx(len(world.queries))
     with pytest.raises(ClassifierError, match="choose another target class"):
         run(world, points=torch.full((2,), torch.nan))
@@ -240,10 +242,6 @@ def test_a_batch_that_runs_out_of_memory_begins_anew_in_halves(world, monkeypatc
         return whole(self, ws, **named)
 
     monkeypatch.setattr(Generator, "images", images)
-    found = explain(
-        world.classifier, world.generator, world.inversion, world.queries, world.sources, world.targets,
-        world.calibration, world.points, world.config.model_copy(update={"steps": 6, "batch_size": 6}), None,
-        lambda amount=1: done.__setitem__(0, done[0] + amount),
-    )  # fmt: skip
+    found = run(world, steps=6, batch_size=6, advance=lambda amount=1: done.__setitem__(0, done[0] + amount))
     torch.testing.assert_close(found.images, expected.images, atol=1e-4, rtol=0)
     assert done[0] == pytest.approx(6)

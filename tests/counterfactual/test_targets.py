@@ -12,9 +12,10 @@ NAMES = ("dark", "bright")
 
 
 def choose(world, target: str, logits: torch.Tensor, labels: torch.Tensor, names: tuple[str, ...] = NAMES) -> list[int]:
-    return choose_targets(
-        target, logits, labels, names, world.classifier, world.generator, world.inversion, world.config
-    ).tolist()
+    def nearest(sources: torch.Tensor) -> torch.Tensor:
+        return nearest_targets(world.classifier, world.generator, world.inversion, sources, world.config)
+
+    return choose_targets(target, logits, labels, names, nearest).tolist()
 
 
 def test_fixed_runner_up_and_misclassified(world) -> None:

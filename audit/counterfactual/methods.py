@@ -1,0 +1,169 @@
+"""Counterfactual methods by name: those of this package, and those that another package adds.
+
+A method is made once, before any data is read, from the table `counterfactual` and the audit's seed; it reads settings
+of its own from `counterfactual.options`. Whatever it does, the networks are left as they came, and what it returns is
+checked before a number rests on it.
+"""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, fields
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from audit.classifiers.mode import preserve_mode
+from audit.classifiers.slices import sparing
+from audit.config import CounterfactualConfig
+from audit.counterfactual.iterates import goal_of, log_odds
+from audit.counterfactual.protocol import (
+    CalibratedClassifier,
+    Counterfactuals,
+    InvertedQueries,
+    Method,
+    SearchNetworks,
+)
+from audit.counterfactual.spruce import Spruce
+from audit.errors import AuditError, ConfigError, MethodError
+from audit.runtime.memory import out_of_memory
+from audit.runtime.progress import Advance
+from audit.runtime.registry import Registry
+from audit.runtime.seeds import stage_seed
+
+AT_ONCE = 64
+"""Images that `judged` gives to a classifier together."""
+
+Make = Callable[[CounterfactualConfig, int], Method]
+"""Makes a method from the table `counterfactual` and the audit's seed. Raises ConfigError for what it cannot use."""
+
+
+def _spruce(settings: CounterfactualConfig, seed: int) -> Method:
+    return Spruce(settings)  # it draws nothing at random
+
+
+METHODS: Registry[Make] = Registry("methods", "counterfactual method", {"spruce": _spruce})
+
+
+@dataclass(frozen=True)
+class ChosenMethod:
+    """The method that the configuration names; `package` gives it (None: this one)."""
+
+    name: str
+    package: str | None
+    seed: int
+    method: Method
+
+    @property
+    def known_by_version(self) -> bool:
+        """Whether name and package stand for the method's code, so that its results can be cached."""
+        return self.name not in METHODS.added
+
+    def explain(
+        self,
+        subject: CalibratedClassifier,
+        networks: SearchNetworks,
+        queries: InvertedQueries,
+        targets: Tensor,
+        advance: Advance,
+    ) -> Counterfactuals:
+        """Draw the counterfactuals as `Method.explain` does; global random state and networks are left as they came.
+
+        Raises MethodError for a method of another package that fails, and for any that returns something else.
+        """
+        who = f"Counterfactual method '{self.name}'" + ("" if self.package is None else f" ({self.package})")
+        who += f", asked to explain classifier '{subject.classifier.name}',"
+        device = networks.generator.mean_code.device
+        with (
+            preserve_mode(subject.classifier),
+            preserve_mode(networks.generator) if isinstance(networks.generator, nn.Module) else nullcontext(),
+            torch.random.fork_rng([device] if device.type == "cuda" else []),
+        ):
+            torch.manual_seed(stage_seed(self.seed, "counterfactuals"))
+            try:
+                found = self.method.explain(subject, networks, queries, targets, advance)
+            except Exception as error:
+                if self.package is None or isinstance(error, AuditError) or out_of_memory(error):
+                    raise
+                raise MethodError(f"{who} fails: {type(error).__name__}: {error}") from error
+        fault = _fault(found, queries.images.shape)
+        if fault is not None:
+            raise MethodError(f"{who} returned {fault}: mend the method (audit/counterfactual/protocol.py).")
+        return found
+
+
+def choose_method(settings: CounterfactualConfig, seed: int) -> ChosenMethod:
+    """Make the method that `settings` name. Raises ConfigError for an unknown name or options it cannot use."""
+    make = METHODS.get(settings.method, "counterfactual.method")
+    package = METHODS.origin(settings.method)
+    if package is None and settings.options:
+        raise ConfigError(
+            f"Table 'counterfactual.options' holds '{next(iter(settings.options))}', but the method "
+            f"'{settings.method}' is a built-in one, whose settings are keys of the table 'counterfactual': remove it."
+        )
+    try:
+        return ChosenMethod(settings.method, package, seed, make(settings, seed))
+    except AuditError:
+        raise
+    except Exception as error:
+        raise ConfigError(
+            f"Key 'counterfactual.method' names '{settings.method}' ({package}), which cannot be set up "
+            f"({type(error).__name__}: {error}): see 'counterfactual.options'."
+        ) from error
+
+
+def _fault(found: object, shape: torch.Size) -> str | None:
+    """Say what of `found` is not as a method has to return it for queries of `shape`; None where all is well."""
+    if not isinstance(found, Counterfactuals):
+        return f"a {type(found).__name__} where Counterfactuals are expected"
+    for one in fields(found):
+        value = getattr(found, one.name)
+        if value is None and one.default is None:
+            continue
+        if not isinstance(value, Tensor) or value.device.type != "cpu" or len(value) != shape[0]:
+            return f"no tensor on the CPU with a row for each of the {shape[0]} query images as '{one.name}'"
+        if not bool(value.isfinite().all()):
+            return f"'{one.name}' with numbers that are not finite"
+    for name in ("images", "semifactuals"):
+        pixels = getattr(found, name)
+        if pixels.shape != shape or not pixels.is_floating_point():
+            return f"'{name}' as {pixels.dtype} {tuple(pixels.shape)} where floats {tuple(shape)} are expected"
+        if float(pixels.min()) < 0 or float(pixels.max()) > 1:
+            return f"'{name}' between {float(pixels.min()):.3g} and {float(pixels.max()):.3g} where [0, 1] is expected"
+    for name in ("flipped", "reached", "feature_target_flips"):
+        value = getattr(found, name)
+        if value is not None and (value.dtype != torch.bool or value.ndim != 1):
+            return f"'{name}' as {value.dtype} {tuple(value.shape)} where bool {tuple(shape[:1])} is expected"
+    return None
+
+
+@torch.no_grad()
+def judged(subject: CalibratedClassifier, queries: InvertedQueries, targets: Tensor, images: Tensor) -> Counterfactuals:
+    """Return finished counterfactual `images [N, C, H, W]` with what the classifier says of them.
+
+    For methods that know no iterates: the inversion counts as the first one and as the semifactual, the counterfactual
+    as the second. Raises ClassifierError where a target class has no operating point.
+    """
+    images, targets = images.detach().cpu(), targets.cpu()
+    goals = goal_of(subject.operating_point.cpu(), targets)
+    before, after = (_logits(subject, pixels) for pixels in (queries.inversion.images.cpu(), images))
+    trace = torch.stack([logits.softmax(1).gather(1, targets[:, None])[:, 0] for logits in (before, after)], dim=1)
+    flipped, already = (logits.argmax(1) == targets for logits in (after, before))
+    return Counterfactuals(
+        images=images,
+        semifactuals=queries.inversion.images.cpu(),
+        flipped=flipped,
+        reached=flipped & (log_odds(after, targets) >= goals),
+        confidence=trace[:, 1],
+        step=torch.ones_like(targets),
+        flip_step=torch.where(already, 0, torch.where(flipped, 1, -1)),
+        trace=trace,
+    )
+
+
+def _logits(subject: CalibratedClassifier, images: Tensor) -> Tensor:
+    classifier = subject.classifier
+    device = next(classifier.parameters()).device
+    with preserve_mode(classifier):
+        parts = [sparing(classifier, partial(classifier, part.to(device))) for part in images.split(AT_ONCE)]
+        return torch.cat(parts).cpu()

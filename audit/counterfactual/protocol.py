@@ -1,0 +1,104 @@
+"""What every counterfactual method is given, and what it returns.
+
+A method of another package needs only this module; `methods.py` finds it by its name. Images are `[N, C, H, W]` in
+[0, 1], classes are in the order of the data.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from audit.classifiers.classifier import Classifier
+from audit.counterfactual.exceptional import Calibration
+from audit.embeddings.embedding import FeatureNetwork
+from audit.generator.protocol import Generator
+from audit.inversion.deltas import Rows
+from audit.runtime.progress import Advance
+
+
+class Inverted(Protocol):
+    """What is needed of an inversion: w+ codes `[N, L, w]`, per-image weights by name, images `[N, C, H, W]`."""
+
+    @property
+    def pivots(self) -> Tensor: ...
+    @property
+    def deltas(self) -> Mapping[str, Rows]: ...
+    @property
+    def images(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class CalibratedClassifier:
+    """The classifier to explain, and what it is like on the calibration images.
+
+    `calibration` describes its features; `operating_point [K]` is its median confidence on the images of each class
+    that it classifies correctly: a counterfactual as confident as that has *reached* the target class. NaN: no image
+    of the class is classified correctly.
+    """
+
+    classifier: Classifier
+    calibration: Calibration
+    operating_point: Tensor
+
+
+@dataclass(frozen=True)
+class SearchNetworks:
+    """The networks that draw an edit and measure how large it looks; None: no perceptual distance."""
+
+    generator: Generator
+    perceptual: FeatureNetwork | None
+
+
+@dataclass(frozen=True)
+class InvertedQueries:
+    """The N images to explain, their `labels [N]`, and where they lie in the generator's latent space."""
+
+    images: Tensor
+    labels: Tensor
+    inversion: Inverted
+
+
+@dataclass(frozen=True)
+class Counterfactuals:
+    """One model's counterfactuals of N query images, on the CPU.
+
+    `images` and `semifactuals` are `[N, C, H, W]` in [0, 1]. `flipped` and `reached` say whether the counterfactual is
+    assigned to the target class, and with at least the operating point's confidence; `confidence` is its probability of
+    the target class and `step` its iterate. `flip_step` is the first iterate assigned to the target (-1: none; 0:
+    already the inversion); `trace [N, T + 1]` the probability of the target class at every iterate from the inversion
+    on. `latents [N, L, w]` are the counterfactuals' w+ codes, None where the method has none. `feature_target_flips`
+    says whether the head alone assigns the features that the method aims at to the target class (of SPRUCE: the
+    replaced features x', as in the thesis, not carried further); None where it aims at no features.
+    """
+
+    images: Tensor
+    semifactuals: Tensor
+    flipped: Tensor
+    reached: Tensor
+    confidence: Tensor
+    step: Tensor
+    flip_step: Tensor
+    trace: Tensor
+    latents: Tensor | None = None
+    feature_target_flips: Tensor | None = None
+
+
+class Method(Protocol):
+    """A counterfactual method."""
+
+    def explain(
+        self,
+        subject: CalibratedClassifier,
+        networks: SearchNetworks,
+        queries: InvertedQueries,
+        targets: Tensor,
+        advance: Advance,
+    ) -> Counterfactuals:
+        """Draw the counterfactual of every query image towards its class of `targets [N]`.
+
+        `advance` is told the images done, in fractions. All networks are in evaluation mode with frozen parameters;
+        gradients with respect to their inputs flow. Raises an AuditError where the classifier cannot be explained.
+        """
+        ...
