@@ -145,9 +145,12 @@ class DataConfig(Section):
     path: str = Field(
         description="folder or .zip with a sub-folder per class, CSV manifest, MedMNIST .npz, or 'phantom'"
     )
-    format: Literal["auto", "folder", "zip", "manifest", "npz", "phantom"] = Field(
-        "auto", description="kind of path; auto: told by what lies there"
+    format: str = Field(
+        "auto",
+        description="folder, zip, manifest, npz, phantom, or a format that another package adds; auto: told by what "
+        "lies there",
     )
+    options: dict[str, Any] = Field(default_factory=dict, description="settings for a format of another package")
     classes: tuple[str, ...] | None = Field(None, description="class names in label order; default: as the data says")
     image_size: int | None = Field(None, ge=8, le=1024, description="resize (antialiased) to this side; default: as is")
     channels: Literal[1, 3] | None = Field(None, description="convert to grey (1) or RGB (3); default: as the data is")

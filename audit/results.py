@@ -91,6 +91,7 @@ class DataRead(Row):
     audit_split: str
     calibration_split: str | None = Field(description="None: there is none, or none is needed")
     splits: dict[str, dict[str, int]] = Field(description="images by split and class")
+    origin: str | None = Field(default=None, description="package and version that read the data; None: this one")
     white: float | None = Field(description="as configured; None: the largest number that each depth can hold, or 1")
     kinds: dict[str, int] = Field(default_factory=dict, description="depth and colour of the sources, number of images")
     smallest: tuple[int, int] | None = Field(default=None, description="height and width before resizing")

@@ -72,7 +72,6 @@ def test_an_unknown_key_is_answered_with_the_nearest(changes: dict[str, Any], ke
         ({"seed": -1}, "Key 'seed' .* greater than or equal to 0"),
         ({"seed": "x"}, "Key 'seed' .* valid integer"),
         ({"data": {"channels": 2}}, r"Key 'data\.channels' .* 1 or 3"),
-        ({"data": {"format": "tar"}}, r"Key 'data\.format' .* 'folder'"),
         ({"data": {"image_size": 4}}, r"Key 'data\.image_size'"),
         ({"classifiers": []}, "Key 'classifiers' .* at least 1"),
         ({"robustness": {"eps": ["8/0"]}}, r"Key 'robustness\.eps\.0' .* '8/0' is not a number such as"),

@@ -99,8 +99,14 @@ class AuditSet:
         if reader is not None:
             for position, row in enumerate(rows):
                 mask = reader(int(row))
-                if mask is not None:
-                    out[position] = torch.from_numpy(np.asarray(mask, dtype=bool))
+                if mask is None:
+                    continue
+                if np.shape(mask) != (height, width):
+                    raise DataError(
+                        f"The mask of region '{name}' of image '{self.ids[int(row)]}' of {self.source} is "
+                        f"{np.shape(mask)} (height, width) where the image is {(height, width)}: make them one size."
+                    )
+                out[position] = torch.from_numpy(np.asarray(mask, dtype=bool))
         return out
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -90,6 +90,7 @@ def _begun(data: AuditSet, split: str) -> DataRead:
     if reading is not None:
         read.kinds = dict(Counter(reading.kinds).most_common())
         read.left_out = list(reading.left_out)
+        read.origin = reading.origin
     return read
 
 

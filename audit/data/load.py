@@ -1,4 +1,7 @@
-"""One door to every kind of data: folder or `.zip`, CSV manifest, MedMNIST `.npz`, or the built-in phantom."""
+"""Load the images that a configuration names, of whatever format: those in `FORMATS`, or another package's.
+
+Formats of this package are a folder or `.zip`, a CSV manifest, an `.npz` of MedMNIST layout and the phantom.
+"""
 
 from dataclasses import replace
 from functools import partial
@@ -9,17 +12,18 @@ import numpy as np
 from audit.config import DataConfig
 from audit.data.audit_set import AuditSet, ImageReader, MaskReader
 from audit.data.folder import load_folder
-from audit.data.images import convert_image
+from audit.data.images import KeepingReader, convert_image
 from audit.data.listing import check_classes, nearest
 from audit.data.manifest import load_manifest
 from audit.data.masks import with_masks
 from audit.data.npz import load_npz
+from audit.data.outside import Loader, load_outside
 from audit.data.phantom import phantom_set
 from audit.data.regions import resize_mask
 from audit.errors import DataError
+from audit.runtime.registry import Registry
 
 CALIBRATION_SPLITS = ("calibration", "val", "valid", "validation", "dev", "train")
-LOADERS = {"manifest": load_manifest, "npz": load_npz}
 
 
 def detect_format(path: str) -> str:
@@ -67,6 +71,20 @@ def _load_phantom(config: DataConfig, seed: int) -> AuditSet:
     if config.classes is not None and config.classes != dataset.class_names:
         raise DataError(f"data.classes must be absent or {', '.join(dataset.class_names)} for the phantom: correct it.")
     return converted(dataset, config.image_size, config.channels)
+
+
+FORMATS: Registry[Loader] = Registry(
+    "datasets",
+    "data set",
+    {
+        "folder": load_folder,
+        "zip": load_folder,
+        "manifest": load_manifest,
+        "npz": load_npz,
+        "phantom": _load_phantom,
+    },
+)
+"""How data are read, by `data.format`."""
 
 
 def _splits(dataset: AuditSet) -> list[str]:
@@ -130,11 +148,15 @@ def _check_beside(config: DataConfig, kind: str) -> None:
 def _load(config: DataConfig, seed: int, labelled: bool) -> AuditSet:
     check_classes(config.classes)
     kind = detect_format(config.path) if config.format == "auto" else config.format
-    if kind == "phantom":
-        dataset = _load_phantom(config, seed)
-    else:
-        _check_beside(config, kind)
-        dataset = load_folder(config, seed, labelled) if kind in ("folder", "zip") else LOADERS[kind](config, seed)
+    load, package = FORMATS.get(kind, "data.format"), FORMATS.origin(kind)
+    _check_beside(config, kind)
+    if package is not None:
+        dataset = converted(load_outside(load, config, seed, package), config.image_size, config.channels)
+        return with_masks(replace(dataset, read_image=KeepingReader(dataset.read_image)), config)
+    if config.options:
+        raise DataError(f"data.options are for the formats of other packages and would do nothing for '{kind}'.")
+    # Of a folder alone, images can be taken that have no label.
+    dataset = load_folder(config, seed, labelled) if load is load_folder else load(config, seed)
     return with_masks(dataset, config)
 
 
@@ -167,11 +189,12 @@ def load_shift(config: DataConfig, seed: int, like: AuditSet) -> AuditSet:
     Raises DataError if its classes differ or its images cannot be brought to that shape.
     """
     assert config.shift is not None
+    read_by_another = FORMATS.origin(config.format) is not None
     other = config.model_copy(
         update={
             "path": config.shift,
             "shift": None,
-            "format": "auto",
+            "format": config.format if read_by_another else "auto",
             "masks": None,
             "calibration_split": None,
             "image_size": None,

@@ -66,7 +66,8 @@ class Reading:
 
     `examine` decodes a row and returns what its numbers are like and a hash of its pixels; with `keep` what is decoded
     stays for the audit. `bytes_key` gives a cheap key of a row's encoded content that differs only for different
-    bytes (`thorough` False) or a hash of all of them; None: there are no encoded bytes.
+    bytes (`thorough` False) or a hash of all of them; None: there are no encoded bytes. `origin` is the package and
+    version that read the set; None: this one.
     """
 
     examine: "Callable[[int, bool], tuple[Look, bytes]]"
@@ -76,6 +77,7 @@ class Reading:
     left_out: tuple[LeftOut, ...] = ()
     bytes_key: "Callable[[int, bool], object] | None" = None
     white: float | None = None
+    origin: str | None = None
 
 
 def left_out(reason: str, names: list[str]) -> LeftOut:
