@@ -207,6 +207,17 @@ class GeneratorConfig(Section):
     """The one generator that draws every counterfactual."""
 
     path: Weights = Field("shipped:phantom", description="the generator's file")
+    format: str = Field(
+        "auto",
+        min_length=1,
+        description="auto: a StyleGAN2 file, whose layout is recognised; or the name of a reader that a package adds",
+    )
+
+    @model_validator(mode="after")
+    def _path_of_another_format(self) -> "GeneratorConfig":
+        if self.format != "auto" and "path" not in self.model_fields_set:
+            raise ValueError(f"format = '{self.format}' reads a path: give one")
+        return self
 
 
 class InversionConfig(Section):

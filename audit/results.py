@@ -530,6 +530,9 @@ class AuditResult(Row):
     seed: int
     classes: list[str]
     generator_sha256: str | None = None
+    generator_package: str | None = Field(
+        default=None, description="package and version that read the generator; None: this one"
+    )
     encoder_sha256: str | None = None
     data: dict[str, Any] = Field(
         description="source, split sizes, image shape; `audited_sha256`: hash of the audited images, labels and ids; "

@@ -16,7 +16,7 @@ from audit.generator.stylegan2.discriminator import Discriminator
 
 
 class Generator(Protocol):
-    """Draws square images from codes. A class that inherits from this one need not write `images`."""
+    """Draws square images from codes."""
 
     @property
     def resolution(self) -> int:
@@ -67,7 +67,7 @@ class Generator(Protocol):
 
     def images(self, ws: Tensor, deltas: Mapping[str, Tensor] | None = None) -> Tensor:
         """Draw as `draw` does, clamped to [0, 1]."""
-        return self.draw(ws, deltas).clamp(0, 1)
+        ...
 
 
 G = TypeVar("G", bound=Generator, covariant=True)
@@ -79,7 +79,7 @@ class Loaded(Generic[G]):
 
     `sha256` stands for it in caches and results; for a file it is the file's hash. `notes` say in words what the source
     left open, and become notices of the results; `metadata` are the source's own words. Only StyleGAN2's discriminator
-    serves as an embedding.
+    serves as an embedding. `package` gives the reader; None if it is built in.
     """
 
     generator: G
@@ -88,6 +88,7 @@ class Loaded(Generic[G]):
     metadata: dict[str, str] = field(default_factory=dict)
     format: str = ""
     notes: tuple[str, ...] = ()
+    package: str | None = None
 
 
 LoadedGenerator = Loaded[Generator]

@@ -144,12 +144,7 @@ def invert(
     if len(images) == 0:
         raise DataError("There are no images to invert: check the query selection.")
     check_fits(generator, (images.shape[1], images.shape[2], images.shape[3]))
-    if encoder is not None:
-        encoder.check_generator(generator)
-    elif config.method == "encoder":
-        raise GeneratorError(
-            'inversion.method = "encoder" needs an encoder: set inversion.encoder, or choose "pti" or "optimise".'
-        )
+    check_method(config.method, generator, encoder)
     starts = _Starts(generator, encoder, seed, images, config.max_memory)
     at_once = _images_at_once(generator, images, starts, config, seed, perceptual)
     parts = []
@@ -172,6 +167,21 @@ def invert(
         parts.append(keep(images[rows], compute))
         units.finish()
     return join(parts)
+
+
+def check_method(method: str, generator: Generator, encoder: Encoder | None) -> None:
+    """Raise GeneratorError if `generator` cannot be inverted by `method`, or if the encoder belongs to another one."""
+    if encoder is not None:
+        encoder.check_generator(generator)
+    elif method == "encoder":
+        raise GeneratorError(
+            'inversion.method = "encoder" needs an encoder: set inversion.encoder, or choose "pti" or "optimise".'
+        )
+    if method == "pti" and not generator.tunable:
+        raise GeneratorError(
+            'inversion.method = "pti" changes the generator for every image, and this generator has nothing that can '
+            'be changed: set inversion.method = "optimise".'
+        )
 
 
 def _images_at_once(

@@ -70,6 +70,7 @@ def explain_all(
     """
     networks, watch, device = run.networks, run.watch, run.device
     result.generator_sha256 = networks.loaded.sha256
+    result.generator_package = networks.loaded.package
     result.encoder_sha256 = networks.encoder_sha256
     result.realism_embedding, result.perceptual_embedding = named(networks.network), named(networks.perceptual)
     result.not_computed += networks.missing

@@ -13,9 +13,10 @@ from audit.embeddings.embedding import Embedder, FeatureNetwork, named
 from audit.embeddings.lpips import SMALLEST, Lpips
 from audit.embeddings.resolve import Request, check_word, resolve
 from audit.errors import ConfigError, MetricError
-from audit.generator.files.load import load_generator
 from audit.generator.protocol import LoadedGenerator, check_fits
+from audit.generator.readers import read_generator
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
+from audit.inversion.invert import check_method
 from audit.results import NotComputed, Notice
 
 
@@ -67,13 +68,13 @@ class Networks:
 def load_networks(config: AuditConfig, data: AuditSet, device: torch.device) -> Networks:
     """Load what `config` names for images like those of `data`. Raises GeneratorError or MetricError."""
     assert config.generator is not None
-    loaded = load_generator(config.generator.path, device)
+    loaded = read_generator(config.generator, device)
     check_fits(loaded.generator, data.image_shape)
     encoder = None
     encoder_path = config.inversion.encoder or encoder_beside(config.generator.path)
     if encoder_path is not None:
         encoder = load_encoder(encoder_path, device)
-        encoder.check_generator(loaded.generator)
+    check_method(config.inversion.method, loaded.generator, encoder)
     canonical, lpips, missing = _canonical(config.metrics.canonical, min(data.image_shape[1:]), device)
 
     def request(key: str) -> Request:

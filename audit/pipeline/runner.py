@@ -18,6 +18,7 @@ from audit.data.describe import describe, describe_shift
 from audit.data.fingerprint import fingerprint, listing_fingerprint
 from audit.data.load import calibration_split, load_data, load_shift
 from audit.errors import ClassifierError, ConfigError, Terminated
+from audit.generator.readers import READERS
 from audit.pipeline.explain import Calibrated, calibrate, check_target
 from audit.pipeline.explanation import Explanation, Run, explain_all
 from audit.pipeline.first_look import Look, first_looks
@@ -87,6 +88,8 @@ def _run(config: AuditConfig, base: Path, output: Output | None, store: Store | 
         check_names(config.robustness.corruptions.names)
     check_embeddings(config)
     method = choose_method(config.counterfactual, config.seed)
+    if config.generator is not None:
+        READERS.get(config.generator.format, "generator.format")
     with watch.stage("data"):
         data = load_data(config.data, config.seed)
         audited_set = data.split(config.data.audit_split)

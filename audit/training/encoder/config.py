@@ -4,14 +4,14 @@ from pathlib import Path
 
 import torch
 
-from audit.config import load_training
+from audit.config import GeneratorConfig, load_training
 from audit.data.describe import note_on_training_data
 from audit.data.load import load_data, training_split
 from audit.embeddings.embedding import FeatureNetwork
 from audit.embeddings.lpips import SMALLEST, Lpips
 from audit.embeddings.resolve import Request, choose, resolve
-from audit.generator.files.load import load_generator
 from audit.generator.protocol import LoadedGenerator, check_fits
+from audit.generator.readers import read_generator
 from audit.runtime.environment import choose_device
 from audit.training.encoder.train import EncoderTrainConfig, train_encoder
 
@@ -41,7 +41,7 @@ def _similarity(
 def run_encoder_training(config: EncoderTrainConfig, out: Path) -> Path:
     """Load generator and data that `config` names, train, and return the path of the encoder."""
     device = choose_device(config.device)
-    loaded = load_generator(config.generator, device)
+    loaded = read_generator(GeneratorConfig(path=config.generator, format=config.generator_format), device)
     data = load_data(config.data, config.seed)
     check_fits(loaded.generator, data.image_shape)
     perceptual = _similarity(config, loaded, device)

@@ -50,6 +50,7 @@ class EncoderTrainConfig(Training):
 
     split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
     generator: Weights = Field("shipped:phantom", description="the generator whose codes are learnt")
+    generator_format: str = Field("auto", min_length=1, description="as generator.format of an audit")
     seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
     width: int = Field(64, ge=16, multiple_of=16, description="feature maps at 16x16 and below")
