@@ -25,7 +25,8 @@ from audit.training.embedding.contrastive import Contrasted, nt_xent, two_views
 from audit.training.embedding.scores import scores, yardsticks
 from audit.training.shared.card import save_weights, write_card
 from audit.training.shared.loop import Outcome, Task, train
-from audit.training.shared.stream import MEASURED_IMAGES, epoch_order
+from audit.training.shared.passes import Passes, pass_order
+from audit.training.shared.stream import MEASURED_IMAGES
 
 MIN_STD = 1e-3
 """Floor of a channel's standard deviation: a constant channel must not divide by zero."""
@@ -61,11 +62,10 @@ def stream(config: EmbeddingTrainConfig, images: AuditSet, group: Workers = ALON
             f"optimiser.batch_size is {size} for {group.size} process(es), and a view needs others to be told from: "
             f"set it to {2 * group.size} or more."
         )
-    per_epoch = len(images) // size
+    passes = Passes(len(images), size, config.seed)
 
     def batch(step: int) -> Tensor:
-        epoch, position = divmod(step, per_epoch)
-        rows = epoch_order(len(images), config.seed, epoch)[position * size : (position + 1) * size][part]
+        rows = passes.rows(step)[part]
         generator = stage_generator(config.seed, group.stage(f"embedding/views/{step}"))
         return two_views(images.images(rows), config.augmentation, generator)
 
@@ -90,7 +90,7 @@ def contrast(model: nn.Module, images: AuditSet, config: EmbeddingTrainConfig, d
 def _encoder(config: EmbeddingTrainConfig, images: AuditSet) -> DomainEncoder:
     """Build the encoder for images of this shape, with their mean and deviation measured on some of them."""
     encoder = DomainEncoder(config.name, images.image_shape, config.widths, config.features)
-    pixels = images.images(epoch_order(len(images), config.seed, -1)[:MEASURED_IMAGES])
+    pixels = images.images(pass_order(len(images), config.seed, -1)[:MEASURED_IMAGES])
     encoder.mean.copy_(pixels.mean(dim=(0, 2, 3)))
     encoder.std.copy_(pixels.std(dim=(0, 2, 3)).clamp_min(MIN_STD))
     return encoder

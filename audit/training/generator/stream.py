@@ -15,30 +15,14 @@ from torch import Tensor
 
 from audit.data.audit_set import AuditSet
 from audit.runtime.distributed import ALONE, Workers
-from audit.runtime.seeds import stage_generator
 from audit.storage.cache import hash_tensor
 from audit.storage.checkpoint import fingerprint
+from audit.training.shared.passes import Passes
 
 AHEAD = 3
 """Batches that are decoded before they are asked for."""
 HASHED = 256
 """Images whose pixels tell a set from others; the names of all do, too."""
-
-
-def rows_of(step: int, n: int, batch_size: int, seed: int, orders: dict[int, Tensor]) -> Tensor:
-    """Rows `[batch_size]` of `n` that step number `step` sees; `orders` keeps the passes in use."""
-    positions = torch.arange(step * batch_size, (step + 1) * batch_size)
-    passes = torch.div(positions, n, rounding_mode="floor")
-    for number in [old for old in orders if old < int(passes[0])]:
-        orders.pop(number, None)
-    for number in passes.unique().tolist():
-        if number not in orders:
-            orders[number] = torch.randperm(n, generator=stage_generator(seed, f"generator order {number}"))
-    rows = torch.empty(batch_size, dtype=torch.long)
-    for number in passes.unique().tolist():
-        here = passes == number
-        rows[here] = orders[number][positions[here] - number * n]
-    return rows
 
 
 def read_uint8(dataset: AuditSet, batch_size: int = 256) -> Tensor:
@@ -71,9 +55,10 @@ class Reals:
     _labels: Tensor = field(init=False)
     _pool: ThreadPoolExecutor | None = None
     _waiting: dict[int, tuple[Tensor, Future[Tensor]]] = field(default_factory=dict)
-    _orders: dict[int, Tensor] = field(default_factory=dict)
+    _passes: Passes = field(init=False)
 
     def __post_init__(self) -> None:
+        self._passes = Passes(len(self.dataset), self.batch_size, self.seed, "generator order ", seamless=True)
         self._labels = self.dataset.row_labels
         channels, height, width = self.dataset.image_shape
         if len(self.dataset) * channels * height * width <= self.cache_mb * 2**20:
@@ -100,8 +85,7 @@ class Reals:
 
     def rows(self, step: int) -> Tensor:
         """This process's rows at `step`."""
-        whole = rows_of(step, len(self.dataset), self.batch_size, self.seed, self._orders)
-        return whole[self.workers.part(self.batch_size, "batch_size")]
+        return self._passes.rows(step)[self.workers.part(self.batch_size, "batch_size")]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images and labels of `step`; steps are asked for in order."""

@@ -21,6 +21,7 @@ from audit.runtime.distributed import ALONE, Workers
 from audit.runtime.seeds import stage_generator, stage_seed
 from audit.training.classifier.augmentation import apply, draw
 from audit.training.classifier.config import ClassifierTrainConfig
+from audit.training.shared.passes import Passes, pass_order
 
 MEASURED_IMAGES = 1024
 """Images on which the normalisation (and the phantom's class frequencies) are measured."""
@@ -48,11 +49,6 @@ def held_out_phantom(n: int, seed: int, stage: str, marker_correlation: float) -
         calibration=1, audit=n, seed=stage_seed(seed, f"train/{stage}"), marker_correlation=marker_correlation
     )
     return whole.split("test")
-
-
-def epoch_order(n: int, seed: int, epoch: int) -> Tensor:
-    """Return the permutation of `n` rows for pass number `epoch`."""
-    return torch.randperm(n, generator=stage_generator(seed, f"train/order/{epoch}"))
 
 
 def _drawn(config: ClassifierTrainConfig, step: int, n: int, part: slice) -> dict[str, Tensor]:
@@ -95,26 +91,21 @@ def set_stream(config: ClassifierTrainConfig, workers: Workers = ALONE) -> Strea
     order = torch.randperm(len(validation), generator=stage_generator(config.seed, "train/validation"))
     size = min(config.optimiser.batch_size, len(training))
     part = workers.part(size)
-    per_epoch = len(training) // size
     labels = training.row_labels
-    current: dict[int, Tensor] = {}
+    passes = Passes(len(training), size, config.seed)
 
     def batch(step: int) -> tuple[Tensor, Tensor]:
-        epoch, position = divmod(step, per_epoch)
-        if epoch not in current:
-            current.clear()
-            current[epoch] = epoch_order(len(training), config.seed, epoch)
-        rows = current[epoch][position * size : (position + 1) * size][part]
+        rows = passes.rows(step)[part]
         return apply(training.images(rows), _drawn(config, step, size, part)), labels[rows]
 
     def measured() -> tuple[Tensor, Tensor]:
-        rows = epoch_order(len(training), config.seed, -1)[:MEASURED_IMAGES]
+        rows = pass_order(len(training), config.seed, -1)[:MEASURED_IMAGES]
         return training.images(rows), labels
 
     return Stream(
         batch=batch,
         measured=measured,
-        per_epoch=per_epoch,
+        per_epoch=len(training) // size,
         class_names=whole.class_names,
         image_shape=whole.image_shape,
         validation=validation.select(order[: config.selection.n]),

@@ -1,15 +1,13 @@
-"""Rows of a step: every image once a pass, shared out among processes, the same whether kept or streamed."""
+"""Images of a step: shared out among processes, the same whether kept or streamed."""
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from audit.data.audit_set import AuditSet
 from audit.errors import ConfigError
 from audit.runtime.distributed import Workers
-from audit.training.generator.stream import Reals, rows_of
+from audit.training.generator.stream import Reals
 
 CPU = torch.device("cpu")
 
@@ -18,18 +16,6 @@ def images(n=40, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (n, 16, 16), dtype=np.uint8)
     labels, splits = np.arange(n) % 3, np.full(n, "train")
     return AuditSet(pixels.__getitem__, labels, ("a", "b", "c"), tuple(map(str, range(n))), splits, (1, 16, 16))
-
-
-@settings(max_examples=25, deadline=None)
-@given(n=st.integers(8, 50), batch=st.integers(1, 8), seed=st.integers(0, 9))
-def test_every_image_is_seen_once_a_pass(n, batch, seed):
-    orders: dict = {}
-    steps = -(-3 * n // batch)
-    seen = torch.cat([rows_of(step, n, batch, seed, orders) for step in range(steps)])
-    assert len(orders) <= 2
-    for start in range(0, 3 * n, n):
-        assert sorted(seen[start : start + n].tolist()) == list(range(n))
-    assert torch.equal(rows_of(steps - 1, n, batch, seed, {}), seen[-batch:])
 
 
 def test_processes_share_the_batch_of_one():
