@@ -44,19 +44,22 @@ def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:
 
 
 class Resumable:
-    """A training's state that `save` and `resume` carry over a kill: named modules, plain values and a random stream.
+    """A training's state that `save` and `resume` carry over a kill: named modules, plain values and random streams.
 
-    `_modules` name attributes with a `state_dict` (networks, optimisers); `_plain` those of numbers, lists and text.
+    `_modules` name attributes with a `state_dict` (networks, optimisers), or None; `_plain` those of numbers, lists,
+    text and tensors; `_generators` those of random generators.
     """
 
     _modules: ClassVar[tuple[str, ...]]
     _plain: ClassVar[tuple[str, ...]]
-    rng: torch.Generator
+    _generators: ClassVar[tuple[str, ...]] = ("rng",)
 
     def save(self, path: Path, key: str) -> None:
         """Write everything to the checkpoint `path` of the configuration `key`."""
-        state = {name: getattr(self, name).state_dict() for name in self._modules}
-        state |= {name: getattr(self, name) for name in self._plain} | {"rng": self.rng.get_state()}
+        modules = {name: getattr(self, name) for name in self._modules}
+        state = {name: None if module is None else module.state_dict() for name, module in modules.items()}
+        state |= {name: getattr(self, name) for name in self._plain}
+        state |= {name: getattr(self, name).get_state() for name in self._generators}
         save_checkpoint(path, key, state)
 
     def resume(self, path: Path, key: str) -> None:
@@ -65,7 +68,9 @@ class Resumable:
         if state is None:
             return
         for name in self._modules:
-            getattr(self, name).load_state_dict(state[name])
+            if state[name] is not None:
+                getattr(self, name).load_state_dict(state[name])
         for name in self._plain:
             setattr(self, name, state[name])
-        self.rng.set_state(state["rng"])
+        for name in self._generators:
+            getattr(self, name).set_state(state[name])

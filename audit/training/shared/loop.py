@@ -8,7 +8,7 @@ early follows from the scores. Optimiser: AdamW (Loshchilov & Hutter 2019).
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from audit.errors import ConfigError
 from audit.runtime.distributed import ALONE, Workers
 from audit.runtime.seeds import stage_generator, stage_seed
-from audit.storage.checkpoint import load_checkpoint, save_checkpoint
+from audit.storage.checkpoint import Resumable
 from audit.training.classifier.config import OptimiserConfig
 from audit.training.shared.precision import check_precision, in_precision
 
@@ -84,6 +84,27 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     ]
 
 
+@dataclass
+class _State(Resumable):
+    """Everything that a resumed run needs; `seconds` and `history` are those of all parts of the run."""
+
+    _modules = ("model", "optimiser", "scaler", "average")
+    _plain = ("step", "seconds", "loss", "best", "best_score", "best_step", "history")
+    _generators = ()
+
+    model: nn.Module
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: AveragedModel | None
+    best: dict[str, Tensor]
+    best_score: float = -math.inf
+    best_step: int = 0
+    step: int = 0
+    seconds: float = 0.0
+    loss: float = math.nan
+    history: list[tuple[int, float]] = field(default_factory=list)
+
+
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
@@ -119,28 +140,19 @@ def train(
     average = None
     if optimiser.ema is not None:
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optimiser.ema), use_buffers=True)
-    step, spent, loss_value = 0, 0.0, math.nan
-    best, best_score, best_step = _snapshot(model), -math.inf, 0
-    history: list[tuple[int, float]] = []
-    state = load_checkpoint(checkpoint, key)
-    if state is not None:
-        model.load_state_dict(state["model"])
-        adamw.load_state_dict(state["optimiser"])
-        scaler.load_state_dict(state["scaler"])
-        if average is not None:
-            average.load_state_dict(state["average"])
-        step, spent, loss_value = state["step"], state["seconds"], state["loss"]
-        best, best_score, best_step = state["best"], state["best_score"], state["best_step"]
-        history = [(int(s), float(v)) for s, v in state["history"]]
-    workers.check_equal(step, "the step to resume from", device)
-    saved = time.monotonic()
+    state = _State(model, adamw, scaler, average, best=_snapshot(model))
+    state.resume(checkpoint, key)
+    workers.check_equal(state.step, "the step to resume from", device)
+    earlier, saved = state.seconds, time.monotonic()
 
     def stopping() -> bool:
-        return step >= steps or (patience is not None and without_gain([v for _, v in history]) >= patience)
+        scores = [score for _, score in state.history]
+        return state.step >= steps or (patience is not None and without_gain(scores) >= patience)
 
     with workers.progress(task.name, steps) as advance:
-        advance(step)
+        advance(state.step)
         while not stopping():
+            step = state.step
             images, targets = (part.to(device) for part in task.batch(step))
             for group in adamw.param_groups:
                 group["lr"] = optimiser.lr * learning_rate_share(step, steps, optimiser.warmup)
@@ -150,9 +162,9 @@ def train(
                 torch.manual_seed(stage_seed(seed, workers.stage(f"train/step/{step}")))
                 generator = stage_generator(seed, workers.stage(f"train/noise/{step}"), device)
                 loss = task.loss(learner, images, targets, generator, step / steps)
-            loss_value = workers.mean(loss)
-            if not math.isfinite(loss_value):
-                raise ConfigError(f"The loss of '{task.name}' is {loss_value} at step {step}: lower optimiser.lr.")
+            state.loss = workers.mean(loss)
+            if not math.isfinite(state.loss):
+                raise ConfigError(f"The loss of '{task.name}' is {state.loss} at step {step}: lower optimiser.lr.")
             adamw.zero_grad(set_to_none=True)
             scaler.scale(loss).backward()
             workers.average_gradients(model)
@@ -164,34 +176,20 @@ def train(
             workers.average_buffers(model)
             if average is not None:
                 average.update_parameters(model)
-            step += 1
+            state.step += 1
             advance()
-            if step % select_every == 0 or step == steps:
-                judged = model if average is None else average.module
-                value = workers.of_first(partial(task.score, judged), device)
-                history.append((step, value))
-                if value >= best_score:
-                    best, best_score, best_step = _snapshot(judged), value, step
+            if state.step % select_every == 0 or state.step == steps:
+                validated = model if average is None else average.module
+                score = workers.of_first(partial(task.score, validated), device)
+                state.history.append((state.step, score))
+                if score >= state.best_score:
+                    state.best, state.best_score, state.best_step = _snapshot(validated), score, state.step
             if time.monotonic() - saved > CHECKPOINT_SECONDS or stopping():
                 saved = time.monotonic()
+                state.seconds = earlier + saved - start
                 if workers.first:
-                    save_checkpoint(
-                        checkpoint,
-                        key,
-                        {
-                            "step": step,
-                            "seconds": spent + saved - start,
-                            "loss": loss_value,
-                            "model": model.state_dict(),
-                            "optimiser": adamw.state_dict(),
-                            "scaler": scaler.state_dict(),
-                            "average": None if average is None else average.state_dict(),
-                            "best": best,
-                            "best_score": best_score,
-                            "best_step": best_step,
-                            "history": [list(entry) for entry in history],
-                        },
-                    )
-    model.load_state_dict(best)
-    reason = "all steps done" if step >= steps else f"no gain in {patience} validations"
-    return Outcome(best_score, best_step, history, step, reason, loss_value, spent + time.monotonic() - start)
+                    state.save(checkpoint, key)
+    model.load_state_dict(state.best)
+    reason = "all steps done" if state.step >= steps else f"no gain in {patience} validations"
+    seconds = earlier + time.monotonic() - start
+    return Outcome(state.best_score, state.best_step, state.history, state.step, reason, state.loss, seconds)
