@@ -232,7 +232,7 @@ class Classifier(nn.Module):
         return self.slices(network, images, graded and torch.is_grad_enabled())
 
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate features `[N, d]` of `images`: the input of the final linear layer (001 section 5.1)."""
+        """Penultimate features `[N, d]` of `images`: the input of the final linear layer (Litsos 2025, section 5.1)."""
         return self.features_and_logits(images)[0]
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:

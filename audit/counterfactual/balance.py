@@ -5,7 +5,7 @@ trained model far short of its operating point and drives a sharp one past it. T
 one, the sparsest change *as convincing as a typical real image of the target class*, so each image carries a multiplier
 (its `push`) of that constraint, as in the Lagrangian method. It divides the sparsity terms of the loss, and, where the
 class mean itself is not convincing enough (a mean is less extreme than half of the images), carries the replaced
-features on in the direction in which thesis 001 §5.3.3 replaced them. The same rule holds for every model; it is
+features on in the direction in which Litsos 2025 §5.3.3 replaced them. The same rule holds for every model; it is
 smooth, so that rounding cannot throw an image onto another path, and knows nothing of the units of the features.
 """
 

@@ -1,6 +1,6 @@
 """Exceptional features: which penultimate features are unusual for the target class, and what to expect instead.
 
-Source: thesis 001 §5.1.1 and §5.3. Per class a distribution of every feature is fitted on the images that the model
+Source: Litsos 2025 §5.1.1 and §5.3. Per class a distribution of every feature is fitted on the images that the model
 *assigns* to the class. A feature of a query image is exceptional for class c' if its two-tailed probability under c' is
 below a threshold; it is replaced by its mean under c' if it speaks against c' and the replacement speaks for it.
 """
@@ -118,12 +118,12 @@ def feature_scale(features: Tensor) -> Tensor:
 def expected_features(
     calibration: Calibration, head: nn.Linear, x: Tensor, source: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the counterfactual features `x' [N, d]` and which were replaced, bool `[N, d]` (001 §5.3.2-5.3.3).
+    """Return the counterfactual features `x' [N, d]`, and which were replaced, bool `[N, d]` (Litsos 2025, §5.3).
 
     `x [N, d]` are the query images' features, `source` and `target` classes `[N]`. The weight of the sign filter is
     `w[target] - w[source]` ("contrast") or `w[target]` ("target"). A replacement must also move the feature along that
-    weight (001 §5.1.1, step 3: only if it brings the model closer to the target): under a very skewed distribution a
-    value in the upper tail can still lie below the mean.
+    weight (Litsos 2025, §5.1.1, step 3: only if it brings the model closer to the target): under a very skewed
+    distribution a value in the upper tail can still lie below the mean.
     """
     weights = head.weight.detach()
     values = x.detach().cpu().double()

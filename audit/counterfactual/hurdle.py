@@ -1,6 +1,6 @@
 """Hurdle model of rectified features: off with probability 1 - theta, else normal, gamma or exponential.
 
-Source: PIECE (Kenny and Keane 2021), thesis 001 §5.1.1, eqs. 5.1.7-5.1.11. The three families are fitted by maximum
+Source: PIECE (Kenny and Keane 2021), Litsos 2025 §5.1.1, eqs. 5.1.7-5.1.11. The three families are fitted by maximum
 likelihood and the one with the best Kolmogorov-Smirnov p-value is kept. For one feature all three are tested on the
 same number of values, where the p-value falls strictly with the statistic: the smallest statistic is the largest
 p-value, also where the p-values themselves underflow.

@@ -1,4 +1,4 @@
-"""Gaussian mixtures of many features at once: univariate EM, vectorised over the features (thesis 001 §5.3.1).
+"""Gaussian mixtures of many features at once: univariate EM, vectorised over the features (Litsos 2025 §5.3.1).
 
 Features are taken as independent, so a class with d features needs d one-dimensional mixtures. All are fitted together,
 in float64 and in units of each feature's own standard deviation, which makes the fit equivariant to a rescaling of the
@@ -44,7 +44,7 @@ class Mixture:
         return lower.clamp(0, 1), upper.clamp(0, 1)
 
     def probability(self, x: Tensor) -> Tensor:
-        """Two-tailed probability `min(F, 1 - F)` in [0, 0.5], `[N, d]` (001 §5.3.2)."""
+        """Two-tailed probability `min(F, 1 - F)` in [0, 0.5], `[N, d]` (Litsos 2025, §5.3.2)."""
         lower, upper = self.tails(x)
         return torch.minimum(lower, upper).clamp(max=0.5)
 

@@ -1,6 +1,6 @@
 """SPRUCE latent optimisation: edit w+ until the model sees the target class, a whole batch at once.
 
-Source: thesis 001 §5.6; docs/design.md, "Latent optimisation". Per image, with its own tuned generator G and the query
+Source: Litsos 2025 §5.6; docs/design.md, "Latent optimisation". Per image, with its own tuned generator G and the query
 image I:
 
     L = mean_i ((C(G(w))_i - x'_i) / sigma_i)^2
@@ -175,13 +175,13 @@ class Objective:
     queries: Tensor
 
     def features(self, x: Tensor, aim: Tensor) -> Tensor:
-        """Distance of the penultimate features `x [N, d]` to the counterfactual features `aim` (001 eq. 5.6.2)."""
+        """Distance of the features `x [N, d]` to the counterfactual features `aim` (Litsos 2025, eq. 5.6.2)."""
         if self.config.loss == "raw":
             return (x - aim).square().sum(dim=1)
         return ((x - aim) / self.sigma).square().mean(dim=1)
 
     def sparsity(self, images: Tensor, latents: Tensor, perceptual: Tensor | None) -> Tensor:
-        """Size of the change (001 eqs. 5.6.3-5.6.5) of `images` and `latents`; `perceptual [N]` is the distance."""
+        """Size of the change of `images` and `latents` (Litsos 2025, eqs. 5.6.3-5); `perceptual [N]` is the distance."""
         config = self.config
         image_weight = IMAGE_WEIGHT[config.loss] if config.image_weight is None else config.image_weight
         latent_weight = LATENT_WEIGHT[config.loss] if config.latent_weight is None else config.latent_weight

@@ -1,6 +1,6 @@
 """Which class a query image is to be changed into: a fixed class, the runner-up, or the nearest decision boundary.
 
-Source: thesis 001 §5.1.1, step 1. A misclassified image always goes to its true label. For the others "nearest" climbs
+Source: Litsos 2025 §5.1.1, step 1. A misclassified image always goes to its true label. For the others "nearest" climbs
 `|softmax(C(G(w))) - Y_c|^2` (eq. 5.1.6) from the pivot in the generator's latent space; the class behind the first
 boundary crossed is the target. Where no boundary is crossed within the step limit (a saturated softmax has no gradient
 to climb) the runner-up is taken.

@@ -1,6 +1,6 @@
 """Encoder of images into W+: one code w and small offsets per layer; its files, and whose generator it belongs to.
 
-Source: Tov et al., "Designing an Encoder for StyleGAN Image Manipulation" (e4e, 2021), section 4.1; thesis 001 section
+Source: Tov et al., "Designing an Encoder for StyleGAN Image Manipulation" (e4e, 2021), section 4.1; Litsos 2025 section
 5.5.4. The residual trunk keeps the 4x4 places to its end, because where a thing lies is part of the code.
 """
 

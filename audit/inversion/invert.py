@@ -1,6 +1,6 @@
 """Query images into the generator's latent space, once for all audited models: encoder, pivot, tuning.
 
-Source: thesis 001 section 5.5; stages and their order as in Roich et al. (2021).
+Source: Litsos 2025 section 5.5; stages and their order as in Roich et al. (2021).
 """
 
 from collections.abc import Callable, Sequence
