@@ -181,7 +181,7 @@ class Objective:
         return ((x - aim) / self.sigma).square().mean(dim=1)
 
     def sparsity(self, images: Tensor, latents: Tensor, perceptual: Tensor | None) -> Tensor:
-        """Size of the change of `images` and `latents`, `perceptual [N]` apart (Litsos 2025, eqs. 5.6.3 to 5.6.5)."""
+        """Size of the change, with the distance `perceptual [N]` (Litsos 2025, eqs. 5.6.3 to 5.6.5)."""
         config = self.config
         image_weight = IMAGE_WEIGHT[config.loss] if config.image_weight is None else config.image_weight
         latent_weight = LATENT_WEIGHT[config.loss] if config.latent_weight is None else config.latent_weight
