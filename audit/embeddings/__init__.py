@@ -1,1 +1,1 @@
-"""Networks that see: the embeddings and perceptual distances that metrics rest on."""
+"""Embeddings: networks that turn images into the vectors and feature maps that metrics are computed from."""

@@ -1,7 +1,7 @@
-"""Nested dictionaries of float32 arrays out of a pickle, by an allow-list of three names that build nothing but those.
+"""Read nested dictionaries of float32 arrays from a pickle; nothing else that a pickle can do is possible.
 
-numpy pickles an array as a call of `_reconstruct` and a state of shape, type and bytes. Here both are read by classes
-of our own, so that neither numpy's nor anyone else's code sees what the file says; every other name is refused.
+numpy pickles an array as a call of `_reconstruct` with a state of shape, type and bytes. Here classes of our own read
+both, so that a file runs no code of numpy or of anybody else. Every name outside an allow-list of three is refused.
 """
 
 import io
@@ -17,7 +17,8 @@ from audit.errors import MetricError
 MAX_ARRAYS = 1000
 MAX_DEPTH = 8
 MAX_ENTRIES = 10_000
-"""Places in which a dictionary or array stands: one that is shared may stand in any number of them."""
+"""Most dictionaries and arrays that are visited. What others share is visited once for each of them, so that a small
+file could ask for endless work."""
 
 
 class _Type:

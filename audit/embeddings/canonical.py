@@ -1,9 +1,9 @@
-"""The canonical networks - FID's Inception-v3, LPIPS v0.1, CMMD's CLIP - where their weights are on the machine.
+"""The canonical networks - FID's Inception-v3, LPIPS v0.1, CMMD's CLIP - if their weights are on the machine.
 
-Nothing is downloaded, and no other network stands in: without the weights the metric is not computed and `available`
-says why, with the command that fetches them. Files are those of `audit.storage.pretrained` and are accepted by their
-SHA-256 only. Sources: Heusel et al. 2017 (arXiv:1706.08500); Zhang et al. 2018 (arXiv:1801.03924); Jayasumana et al.
-2024 (arXiv:2401.09603).
+Nothing is downloaded, and no other network is used instead: without the weights the metric is not computed, and
+`available` gives the reason with the command that fetches them. Files are those of `audit.storage.pretrained` and are
+accepted by their SHA-256 only. Sources: Heusel et al. 2017 (arXiv:1706.08500); Zhang et al. 2018 (arXiv:1801.03924);
+Jayasumana et al. 2024 (arXiv:2401.09603).
 """
 
 import warnings

@@ -1,9 +1,9 @@
 """CLIP's image tower as an embedder: the embedding in which the maximum mean discrepancy is called CMMD.
 
 The projected 768 features of ViT-L/14 at 336 pixels (Radford et al. 2021, arXiv:2103.00020), as CMMD takes them
-(Jayasumana et al. 2024, arXiv:2401.09603, §4); bringing them to unit length is the metric's part. The architecture is
+(Jayasumana et al. 2024, arXiv:2401.09603, §4); the metric scales them to unit length. The architecture is
 timm's, with the activation that the weights were trained with (x * sigmoid(1.702 x)); the weights come from the hub's
-checkpoint or from OpenAI's own TorchScript archive, whose names are translated.
+checkpoint or from OpenAI's own TorchScript archive; its names are translated to timm's.
 """
 
 import re

@@ -1,7 +1,7 @@
-"""The domain embedding: a small encoder trained without labels on the generator's images, behind the feature interface.
+"""The domain embedding: a small encoder that is trained without labels on the images that a generator is trained on.
 
-It is trained by contrasting views (`audit.training.embedding.train`), saw no label and no audited model, and is bound
-to the kind of images it was trained on. Wherever a number rests on it, it is named as its file says.
+It is trained by contrasting views (`audit.training.embedding.train`), without any label or audited model, and is of use
+for that kind of images only. Results name it by the name in its file.
 """
 
 import json
@@ -104,7 +104,7 @@ class DomainEncoder(nn.Module):
         return self.embed(images)
 
     def metadata(self) -> dict[str, str]:
-        """What a file of the weights says about the network, so that it can be built again."""
+        """Metadata of the weights' file, from which the network can be built again."""
         values = {"image_shape": self.image_shape, "widths": self.widths, "features": self.features}
         return {"kind": KIND, "name": self.name} | {k: json.dumps(v) for k, v in values.items()}
 
@@ -135,7 +135,7 @@ def load_domain(path: str | Path) -> DomainEncoder:
         with safe_open(checked_safetensors(file), framework="pt") as opened:
             settings = _settings(opened.metadata() or {})
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
-        with torch.device("meta"):  # shapes only: what a file says of itself allocates nothing
+        with torch.device("meta"):  # shapes only: a file cannot make us allocate what it merely claims
             network = DomainEncoder(**settings)
         fill_weights(network, tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:

@@ -1,7 +1,7 @@
 """The phantom's own feature network: it regresses the causal factors and never saw an audited model.
 
-Its penultimate features carry realism and the judge, its feature maps the perceptual distance. Wherever a number
-rests on it, it is named `phantom-factors`.
+Realism and the judge of transfer use its penultimate features, the perceptual distance its feature maps. Results name
+it `phantom-factors`.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""Measures of a counterfactual: how far, how realistic, how sparse, where, and who else agrees."""
+"""Numbers computed from images, embeddings and predictions: distances, realism, localisation, transfer, intervals."""

@@ -1,7 +1,7 @@
-"""One line of results per distribution metric: counterfactuals, inversions and the real-against-real floor together.
+"""A distribution metric's row in the results: the distance of counterfactuals, of inversions, and of real images.
 
-On a few hundred images these distances mostly measure n, so a value never stands without the same distance for the
-unedited inversions of the same queries and for real images against real ones at (as nearly as possible) the same n.
+On a few hundred images these distances mostly measure n. So a value is always given with two others at (as nearly as
+possible) the same n: the distance of the unedited inversions, and that between two sets of real images, the floor.
 """
 
 from collections.abc import Callable

@@ -72,7 +72,7 @@ def explain_all(
     result.generator_sha256 = networks.loaded.sha256
     result.generator_package = networks.loaded.package
     result.encoder_sha256 = networks.encoder_sha256
-    result.realism_embedding, result.perceptual_embedding = named(networks.network), named(networks.perceptual)
+    result.realism_embedding, result.perceptual_embedding = named(networks.embedding), named(networks.perceptual)
     result.not_computed += networks.missing
     result.notices += networks.notices
     with watch.stage("inversion"):
@@ -96,7 +96,7 @@ def explain_all(
     _somebody(models)
     _note_targets(run.config, [one.targets for one in explained.values()], result)
     with watch.stage("metrics"):
-        embedded = embed_with_bar(networks.network, run.calibration, device, "embedding calibration images")
+        embedded = embed_with_bar(networks.embedding, run.calibration, device, "embedding calibration images")
         asked = sorted({int(t) for one in explained.values() for t in one.targets.unique()})
         common = gather(rows, queries, inversion, run.calibration, embedded, asked, networks, run.config.seed, device)
         verdicts = _without_faults(models, lambda there: _verdicts(run, there, explained, common, embedded))
@@ -146,7 +146,7 @@ def _verdicts(
     run: Run, models: Sequence[Audited], explained: dict[str, Explained], common: Common, embedded: Tensor
 ) -> dict[str, list[Verdicts]]:
     """What the judges of every model say: the other models, and a predictor in the domain embedding."""
-    network, device = run.networks.network, run.device
+    network, device = run.networks.embedding, run.device
     domain = fit_judge(network.name, embedded, run.calibration.row_labels)
     judges = [classifier_judge(m.classifier, m.clean.accuracy.value or 0.0, device) for m in models]
     real = embed_with_bar(network, run.audited, device, "embedding audited images")

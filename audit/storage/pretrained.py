@@ -133,7 +133,7 @@ def find_file(file: File) -> Path | None:
     """Where `file` lies, by its name only; None if it is nowhere."""
     places = [folder / name for folder in folders() for name in file.names]
     if file.member is not None:
-        # The package is located, not imported: only the bytes inside it are of use.
+        # The package is located, not imported: only the file inside it is needed.
         package = importlib.util.find_spec(file.member.installed.parts[0])
         inside = (package.submodule_search_locations if package is not None else None) or []
         places += [Path(place).parent / file.member.installed for place in inside]

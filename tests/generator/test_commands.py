@@ -128,7 +128,7 @@ def test_an_audit_stands_on_a_snapshot_as_on_the_same_weights_of_ours(tmp_path):
     networks = load_networks(config, load_data(config.data, 0), torch.device("cpu"))
     assert networks.loaded.format == "stylegan2-ada"
     assert networks.encoder is not None  # it checks that the weights are those it was trained for
-    assert networks.network.weights_sha256 == DiscriminatorFeatures(shipped.discriminator).weights_sha256
+    assert networks.embedding.weights_sha256 == DiscriminatorFeatures(shipped.discriminator).weights_sha256
 
 
 def test_a_rosinality_checkpoint_converts(tmp_path):

@@ -97,16 +97,20 @@ def test_another_embedding_leaves_the_perceptual_distance_as_it_is_and_says_so(
     config: AuditConfig, data: AuditSet
 ) -> None:
     usual = load_networks(with_metrics(config), data, CPU)
-    assert (usual.network.name, usual.perceptual.name, usual.notices) == ("phantom-factors", "phantom-factors", [])
+    assert (usual.embedding.name, usual.perceptual.name, usual.notices) == ("phantom-factors", "phantom-factors", [])
     other = load_networks(with_metrics(config, embedding="discriminator"), data, CPU)
-    assert (other.network.name, other.perceptual.name) == ("discriminator", "phantom-factors")
+    assert (other.embedding.name, other.perceptual.name) == ("discriminator", "phantom-factors")
     (notice,) = other.notices
     assert notice.kind == "perceptual-embedding"
     assert "no longer on 'discriminator'" in notice.text
     chosen = load_networks(with_metrics(config, embedding="discriminator", perceptual="discriminator"), data, CPU)
-    assert (chosen.network.name, chosen.perceptual.name, chosen.notices) == ("discriminator", "discriminator", [])
+    assert (chosen.embedding.name, chosen.perceptual.name, chosen.notices) == ("discriminator", "discriminator", [])
     steered = load_networks(with_metrics(config, perceptual="discriminator"), data, CPU)
-    assert (steered.network.name, steered.perceptual.name, steered.notices) == ("phantom-factors", "discriminator", [])
+    assert (steered.embedding.name, steered.perceptual.name, steered.notices) == (
+        "phantom-factors",
+        "discriminator",
+        [],
+    )
 
 
 def test_a_word_that_names_no_embedding_is_refused_before_data_is_read(config: AuditConfig) -> None:

@@ -37,7 +37,7 @@ class EmbeddingEvaluationConfig(Section):
     """What is measured for the card; none of it chooses anything."""
 
     fitted: int = Field(2000, ge=20, description="labelled images of the training split on which the probes are fitted")
-    n: int = Field(1000, ge=10, description="labelled images of the audit split on which they are judged")
+    n: int = Field(1000, ge=10, description="labelled images of the audit split on which they are measured")
     twins: int = Field(300, ge=16, description="phantom: pairs of an image with a finding and its healthy twin")
     eps: Eps = Field("8/255", description="phantom: radius of the adversarial examples towards healthy")
     steps: int = Field(20, ge=1, description="phantom: PGD steps of those")
@@ -55,7 +55,7 @@ class EmbeddingTrainConfig(Training):
     seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
     device: str = Field("auto", description="'auto', 'cpu', 'cuda' …")
     split: str | None = Field(None, description="split to learn from; default: data.calibration_split, else train")
-    generator: Weights | None = Field(None, description="its discriminator stands beside the embedding on the card")
+    generator: Weights | None = Field(None, description="its discriminator is compared with the embedding on the card")
     widths: tuple[Annotated[int, Field(ge=GROUPS, le=1024, multiple_of=GROUPS)], ...] | None = Field(
         None, min_length=1, max_length=8, description="channels of the stages, each half the side; default: by the size"
     )

@@ -1,8 +1,9 @@
-"""What an embedding knows, for its card: classes by linear probe and neighbours, and the phantom's true twins.
+"""What an embedding tells apart, for its card: classes, and on the phantom real changes from adversarial noise.
 
-The probes are the judges of an audit (`audit.metrics.transfer`). The twins answer what the index asks of a ground of
-realism: does the distance to real healthy images fall when the finding is really removed, and does it stay when
-adversarial noise merely says so? The same is measured for other feature networks as yardsticks. Nothing is tuned on it.
+Classes are predicted from it as an audit's judges of transfer do it (`audit.metrics.transfer`). On the phantom, an
+image with a finding and its healthy twin show whether realism may rest on the embedding: the distance to real healthy
+images should fall where the finding is really removed, and stay where adversarial noise only makes a classifier believe
+so. The same is measured for other embeddings, to compare with. Nothing is tuned on it.
 """
 
 from typing import Any
@@ -55,7 +56,7 @@ class TowardsHealthy(nn.Module):
 
 
 def yardsticks(config: EmbeddingTrainConfig, image_shape: tuple[int, int, int], device: torch.device) -> list[Embedder]:
-    """Load what the embedding is measured beside: the discriminator of the generator that is named, raw pixels, and on
+    """Load what the embedding is compared with: the discriminator of the generator that is named, raw pixels, and on
     the phantom the factor network. Raises GeneratorError if the generator does not fit the images.
     """
     out: list[Embedder] = []
@@ -159,8 +160,8 @@ def scores(
 ) -> dict[str, Any]:
     """Measure the embedding and its yardsticks: probes where labels exist, sensitivity to twins on the phantom.
 
-    The probes are fitted on labelled images of `learnt` and judged on the audit split, which has to be another one.
-    Where they cannot be measured the reason stands in their place.
+    The probes are fitted on labelled images of `learnt` and measured on the audit split, which has to be another one.
+    If they cannot be measured, the card says why in their place.
     """
     wanted, seed, split = config.evaluation, config.seed, config.data.audit_split
     rows: dict[str, dict[str, Any]] = {n.name: {"weights_sha256": n.weights_sha256 or None} for n in networks}

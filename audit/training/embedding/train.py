@@ -31,7 +31,7 @@ from audit.training.shared.stream import MEASURED_IMAGES
 MIN_STD = 1e-3
 """Floor of a channel's standard deviation: a constant channel must not divide by zero."""
 FEWEST = 16
-"""Fewest images to learn from: a view has to be told from those of other images."""
+"""Fewest images to learn from: a view is contrasted with those of other images."""
 
 
 def divided(images: AuditSet, held_back: int, seed: int) -> tuple[AuditSet, AuditSet]:
@@ -59,7 +59,7 @@ def stream(config: EmbeddingTrainConfig, images: AuditSet, group: Workers = ALON
     part = group.part(size)
     if part.stop - part.start < 2:
         raise ConfigError(
-            f"optimiser.batch_size is {size} for {group.size} process(es), and a view needs others to be told from: "
+            f"optimiser.batch_size is {size} for {group.size} process(es), and a view is contrasted with others: "
             f"set it to {2 * group.size} or more."
         )
     passes = Passes(len(images), size, config.seed)
@@ -108,7 +108,7 @@ def training_steps(config: EmbeddingTrainConfig, images: int) -> int:
 def _card(
     config: EmbeddingTrainConfig, encoder: DomainEncoder, outcome: Outcome, run: dict[str, Any]
 ) -> dict[str, Any]:
-    """What the card says beside the scores; `run` is what only the run itself knows."""
+    """Return the card without its scores; `run` holds what is known only after the training."""
     # Paths are of the machine, and say nothing to whoever reads the card.
     left_out = {"device"} | (set() if config.data.is_phantom else {"data"})
     if config.generator is not None and not is_shipped(config.generator):
@@ -157,7 +157,7 @@ def train_embedding(config: EmbeddingTrainConfig, out: Path) -> Path:
             # Channels last is half as fast again on a CPU, and what a GPU's half precision wants.
             model = Contrasted(encoder, config.projection).to(memory_format=torch.channels_last)
         views = stream(config, learnt, group)
-        beside = yardsticks(config, data.image_shape, device)  # a wrong generator is said before the long stage
+        beside = yardsticks(config, data.image_shape, device)  # before the training: a wrong generator fails fast
 
         def loss(
             net: nn.Module, images: Tensor, targets: Tensor, generator: torch.Generator, progress: float

@@ -1,6 +1,7 @@
 """Fitting the mapping network: the gap closes, what draws stays, a killed run goes on, the card says what was done."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -159,8 +160,7 @@ def test_images_of_another_size_are_refused_before_anything_is_written(file, tmp
 
 
 def test_features_of_an_absent_discriminator_are_refused(file):
-    loaded = load_generator(file)
-    loaded = type(loaded)(loaded.generator, None, loaded.sha256, loaded.metadata, loaded.format, loaded.notes)
+    loaded = replace(load_generator(file), discriminator=None)
     with pytest.raises(GeneratorError, match="holds no discriminator"):
         module._network("discriminator", loaded, CPU)
 
