@@ -2,8 +2,8 @@
 
 Two formats: safetensors, whose metadata may say how the network wants its images, and files of torch (.pt, .pth, .ckpt,
 .tar), in which training scripts keep one or several state dicts beside settings, optimisers and objects of their own.
-Names are the way to a tensor in the file, joined by dots: `state_dict_ema.conv1.weight`. Only shapes are read at first,
-and a tensor when the network that it fits is known.
+A tensor's name is its path through the file, joined by dots: `state_dict_ema.conv1.weight`. Only shapes are read at
+first; a tensor is read when the network that it fits is known.
 """
 
 import json
@@ -52,7 +52,7 @@ class Stored:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Tensors by their dotted way through the file, and what the file says about the network (JSON_KEYS).
+    """Tensors by their dotted path through the file, and what the file says about the network (JSON_KEYS).
 
     `raw_first`: its writer puts averaged weights where others put the raw ones, and the raw ones under the name of the
     averaged. `unread` says what else the file holds in the place of tensors.
@@ -123,7 +123,7 @@ def _read_safetensors(file: Path) -> Checkpoint:
 
 
 def _forbidden(content: Plain) -> str | None:
-    """A function of Python's library that a pickle asks to call and that makes no data; it would not be called here."""
+    """Return a function of Python's library that a pickle asks to call and that builds no data (it is not called)."""
     found = [name for name in harmful(content) if name in content.called]
     known = {("builtins", "getattr"), ("__builtin__", "getattr")}
     return next((".".join(name)[:80] for name in found if _is_standard(name[0]) and name not in known), None)
@@ -160,7 +160,7 @@ def _read_torch(file: Path) -> Checkpoint:
 
 
 def _read_opened(opened: BinaryIO, file: Path) -> Checkpoint:
-    window, budget = _window(opened), _Roomy()
+    window, budget = _window(opened), _WithoutNumberBound()
     archive = open_archive(window, budget)
     if archive is None:
         raise Refused("it is neither safetensors nor a file of torch")
@@ -185,8 +185,8 @@ def _read_opened(opened: BinaryIO, file: Path) -> Checkpoint:
     return Checkpoint(stored, raw_first=_is_of_mmengine(root), unread=unread)
 
 
-class _Roomy(Budget):
-    """The budget of a generator's file without its bound on numbers: a layer of VGG has a hundred million."""
+class _WithoutNumberBound(Budget):
+    """The budget for a generator's file without its bound on numbers: one layer of VGG has a hundred million."""
 
     def spend_numbers(self, count: int) -> None:
         """Count nothing: what tensors claim is bounded by their file, before any is read."""

@@ -98,7 +98,7 @@ class Classifier(nn.Module):
     `class_names` are those of the data, in the data's order; `order[k]` is the position of class k in the network's
     output (None: the same order). `mean` and `std` are in pixel units, one per channel (None: no normalisation).
     `source` and `weights` name architecture, file and entry, `origins` who said so, for `input`.
-    `notices` are what its loader has to say before a number is believed.
+    `notices` are what a reader of its numbers has to know, found by its loader.
     The network is run on random images to find its final linear layer; it keeps its mode and its gradients flags.
     `slices` divides large batches to bound the memory (None: they are taken whole).
     Raises ClassifierError if the network does not fit this.
@@ -131,7 +131,7 @@ class Classifier(nn.Module):
         self.notices: tuple[Notice, ...] = ()
         self._weights = weights
         given = {"mean": mean, "std": std, "classes": order}
-        # Built in memory, what is not given is the caller's choice of the plainest.
+        # Of a classifier built in memory, what the caller leaves out is the default.
         self._origins: dict[str, Origin] = {
             **dict.fromkeys(("size", "channels", "weights"), "configuration"),
             **{key: "default" if value is None else "configuration" for key, value in given.items()},
@@ -244,7 +244,7 @@ class Classifier(nn.Module):
         return features, self._in_order(logits)
 
     def _call(self, function: Callable[[Tensor], T], images: Tensor) -> T:
-        """Run the network on prepared `images`; whatever it raises becomes a ModelFault, save lack of memory."""
+        """Run the network on prepared `images`; whatever it raises becomes a ModelFault, except lack of memory."""
         prepared = self.prepare(images)
         try:
             return function(prepared)
@@ -265,10 +265,10 @@ class Classifier(nn.Module):
         self._channels_last = value
 
     def prefer_channels_last(self) -> bool:
-        """Lay the weights out with channels last where the network takes it; returns whether it does.
+        """Store the weights in channels-last order if the network runs with it; return whether it does.
 
-        The same numbers in another order in memory, in which convolutions and poolings on CPUs run up to 1.7 times
-        faster, and no slower on GPUs. Many a network flattens by `view`, which that order does not allow.
+        Convolutions and poolings run up to 1.7 times faster so on CPUs, and no slower on GPUs. Some networks flatten by
+        `view`, which that order does not allow.
         """
         if self.is_program:
             return False
@@ -310,15 +310,15 @@ class Classifier(nn.Module):
         reversed_channels: bool | None = None,
         classes: Sequence[str] | None = None,
     ) -> "Classifier":
-        """Return this classifier under another reading of its input; what is None stays. The network is shared.
+        """Return this classifier with other input settings; what is None stays. The network is shared.
 
         `mean` and `std` are in pixel units, one per channel or one for all (0 and 1: no normalisation; 0 and 1/255:
         pixels from 0 to 255); `size` is (H, W); `reversed_channels` gives blue first; `classes` are the names in the
-        order of the network's own outputs. Nothing is run: a network that does not take the size says so when it is.
-        Its features and head are those of the original. Raises ClassifierError for values that fit no reading.
+        order of the network's own outputs. Nothing is run: a network that cannot take the size fails when it is.
+        Its features and head are those of the original. Raises ClassifierError for values that do not fit the network.
         """
         other = copy.copy(self)
-        # The copy shares what it does not get anew: parts of a module live in dictionaries of its own.
+        # A shallow copy shares the dictionaries of submodules and buffers, which are to be changed in the copy only.
         other._modules, other._buffers = dict(self._modules), dict(self._buffers)
         channels = self.input_shape[0]
         if size is not None:

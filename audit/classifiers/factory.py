@@ -1,8 +1,8 @@
 """Build networks by a user's own code: `package.module:factory` or `path/to/file.py:factory`.
 
 The code finds its neighbours as it does when it is run by itself: the file's folder and that of the configuration are
-on the path while it is imported and called, and only then. What it imported from there is put aside afterwards, so that
-`nets.py` of one folder is never taken for that of another.
+on the path while it is imported and called, and only then. Modules imported from there are removed from `sys.modules`
+afterwards and kept, so that `nets.py` of one folder is never taken for that of another.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from audit.classifiers.probe import first_line
 from audit.errors import ClassifierError
 
 _put_aside: dict[tuple[str, ...], dict[str, ModuleType]] = {}
-"""What code of each list of folders imported from them, by name: a file is executed once."""
+"""Modules imported from each list of folders, by name, so that a file is executed once."""
 
 
 def _is_neighbour(name: str, folders: tuple[str, ...]) -> bool:
@@ -46,7 +46,7 @@ def _is_installed(name: str, module: ModuleType) -> bool:
 
 @contextmanager
 def _on_the_path(folders: tuple[str, ...]) -> Iterator[None]:
-    """Let imports look into `folders` first, and put what came from there aside afterwards."""
+    """Let imports look into `folders` first; afterwards take what came from there out of `sys.modules` and keep it."""
     aside = _put_aside.setdefault(folders, {})
     before, path, writes = dict(sys.modules), list(sys.path), sys.dont_write_bytecode
     # A user's other modules of a neighbour's name give way to it, and come back afterwards.

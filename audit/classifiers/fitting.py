@@ -1,7 +1,7 @@
 """Find a network's weights among the tensors of a file by their names, and copy them strictly.
 
 A file may hold several sets of weights (raw and averaged), and wrappers put prefixes before every name: DataParallel
-`module.`, Lightning `model.`, a user's own class `backbone.`. No list of such names could be complete. Every way into
+`module.`, Lightning `model.`, a user's own class `backbone.`. No list of such names could be complete. Every path in
 the file is therefore tried as a prefix, and one fits if every tensor of the network has its name and shape behind it.
 """
 
@@ -53,12 +53,12 @@ DERIVED = {
 """Last parts of the names of counters and of tables that a network computes from its sizes."""
 
 TRAINING = re.compile(r"(^|[._])(optim|scaler|amp|lr_|sched|callback|loops?[._]|rng|random|fp16)", re.IGNORECASE)
-"""Names of what a training keeps to be resumed."""
+"""Names of what a training script stores to be resumed: optimiser, scheduler, random state."""
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Weights found for a network: `prefix` is their way into the file, and `others` are ways that fit as well.
+    """Weights found for a network: `prefix` is their path in the file, and `others` are paths that fit as well.
 
     `own` is the prefix of the network's names that the file lacks; `leftover` are the tensors that the network has no
     name for, and `kept` those of the network's own that stay.
@@ -123,7 +123,7 @@ def _rank(prefix: str, raw_first: bool) -> tuple[int, int, str]:
 
 
 def _chosen_by(key: str | None, prefixes: Sequence[str], checkpoint: Checkpoint, where: str) -> list[str]:
-    """Those of `prefixes` that a `weights_key` names, itself or from above."""
+    """Return those of `prefixes` that a `weights_key` names or that lie below it."""
     if key is None:
         return list(prefixes)
     start = ".".join(part for part in key.split(".") if part not in WRAPPERS)

@@ -1,4 +1,4 @@
-"""The network under audit is foreign code: whatever it raises becomes one sentence that names the model."""
+"""The network under audit is a user's code: whatever it raises becomes one sentence that names the model."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
 """Load the classifiers that a configuration names: timm name, shipped weights, TorchScript or export file, factory.
 
-How the network wants its images is taken, in this order, from the configuration, from the checkpoint's own metadata,
-from timm's configuration of an architecture used as it stands, and from the data.
+Each input setting (size, channels, mean, std, classes) is taken from the first source that gives it: the configuration,
+the checkpoint's metadata, timm's configuration of an unchanged architecture, the data.
 """
 
 import warnings
@@ -18,16 +18,18 @@ from audit.classifiers.checkpoint import existing_file, is_exported, is_torchscr
 from audit.classifiers.classifier import Classifier, class_order
 from audit.classifiers.factory import build_by_factory
 from audit.classifiers.fitting import Fit, check_finite, few, fit_weights, fitting_arguments
-from audit.classifiers.mode import preserve_mode
+from audit.classifiers.input_settings import (
+    InputSettings,
+    settings_of_arguments,
+    settings_of_metadata,
+    settings_of_timm,
+)
 from audit.classifiers.probe import first_line
-from audit.classifiers.wants import Wants, wants_of_arguments, wants_of_metadata, wants_of_timm
 from audit.config import ClassifierConfig, is_shipped, why_not_pixel_units
 from audit.errors import ClassifierError
 from audit.results import Notice, Origin
 from audit.runtime.seeds import stage_seed
 from audit.storage import shipped
-
-__all__ = ["class_order", "load_classifier", "preserve_mode"]
 
 
 def _read_program(text: str) -> nn.Module:
@@ -57,28 +59,28 @@ def _read_program(text: str) -> nn.Module:
 
 @dataclass(frozen=True)
 class _Loaded:
-    """A network with its weights, how it wants its images, and what to call its parts.
+    """A network with its weights, its input settings, and the names to show for its parts.
 
     `weights` names file and entry, `source` the architecture as well; `notices` are pairs of kind and text.
     """
 
     network: nn.Module
-    wants: Wants
+    settings: InputSettings
     source: str
     weights: str
     by: Origin = "configuration"
     notices: tuple[tuple[str, str], ...] = ()
 
 
-def _load_program(config: ClassifierConfig, wants: Wants) -> _Loaded:
+def _load_program(config: ClassifierConfig, settings: InputSettings) -> _Loaded:
     assert config.file is not None
     network, file = _read_program(config.file), Path(config.file).name
     check_finite(network.state_dict(), f"'{config.file}'")
-    return _Loaded(network, wants, file, file)
+    return _Loaded(network, settings, file, file)
 
 
-def _load_by_factory_alone(config: ClassifierConfig, wants: Wants, folder: Path | None) -> _Loaded:
-    """A network whose factory brings its weights; built twice, because weights drawn at random would go unnoticed."""
+def _load_by_factory_alone(config: ClassifierConfig, settings: InputSettings, folder: Path | None) -> _Loaded:
+    """Load a network whose factory brings its weights; built twice, as weights drawn at random would go unnoticed."""
     assert config.factory is not None
     built = []
     for draw in ("first", "second"):
@@ -93,24 +95,24 @@ def _load_by_factory_alone(config: ClassifierConfig, wants: Wants, folder: Path 
                 f"Factory '{config.factory}' draws its weights at random (two calls differ in '{name}'): give the "
                 "trained ones as 'checkpoint', or load them in the factory."
             )
-    return _Loaded(built[0], wants, Path(config.factory).name, "from the factory")
+    return _Loaded(built[0], settings, Path(config.factory).name, "from the factory")
 
 
 def _load_checkpoint(
-    config: ClassifierConfig, wants: Wants, image_channels: int, num_data_classes: int, folder: Path | None
+    config: ClassifierConfig, settings: InputSettings, image_channels: int, num_data_classes: int, folder: Path | None
 ) -> _Loaded:
     assert config.checkpoint is not None
     path = shipped.locate("classifiers", config.checkpoint)
     checkpoint = read_checkpoint(path)
     where = f"'{config.checkpoint}'"
-    wants = wants.over(wants_of_metadata(checkpoint.about, where))
+    settings = settings.completed_by(settings_of_metadata(checkpoint.about, where))
     args = dict(config.architecture_args)
-    wants = wants.over(wants_of_arguments(args).said_by("configuration"))
+    settings = settings.completed_by(settings_of_arguments(args).with_origin("configuration"))
     architecture = config.architecture
     if config.factory is None and architecture is None:
         architecture = str(checkpoint.about.get("architecture", SMALL_CONVNEXT_NAME))
         theirs: Mapping[str, Any] = checkpoint.about.get("architecture_args") or {}
-        wants = wants.over(wants_of_arguments(theirs).said_by("checkpoint"))
+        settings = settings.completed_by(settings_of_arguments(theirs).with_origin("checkpoint"))
         args = {**theirs, **args}
     # Building draws initial weights from the global generator: lend it a copy.
     with torch.random.fork_rng(devices=[]):
@@ -118,8 +120,8 @@ def _load_checkpoint(
             assert config.factory is not None
             network, called = build_by_factory(config.factory, config.factory_args, folder), Path(config.factory).name
         else:
-            wants = wants.over(wants_of_timm(architecture, args, checkpoint))
-            classes, channels = len(wants.classes or range(num_data_classes)), wants.channels or image_channels
+            settings = settings.completed_by(settings_of_timm(architecture, args, checkpoint))
+            classes, channels = len(settings.classes or range(num_data_classes)), settings.channels or image_channels
             network, called = build_architecture(architecture, classes, channels, args), architecture
     try:
         fit = fit_weights(network, checkpoint, where, weights_key=config.weights_key)
@@ -138,7 +140,7 @@ def _load_checkpoint(
     weights = file if fit.entry is None else f"{file}: {fit.entry}"
     several = bool(fit.others)
     return _Loaded(
-        network, wants, f"{called} + {weights if several else file}", weights,
+        network, settings, f"{called} + {weights if several else file}", weights,
         "default" if several and config.weights_key is None else "configuration",
         tuple(_notices_of_weights(fit, file, config.weights_key)),
     )  # fmt: skip
@@ -162,16 +164,16 @@ def _notices_of_weights(fit: Fit, file: str, key: str | None) -> Iterator[tuple[
 
 
 def _notices_of_input(
-    classifier: Classifier, wants: Wants, image_shape: tuple[int, int, int]
+    classifier: Classifier, settings: InputSettings, image_shape: tuple[int, int, int]
 ) -> Iterator[tuple[str, str]]:
-    """What nobody said about the input of a network, where the data contradict the guess or nothing was guessed."""
-    said = wants.origins
+    """Yield notices of input settings that no source gives: timm's that the data contradict, half a normalisation."""
+    said = settings.origins
     channels, height, width = image_shape
     by_timm = [key for key in ("input_size", "channels", "mean", "std") if said.get(key) == "timm"]
     guessed = []
     if "input_size" in by_timm and (height, width) != classifier.input_shape[1:]:
         guessed.append(
-            f"images of {height} x {width} are enlarged or reduced to {wants.input_size} x {wants.input_size}"
+            f"images of {height} x {width} are enlarged or reduced to {settings.input_size} x {settings.input_size}"
         )
     if "channels" in by_timm and channels != classifier.input_shape[0]:
         guessed.append(f"images of {channels} channel(s) are given as {classifier.input_shape[0]}")
@@ -187,7 +189,7 @@ def _notices_of_input(
         )
     missing = [key for key in ("mean", "std") if key not in said]
     if len(missing) == 1:
-        # That nobody gives either is said by the stage that compares readings of the input.
+        # Where both are missing, the first look at the answers (robustness.sanity) tries other normalisations.
         taken = "mean 0" if missing == ["mean"] else "std 1"
         yield (
             "half-normalised",
@@ -224,37 +226,39 @@ def load_classifier(
     finds modules in `folder`, the configuration's. Raises ClassifierError naming file, tensor or setting, and
     ConfigError for shipped weights that do not exist.
     """
-    given = Wants(config.classes, config.mean, config.std, config.input_size, config.channels).said_by("configuration")
+    given = InputSettings(config.classes, config.mean, config.std, config.input_size, config.channels).with_origin(
+        "configuration"
+    )
     if config.file is not None:
         loaded = _load_program(config, given)
     elif config.checkpoint is None:
         loaded = _load_by_factory_alone(config, given, folder)
     else:
         loaded = _load_checkpoint(config, given, image_shape[0], len(class_names), folder)
-    network, wants = loaded.network, loaded.wants
-    why = why_not_pixel_units(wants.mean, wants.std)
+    network, settings = loaded.network, loaded.settings
+    why = why_not_pixel_units(settings.mean, settings.std)
     if why is not None:
         raise ClassifierError(f"The metadata that classifier '{config.name}' came with say {why}.")
     half = [p for p in network.parameters() if p.is_floating_point() and p.dtype != torch.float32]
     if half and not isinstance(network, torch.fx.GraphModule):
         network.float()
-    order = None if wants.classes is None else class_order(wants.classes, class_names, config.name)
-    height, width = image_shape[1:] if wants.input_size is None else (wants.input_size, wants.input_size)
+    order = None if settings.classes is None else class_order(settings.classes, class_names, config.name)
+    height, width = image_shape[1:] if settings.input_size is None else (settings.input_size, settings.input_size)
     origins: dict[str, Origin] = {
-        "size": wants.origins.get("input_size", "data"),
-        "channels": wants.origins.get("channels", "data"),
-        "mean": wants.origins.get("mean", "default"),
-        "std": wants.origins.get("std", "default"),
-        "classes": wants.origins.get("classes", "data"),
+        "size": settings.origins.get("input_size", "data"),
+        "channels": settings.origins.get("channels", "data"),
+        "mean": settings.origins.get("mean", "default"),
+        "std": settings.origins.get("std", "default"),
+        "classes": settings.origins.get("classes", "data"),
         "weights": loaded.by,
     }
     classifier = Classifier(
         network,
         name=config.name,
         class_names=class_names,
-        input_shape=(wants.channels or image_shape[0], height, width),
-        mean=wants.mean,
-        std=wants.std,
+        input_shape=(settings.channels or image_shape[0], height, width),
+        mean=settings.mean,
+        std=settings.std,
         order=order,
         source=loaded.source,
         weights=loaded.weights,
@@ -263,7 +267,7 @@ def load_classifier(
     classifier.eval().prefer_channels_last()
     found = (
         *loaded.notices,
-        *_notices_of_input(classifier, wants, image_shape),
+        *_notices_of_input(classifier, settings, image_shape),
         *_notices_of_behaviour(classifier),
     )
     classifier.notices = tuple(Notice(subject=config.name, kind=kind, text=f"{text}.") for kind, text in found)

@@ -26,7 +26,7 @@ def preserve_mode(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         if training and training[0][1]:
-            # Called, and not only set by flag: some networks unmerge adapters or swap buffers when they turn to train.
+            # `train()` is called because some networks unmerge adapters or swap buffers in it.
             with suppress(NotImplementedError):
                 model.train()
         for module, flag in training:

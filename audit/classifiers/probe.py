@@ -1,4 +1,4 @@
-"""Run a network that nobody here wrote on a few random images, and name what keeps it from being audited.
+"""Run a user's network on a few random images, and say what keeps it from being audited.
 
 A foreign `forward` may want another number type, draw at random, keep the batch size of its example, lose the batch
 dimension of a single image, or look at the other images of its batch. Each is found by running it, never by its code.
@@ -71,7 +71,7 @@ class InDtype(nn.Module):
 
 @contextmanager
 def same_draws(images: Tensor, seed: str = "classifier/draws") -> Iterator[None]:
-    """Let a network draw the same random numbers at every entry, and none of the caller's."""
+    """Run the block with the same random numbers each time, and leave the caller's random state as it was."""
     devices = [images.device] if images.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(stage_seed(0, seed))
@@ -194,7 +194,7 @@ def check_batches(network: nn.Module, probe: Tensor, name: str, sizes: Iterable[
 
 @dataclass(frozen=True)
 class Behaviour:
-    """What running the network showed: it draws at random; its answer depends on the other images of the batch."""
+    """What running the network showed: whether it draws at random, and whether images of a batch affect each other."""
 
     random: bool
     batch_dependent: bool

@@ -1,4 +1,4 @@
-"""A batch of images through a network in slices that fit the memory, with the same logits and the same gradient.
+"""Run a batch of images through a network in slices that fit in memory, with the same logits and the same gradient.
 
 What an attack draws and decides belongs to the whole batch; only the passes through the network are divided. Where a
 batch fits, nothing is done. Where it does not, and a gradient is wanted, a slice keeps no activations and is computed
@@ -73,7 +73,7 @@ class Slices:
         return found if self._most is None else min(found, self._most)
 
     def sparing(self, work: Callable[[], Result]) -> Result:
-        """Return `work()`, done anew with slices half as large where memory runs out.
+        """Return `work()`; if memory runs out, do it again with slices half as large.
 
         Raises ClassifierError where one image at a time is too much.
         """
@@ -88,7 +88,7 @@ class Slices:
             ) from None
 
     def said(self) -> str | None:
-        """In a sentence, how batches had to be divided; None where none was."""
+        """Return a sentence on how batches were divided; None if none was."""
         if not self.ran:
             return None
         kinds = {True: "passes with a gradient", False: "passes without a gradient"}
@@ -108,13 +108,13 @@ class Slices:
 
 
 def sparing(classifier: nn.Module, work: Callable[[], Result]) -> Result:
-    """Return `work()`, done anew with less at a time where `classifier` divides its batches and memory runs out."""
+    """Return `work()`; if memory runs out and `classifier` divides its batches, do it again with smaller slices."""
     slices = getattr(classifier, "slices", None)
     return slices.sparing(work) if isinstance(slices, Slices) else work()
 
 
 def _cost(network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> int:
-    """Bytes that one of `images` takes; 0 where the network cannot be measured, which then says so by itself."""
+    """Return the bytes that one of `images` takes; 0 where the network fails, whose error appears when it is run."""
 
     def work() -> None:
         if not graded:
@@ -129,7 +129,7 @@ def _cost(network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> 
                 torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
 
     try:
-        # A network that draws at random must not be thrown onto another stream by being measured.
+        # Measuring must not change the random numbers that a network draws later.
         with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
             return peak_bytes(work, images.device) // len(images)
     except Exception as error:

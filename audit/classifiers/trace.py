@@ -18,7 +18,6 @@ from audit.classifiers.probe import (
     HOW,
     at_least_float,
     check_batches,
-    first_line,
     in_its_dtype,
     is_program,
     logits_of,
@@ -27,8 +26,6 @@ from audit.classifiers.probe import (
     same_draws,
 )
 from audit.errors import ClassifierError
-
-__all__ = ["ObservedNetwork", "TracedNetwork", "WidenedNetwork", "first_line", "linear_of", "same", "trace_network"]
 
 REVERSAL = -3.0
 """The final layer's output is also tried times this: a rectifier or clamp behind it may do nothing on the probe."""

@@ -24,7 +24,7 @@ class AuditSet:
     `regions` maps a region's name to a reader of masks. The region called `"region"` is the one that carries the
     class's meaning (a lesion, a cell); any other name is a further place worth measuring (such as a marker).
     `reading` says how the images were read and what was left out; None where they were made in memory.
-    `notices` are what else its loader has to say before a number is believed.
+    `notices` are what else a reader of its numbers has to know, found by its loader.
     """
 
     read_image: ImageReader

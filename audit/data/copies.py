@@ -1,4 +1,4 @@
-"""Images that stand twice, found by content: in the audited split and in another one, or twice within it.
+"""Duplicate images, found by content: in the audited split and in another one, or twice within it.
 
 Equal means equal pixels as the models see them where all images can be decoded within a bound, and equal bytes of the
 files otherwise. Bytes are read only of files whose length and middle agree with those of another one.

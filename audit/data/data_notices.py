@@ -1,4 +1,4 @@
-"""The sentences about the data: what was seen, what it means, how to mend it (numbers: `audit.data.describe`)."""
+"""Notices on the data: what was seen, what it means, how to mend it (`audit.data.describe` measures the numbers)."""
 
 import unicodedata
 from collections import defaultdict

@@ -1,4 +1,4 @@
-"""Where the configuration of the embedded demonstration lies."""
+"""The configuration of the demonstration, shipped in the package."""
 
 from importlib.resources import files
 from pathlib import Path

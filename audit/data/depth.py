@@ -1,4 +1,4 @@
-"""What a stored number means: the one place, for every kind of source, where pixels are divided by white.
+"""From stored numbers to [0, 1]: the one place, for every kind of source, where pixels are divided by white.
 
 Pixels are `value / white` in [0, 1]. Without `data.white`, white is the largest number that the storage can hold: 255
 for bytes, 65535 for 16-bit grey, 4095 for 12-bit TIFF, and 1 for floating point; 32-bit integers have none. It is never
@@ -43,7 +43,7 @@ def stored_array(values: np.ndarray) -> Stored:
 
 
 def chosen_white(stored: Stored, white: float | None, what: str) -> float:
-    """Return the number that means white in `stored`, named `what` in messages; raises DataError if it cannot be."""
+    """Return the number that means white in `stored`, called `what` in messages; raises DataError if it has none."""
     if white is None:
         if stored.natural_white is None:
             raise DataError(

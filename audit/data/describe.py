@@ -1,7 +1,7 @@
-"""What a reader has to know of the data before a number is believed: a record of how it was read, and notices.
+"""What a reader has to know of the data before trusting a number: a record of how they were read, and notices.
 
-Everything that can be told from headers is told of all images. Numbers of pixels are measured on the audited images
-and those of the calibration split - on all of them where they can be decoded within a bound, else on a sample that
+What headers tell is recorded of all images. Pixel values are measured on the audited images and those of the
+calibration split - on all of them where they can be decoded within a bound, else on a sample that
 the record counts - and what is decoded is kept for the audit.
 """
 
@@ -32,7 +32,7 @@ SAMPLE = 256
 
 @dataclass(frozen=True)
 class Described:
-    """The record of a set and what has to be said of it."""
+    """The record of a set, and notices on what looks wrong."""
 
     read: DataRead
     notices: list[Notice]
@@ -65,14 +65,14 @@ def describe(data: AuditSet, audited: str, calibration: str | None) -> Described
 
 
 def describe_shift(shift: AuditSet) -> list[Notice]:
-    """What has to be said of the second source, whose audited rows `shift` holds. Raises DataError."""
+    """Return notices on the second source, whose audited rows `shift` holds. Raises DataError."""
     found = [*_sampled(shift), *say.of_names(shift, _begun(shift, str(shift.splits[_rows(shift)[0]])))]
     texts = ((notice.kind, notice.text.replace("data.path", "data.shift")) for notice in found)
     return [Notice(subject="data", kind=kind, text=f"Second source (data.shift): {text}") for kind, text in texts]
 
 
 def note_on_training_data(data: AuditSet) -> None:
-    """Write to standard error what has to be said of the images that a training learns from. Raises DataError."""
+    """Write notices on the images that a training learns from to standard error. Raises DataError."""
     if is_first():
         for notice in _sampled(data):
             print(f"Note on {notice.subject}: {notice.text}", file=sys.stderr)
@@ -95,7 +95,7 @@ def _begun(data: AuditSet, split: str) -> DataRead:
 
 
 def _sampled(data: AuditSet) -> list[Notice]:
-    """What a sample of the images of `data` and the headers of all tell."""
+    """Return notices on `data` from a sample of its images and the headers of all."""
     reading = data.reading
     if reading is None:
         return []

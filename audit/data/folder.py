@@ -1,6 +1,6 @@
 """Images in folders: `DIR/<split>/<class>/*.png`, or `DIR/<class>/*.png` with a seeded 50/50 split.
 
-The layout is told by depth: sub-folders that hold images are classes, those that hold folders with images are splits.
+The layout follows from depth: sub-folders that hold images are classes, those that hold folders with images are splits.
 A `.zip` with the same layout inside is read as if it were the folder. Images without class folders, `DIR/*.png`, are
 unlabelled: enough to train a generator on, not to audit.
 
@@ -162,7 +162,7 @@ def list_folder(root: Folder, labelled: bool = True) -> Listing:
 
 
 def _what_lies_there(root: Folder) -> str:
-    """In brackets, what `root` holds beside images in class folders; it may be what the user takes for the images."""
+    """Return, in brackets, what `root` holds beside class folders; it may be what the user takes for the images."""
     reasons = (row for row in _passed_over(root, set(), 1) if not row.reason.startswith("image "))
     there = "; ".join(f"{row.n} x {row.reason}, as {row.examples[0]}" for row in reasons)
     return f" (there: {there})" if there else ""

@@ -1,7 +1,7 @@
 """A list of image files with labels, before any pixel is decoded: what folders and manifests have in common.
 
 Everything that can be checked without decoding is checked here, for all rows, so that a set either loads or is refused
-with one sentence: labels against the class list, headers of images and masks, sizes, boxes. Decoding stays lazy.
+at once: labels against the class list, headers of images and masks, sizes, boxes. Decoding stays lazy.
 """
 
 import difflib

@@ -135,7 +135,7 @@ def training_split(config: DataConfig, dataset: AuditSet, wanted: str | None) ->
     return name
 
 
-def _check_beside(config: DataConfig, kind: str) -> None:
+def _check_masks_lie_outside(config: DataConfig, kind: str) -> None:
     """Raise DataError for a mask folder that would be taken for one of the classes."""
     if kind == "folder" and config.masks is not None:
         inside = Path(config.masks).resolve()
@@ -149,7 +149,7 @@ def _load(config: DataConfig, seed: int, labelled: bool) -> AuditSet:
     check_classes(config.classes)
     kind = detect_format(config.path) if config.format == "auto" else config.format
     load, package = FORMATS.get(kind, "data.format"), FORMATS.origin(kind)
-    _check_beside(config, kind)
+    _check_masks_lie_outside(config, kind)
     if package is not None:
         dataset = converted(load_outside(load, config, seed, package), config.image_size, config.channels)
         return with_masks(replace(dataset, read_image=KeepingReader(dataset.read_image)), config)

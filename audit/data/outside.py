@@ -1,8 +1,7 @@
-"""A data set that another package reads: what its loader says is checked at once, and every image when it is read.
+"""Load a data set by the loader of another package, and check it: rows and labels at once, images when they are read.
 
-The loader has the signature of those of this package. It lists the rows of all splits, and `AuditSet.read_image` reads
-one image when it is asked for. Its numbers are as they are stored: they are divided by white here. So are those of a
-set with a `reading`, which this package has read for it, already.
+`AuditSet.read_image` of such a set gives numbers as they are stored, which are divided by white here. A set with a
+`reading` was made by a loader of this package, which has divided them already.
 """
 
 from collections.abc import Callable, Iterator

@@ -1,7 +1,7 @@
 """How the images of a set were read: kinds, sizes, what was left out, and the stored numbers of single images.
 
 A loader fills a `Reading`; `audit.data.describe` turns it into the record and the notices of an audit. Nothing is
-decoded here before `examine` is called, and it keeps what it decodes for the audit itself.
+decoded here before `examine` is called, which can keep what it decodes for the audit itself.
 """
 
 import hashlib

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from audit.classifiers.architectures import SMALL_CONVNEXT_ARGS, small_convnext
-from audit.classifiers.classifier import weights_hash
-from audit.classifiers.load import class_order, load_classifier
+from audit.classifiers.classifier import class_order, weights_hash
+from audit.classifiers.load import load_classifier
 from audit.config import AuditConfig, ClassifierConfig, resolve_paths
 from audit.errors import AuditError, ClassifierError
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit.classifiers.load import preserve_mode
+from audit.classifiers.mode import preserve_mode
 
 
 def mixed_network() -> nn.Sequential:

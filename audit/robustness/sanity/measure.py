@@ -14,8 +14,8 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier, bridge_channels
 from audit.classifiers.mode import preserve_mode
+from audit.classifiers.probe import first_line
 from audit.classifiers.slices import sparing
-from audit.classifiers.trace import first_line
 from audit.data.audit_set import AuditSet
 from audit.errors import Terminated
 from audit.metrics.exact import mcnemar_p

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from audit.classifiers.mode import preserve_mode
-from audit.classifiers.trace import first_line
+from audit.classifiers.probe import first_line
 from audit.results import TrustCheck
 from audit.robustness.attacks.checks import checked_logits, float_images
 from audit.robustness.trust.case import FOREIGN_ERRORS, RANDOMNESS_LIMIT

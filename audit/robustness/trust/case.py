@@ -12,7 +12,7 @@ import torch
 from scipy.stats import binom
 from torch import Tensor, nn
 
-from audit.classifiers.trace import first_line
+from audit.classifiers.probe import first_line
 from audit.config import EnsembleConfig, TrustConfig
 from audit.errors import ClassifierError, MetricError
 from audit.robustness.attacks.ball import Norm, distance

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
-from audit.classifiers.trace import first_line
+from audit.classifiers.probe import first_line
 from audit.config import EnsembleConfig, TrustConfig, eps_value
 from audit.errors import MetricError
 from audit.results import TrustCheck

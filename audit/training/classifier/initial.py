@@ -14,7 +14,7 @@ from torch import nn
 from audit.classifiers.architectures import SMALL_CONVNEXT_NAME, build_architecture
 from audit.classifiers.checkpoint import read_checkpoint
 from audit.classifiers.fitting import fit_weights
-from audit.classifiers.trace import first_line
+from audit.classifiers.probe import first_line
 from audit.errors import ConfigError
 from audit.runtime.seeds import stage_seed
 from audit.storage import shipped

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
-from audit.classifiers.trace import first_line
+from audit.classifiers.probe import first_line
 from audit.config import RobustnessConfig
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data

@@ -1,4 +1,4 @@
-"""How a network wants its images, and who said so: configuration, checkpoint, timm, the data, or nobody.
+"""Input settings of a network, and which source gave each: configuration, checkpoint, timm, the data, or none.
 
 A setting is taken from the first source that gives it, in that order. Where it came from stays with it, because a guess
 that is wrong - timm's size for a network that was trained at another - changes every number without an error.
@@ -34,8 +34,8 @@ SAME_INPUT_ARGS = frozenset(
 
 
 @dataclass(frozen=True)
-class Wants:
-    """How a network wants its images; None where its source does not say. `origins` is filled by `said_by`."""
+class InputSettings:
+    """Classes, normalisation, size and channels of a network; None where unknown. `with_origin` fills `origins`."""
 
     classes: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None
@@ -44,27 +44,27 @@ class Wants:
     channels: int | None = None
     origins: Mapping[str, Origin] = field(default_factory=dict)
 
-    def said_by(self, origin: Origin) -> "Wants":
-        """Return these wishes with `origin` as the source of each that is given."""
+    def with_origin(self, origin: Origin) -> "InputSettings":
+        """Return these settings with `origin` as the source of each that is given."""
         return replace(self, origins={key: origin for key in SETTINGS if getattr(self, key) is not None})
 
-    def over(self, other: "Wants") -> "Wants":
-        """Return these wishes, completed by `other` where they are silent."""
+    def completed_by(self, other: "InputSettings") -> "InputSettings":
+        """Return these settings, and those of `other` where these are None."""
         taken = {key: getattr(other, key) for key in SETTINGS if getattr(self, key) is None}
         origins = {key: other.origins[key] for key in taken if key in other.origins}
         return replace(self, **taken, origins={**origins, **self.origins})
 
 
-def wants_of_metadata(about: Mapping[str, Any], where: str) -> Wants:
-    """Read metadata as ClassifierConfig would: wrong types are the file's fault and said so."""
+def settings_of_metadata(about: Mapping[str, Any], where: str) -> InputSettings:
+    """Read a checkpoint's metadata; raises ClassifierError for values of a wrong type."""
     try:
-        return Wants(
+        return InputSettings(
             classes=None if "classes" not in about else tuple(str(c) for c in _list(about["classes"])),
             mean=None if "mean" not in about else tuple(float(v) for v in _list(about["mean"])),
             std=None if "std" not in about else tuple(float(v) for v in _list(about["std"])),
             input_size=None if about.get("input_size") is None else int(about["input_size"]),
             channels=None if about.get("channels") is None else int(about["channels"]),
-        ).said_by("checkpoint")
+        ).with_origin("checkpoint")
     except (TypeError, ValueError) as error:
         raise ClassifierError(
             f"The metadata of {where} cannot be read ({error}): write classes, mean and std as JSON lists, "
@@ -78,31 +78,33 @@ def _list(value: object) -> list[Any]:
     return value
 
 
-def wants_of_arguments(args: Mapping[str, Any]) -> Wants:
+def settings_of_arguments(args: Mapping[str, Any]) -> InputSettings:
     """Return what arguments of an architecture say about its input, without an origin."""
     size = args.get("img_size")
-    return Wants(input_size=size if isinstance(size, int) else None, channels=args.get("in_chans"))
+    return InputSettings(input_size=size if isinstance(size, int) else None, channels=args.get("in_chans"))
 
 
-def wants_of_timm(architecture: str, args: Mapping[str, Any], checkpoint: Checkpoint) -> Wants:
-    """Input of a timm architecture used as it stands; nothing is known of one whose layout was changed.
+def settings_of_timm(architecture: str, args: Mapping[str, Any], checkpoint: Checkpoint) -> InputSettings:
+    """Return the input settings of an unchanged timm architecture; none of one whose arguments change its layout.
 
     The channels are read off the checkpoint's first convolution where it can be found, because grey networks are often
     trained under the name of an RGB one.
     """
     about = None if architecture == SMALL_CONVNEXT_NAME else timm.models.get_pretrained_cfg(architecture)
     if about is None:
-        return Wants()
-    own = Wants()
+        return InputSettings()
+    own = InputSettings()
     if isinstance(about.first_conv, str):
         channels = _channels_of(checkpoint, f"{about.first_conv}.weight")
-        own = Wants(channels=channels).said_by("checkpoint")
+        own = InputSettings(channels=channels).with_origin("checkpoint")
     if not set(args) <= SAME_INPUT_ARGS:
         return own
-    described = own.over(Wants(input_size=about.input_size[-1], channels=about.input_size[0]).said_by("timm"))
+    described = own.completed_by(
+        InputSettings(input_size=about.input_size[-1], channels=about.input_size[0]).with_origin("timm")
+    )
     if described.channels != len(about.mean):
         return described
-    return described.over(Wants(mean=tuple(about.mean), std=tuple(about.std)).said_by("timm"))
+    return described.completed_by(InputSettings(mean=tuple(about.mean), std=tuple(about.std)).with_origin("timm"))
 
 
 def _channels_of(checkpoint: Checkpoint, name: str) -> int | None:
