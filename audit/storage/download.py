@@ -5,8 +5,8 @@ connection or a killed process. Only when the hash of the whole agrees is it ren
 found by the index's own page (PEP 503 and 691) and members are *read* out of them: nothing is unpacked by a name that
 the archive chooses, and no set-up code runs.
 
-Libraries that download do not carry this: pooch (1.9) starts a broken download again and unpacks whole archives,
-huggingface_hub resumes only what its hub has, and torch.hub does not resume.
+Libraries that download do not carry this: pooch (1.9) and torch.hub start a broken download from the beginning, and
+huggingface_hub resumes only what its hub has.
 """
 
 import base64
