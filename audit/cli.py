@@ -110,8 +110,9 @@ def _show_result(result: "AuditResult") -> None:
 
     attacks = strongest_columns(result.models)
     table = Table(title=Text(result.name))
-    for heading in ("rank", "model", "index", "95 % interval", "clean", *(f"{a.title} {a.radius}" for a in attacks)):
-        table.add_column(heading, justify="left" if heading == "model" else "right")
+    # Lines are broken here and nowhere else: a narrow terminal would cut a doubt off.
+    for heading in ("rank", "model", "index", "95 %\ninterval", "clean", *(f"{a.title}\n{a.radius}" for a in attacks)):
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     for model in sorted(result.models, key=lambda m: (m.rank is None, m.rank or 0, -(m.index or 0))):
         interval = "-" if model.index_interval is None else "{:.1f} to {:.1f}".format(*model.index_interval)
         table.add_row(
@@ -122,7 +123,7 @@ def _show_result(result: "AuditResult") -> None:
             _percent(model.clean.accuracy.value),
             *(_robust(attack.attack(model)) for attack in attacks),
         )
-    show(table)
+    show(table, whole=True)
     for line in filter(None, map(input_line, result.models)):
         say(line)
     for notice in result.notices:
@@ -130,7 +131,7 @@ def _show_result(result: "AuditResult") -> None:
 
 
 def _state(model: "ModelResult") -> str:
-    return " (failed)" if model.failed is not None else " (unreliable)" if model.unreliable else ""
+    return "\n(failed)" if model.failed is not None else "\n(unreliable)" if model.unreliable else ""
 
 
 def _percent(value: float | None) -> str:
@@ -140,7 +141,7 @@ def _percent(value: float | None) -> str:
 def _robust(attack: "Attack | None") -> str:
     if attack is None:
         return "-"
-    doubt = " (untrusted)" if attack.untrusted else " (unchecked)" if attack.unchecked else ""
+    doubt = "\n(untrusted)" if attack.untrusted else "\n(unchecked)" if attack.unchecked else ""
     return _percent(attack.robust_accuracy.value) + doubt
 
 
@@ -443,8 +444,11 @@ def _unexpected(error: BaseException) -> int:
     if hasattr(error, "format_message") and isinstance(error, Exception):  # wrong usage of the command line
         rich_utils.rich_format_error(error)  # type: ignore[arg-type]
         return 2
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return _mend("There is not enough memory: lower the batch size, or inversion.max_memory.")
+    if not isinstance(error, ImportError):  # torch itself may be what cannot be imported
+        from audit.runtime.memory import out_of_memory
+
+        if out_of_memory(error):
+            return _mend("There is not enough memory: lower the batch size, or max_memory.")
     say("".join(traceback.format_exception(error)).rstrip(), err=True)
     say("spruce-audit: this is a defect of the program; please report the lines above.", err=True)
     return DEFECT

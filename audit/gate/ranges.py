@@ -48,14 +48,12 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
 )
 
 
-def range_of(metric: str) -> tuple[float, float]:
-    """Return the least and the greatest value that the number called `metric` can have; infinite where not bounded."""
-    return next((bounds for pattern, bounds in _RANGES if pattern.fullmatch(metric)), UNBOUNDED)
+def range_of(metric: str) -> tuple[float, float] | None:
+    """Return the least and the greatest value that the number called `metric` can have; None if there is no such one.
 
-
-def known_range(metric: str) -> bool:
-    """Return whether the table has an entry for `metric`."""
-    return any(pattern.fullmatch(metric) for pattern, _ in _RANGES)
+    A value that has no bound is infinite.
+    """
+    return next((bounds for pattern, bounds in _RANGES if pattern.fullmatch(metric)), None)
 
 
 def _shown(bounds: tuple[float, float]) -> str:
@@ -67,7 +65,7 @@ def _shown(bounds: tuple[float, float]) -> str:
 
 def bound_error(metric: str, key: str, bound: float) -> str | None:
     """Return what is wrong with `bound`, given as `key` (min, max, max_drop or max_rise) of `metric`; None: nothing."""
-    low, high = range_of(metric)
+    low, high = range_of(metric) or UNBOUNDED
     hint = "; shares are written from 0 to 1, 95 % as 0.95" if (low, high) == SHARE else ""
     if key in ("min", "max"):
         if low <= bound <= high:

@@ -201,16 +201,26 @@ def _best(sound: Sequence[Shown], result: AuditResult, column: Column) -> tuple[
 
 
 def _fall(fallen: Sequence[Shown], total: int, place: str) -> Markup:
-    clean, robust = _span([one.clean for one in fallen]), _span([one.robust for one in fallen])
+    """Say which models fall; those that are far less accurate than the others without an attack are told apart."""
+    most = max(one.clean for one in fallen)
+    weak = [one for one in fallen if one.clean < WEAK_BESIDE_OTHERS * most]
+    others = [one for one in fallen if one not in weak]
+    who = names([one.model for one in others]) if len(others) < 3 else Markup(_count(others, total).capitalize())
+    text = Markup("{} {} {} {}").format(who, "falls" if len(others) == 1 else "fall", _from_to(others), place)
+    if not weak:
+        return text
+    who = names([one.model for one in weak]) if len(weak) < 3 else Markup(_count(weak, total))
+    return text + Markup(", and {} {}").format(who, _from_to(weak))
+
+
+def _count(some: Sequence[Shown], total: int) -> str:
+    return f"all {_word(total)} models" if len(some) == total else f"{_word(len(some))} of {_word(total)} models"
+
+
+def _from_to(fallen: Sequence[Shown]) -> str:
     if len(fallen) == 1:
-        who, verb = names([fallen[0].model]), "falls"
-        clean, robust = percent(fallen[0].clean), percent(fallen[0].robust)
-    elif len(fallen) == 2:
-        who, verb = names([one.model for one in fallen]), "fall"
-    else:
-        count = f"All {_word(total)}" if len(fallen) == total else f"{_word(len(fallen))} of {_word(total)}"
-        who, verb = Markup(f"{count[0].upper()}{count[1:]} models"), "fall"
-    return Markup("{} {} from {} to {} {}").format(who, verb, clean, robust, place)
+        return f"from {percent(fallen[0].clean)} to {percent(fallen[0].robust)}"
+    return f"from {_span([one.clean for one in fallen])} to {_span([one.robust for one in fallen])}"
 
 
 def _lead(leading: Sequence[Shown], fit: Sequence[Shown], place: str) -> Markup:
@@ -222,6 +232,8 @@ def _lead(leading: Sequence[Shown], fit: Sequence[Shown], place: str) -> Markup:
     if len(leading) > 1:
         which = "the difference is within chance" if len(leading) == 2 else "which is highest cannot be told"
         kept, clean = (_span([getattr(one, kind) for one in leading]) for kind in ("robust", "clean"))
+        if min(one.clean for one in leading) < WEAK_BESIDE_OTHERS * max(one.clean for one in leading):
+            clean = ", ".join(percent(one.clean) for one in leading)
         return Markup("{} keep {}{} (clean {}{}): {}").format(who, kept, after, clean, counted, which)
     value = f"{percent(best.robust)}{_SPACE}{_percents(best.attack.robust_accuracy)}".rstrip(_SPACE)
     others = [one for one in fit if one is not best]

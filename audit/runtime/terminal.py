@@ -7,9 +7,12 @@ import sys
 from contextlib import suppress
 
 from rich.console import Console, RenderableType
+from rich.measure import Measurement
 
 ERRORS = "spruce-audit"
 """Name of the way in which characters that cannot be encoded are replaced."""
+WIDEST = 1000
+"""Most characters in a line of a table."""
 
 _PLAIN = {
     "\N{GREATER-THAN OR EQUAL TO}": ">=",
@@ -59,9 +62,16 @@ def say(text: object, err: bool = False) -> None:
         _silence(stream)
 
 
-def show(what: RenderableType) -> None:
-    """Print something of rich's, such as a table, as `say` does; texts in it are to be `rich.text.Text`, not markup."""
+def show(what: RenderableType, whole: bool = False) -> None:
+    """Print something of rich's, such as a table, as `say` does; texts in it are to be `rich.text.Text`, not markup.
+
+    `whole`: nothing is wrapped or cut, and lines may be longer than the terminal is wide.
+    """
     console = Console()
+    if whole:
+        console.width = max(
+            console.width, Measurement.get(console, console.options.update(max_width=WIDEST), what).maximum
+        )
     with console.capture() as printed:
         console.print(what)
     say(printed.get().rstrip("\n"))

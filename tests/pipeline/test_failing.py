@@ -325,3 +325,14 @@ def test_a_defect_is_told_from_a_failed_gate(
         monkeypatch.setattr("audit.results.read_results", broken)
         assert run(["gate", "r.json", "--policy", "p.toml"], monkeypatch) == 70
         assert "defect" in capsys.readouterr().err
+
+
+def test_lack_of_memory_is_no_defect(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for error in (MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to ...")):
+
+        def broken(_: object, error: BaseException = error) -> AuditResult:
+            raise error
+
+        monkeypatch.setattr("audit.results.read_results", broken)
+        assert run(["gate", "r.json", "--policy", "p.toml"], monkeypatch) == 2
+        assert "lower the batch size" in capsys.readouterr().err

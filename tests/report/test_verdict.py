@@ -142,6 +142,19 @@ def test_a_tie_at_zero_crowns_nobody() -> None:
     assert all_of == f"All three models fall from 92 % to 0 % under PGD at eps 8/255 (500 images). {END}"
 
 
+def test_a_model_that_classifies_poorly_is_told_apart_from_those_that_fall_with_it() -> None:
+    good, poor = [model("a", 0.98, 0.02), model("b", 0.94, 0.0), model("c", 0.96, 0.0)], model("poor", 0.2, 0.0)
+    shown = plain(audit_of([*good, poor]))
+    assert shown == (
+        "Three of four models fall from 94-98 % to 0-2 % under PGD at eps 8/255 (500 images), "
+        f"and poor from 20.0 % to 0.0 %. {END}"
+    )
+    one = plain(audit_of([good[0], poor]))
+    assert one.startswith("a falls from 98.0 % to 2.0 % under PGD at eps 8/255 (500 images), and poor from 20.0 %")
+    level = plain(audit_of([model("a", 0.9, 0.6), model("b", 0.6, 0.59)]))
+    assert level.startswith("a and b keep 59-60 % under PGD at eps 8/255 (clean 90.0 %, 60.0 %, 500 images)")
+
+
 def test_a_poor_model_is_not_praised() -> None:
     shown = plain(audit_of([model("poor", 0.28, 0.2), model("good", 0.92, 0.0)]))
     assert "highest" not in shown

@@ -63,3 +63,13 @@ def test_a_stage_with_brackets_has_its_bar(monkeypatch: pytest.MonkeyPatch) -> N
     with stage_progress("attacks on m[/] [seed=1]", 2) as advance:
         advance(2)
     assert "m[/] [seed=1]" in shown.getvalue()
+
+
+def test_a_table_shown_as_a_whole_is_not_cut_by_a_narrow_terminal(monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    table = Table("a long heading", "robust")
+    table.add_row("a name of many words", "0.0 %\n(unchecked)")
+    show(table, whole=True)
+    said = capsys.readouterr().out
+    assert "a name of many words" in said
+    assert "(unchecked)" in said
