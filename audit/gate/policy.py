@@ -119,7 +119,7 @@ def _list_key(item: Row) -> str | None:
 
 
 _NO_NUMBERS = {"distances_by_image", "outcomes", "confusion", "input", "failed", "method", "method_package"}
-"""Parts of the results that hold nothing to gate on: single images and decisions, and how a model was read or explained."""
+"""Parts of the results that hold nothing to gate on: single images and decisions, how a model was read or explained."""
 
 
 def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
