@@ -11,6 +11,7 @@ Arrays: for `data.masks = "masks"`, `{split}_masks` `[N, H, W]` holds the region
 A mask has the size of its image and is resized with it; inside is what is not zero, as in a manifest.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,6 +34,8 @@ from audit.runtime.progress import track
 
 Parts = tuple[str, ...]
 """Folders and name of an image or of a mask, without the name's ending."""
+Places = dict[PurePosixPath, list[int]]
+"""The rows whose mask a file may be."""
 
 
 def with_masks(dataset: AuditSet, config: DataConfig) -> AuditSet:
@@ -64,52 +67,72 @@ def _of_folder(dataset: AuditSet, config: DataConfig) -> AuditSet:
     images = [file for file in files if file.suffix.lower() in EXTENSIONS]
     rows = _rows_by_path(dataset.ids)
     flat, nested = _placed(images, rows, 0), _placed(images, rows, 1)
-    chosen = flat if len(flat) >= len(nested) else nested
-    if not chosen:
+    if not flat and not nested:
         there = f"such as {images[0]}" if images else f"which holds no image ({' '.join(EXTENSIONS)})"
         raise DataError(
             f"No file of mask folder '{root}' is called as an image is, {there} where an image is called "
             f"{dataset.ids[0]}: give every mask the path of its image below data.masks."
         )
-    found: dict[str, list[Path | None]] = defaultdict(lambda: [None] * len(dataset.ids))
-    for file, places in chosen.items():
-        name = MAIN_REGION if chosen is flat else file.parts[0]
-        if not is_region_name(name):
-            raise DataError(
-                f"Folder '{root / name}' is called '{readable(name)}': a region's name becomes part of file names; use "
-                "letters, digits, spaces and . + - _ only."
-            )
-        if len(places) > 1:
-            both = " and ".join(f"'{dataset.ids[row]}'" for row in places[:2])
-            raise DataError(
-                f"Mask file '{root / file}' may belong to {both}: give it the whole path of its image below data.masks."
-            )
-        (row,) = places
-        other = found[name][row]
-        if other is not None:
-            raise DataError(
-                f"Mask files '{other}' and '{root / file}' are both of region '{name}' in image '{dataset.ids[row]}': "
-                "remove one."
-            )
-        found[name][row] = root / file
+    placed = {MAIN_REGION: flat} if len(flat) >= len(nested) else _by_first_folder(nested)
+    regions = {name: _one_each(name, places, root, dataset.ids) for name, places in placed.items()}
     sizes = _sizes(dataset)
-    for paths in found.values():
+    for paths in regions.values():
         for row, path in track(list(enumerate(paths)), "Reading mask headers", len(paths)):
             if path is not None:
                 check_mask_file(path, *sizes[row].tolist())
-    given = {name: np.array([path is not None for path in paths]) for name, paths in found.items()}
-    unused = [readable(file) for file in files if file not in chosen]
+    given = {name: np.array([path is not None for path in paths]) for name, paths in regions.items()}
+    used = {file for places in placed.values() for file in places}
+    unused = [readable(file) for file in files if file not in used]
     return replace(
         dataset,
-        regions={n: partial(read_mask, paths=tuple(p), side=config.image_size) for n, p in found.items()},
+        regions={name: partial(read_mask, paths=paths, side=config.image_size) for name, paths in regions.items()},
         notices=(*dataset.notices, *of_mask_folder(dataset, config.audit_split, given, unused)),
     )
 
 
+def _by_first_folder(places: Places) -> dict[str, Places]:
+    found: dict[str, Places] = defaultdict(dict)
+    for file, rows in places.items():
+        found[file.parts[0]][file] = rows
+    return found
+
+
+def _one_each(name: str, places: Places, root: Path, ids: Sequence[str]) -> tuple[Path | None, ...]:
+    """Return the mask file of every image, or None, for region `name`; raises DataError if that is not clear."""
+    if not is_region_name(name):
+        raise DataError(
+            f"Folder '{root / name}' is called '{readable(name)}': a region's name becomes part of file names; use "
+            "letters, digits, spaces and . + - _ only."
+        )
+    paths: list[Path | None] = [None] * len(ids)
+    for file, rows in places.items():
+        if len(rows) > 1:
+            both = " and ".join(f"'{ids[row]}'" for row in rows[:2])
+            raise DataError(
+                f"Mask file '{root / file}' may belong to {both}: give it the whole path of its image below data.masks."
+            )
+        (row,) = rows
+        if paths[row] is not None:
+            raise DataError(
+                f"Mask files '{paths[row]}' and '{root / file}' are both of region '{name}' in image '{ids[row]}': "
+                "remove one."
+            )
+        paths[row] = root / file
+    return tuple(paths)
+
+
 def _files(root: Path) -> list[PurePosixPath]:
-    """Every file below `root` that is not hidden, relative to it, in natural order."""
-    inside = (PurePosixPath(path.relative_to(root).as_posix()) for path in root.rglob("*") if path.is_file())
-    return sorted((f for f in inside if not any(map(is_hidden, f.parts))), key=lambda f: natural_key(str(f)))
+    """Every file below `root` that is not hidden, relative to it, in natural order; links to folders are followed."""
+    found = []
+    for name, inner, files in os.walk(root, followlinks=True):
+        folder = Path(name)
+        if any(folder.samefile(above) for above in folder.parents):
+            inner.clear()  # a link upwards
+            continue
+        inner[:] = [one for one in inner if not is_hidden(one)]
+        found += [folder / one for one in files if not is_hidden(one) and (folder / one).is_file()]
+    inside = (PurePosixPath(path.relative_to(root).as_posix()) for path in found)
+    return sorted(inside, key=lambda file: natural_key(str(file)))
 
 
 def _parts(path: PurePosixPath) -> Parts:
@@ -129,9 +152,7 @@ def _rows_by_path(ids: Sequence[str]) -> dict[Parts, list[int]]:
     return {**ends, **whole}
 
 
-def _placed(
-    files: Sequence[PurePosixPath], rows: Mapping[Parts, list[int]], above: int
-) -> dict[PurePosixPath, list[int]]:
+def _placed(files: Sequence[PurePosixPath], rows: Mapping[Parts, list[int]], above: int) -> Places:
     """Return the rows of every file that has some, where `above` folders stand before the path of an image."""
     return {file: rows[parts] for file in files if (parts := _parts(file)[above:]) in rows}
 

@@ -1,5 +1,6 @@
 """data.masks: the same regions from a folder or from arrays as from a manifest, and what is refused or said of them."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -137,6 +138,24 @@ def test_a_whole_path_is_meant_even_if_another_image_ends_so(tmp_path: Path, wri
     write("x.png", mask_of("test", "well", 0))
     data = load_data(DataConfig(path=str(tmp_path / "set.csv"), masks=str(tmp_path / "masks")), 0)
     assert data.region().flatten(1).any(1).tolist() == [True, False]
+
+
+def test_links_are_followed_but_not_in_circles(images: Path, write: Written, tmp_path: Path) -> None:
+    every(write, "{split}/{name}/{number}")
+    (tmp_path / "masks").rename(tmp_path / "kept")
+    (tmp_path / "masks").mkdir()
+    for name in ("region", "marker"):
+        (tmp_path / "masks" / name).symlink_to(tmp_path / "kept")
+    (tmp_path / "kept" / "test" / "up").symlink_to(tmp_path / "kept")
+    data = load(images)
+    assert set(data.regions) == {"region", "marker"}
+    assert "masks-unused" not in kinds(data)
+
+
+def test_images_of_a_zip(images: Path, write: Written, tmp_path: Path) -> None:
+    every(write, "{split}/{name}/{number}")
+    archive = shutil.make_archive(str(tmp_path / "images"), "zip", tmp_path, "images")
+    assert load(Path(archive), masks=str(tmp_path / "masks")).region().equal(load(images).region())
 
 
 def test_several_regions_and_what_is_missing_is_said(images: Path, write: Written) -> None:
