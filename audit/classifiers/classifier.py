@@ -195,11 +195,6 @@ class Classifier(nn.Module):
         """The final linear layer, its rows in the order of `class_names`."""
         return self.network.head if self._ordered_head is None else self._ordered_head
 
-    @property
-    def feature_dim(self) -> int:
-        """Number of penultimate features d."""
-        return self.head.in_features
-
     def prepare(self, images: Tensor) -> Tensor:
         """Return `images` `[N, 1 or 3, h, w]` in [0, 1] as the network wants them: channels, size, normalised."""
         if images.ndim != 4 or images.shape[1] not in (1, 3):

@@ -41,7 +41,7 @@ def test_normalisation_is_inside() -> None:
 def test_one_pass_agrees_with_each_part() -> None:
     it = classifier(mean=(0.4,), std=(0.2,))
     x, logits = it.features_and_logits(images())
-    assert it.feature_dim == x.shape[1] == 5
+    assert it.head.in_features == x.shape[1] == 5
     assert torch.equal(it.features(images()), x)
     assert torch.allclose(it(images()), logits)
     assert torch.allclose(it.head_logits(x), logits, atol=1e-6)

@@ -360,7 +360,7 @@ def test_unknown_shipped_weights_are_named() -> None:
 @pytest.mark.parametrize("name", ["plain", "trades", "trades-small", "shortcut"])
 def test_shipped_classifiers(name: str) -> None:
     it = load(shape=(1, 64, 64), checkpoint=f"shipped:{name}")
-    assert it.feature_dim == 128
+    assert it.head.in_features == 128
     assert it(images(side=64)).shape == (2, 3)
 
 
@@ -381,7 +381,7 @@ def test_mnist_networks_that_nobody_here_trained(name: str) -> None:
         tuple(str(digit) for digit in range(10)),
     )
     assert it.head is it.network.network.linear2
-    assert it.feature_dim == 200
+    assert it.head.in_features == 200
     archive = np.load(data)
     digits = torch.from_numpy(archive["test_images"][:500, None]).float() / 255
     accuracy = (it(digits).argmax(dim=1).numpy() == archive["test_labels"][:500]).mean()
