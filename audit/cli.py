@@ -1,4 +1,4 @@
-"""The command line: parses words, calls the rooms, prints where the results are. No logic of its own.
+"""The command line: parses arguments, calls the package, prints where the results are. No logic of its own.
 
 Exit status: 0 done (gate: passed); 1 gate failed, and nothing else; 2 an error that the user can mend, an audit that is
 not complete (a model failed), or a gate that could not be decided; 70 a defect of this program; 129 hung up,
@@ -282,7 +282,7 @@ def train_mapping_command(config: ConfigFile, out: Out = Path("runs/mapping")) -
 
 @train_app.command("embedding")
 def train_embedding_command(config: ConfigFile, out: Out = Path("runs/embedding")) -> None:
-    """Train a domain embedding without labels: the ground of realism for metrics.embedding, with a card.
+    """Train a domain embedding without labels, which metrics.embedding can name, with a card.
 
     A killed run goes on where it was; torchrun as for classifiers.
     """

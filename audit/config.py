@@ -350,7 +350,7 @@ class VulnerabilityConfig(Section):
     batch_size: int = Field(32, ge=1, description="images per training step")
     lr: float = Field(1e-3, gt=0, description="learning rate of the U-Net")
     temperature: float = Field(1.0, gt=0, description="of the relaxed choice of pixels")
-    n: int = Field(200, ge=1, description="images of the audit split on which the map is judged")
+    n: int = Field(200, ge=1, description="images of the audit split on which the map is measured")
     tolerance: float = Field(0.05, ge=0, lt=1, description="loss of success at which a thinned attack still counts")
 
 

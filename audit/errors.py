@@ -1,4 +1,4 @@
-"""Errors that are the user's to mend: one sentence saying what is wrong, where, and how to mend it.
+"""Errors that the user can mend: one sentence saying what is wrong, where, and how to mend it.
 
 The command line prints the sentence and exits with status 2; a traceback is kept for our own defects.
 """

@@ -370,7 +370,7 @@ class RegionShare(Row):
 
 
 class Counterfactuals(Row):
-    """Scores of one model's counterfactuals over the common query images."""
+    """Scores of one model's counterfactuals over the query images, which all models share."""
 
     n: int
     flip_ratio: Interval

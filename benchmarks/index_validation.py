@@ -3,7 +3,7 @@
     python benchmarks/index_validation.py [--seeds 3] [--queries 48] [--embedding auto]
 
 `--embedding` is metrics.embedding: phantom-factors, discriminator, or the file of a domain embedding. Run with each, it
-tells which ground of realism orders the models rightly (the perceptual term of inversion and edit rests on it as well).
+tells which embedding orders the models rightly (the perceptual term of inversion and edit rests on it as well).
 
 For every seed (other images, other queries) it prints each model's index, rank, realism, transfer and pairwise
 probabilities, and what only the phantom knows: how far each edit is from the *true* one, which leads to the query's

@@ -179,17 +179,17 @@ def update(
     real: Tensor,
     mapping: Callable[[Tensor], Tensor],
     synthesis: Callable[[Tensor], Tensor],
-    judge: Callable[[Tensor], Tensor],
+    score: Callable[[Tensor], Tensor],
 ) -> None:
     """Forward and backward passes of one step of the discriminator and one of the generator."""
     z = torch.randn(2, len(real), g.z_dim)
     g.requires_grad_(False)
     with torch.no_grad():
         fake = synthesis(mapping(z[0]))
-    (logistic(-judge(fake)) + logistic(judge(real))).backward()
+    (logistic(-score(fake)) + logistic(score(real))).backward()
     g.requires_grad_(True)
     d.requires_grad_(False)
-    logistic(judge(synthesis(mapping(z[1])))).backward()
+    logistic(score(synthesis(mapping(z[1])))).backward()
     d.requires_grad_(True)
     g.zero_grad(set_to_none=True)
     d.zero_grad(set_to_none=True)

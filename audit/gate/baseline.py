@@ -1,8 +1,8 @@
-"""May two audits be compared in one number? Only where everything that the number rests on is the same in both.
+"""Decide whether a number may be compared between two audits: everything it depends on has to be the same in both.
 
-A number of an audit is a reading of an instrument: images, attack, generator, encoder, embeddings, judges and settings.
-Where one of them differs, a change of the number says nothing about the model. What a file does not say is taken as
-unknown and compares with nothing but another file that does not say it either.
+A number depends on images, attack, generator, encoder, embeddings, judges of transfer and settings. Where one of them
+differs, a change of the number says nothing about the model. What a results file does not record is unknown, and equal
+only to what another file does not record either.
 """
 
 from collections.abc import Iterable, Mapping
@@ -107,11 +107,11 @@ def _other_queries(now: AuditResult, before: AuditResult) -> Difference:
     here, there = [query.id for query in now.queries], [query.id for query in before.queries]
     if here == there:
         return None
-    common = len(set(here) & set(there))
-    return f"other query images were explained ({common} of {len(there)} there are among the {len(here)} here)"
+    shared = len(set(here) & set(there))
+    return f"other query images were explained ({shared} of {len(there)} there are among the {len(here)} here)"
 
 
-def _other_ground(new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult) -> Difference:
+def _other_explanation(new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult) -> Difference:
     """Compare what the index, its components and the counterfactuals rest on."""
     if now.generator_sha256 != before.generator_sha256:
         return "it was measured with another generator"
@@ -151,7 +151,7 @@ def other_instrument(
     metric: str, new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult
 ) -> Difference:
     """Return why `metric` of the model `new` in `now` is not what it is of `old` in `before`, or None."""
-    if metric.split(".")[0] in MEANINGFULNESS and (found := _other_ground(new, old, now, before)) is not None:
+    if metric.split(".")[0] in MEANINGFULNESS and (found := _other_explanation(new, old, now, before)) is not None:
         return found
     if (found := _other_images(now, before)) is not None:
         return found

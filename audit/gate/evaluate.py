@@ -1,10 +1,11 @@
-"""The gate: does an audit keep a policy? Pass, failed, or not measured - and what is not measured never passes.
+"""Check an audit against a policy: every rule passes, fails or was not measured, and only the first lets it through.
 
 A robust accuracy that failed a trust check, or whose checks were not made, counts as not measured: nobody knows how far
 it over-states. So does whatever was measured of a model that is unreliable as a whole or whose audit ended early.
 
 Exit status: 1 when anything measured breaks its bound; else 2 when anything asked for was not measured, cannot be
-compared with the baseline, or the audit did not finish; else 0. A failure comes first: more measuring cannot undo it.
+compared with the baseline, or the audit did not finish; else 0. A failure comes first, because no further measurement
+could undo it.
 """
 
 import difflib
@@ -216,7 +217,7 @@ def _baseline_value(
     rule: Rule, metric: str, model: ModelResult, results: AuditResult, baseline: AuditResult | None
 ) -> tuple[float | None, str]:
     if baseline is None:
-        return None, f"A change of {metric} cannot be judged without a baseline: give --baseline OLD.json."
+        return None, f"A change of {metric} cannot be measured without a baseline: give --baseline OLD.json."
     if not baseline.complete:
         return None, "The baseline audit did not finish: run it again to the end."
     name = rule.baseline_model or model.name

@@ -1,7 +1,6 @@
-"""The range of every number that a gate's rule can name: a bound outside of it asks for nothing, or for what cannot be.
+"""The possible range of every number that a rule can name, to refuse bounds outside of it as typing errors.
 
-`max = 5` on a share lets everything pass and `min = -1` does, too; both are typing errors (percent for shares, most of
-the time), and a policy that holds one is refused.
+`max = 5` on a share would let everything pass; most of the time somebody wrote percent for a share.
 """
 
 import math

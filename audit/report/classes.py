@@ -1,4 +1,4 @@
-"""What the report shows of single classes: recall with and without an attack, and what is mistaken for what."""
+"""The report's tables of classes: recall with and without an attack, and which classes are confused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How each model was given its images, who said so, and what other readings of its input would have given: as words."""
+"""The report's tables of input settings: what each model got, where each came from, and what others would do."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

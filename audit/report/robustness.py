@@ -1,4 +1,4 @@
-"""What the report shows of robustness: which attacks were made, which numbers are doubted, what a corruption costs."""
+"""The report's tables of robustness: attacks, numbers that failed a trust check, corruptions, vulnerability."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass

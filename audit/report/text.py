@@ -1,4 +1,4 @@
-"""Words and numbers of the report: what to know before its numbers, and numbers that never read 'nan'."""
+"""Text of the report: findings as sentences, and the formatting of numbers, which are never shown as 'nan'."""
 
 import json
 import math

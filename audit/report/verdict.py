@@ -1,8 +1,8 @@
-"""The outcome of an audit in one sentence: never stronger than its numbers, and no praise for a poor model.
+"""The headline of the report: one sentence on the outcome that claims no more than the numbers support.
 
 A model is named as the best only where it is above every other by more than chance (a paired difference, or intervals
 that do not meet), where its number has passed its checks, and where it classifies better than guessing. Models whose
-accuracy an attack takes away are told of first.
+accuracy an attack takes away are named first.
 """
 
 import math

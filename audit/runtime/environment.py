@@ -63,7 +63,7 @@ class Stopwatch:
             self.seconds[name] = round(self.seconds.get(name, 0.0) + time.monotonic() - began, 3)
 
     def environment(self, device: torch.device) -> Environment:
-        """Everything a reader needs to judge the numbers' provenance."""
+        """Everything a reader needs to know where the numbers come from."""
         name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         return Environment(
             versions=versions(),

@@ -1,4 +1,4 @@
-"""What fails of one model, or in one stage, is told and kept apart: the audit goes on with the rest.
+"""Contain failures: if one model or one stage fails, the reason is recorded and the audit goes on with the rest.
 
 A network under audit is foreign code, which may raise anything or call `sys.exit`. Whatever it does ends the audit of
 that model only; what was measured of it before stays.

@@ -1,8 +1,8 @@
-"""How many items are worked on together: a budget of memory, what one item costs, and half as many when it runs out.
+"""Choose how many items to work on together by the memory that one takes, and halve them when memory runs out.
 
 The cost is measured, not guessed: the work itself is done once on one or two items while the memory it holds is
 counted - on a GPU by the allocator, elsewhere by the storages that operations make and let go, which is the same at
-every run; the growth of the process is held against it by `benchmarks/attacks.py large`.
+every run; the growth of the process is compared with it by `benchmarks/attacks.py large`.
 """
 
 import gc

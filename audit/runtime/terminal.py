@@ -1,4 +1,4 @@
-"""What is printed: a terminal that cannot show a character, or is no longer there, never changes how a command ends."""
+"""Printing that never fails: what the terminal cannot show is replaced, and a terminal that was closed is ignored."""
 
 import codecs
 import io

@@ -1,8 +1,8 @@
-"""Results on disk by their content: same inputs, same key, no second computation.
+"""The cache of stages on disk: an entry is found by a hash of everything it was computed from.
 
-A key is the SHA-256 of a stage's name, the package version and every input in canonical JSON, tensors standing by the
-hash of their bytes. An entry is one safetensors file with its own checksum, moved into place when complete: an entry
-that is there but damaged counts as absent.
+A key is the SHA-256 of a stage's name, the package version and every input in canonical JSON, in which the hash of its
+bytes stands for a tensor. An entry is one safetensors file with its own checksum, moved into place when complete: a
+damaged entry counts as absent.
 """
 
 import hashlib

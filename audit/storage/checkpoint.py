@@ -1,7 +1,7 @@
 """Checkpoints of trainings: written whole or not at all, read without running code, refused for another configuration.
 
 A checkpoint carries a fingerprint of all that determines its run: settings, images, networks it rests on. What only
-says how long the run is stays out of the fingerprint, so that a finished run can be taken further.
+says how long the run is stays out of the fingerprint, so that a finished run can be continued.
 """
 
 import hashlib

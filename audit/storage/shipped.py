@@ -1,4 +1,4 @@
-"""Where the weights shipped inside the package lie."""
+"""Find the files of weights that come with the package (`shipped:NAME`)."""
 
 from importlib.resources import files
 from pathlib import Path

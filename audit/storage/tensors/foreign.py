@@ -1,4 +1,4 @@
-"""Says what a file is that holds no StyleGAN2 generator of a supported layout, by the names in it.
+"""Say what an unsupported generator file is, from the names of its tensors.
 
 The names are those that the state dictionaries of widespread projects have; they are facts of those formats.
 """

@@ -1,4 +1,4 @@
-"""Whole modules within pickles, those of official StyleGAN2-ADA snapshots above all, without running what they embed.
+"""Read pickled torch modules, such as official StyleGAN2-ADA snapshots, without running the code inside them.
 
 A snapshot (`network-snapshot-*.pkl`, and what `legacy.py` makes of TensorFlow's) is a pickled dictionary with the
 networks `G`, `D` and `G_ema`; people also pickle or `torch.save` one of them by itself. Every module in it is a

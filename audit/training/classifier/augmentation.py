@@ -1,4 +1,4 @@
-"""Random changes of training images that keep the class, each image by its own draw, the whole batch at once.
+"""Random augmentation of training images, drawn for each image and applied to the whole batch at once.
 
 The set is that of the SPRUCE thesis (section 6.2.1): resized crop, mirroring, affine map, brightness and contrast.
 Crop and affine map are one resampling and not two, so that an image is blurred once. Draws and their application are

@@ -138,7 +138,7 @@ def _card(
 ) -> dict[str, Any]:
     """What the card says beside the scores; `run` is what only the run itself knows."""
     by = "clean accuracy" if config.selects_by == "clean" else f"PGD accuracy at {config.selection_eps}"
-    # Paths are of the machine, and say nothing to whoever reads the card; file names and hashes stand above.
+    # Paths of this machine mean nothing to a reader of the card; file names and hashes stand above.
     left_out = {"device"} | ({"initial"} if config.starts_from_file else set())
     left_out |= set() if config.data.is_phantom else {"data"}
     return {
@@ -190,7 +190,7 @@ def train_classifier(config: ClassifierTrainConfig, out: Path) -> Path:
             name=f"training {config.name}",
             batch=stream.batch,
             loss=objective_of(config.objective, torch.bincount(labels, minlength=classes)),
-            score=lambda judged: validation_score(config, judged, stream.validation),
+            score=lambda network: validation_score(config, network, stream.validation),
         )
         steps = training_steps(config, stream)
         alone = config.model_dump_json(exclude={"evaluation"})

@@ -172,7 +172,7 @@ def train_embedding(config: EmbeddingTrainConfig, out: Path) -> Path:
                 name=f"training {config.name}",
                 batch=lambda step: (views(step), torch.empty(0)),
                 loss=loss,
-                score=lambda judged: -contrast(judged, held_back, config, device),
+                score=lambda network: -contrast(network, held_back, config, device),
             ),
             config.optimiser,
             steps=steps,

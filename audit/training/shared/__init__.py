@@ -1,1 +1,1 @@
-"""What every training needs: streams of images, cards, precision."""
+"""What several trainings use: the loop, passes over the images, precision and cards."""

@@ -1,4 +1,4 @@
-"""The card beside shipped or trained weights: data, seed, steps, scores, time and versions, as JSON."""
+"""Write trained weights, and beside them a card: data, seed, steps, scores, time and versions, as JSON."""
 
 import hashlib
 import json

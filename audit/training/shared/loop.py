@@ -30,7 +30,7 @@ CHECKPOINT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained and how it is judged.
+    """What is trained and how it is validated.
 
     `batch(step)` gives images and targets; `loss(model, images, targets, generator, progress)` a scalar, where
     `progress` is the share of the steps done; `score(model)` the validation score, of which the highest is kept.
