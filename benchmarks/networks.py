@@ -1,7 +1,7 @@
 """What the networks cost: against a textbook form of the same equations, and between the forms that could be chosen.
 
     python benchmarks/networks.py step [--base 1024 --max 32] [--resolution 64] [--batch 32] [--repeats 7] [--wall]
-    python benchmarks/networks.py half | tuned | compiled
+    python benchmarks/networks.py tuned
 
 `step` is one update's forward and backward passes of discriminator and generator without regularisers and without
 optimiser. The textbook form reads the same parameters: weights modulated image by image and a grouped convolution
@@ -17,13 +17,11 @@ Measured with torch 2.15.0 on 1 thread of an AMD EPYC (Zen 5) that other work sh
 | what | n | base 1024, max 32 | base 2048, max 64 |
 |---|---|---|---|
 | G and D step, textbook / ours | 32 | 492 / 251 ms, x1.95 (busier: x1.76) | 1359 / 786 ms, x1.76 |
-| the same step, 1, 2, 3 resolutions in bfloat16 | 16 | x0.83, x0.91, x0.91 | x1.10, x1.32, x1.31 |
 | synthesis and gradient, own weights / one at a time | 32 | x2.2 (busier: x2.9) | |
-| synthesis forward and backward, compiled | 32 | x1.36 after 52 s | |
-| discriminator forward and backward, compiled | 32 | x0.90 after 27 s | |
 
-Hence 16 bits and compilation are off unless asked for: CPUs have no fast convolution in float16, bfloat16 pays only for
-wide networks, and compiled code has no second derivative, which R1 and path lengths need.
+Two forms were measured and not taken: `torch.compile` (x1.36 for the synthesis, x0.90 for the discriminator, after 79 s
+of compiling; and compiled code has no second derivative, which R1 and path lengths need), and the highest resolutions
+alone in bfloat16 (x0.83 to x0.91 in narrow networks, x1.10 to x1.32 in wide ones; a training may take all of them).
 """
 
 import argparse
@@ -36,7 +34,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from audit.generator.compiling import compiled
 from audit.generator.stylegan2.discriminator import Discriminator, minibatch_stddev
 from audit.generator.stylegan2.layers import EqualConv, EqualLinear, blur_filter
 from audit.generator.stylegan2.losses import logistic
@@ -224,23 +221,6 @@ def step(args: argparse.Namespace) -> None:
     print(", ".join(f"{name} {args.batch / statistics.median(s):.0f} images/s" for name, s in seconds.items()))
 
 
-def in_half(g: Generator, d: Discriminator, count: int) -> tuple[Generator, Discriminator]:
-    other_g = Generator(**g.settings, half_resolutions=count)
-    other_d = Discriminator(**d.settings, half_resolutions=count)
-    other_g.load_state_dict(g.state_dict())
-    other_d.load_state_dict(d.state_dict())
-    return other_g, other_d
-
-
-def half(args: argparse.Namespace) -> None:
-    """The same step with the highest resolutions in bfloat16."""
-    g, d = networks(args)
-    real = torch.randn(args.batch, args.channels, args.resolution, args.resolution)
-    forms = {"float32": steps(g, d, real)["ours"]}
-    forms |= {f"{k} in bfloat16": steps(*in_half(g, d, k), real)["ours"] for k in (1, 2, 3)}
-    table(f"G and D step, {title(args)}", race(forms, args.repeats, args.clock))
-
-
 def tuned(args: argparse.Namespace) -> None:
     """Synthesis and its gradient: one image at a time, a batch with weights of every image, and with shared weights."""
     g, _ = networks(args)
@@ -265,25 +245,7 @@ def tuned(args: argparse.Namespace) -> None:
     table(f"Synthesis and gradient, {title(args)}", race(forms, args.repeats, args.clock))
 
 
-def compiling(args: argparse.Namespace) -> None:
-    """Seconds to compile, and what a forward and backward pass gains."""
-    g, d = networks(args)
-    ws = g.mapping(torch.randn(args.batch, g.z_dim)).detach()
-    real = torch.randn(args.batch, args.channels, args.resolution, args.resolution)
-    for name, network, given in (("synthesis", g.synthesis, ws), ("discriminator", d, real)):
-        run = compiled(network)
-        began = time.perf_counter()
-        run(given).square().mean().backward()
-        print(f"{name}: {time.perf_counter() - began:.0f} s wall time to compile")
-
-        def both(call: Callable[..., Tensor], given: Tensor = given) -> Work:
-            return lambda: call(given).square().mean().backward()
-
-        seconds = race({"as it is": both(network), "compiled": both(run)}, args.repeats, args.clock)
-        table(f"{name}, {title(args)}", seconds)
-
-
-MODES = {"step": step, "half": half, "tuned": tuned, "compiled": compiling}
+MODES = {"step": step, "tuned": tuned}
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from torch import nn
 from audit.errors import GeneratorError
 from audit.generator.files.contents import existing, printable
 from audit.generator.files.load import LoadedStyleGAN2, load_generator, open_generator, resolve, save_generator
-from audit.generator.grid import PNG_MARK, grid_size, sample_grid, save_grid
+from audit.generator.grid import PNG_MARK, sample_grid, save_grid, square_columns
 from audit.storage.files import hash_file
 from audit.storage.output import check_own
 from audit.storage.tensors.file_bytes import Budget, Foreign, Refused, Window
@@ -135,5 +135,5 @@ def sample_generator(
     if label is not None and not 0 <= label < g.c_dim:
         classes = f"its classes are 0 to {g.c_dim - 1}" if g.c_dim else "it has no classes: leave --class out"
         raise GeneratorError(f"Generator '{path}' cannot draw class {label}: {classes}.")
-    save_grid(sample_grid(g, *grid_size(n), seed, truncation, label, n), out)
+    save_grid(sample_grid(g, n, square_columns(n), seed, truncation, label), out)
     return out

@@ -19,19 +19,17 @@ PNG_MARK = "spruce-audit generator"
 
 @torch.no_grad()
 def sample_grid(
-    g: Generator, rows: int, columns: int, seed: int, truncation: float = 1.0, label: int | None = None,
-    n: int | None = None,
-) -> Tensor:  # fmt: skip
-    """Draw images and tile them: `[C, rows * R, columns * R]` in [0, 1] on the generator's device.
+    g: Generator, n: int, columns: int, seed: int, truncation: float = 1.0, label: int | None = None
+) -> Tensor:
+    """Draw `n` images and tile them in rows: `[C, rows * R, columns * R]` in [0, 1] on the generator's device.
 
-    The first `n` places (default: all) are filled, the rest is white. A conditional generator draws the class `label`,
-    or its classes in turn. The same seed gives the same z. One row is drawn at a time.
+    Places that the last row has left are white. A conditional generator draws the class `label`, or its classes in
+    turn. The same seed gives the same z. One row is drawn at a time.
     """
-    n = rows * columns if n is None else n
     device = g.mean_code.device
     z = torch.randn(n, g.z_dim, generator=stage_generator(seed, "grid")).to(device)
     classes = torch.arange(n, device=device) % max(g.c_dim, 1) if label is None else torch.full((n,), label).to(device)
-    grid = torch.ones(g.channels, rows * g.resolution, columns * g.resolution, device=device)
+    grid = torch.ones(g.channels, -(-n // columns) * g.resolution, columns * g.resolution, device=device)
     for row, (codes, kinds) in enumerate(zip(z.split(columns), classes.split(columns), strict=True)):
         c = torch.eye(g.c_dim, device=device)[kinds] if g.c_dim else None
         line = torch.cat(list(g.images(g.mapping(codes, truncation, c))), dim=2)
@@ -39,10 +37,9 @@ def sample_grid(
     return grid
 
 
-def grid_size(n: int) -> tuple[int, int]:
-    """Rows and columns of the squarest grid of `n` places."""
-    columns = math.isqrt(n - 1) + 1
-    return -(-n // columns), columns
+def square_columns(n: int) -> int:
+    """Columns of the squarest grid of `n` places."""
+    return math.isqrt(n - 1) + 1
 
 
 def save_grid(grid: Tensor, path: Path) -> None:

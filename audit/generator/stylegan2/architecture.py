@@ -1,8 +1,7 @@
-"""How wide and how precise a StyleGAN2 network is at each resolution, and which sizes there are.
+"""How wide a StyleGAN2 network is at each resolution, which sizes there are, and how maps in 16 bits are bounded.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), appendix B, for the widths;
-"Training Generative Adversarial Networks with Limited Data" (2020), appendix D, for the mixed precision: the highest
-resolutions run in 16 bits and clamp their maps, everything else stays in float32.
+"Training Generative Adversarial Networks with Limited Data" (2020), appendix D, for the clamping of maps in 16 bits.
 """
 
 from collections.abc import Mapping
@@ -59,16 +58,6 @@ def feature_maps(resolution: int, channels: int, base: int, maximum: int, widths
 def said(settings: dict[str, Any], maps: Mapping[int, int], widths: object) -> dict[str, Any]:
     """Settings of a network as JSON can hold them, with its widths only where they were given one by one."""
     return settings if widths is None else settings | {"channel_widths": {str(k): v for k, v in maps.items()}}
-
-
-def half_sides(sides: list[int], count: int) -> list[int]:
-    """The `count` highest of the resolutions above 4x4, which run in 16 bits. Raises GeneratorError if fewer exist."""
-    if not 0 <= count < len(sides):
-        raise GeneratorError(
-            f"half_resolutions is {count}, but this network has {len(sides) - 1} resolutions above 4x4: set 0 to "
-            f"{len(sides) - 1}."
-        )
-    return sorted(sides)[len(sides) - count :]
 
 
 def weights_hash(network: nn.Module) -> str:

@@ -2,7 +2,7 @@
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020); Karras et al., "Progressive
 Growing of GANs" (2018), section 3, for the minibatch standard deviation; Miyato and Koyama, "cGANs with Projection
-Discriminator" (2018), for the class. Names, half precision and channels are those of
+Discriminator" (2018), for the class. Names, precision and channels are those of
 `audit.generator.stylegan2.networks`.
 """
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from audit.errors import GeneratorError
-from audit.generator.stylegan2.architecture import NEEDS_CLASS, feature_maps, half_sides, said
+from audit.generator.stylegan2.architecture import NEEDS_CLASS, feature_maps, said
 from audit.generator.stylegan2.layers import EqualConv, EqualLinear, blur_filter
 from audit.generator.stylegan2.networks import Mapping
 
@@ -74,24 +74,21 @@ class Discriminator(nn.Module):
     `channel_widths` and errors are those of `Generator`.
     """
 
-    half_dtype = torch.bfloat16
-
     def __init__(
         self,
         resolution: int = 64,
         channels: int = 1,
         channel_base: int = 1024,
         channel_max: int = 32,
+        *,
         mbstd_group: int = 4,
         c_dim: int = 0,
         mapping_layers: int = 2,
         channel_widths: Any = None,
-        half_resolutions: int = 0,
     ):
         super().__init__()
         maps = feature_maps(resolution, channels, channel_base, channel_max, channel_widths)
         self.resolutions = list(maps)[:0:-1]
-        self.half_sides = half_sides(list(maps), half_resolutions)
         for res in self.resolutions:
             rgb = channels if res == resolution else None
             setattr(self, f"b{res}", DiscriminatorBlock(maps[res], maps[res // 2], rgb))
@@ -115,7 +112,7 @@ class Discriminator(nn.Module):
         """Feature maps `[N, c, h, w]` after each residual block, from fine to coarse; input in [-1, 1]."""
         x, maps = images, []
         for res in self.resolutions:
-            x = getattr(self, f"b{res}")(x.to(self.half_dtype if res in self.half_sides else images.dtype))
+            x = getattr(self, f"b{res}")(x)
             maps.append(x)
         return maps
 

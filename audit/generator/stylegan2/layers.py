@@ -129,8 +129,7 @@ def modulated_conv(
     weight: Tensor,
     styles: Tensor,
     demodulate: bool,
-    up: bool = False,
-    filt: Tensor | None = None,
+    up_filter: Tensor | None = None,
     gain: float = 1.0,
 ) -> Tensor:
     """Convolve `x` `[N, I, H, W]` by weights modulated with `styles` `[N, I]` (StyleGAN2 equations 1 and 3).
@@ -138,8 +137,9 @@ def modulated_conv(
     Modulating the input and demodulating the output gives the same result as modulating the weights and lets a batch
     share one dense convolution. Only weights that differ by image (`[N, O, I, k, k]`) need a grouped one, and take the
     modulation themselves where they are smaller than the maps.
-    With `up` the resolution doubles and `filt` (4x4) removes the aliases. `gain` scales the demodulated output.
+    With `up_filter` (4x4) the resolution doubles, and it removes the aliases. `gain` scales the demodulated output.
     """
+    up = up_filter is not None
     shared = weight.ndim == 4
     if demodulate and x.dtype in HALF:
         # Demodulation takes any factor out again: this one keeps sums within the range of 16 bits.
@@ -153,8 +153,6 @@ def modulated_conv(
     else:
         x = x * styles[:, :, None, None].to(x.dtype)
     weight = weight.to(x.dtype)
-    if up and filt is None:
-        raise ValueError("an upsampling convolution needs its filter")
     if shared:
         x, weight = dense(x), dense(weight)
         padding = weight.shape[-1] // 2
@@ -165,9 +163,8 @@ def modulated_conv(
         x = torch.cat([_grouped(maps, own, up) for maps, own in parts])
     else:
         x = _grouped(x, weight, up)
-    if up:
-        assert filt is not None
-        x = blur(x, filt, padding=1, gain=4.0)
+    if up_filter is not None:
+        x = blur(x, up_filter, padding=1, gain=4.0)
     return x if scale is None else x * scale[:, :, None, None].to(x.dtype)
 
 

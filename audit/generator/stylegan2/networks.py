@@ -4,8 +4,7 @@ Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (
 Adversarial Networks with Limited Data" (2020). Parameter names follow the widespread layout
 (`mapping.fc0`, `synthesis.b8.conv0.affine`, ...), so that checkpoints of that layout load under their own names.
 
-With `half_resolutions` so many of the highest resolutions run in `half_dtype`, with clamped maps; parameters, mapping
-and image stay in float32. It is a way of running, not part of the architecture: `settings` do not hold it.
+Under autocast the convolutions run in 16 bits, with clamped maps; parameters and image stay in float32.
 """
 
 import math
@@ -15,14 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from audit.errors import GeneratorError
-from audit.generator.stylegan2.architecture import (
-    NEEDS_CLASS,
-    bounded,
-    feature_maps,
-    half_sides,
-    said,
-    weights_hash,
-)
+from audit.generator.stylegan2.architecture import NEEDS_CLASS, bounded, feature_maps, said, weights_hash
 from audit.generator.stylegan2.layers import (
     SQRT2,
     Deltas,
@@ -97,7 +89,8 @@ class SynthesisLayer(nn.Module):
         self, x: Tensor, w: Tensor, noise: str, deltas: Deltas | None, generator: torch.Generator | None
     ) -> Tensor:
         weight = _tuned(self.weight, f"{self.name}.weight", deltas)
-        x = modulated_conv(x, weight, self.affine(w), True, self.up, self.resample_filter, gain=SQRT2)
+        up_filter = self.resample_filter if self.up else None
+        x = modulated_conv(x, weight, self.affine(w), True, up_filter, gain=SQRT2)
         bias = _per_channel(_tuned(self.bias, f"{self.name}.bias", deltas)).to(x.dtype) * SQRT2
         if noise == "const":
             fixed = (self.noise_const * (self.noise_strength * SQRT2)).to(x.dtype)
@@ -173,12 +166,9 @@ class SynthesisBlock(nn.Module):
 class Synthesis(nn.Module):
     """w+ `[N, num_ws, w_dim]` to an image `[N, channels, R, R]` in the network's range (about [-1, 1])."""
 
-    half_dtype = torch.bfloat16
-
-    def __init__(self, w_dim: int, channels: int, maps: dict[int, int], half_resolutions: int):
+    def __init__(self, w_dim: int, channels: int, maps: dict[int, int]):
         super().__init__()
         self.resolutions = list(maps)
-        self.half_sides = half_sides(self.resolutions, half_resolutions)
         self.num_ws = 2 * len(self.resolutions)
         inputs = 0
         for res, outputs in maps.items():
@@ -198,8 +188,6 @@ class Synthesis(nn.Module):
         image: Tensor | None = None
         index = 0
         for res in self.resolutions:
-            if x is not None and res in self.half_sides:
-                x = x.to(self.half_dtype)
             # The image layer of a block and the first layer of the next share one w.
             x, image = getattr(self, f"b{res}")(x, image, ws[:, index:], noise, deltas, generator)
             index += 1 if res == 4 else 2
@@ -223,16 +211,16 @@ class Generator(nn.Module):
         channels: int = 1,
         channel_base: int = 1024,
         channel_max: int = 32,
+        *,
         mapping_layers: int = 2,
         c_dim: int = 0,
         channel_widths: Any = None,
-        half_resolutions: int = 0,
     ):
         super().__init__()
         maps = feature_maps(resolution, channels, channel_base, channel_max, channel_widths)
         self.z_dim, self.w_dim, self.c_dim = z_dim, w_dim, c_dim
         self.resolution, self.channels = resolution, channels
-        self.synthesis = Synthesis(w_dim, channels, maps, half_resolutions)
+        self.synthesis = Synthesis(w_dim, channels, maps)
         self.num_ws = self.synthesis.num_ws
         self.mapping = Mapping(z_dim, w_dim, self.num_ws, mapping_layers, c_dim)
         settings = {

@@ -38,7 +38,7 @@ from audit.training.generator.moments import Target, follow, gap, gap_loss, mome
 from audit.training.generator.snapshot import (
     EMBED_BATCH,
     GRID_COLUMNS,
-    GRID_ROWS,
+    GRID_IMAGES,
     Reference,
     compare,
     embed_drawn,
@@ -266,7 +266,7 @@ def _write(
     for stale in ("fid", "precision_recall"):  # of the generator as it was: not judged anew, they are not said
         card.pop(stale, None)
     card |= judged | {"mapping": fitted}
-    grid = sample_grid(g, GRID_ROWS, GRID_COLUMNS, config.seed)
+    grid = sample_grid(g, GRID_IMAGES, GRID_COLUMNS, config.seed)
     save_generator(out / "generator.safetensors", g, loaded.discriminator, {"card": card})
     atomic_write_text(out / "generator.json", json.dumps(card, indent=2) + "\n")
     save_grid(grid, out / "samples.png")

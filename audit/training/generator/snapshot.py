@@ -27,7 +27,7 @@ from audit.training.generator.config import FILES, GeneratorTrainConfig, portabl
 from audit.training.generator.state import State, one_hot
 from audit.training.generator.stream import Reals
 
-GRID_ROWS, GRID_COLUMNS = 6, 8
+GRID_IMAGES, GRID_COLUMNS = 48, 8
 EMBED_BATCH = 100
 
 
@@ -101,11 +101,6 @@ def embed_drawn(g: Generator, network: Embedder, labels: Tensor, seed: int) -> T
     return torch.cat(drawn)
 
 
-def generator_fid(g: Generator, real_embedding: Tensor, network: Embedder, n: int, seed: int) -> float:
-    """FID of `n` drawn images, of all classes in turn, against embedded real ones, with the same z on every call."""
-    return frechet_distance(embed_drawn(g, network, torch.arange(n) % max(g.c_dim, 1), seed), real_embedding)
-
-
 class Board(Protocol):
     """Where scalars and pictures go beside the files; TensorBoard's writer is one."""
 
@@ -151,7 +146,7 @@ def take_snapshot(
     state: State, config: GeneratorTrainConfig, reference: Reference | None, class_names: tuple[str, ...], out: Path
 ) -> tuple[dict[str, float], Tensor]:
     """Score the average, keep it in `out` if it is the best so far; returns its scores and its picture `[C, H, W]`."""
-    grid = sample_grid(state.ema, GRID_ROWS, GRID_COLUMNS, config.seed)
+    grid = sample_grid(state.ema, GRID_IMAGES, GRID_COLUMNS, config.seed)
     _keep_grids(grid, out / "samples", round(state.images), config.sample_grids)
     scores: dict[str, float] = {}
     if reference is not None:

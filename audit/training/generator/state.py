@@ -124,7 +124,7 @@ def _fresh(config: GeneratorTrainConfig, channels: int, size: int, classes: int)
     base, top, layers = config.channel_base, config.channel_max, config.mapping_layers
     assert base is not None, "resolved before a training starts"
     assert top is not None, "resolved before a training starts"
-    g = Generator(config.z_dim, config.w_dim, size, channels, base, top, layers, classes)
+    g = Generator(config.z_dim, config.w_dim, size, channels, base, top, mapping_layers=layers, c_dim=classes)
     d_base, d_top = config.discriminator_channel_base or base, config.discriminator_channel_max or top
     return g, Discriminator(size, channels, d_base, d_top, c_dim=classes, mapping_layers=layers)
 

@@ -127,7 +127,6 @@ def test_every_size_is_drawn_and_judged(resolution, channels):
         ({"channel_widths": {4: 8, 8: 8, 16: 0}}, "at least 1"),
         ({"channel_widths": {4: 8, 8: 8, 16: 4, 32: 4}}, "each of"),
         ({"channel_widths": 8}, "each of"),
-        ({"half_resolutions": 3}, "half_resolutions is 3.*0 to 2"),
     ],
 )
 def test_sizes_that_no_network_has_are_refused(change, message):
@@ -148,43 +147,37 @@ def test_widths_given_one_by_one_survive_settings_as_json():
     assert "channel_widths" not in small().settings
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_agrees_and_trains(dtype):
-    for count in (1, 2, 3):
-        g, half = (small(resolution=32, channel_base=512, channel_max=16, half_resolutions=k) for k in (0, count))
-        half.synthesis.half_dtype = dtype
-        ws = g.mapping(torch.randn(4, 8, generator=torch.Generator().manual_seed(1))).detach()
-        for parameter in half.synthesis.b32.parameters():
-            assert parameter.dtype == torch.float32
-        images, halves = g.synthesis(ws), half.synthesis(ws)
-        assert halves.dtype == torch.float32
-        spread = images.std()
-        assert 0 < (images - halves).abs().max() < 0.05 * count * spread
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            judge, half_judge = (Discriminator(32, 1, 512, 16, half_resolutions=k) for k in (0, count))
-        half_judge.load_state_dict(judge.state_dict())
-        half_judge.half_dtype = dtype
-        logits, half_logits = judge(images.detach()), half_judge(images.detach())
-        assert half_logits.dtype == torch.float32
-        assert (logits - half_logits).abs().max() < 0.05 * count * (1 + logits.abs().max())
-        half_judge(half.synthesis(ws)).sum().backward()
-        for parameter in (*half.synthesis.b32.parameters(), *half_judge.parameters()):
-            assert parameter.grad is not None
-            assert parameter.grad.isfinite().all()
+def test_half_precision_agrees_and_trains():
+    g = small(resolution=32, channel_base=512, channel_max=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        judge = Discriminator(32, 1, 512, 16)
+    ws = g.mapping(torch.randn(4, 8, generator=torch.Generator().manual_seed(1))).detach()
+    images = g.synthesis(ws).detach()
+    logits = judge(images).detach()
+    with torch.autocast("cpu", torch.bfloat16):
+        halves, half_logits = g.synthesis(ws), judge(images)
+        judge(halves).sum().backward()
+    assert halves.dtype == torch.float32
+    assert 0 < (images - halves).abs().max() < 0.15 * images.std()
+    assert (logits - half_logits).abs().max() < 0.15 * (1 + logits.abs().max())
+    for parameter in (*g.synthesis.b32.parameters(), *judge.parameters()):
+        assert parameter.dtype == torch.float32
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all()
 
 
 def test_half_precision_clamps_what_would_overflow():
-    plain, half = small(), small(half_resolutions=1)
-    half.synthesis.half_dtype = torch.float16
+    g = small()
     with torch.no_grad():
-        for g in (plain, half):
-            g.synthesis.b16.conv1.weight.mul_(1e4)
-            g.synthesis.b16.conv1.bias.fill_(1e6)
-    ws = plain.mapping(torch.ones(1, 8))
-    assert plain.synthesis(ws).abs().max() > 1e4
-    assert half.synthesis(ws).isfinite().all()
-    assert half.synthesis(ws).abs().max() < 1e4
+        g.synthesis.b16.conv1.weight.mul_(1e4)
+        g.synthesis.b16.conv1.bias.fill_(1e6)
+    ws = g.mapping(torch.ones(1, 8))
+    assert g.synthesis(ws).abs().max() > 1e4
+    with torch.autocast("cpu", torch.float16):
+        halves = g.synthesis(ws)
+    assert halves.isfinite().all()
+    assert halves.abs().max() < 1e4
 
 
 @pytest.mark.parametrize("noise", ["const", "random"])

@@ -68,7 +68,7 @@ def file(tmp_path, monkeypatch):
 def saved(path, classes=0):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        g, d = Generator(8, 8, 16, 1, 64, 8, 2, classes), Discriminator(16, 1, 64, 8, c_dim=classes)
+        g, d = Generator(8, 8, 16, 1, 64, 8, c_dim=classes), Discriminator(16, 1, 64, 8, c_dim=classes)
     save_generator(path, g, d, {"card": {"kimg": 3.0, "data": "toy", "fid": {"value": 9.0}}})
     return path
 

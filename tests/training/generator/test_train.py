@@ -19,7 +19,7 @@ from audit.generator.files.load import load_generator
 from audit.generator.grid import sample_grid
 from audit.training.generator import step, train
 from audit.training.generator.config import GeneratorTrainConfig, load_generator_train_config, portable, r1_heuristic
-from audit.training.generator.snapshot import fid_network, generator_fid
+from audit.training.generator.snapshot import embed_drawn, fid_network
 from audit.training.generator.state import State
 from audit.training.generator.stream import read_uint8
 from audit.training.generator.train import run_generator_training, train_generator
@@ -230,15 +230,16 @@ def test_a_set_too_small_for_two_halves_says_how_small(tmp_path):
     assert (card["fid"]["n"], card["fid"]["n_real"], card["fid"]["floor_n"]) == (50, 50, 30)
 
 
-def test_fid_takes_embeddings_of_low_precision(trained):
+def test_drawn_images_are_embedded_in_full_precision(trained):
     class Low(Means):
         def embed(self, batch):
             return super().embed(batch).bfloat16()
 
     g = load_generator(trained / "generator.safetensors").generator
-    reals = torch.rand(60, 4, generator=torch.Generator().manual_seed(0))
-    fid = generator_fid(g, reals, Low(), 60, 0)
-    assert fid == pytest.approx(generator_fid(g, reals, Means(), 60, 0), rel=0.05)
+    labels = torch.zeros(60, dtype=torch.long)
+    low = embed_drawn(g, Low(), labels, 0)
+    assert low.dtype == torch.float32
+    assert_close(low, embed_drawn(g, Means(), labels, 0), atol=0.01, rtol=0.01)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: FID across devices, resuming on one")
@@ -263,7 +264,7 @@ def test_a_kept_snapshot_leaves_a_picture_of_its_images(trained):
         assert (picture.size, picture.mode, picture.format) == ((8 * 16, 6 * 16), "L", "PNG")
         seen = torch.from_numpy(np.array(picture)).float() / 255
     g = load_generator(trained / "generator.safetensors").generator
-    grid = sample_grid(g, 6, 8, seed=0)
+    grid = sample_grid(g, 48, 8, seed=0)
     assert_close(seen, grid[0], atol=0.5 / 255 + 1e-6, rtol=0)
     assert {f.name for f in trained.iterdir()} == {
         "checkpoint.pt", "generator.json", "generator.safetensors", "history.jsonl", "samples", "samples.png",
@@ -434,7 +435,7 @@ def test_the_configuration_file_runs_on_the_phantom(tmp_path):
         'fid_embedding = "none"\n[data]\npath = "phantom"\n[data.phantom]\ncalibration = 30\naudit = 6\n'
     )
     path = run_generator_training(load_generator_train_config(file), tmp_path / "out")
-    grid = sample_grid(load_generator(path).generator, 2, 3, seed=0)
+    grid = sample_grid(load_generator(path).generator, 6, 3, seed=0)
     assert grid.shape == (1, 128, 192)
 
 
