@@ -30,6 +30,7 @@ from audit.generator.stylegan2.networks import Generator
 from audit.inversion.codes import candidate_codes, spread
 from audit.inversion.encoder import Encoder, encoder_beside, load_encoder
 from audit.inversion.invert import Inversion, invert
+from audit.inversion.inverter import Inverter
 from audit.inversion.loss import squared_error, targets_of
 from audit.inversion.pivot import optimise_pivots
 from audit.inversion.pivotal import editability, tune
@@ -67,11 +68,11 @@ class Ground:
         codes = candidate_codes(self.generator, seed)
         if self.encoder is None:
             optimised = config.model_copy(update={"method": "optimise"})
-            return invert(self.generator, self.images, optimised, seed, self.network).pivots.to(self.device)
+            return invert(Inverter(self.generator, optimised, seed, self.network), self.images).pivots.to(self.device)
         with torch.no_grad():
             start = self.encoder(self.images).contiguous()
         targets = targets_of(self.images, self.network)
-        return optimise_pivots(self.generator, start, targets, config, self.network, spread(codes))
+        return optimise_pivots(Inverter(self.generator, config, 0, self.network), start, targets, spread(codes))
 
 
 def head(args: argparse.Namespace, ground: Ground) -> None:
@@ -101,7 +102,7 @@ def fidelity(args: argparse.Namespace, ground: Ground) -> None:
             continue
         began = time.perf_counter()
         config = settings(args, method=method)
-        found = invert(ground.generator, ground.images, config, args.seed, ground.network, ground.encoder)
+        found = invert(Inverter(ground.generator, config, args.seed, ground.network, ground.encoder), ground.images)
         seconds = (time.perf_counter() - began) / len(ground.images)
         distance = frechet_distance(embed_all(ground.network, found.images), real)
         edits = torch.ones(len(found.mse))
@@ -124,7 +125,7 @@ def deltas(args: argparse.Namespace, ground: Ground) -> None:
     for form, rank in forms:
         began = time.perf_counter()
         changed = config.model_copy(update={"deltas": form, "rank": rank})
-        found = tune(ground.generator, pivots, targets, changed, ground.network, args.seed)
+        found = tune(Inverter(ground.generator, changed, args.seed, ground.network), pivots, targets)
         seconds = (time.perf_counter() - began) / len(pivots)
         additions = found.read()
         with torch.no_grad():
@@ -162,12 +163,12 @@ def speed(args: argparse.Namespace, ground: Ground) -> None:
         ratios, together, alone, apart = [], [], [], 0.0
         for repeat in range(args.repeats + 1):
             began = wait()
-            whole = tune(generator, pivots, targets, changed, network, args.seed)
+            whole = tune(Inverter(generator, changed, args.seed, network), pivots, targets)
             middle = wait()
             ones = []
             for i in range(n):
                 row = torch.tensor([i], device=ground.device)
-                ones.append(tune(generator, pivots[row], targets.select(row), changed, network, args.seed))
+                ones.append(tune(Inverter(generator, changed, args.seed, network), pivots[row], targets.select(row)))
             end = wait()
             if repeat == 0:  # warms up, and shows that both end at the same place
                 one = torch.cat([error(slice(i, i + 1), d.read()) for i, d in enumerate(ones)])
@@ -208,9 +209,9 @@ def memory(args: argparse.Namespace, ground: Ground) -> None:
 
             values = {"deltas": form, "rank": 8, "stop_mse": 0.0, "max_memory": limit, "tuning_steps": 5}
             config = settings(args, **values).model_copy(update={"pivot_steps": 5, "tuning_steps": 5})
-            invert(wide, images[:1], config, args.seed, None)  # loads what the first step loads
+            invert(Inverter(wide, config, args.seed), images[:1])  # loads what the first step loads
             before = peak(reset=True)
-            invert(wide, images, config, args.seed, None, keep=keep)
+            invert(Inverter(wide, config, args.seed), images, keep=keep)
             print(f"{form:9} {limit:>10} {sizes[0]:>14} {(peak() - before) / 1e6:>11.0f}", flush=True)
 
 

@@ -4,19 +4,19 @@ Source: Litsos 2025 section 5.5; stages and their order as in Roich et al. (2021
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from audit.config import InversionConfig
-from audit.embeddings.embedding import FeatureNetwork, check_images
+from audit.embeddings.embedding import check_images
 from audit.errors import DataError, GeneratorError
 from audit.generator.protocol import Generator, check_fits
 from audit.inversion.codes import candidate_codes, nearest_codes, spread
 from audit.inversion.deltas import NOTHING, Deltas, joined
 from audit.inversion.encoder import Encoder
+from audit.inversion.inverter import Inverter
 from audit.inversion.loss import squared_error, targets_of
 from audit.inversion.pivot import optimise_pivots
 from audit.inversion.pivotal import tune
@@ -122,19 +122,12 @@ class _Units:
 
 
 def invert(
-    generator: Generator,
-    images: Tensor,
-    config: InversionConfig,
-    seed: int,
-    perceptual: FeatureNetwork | None,
-    encoder: Encoder | None = None,
-    advance: Advance | None = None,
-    keep: Keep = lambda _, compute: compute(),
+    inverter: Inverter, images: Tensor, advance: Advance | None = None, keep: Keep = lambda _, compute: compute()
 ) -> Inversion:
-    """Invert `images` `[N, C, R, R]` in [0, 1] on the generator's device, in chunks of at most `config.batch_size` that
-    keep to `max_memory`, by what inverting the first image was measured to take.
+    """Invert `images` `[N, C, R, R]` in [0, 1] on the generator's device, in chunks of at most `batch_size` that keep
+    to `max_memory`, by what inverting the first image was measured to take.
 
-    Start: the encoder's code, else the best of a seeded set of random codes. Then, by `config.method`: nothing more
+    Start: the encoder's code, else the best of a seeded set of random codes. Then, by the method: nothing more
     (`encoder`), optimisation of the pivot (`optimise`), or that and pivotal tuning (`pti`). An image's inversion does
     not depend on the others. `advance` is told images done, in fractions; `keep` may put a chunk away as soon as it is
     done. Raises GeneratorError if the sizes differ, the encoder is missing or belongs to another generator, not one
@@ -143,10 +136,10 @@ def invert(
     check_images(images, "images to invert")
     if len(images) == 0:
         raise DataError("There are no images to invert: check the query selection.")
-    check_fits(generator, (images.shape[1], images.shape[2], images.shape[3]))
-    check_method(config.method, generator, encoder)
-    starts = _Starts(generator, encoder, seed, images, config.max_memory)
-    at_once = _images_at_once(generator, images, starts, config, seed, perceptual)
+    check_fits(inverter.generator, (images.shape[1], images.shape[2], images.shape[3]))
+    check_method(inverter.config.method, inverter.generator, inverter.encoder)
+    starts = _Starts(inverter, images)
+    at_once = _images_at_once(inverter, images, starts)
     parts = []
     for rows in torch.arange(len(images)).split(at_once):
         units = _Units(advance, len(rows))
@@ -155,12 +148,7 @@ def invert(
             def invert_slice(part: slice) -> Inversion:
                 here = rows[part]
                 chunk = images[here].to(starts.codes.device)
-                return to_cpu(
-                    _invert_chunk(
-                        generator, chunk, starts.of(here, chunk), encoder is not None, config, seed, perceptual,
-                        starts.unit, units,
-                    )
-                )  # fmt: skip
+                return to_cpu(_invert_chunk(inverter, chunk, starts.of(here, chunk), starts.unit, units))
 
             return join(in_slices(len(rows), len(rows), invert_slice))
 
@@ -184,25 +172,16 @@ def check_method(method: str, generator: Generator, encoder: Encoder | None) -> 
         )
 
 
-def _images_at_once(
-    generator: Generator,
-    images: Tensor,
-    starts: "_Starts",
-    config: InversionConfig,
-    seed: int,
-    perceptual: FeatureNetwork | None,
-) -> int:
+def _images_at_once(inverter: Inverter, images: Tensor, starts: "_Starts") -> int:
     """How many images are inverted together: one step of each kind is made on the first image, and measured."""
-    device = starts.codes.device
+    config, device = inverter.config, starts.codes.device
     step = {"pivot_steps": min(config.pivot_steps, 1), "tuning_steps": min(config.tuning_steps, 1), "stop_mse": 0.0}
-    once = config.model_copy(update=step)
+    once = replace(inverter, config=config.model_copy(update=step))
 
     def one() -> None:
         chunk = images[:1].to(device)
-        start = (
-            starts.codes[:1, None].expand(-1, generator.num_ws, -1) if starts.encoder is None else starts.encoded(chunk)
-        )
-        _invert_chunk(generator, chunk, start, False, once, seed, perceptual, starts.unit, _Units(None, 1))
+        start = starts.repeated(starts.codes[:1]) if inverter.encoder is None else starts.encoded(chunk)
+        _invert_chunk(once, chunk, start, starts.unit, _Units(None, 1))
 
     budget, each = allowed(device, config.max_memory), peak_bytes(one, device)
     if each > budget and stated(config.max_memory):
@@ -216,10 +195,10 @@ def _images_at_once(
 class _Starts:
     """Where inversions of `images` start: the encoder's code, else the nearest of a seeded set of random ones."""
 
-    def __init__(self, generator: Generator, encoder: Encoder | None, seed: int, images: Tensor, limit: str | None):
-        self.encoder, self._generator, self._images = encoder, generator, images
-        self.codes = candidate_codes(generator, seed)
-        self._budget = allowed(self.codes.device, limit)
+    def __init__(self, inverter: Inverter, images: Tensor):
+        self._encoder, self._generator, self._images = inverter.encoder, inverter.generator, images
+        self.codes = candidate_codes(inverter.generator, inverter.seed)
+        self._budget = allowed(self.codes.device, inverter.config.max_memory)
         self.unit = spread(self.codes)
 
     @cached_property
@@ -230,41 +209,35 @@ class _Starts:
     @torch.no_grad()
     def encoded(self, images: Tensor) -> Tensor:
         """Codes `[n, L, w]` that the encoder gives."""
-        assert self.encoder is not None
-        codes: Tensor = self.encoder(images)
+        assert self._encoder is not None
+        codes: Tensor = self._encoder(images)
         return codes
+
+    def repeated(self, codes: Tensor) -> Tensor:
+        """Codes of W `[n, w]` as codes of W+ `[n, L, w]`."""
+        return codes[:, None].expand(-1, self._generator.num_ws, -1)
 
     def of(self, rows: Tensor, images: Tensor) -> Tensor:
         """Codes `[n, L, w]` for the images at `rows`, which are `images`, to start from."""
-        if self.encoder is not None:
+        if self._encoder is not None:
             return self.encoded(images)
-        return self._nearest[rows.to(self.codes.device)][:, None].expand(-1, self._generator.num_ws, -1)
+        return self.repeated(self._nearest[rows.to(self.codes.device)])
 
 
-def _invert_chunk(
-    generator: Generator,
-    images: Tensor,
-    start: Tensor,
-    encoded: bool,
-    config: InversionConfig,
-    seed: int,
-    perceptual: FeatureNetwork | None,
-    unit: float,
-    units: _Units,
-) -> Inversion:
+def _invert_chunk(inverter: Inverter, images: Tensor, start: Tensor, unit: float, units: _Units) -> Inversion:
+    generator, config, perceptual = inverter.generator, inverter.config, inverter.perceptual
     optimised, tuned = config.method != "encoder", config.method == "pti"
     steps = (config.pivot_steps if optimised else 0) + (config.tuning_steps if tuned else 0)
     units.expect(steps)
-    weighted = perceptual if config.perceptual_weight > 0 else None
-    targets = targets_of(images, weighted)
+    targets = targets_of(images, perceptual if config.perceptual_weight > 0 else None)
     start_mse = _errors(generator, start, NOTHING, images)[1]
     pivots, deltas = start.contiguous(), NOTHING
     if optimised:
-        pivots = optimise_pivots(generator, pivots, targets, config, weighted, unit, units.step)
+        pivots = optimise_pivots(inverter, pivots, targets, unit, units.step)
     drawn, pivot_mse = _errors(generator, pivots, NOTHING, images)
     mse = pivot_mse
     if tuned:
-        deltas = tune(generator, pivots, targets, config, weighted, seed, units.step)
+        deltas = tune(inverter, pivots, targets, units.step)
         drawn, mse = _errors(generator, pivots, deltas, images)
     if not torch.isfinite(mse).all():
         raise GeneratorError(
@@ -273,7 +246,8 @@ def _invert_chunk(
         )
     with torch.no_grad():
         seen = None if perceptual is None else perceptual_distance(perceptual, drawn, images)
-    return Inversion(pivots, deltas, drawn, mse, seen, start_mse if encoded else None, pivot_mse, config.method)
+    encoder_mse = None if inverter.encoder is None else start_mse
+    return Inversion(pivots, deltas, drawn, mse, seen, encoder_mse, pivot_mse, config.method)
 
 
 @torch.no_grad()

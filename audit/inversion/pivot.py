@@ -10,10 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from audit.config import InversionConfig
-from audit.embeddings.embedding import FeatureNetwork
-from audit.generator.protocol import Generator
 from audit.inversion.adam import RowAdam, cosine
+from audit.inversion.inverter import Inverter
 from audit.inversion.loss import Targets, distance
 
 
@@ -29,19 +27,18 @@ def distance_to_w(ws: Tensor, mean: Tensor, unit: float) -> Tensor:
 
 
 def optimise_pivots(
-    generator: Generator,
+    inverter: Inverter,
     start: Tensor,
     targets: Targets,
-    config: InversionConfig,
-    perceptual: FeatureNetwork | None,
     unit: float,
     on_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Move codes `start` `[N, L, w]` so that they draw `targets`; returns `[N, L, w]`.
 
-    Steps are in units of `unit`, the spread of random codes, so that `config.pivot_lr` carries over to other
+    Steps are in units of `unit`, the spread of random codes, so that `pivot_lr` carries over to other
     generators. Images do not influence one another.
     """
+    generator, config, perceptual = inverter.generator, inverter.config, inverter.perceptual
     n, layers, width = start.shape
     moves = torch.zeros(n, (layers + 1) * width, device=start.device)
     adam = RowAdam(moves)

@@ -14,11 +14,10 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor
 
-from audit.config import InversionConfig
-from audit.embeddings.embedding import FeatureNetwork
 from audit.generator.protocol import Generator
 from audit.inversion.adam import RowAdam, cosine
 from audit.inversion.deltas import Deltas, Rows, joined, layout_of
+from audit.inversion.inverter import Inverter
 from audit.inversion.loss import Targets, distance, targets_of
 from audit.inversion.shares import in_shares
 from audit.runtime.memory import allowed, at_once, in_slices
@@ -46,36 +45,21 @@ def locality_codes(generator: Generator, pivots: Tensor, images: Tensor, steps: 
     return pivots[:, None] + alpha * away / away.norm(dim=-1, keepdim=True).clamp_min(1e-8)
 
 
-def tune(
-    generator: Generator,
-    pivots: Tensor,
-    targets: Targets,
-    config: InversionConfig,
-    perceptual: FeatureNetwork | None,
-    seed: int,
-    on_step: Callable[[], None] = lambda: None,
-) -> Deltas:
+def tune(inverter: Inverter, pivots: Tensor, targets: Targets, on_step: Callable[[], None] = lambda: None) -> Deltas:
     """Tune additions to the generator's weights so that `pivots` `[N, L, w]` draw `targets`.
 
-    The additions have the form `config.deltas`. An image stops at `config.stop_mse` or after `config.tuning_steps`.
-    Images do not influence one another; `on_step` is told the steps of the first share of them.
+    The additions have the form that `deltas` says. An image stops at `stop_mse` or after `tuning_steps`. Images do not
+    influence one another; `on_step` is told the steps of the first share of them.
     """
 
     def share(rows: slice, step: Callable[[], None]) -> Deltas:
-        return _tune(generator, pivots[rows], targets.select(rows), config, perceptual, seed, step)
+        return _tune(inverter, pivots[rows], targets.select(rows), step)
 
     return joined(in_shares(len(pivots), pivots.device, share, on_step))
 
 
-def _tune(
-    generator: Generator,
-    pivots: Tensor,
-    targets: Targets,
-    config: InversionConfig,
-    perceptual: FeatureNetwork | None,
-    seed: int,
-    on_step: Callable[[], None],
-) -> Deltas:
+def _tune(inverter: Inverter, pivots: Tensor, targets: Targets, on_step: Callable[[], None]) -> Deltas:
+    generator, config, seed, perceptual = inverter.generator, inverter.config, inverter.seed, inverter.perceptual
     layout = layout_of(generator, config.deltas, config.rank)
     n, device = len(pivots), pivots.device
     rows, active = layout.start(n, seed, device), torch.arange(n, device=device)

@@ -18,8 +18,9 @@ from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals,
 from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets, nearest_targets
 from audit.data.audit_set import AuditSet
 from audit.errors import ClassifierError
+from audit.inversion.cache import keep_in, keep_without_store
 from audit.inversion.invert import Inversion, invert
-from audit.inversion.storing import keep_in, keep_without_store
+from audit.inversion.inverter import Inverter
 from audit.pipeline.networks import Networks
 from audit.robustness.attacks.checks import where_not_finite
 from audit.runtime.progress import stage_progress
@@ -74,11 +75,9 @@ def invert_queries(
             seed=config.seed,
         )
     )
+    inverter = Inverter(networks.loaded.generator, config.inversion, config.seed, networks.perceptual, networks.encoder)
     with stage_progress("inversion (images)", len(queries)) as advance:
-        return invert(
-            networks.loaded.generator, queries, config.inversion, config.seed, networks.perceptual, networks.encoder,
-            advance, keep,
-        )  # fmt: skip
+        return invert(inverter, queries, advance, keep)
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from audit.generator.stylegan2.networks import Generator
 from audit.inversion.codes import candidate_codes, nearest_codes, spread
 from audit.inversion.encoder import Encoder
 from audit.inversion.invert import invert, to_cpu
+from audit.inversion.inverter import Inverter
 from audit.inversion.loss import targets_of
 from audit.inversion.pivot import distance_to_w, optimise_pivots
 
@@ -38,7 +39,7 @@ def test_stages_lower_the_error(
 ) -> None:
     images, done = draw_images(3, 2), []
     network = DiscriminatorFeatures(discriminator)
-    found = invert(generator, images, config(), 0, network, advance=lambda amount=1: done.append(amount))
+    found = invert(Inverter(generator, config(), 0, network), images, advance=lambda amount=1: done.append(amount))
     assert found.pivots.shape == (3, generator.num_ws, generator.w_dim)
     assert found.encoder_mse is None
     assert found.perceptual is not None
@@ -53,27 +54,27 @@ def test_an_inversion_does_not_depend_on_the_others(
     generator: Generator, draw_images: Callable[[int, int], Tensor]
 ) -> None:
     images = draw_images(3, 4)
-    whole = invert(generator, images, config(batch_size=3), 1, None)
-    alone = invert(generator, images[2:], config(), 1, None)
+    whole = invert(Inverter(generator, config(batch_size=3), 1), images)
+    alone = invert(Inverter(generator, config(), 1), images[2:])
     assert_close(whole.select([2]).images, alone.images, atol=1e-4, rtol=1e-3)
     assert_close(whole.select([2]).pivots, alone.pivots, atol=1e-3, rtol=1e-3)
 
 
 def test_equal_seeds_give_equal_inversions(generator: Generator, draw_images: Callable[[int, int], Tensor]) -> None:
     images, state = draw_images(2, 4), torch.get_rng_state()
-    one, two = (invert(generator, images, config(), 1, None) for _ in range(2))
+    one, two = (invert(Inverter(generator, config(), 1), images) for _ in range(2))
     assert torch.equal(one.images, two.images)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_methods_stop_at_their_stage(generator: Generator, draw_images: Callable[[int, int], Tensor]) -> None:
     images, encoder = draw_images(2, 4), encoder_for(generator)
-    first = invert(generator, images, config(method="encoder"), 0, None, encoder)
+    first = invert(Inverter(generator, config(method="encoder"), 0, None, encoder), images)
     assert not first.deltas
     assert first.encoder_mse is not None
     assert_close(first.mse, first.encoder_mse)
     assert_close(first.pivots, encoder(images))
-    second = invert(generator, images, config(method="optimise"), 0, None, encoder)
+    second = invert(Inverter(generator, config(method="optimise"), 0, None, encoder), images)
     assert not second.deltas
     assert second.encoder_mse is not None
     assert_close(second.encoder_mse, first.mse)
@@ -81,7 +82,7 @@ def test_methods_stop_at_their_stage(generator: Generator, draw_images: Callable
 
 
 def test_select_takes_rows_of_everything(generator: Generator, draw_images: Callable[[int, int], Tensor]) -> None:
-    found = invert(generator, draw_images(3, 4), config(), 0, None)
+    found = invert(Inverter(generator, config(), 0), draw_images(3, 4))
     chosen = found.select([2, 0])
     assert torch.equal(chosen.pivots, found.pivots[[2, 0]])
     assert all(torch.equal(chosen.deltas[name][:], delta[[2, 0]]) for name, delta in found.deltas.items())
@@ -93,7 +94,7 @@ def test_inversions_of_a_device_come_back_to_the_cpu(
     generator: Generator, draw_images: Callable[[int, int], Tensor]
 ) -> None:
     there = copy.deepcopy(generator).cuda()
-    found = invert(there, draw_images(3, 4), config(), 0, None)
+    found = invert(Inverter(there, config(), 0), draw_images(3, 4))
     tensors = [found.pivots, found.images, found.mse, found.pivot_mse, *found.deltas.read().values()]
     assert all(tensor.device.type == "cpu" for tensor in tensors)
 
@@ -102,7 +103,7 @@ def test_moving_to_the_cpu_keeps_every_field(
     generator: Generator, discriminator: Discriminator, draw_images: Callable[[int, int], Tensor]
 ) -> None:
     network = DiscriminatorFeatures(discriminator)
-    found = invert(generator, draw_images(2, 4), config(), 0, network, encoder_for(generator))
+    found = invert(Inverter(generator, config(), 0, network, encoder_for(generator)), draw_images(2, 4))
     moved = to_cpu(found)
     for name in (field.name for field in fields(found)):
         assert getattr(moved, name) is not None
@@ -116,17 +117,17 @@ def test_moving_to_the_cpu_keeps_every_field(
 def test_user_errors_say_how_to_mend(generator: Generator, draw_images: Callable[[int, int], Tensor]) -> None:
     images = draw_images(2, 4)
     with pytest.raises(GeneratorError, match=r"inversion\.encoder"):
-        invert(generator, images, config(method="encoder"), 0, None)
+        invert(Inverter(generator, config(method="encoder"), 0), images)
     with pytest.raises(GeneratorError, match=r"data\.image_size"):
-        invert(generator, torch.rand(2, 1, 32, 32), config(), 0, None)
+        invert(Inverter(generator, config(), 0), torch.rand(2, 1, 32, 32))
     with pytest.raises(DataError, match="no images"):
-        invert(generator, images[:0], config(), 0, None)
+        invert(Inverter(generator, config(), 0), images[:0])
     with pytest.raises(GeneratorError, match="tuning_lr"):
-        invert(generator, images, config(tuning_lr=1e30), 0, None)
+        invert(Inverter(generator, config(tuning_lr=1e30), 0), images)
     other = encoder_for(generator)
     other.generator_sha256 = "0" * 64
     with pytest.raises(GeneratorError, match="another generator"):
-        invert(generator, images, config(), 0, None, other)
+        invert(Inverter(generator, config(), 0, None, other), images)
 
 
 def test_the_pull_towards_w_shortens_the_offsets(
@@ -136,7 +137,7 @@ def test_the_pull_towards_w_shortens_the_offsets(
     start = codes[:3, None].expand(-1, generator.num_ws, -1)
     found = [
         optimise_pivots(
-            generator, start, targets_of(images, None), config(pivot_delta_weight=weight), None, spread(codes)
+            Inverter(generator, config(pivot_delta_weight=weight), 0), start, targets_of(images, None), spread(codes)
         )
         for weight in (0.0, 1.0)
     ]

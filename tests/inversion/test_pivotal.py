@@ -11,6 +11,7 @@ from audit.config import InversionConfig
 from audit.generator.features import DiscriminatorFeatures
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.networks import Generator
+from audit.inversion.inverter import Inverter
 from audit.inversion.loss import squared_error, targets_of
 from audit.inversion.pivotal import editability, locality_codes, tune
 
@@ -48,10 +49,10 @@ def test_batch_equals_one_at_a_time(
     start = squared_error(generator.images(pivots), images)
     # A bound that some images reach on the way and others do not: the batch shrinks while it is tuned.
     settings = config(stop_mse=float(start.median()) * 0.3, deltas=form, rank=2)
-    batch = tune(generator, pivots, targets_of(images, network), settings, network, seed=3).read()
+    batch = tune(Inverter(generator, settings, 3, network), pivots, targets_of(images, network)).read()
     for i in range(4):
         one = slice(i, i + 1)
-        alone = tune(generator, pivots[one], targets_of(images[one], network), settings, network, seed=3).read()
+        alone = tune(Inverter(generator, settings, 3, network), pivots[one], targets_of(images[one], network)).read()
         for name, delta in alone.items():
             assert_close(batch[name][one], delta, atol=2e-4, rtol=1e-3)
         tuned = generator.images(pivots[one], deltas={name: d[one] for name, d in batch.items()})
@@ -66,7 +67,7 @@ def test_images_stop_by_themselves(
     images = draw_images(4, 5)
     images[0] = generator.images(pivots[:1])[0]
     settings = config(stop_mse=1e-6, locality_weight=0.0)
-    deltas = tune(generator, pivots, targets_of(images, None), settings, None, seed=0).read()
+    deltas = tune(Inverter(generator, settings, 0), pivots, targets_of(images, None)).read()
     moved = torch.stack([d.flatten(1).abs().amax(1) for d in deltas.values()]).amax(0)
     assert moved[0] == 0  # drawn exactly by its pivot: done before the first step
     assert (moved[1:] > 0).all()
@@ -78,14 +79,14 @@ def test_tuning_lowers_the_error_and_respects_the_bound(
     images = draw_images(4, 5)
     before = squared_error(generator.images(pivots), images)
     settings = config(tuning_steps=150, stop_mse=2e-5)
-    deltas = tune(generator, pivots, targets_of(images, None), settings, None, seed=0).read()
+    deltas = tune(Inverter(generator, settings, 0), pivots, targets_of(images, None)).read()
     after = squared_error(generator.images(pivots, deltas=deltas), images)
     assert (after < before).all()
     assert (after <= 2e-5).any()
 
 
 def test_no_steps_no_change(generator: Generator, pivots: Tensor, draw_images: Callable[[int, int], Tensor]) -> None:
-    deltas = tune(generator, pivots, targets_of(draw_images(4, 5), None), config(tuning_steps=0), None, seed=0)
+    deltas = tune(Inverter(generator, config(tuning_steps=0), 0), pivots, targets_of(draw_images(4, 5), None))
     assert all((d == 0).all() for d in deltas.read().values())
 
 
@@ -95,7 +96,7 @@ def test_generator_is_left_as_it_came(
     state = {k: v.clone() for k, v in generator.state_dict().items()}
     try:
         generator.requires_grad_(True).train()
-        tune(generator, pivots, targets_of(draw_images(4, 5), None), config(tuning_steps=3), None, seed=0)
+        tune(Inverter(generator, config(tuning_steps=3), 0), pivots, targets_of(draw_images(4, 5), None))
         assert generator.training
         assert all(p.requires_grad and p.grad is None for p in generator.parameters())
     finally:
@@ -118,12 +119,10 @@ def test_locality_keeps_edits_as_they_were(
 ) -> None:
     targets = targets_of(draw_images(4, 9), None)
     free = tune(
-        generator, pivots, targets, config(tuning_steps=60, tuning_lr=0.02, locality_weight=0.0), None, 0
+        Inverter(generator, config(tuning_steps=60, tuning_lr=0.02, locality_weight=0.0), 0), pivots, targets
     ).read()
-    held = tune(
-        generator, pivots, targets,
-        config(tuning_steps=60, tuning_lr=0.02, locality_weight=1.0, locality_alpha=3.0), None, 0,
-    ).read()  # fmt: skip
+    holding = config(tuning_steps=60, tuning_lr=0.02, locality_weight=1.0, locality_alpha=3.0)
+    held = tune(Inverter(generator, holding, 0), pivots, targets).read()
     nothing = {name: torch.zeros_like(d) for name, d in free.items()}
     assert_close(editability(generator, pivots, nothing, 0), torch.ones(4))
     assert editability(generator, pivots, held, 0).mean() > editability(generator, pivots, free, 0).mean()

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from audit.config import InversionConfig
 from audit.generator.stylegan2.networks import Generator
+from audit.inversion.inverter import Inverter
 from audit.inversion.loss import targets_of
 from audit.inversion.pivotal import tune
 from audit.inversion.shares import SMALLEST_SHARE, in_shares, share_count
@@ -89,10 +90,10 @@ def test_tuning_in_shares_is_tuning_each_share(
         pivots = generator.mapping(z).contiguous()
     targets = targets_of(draw_images(n, 5), None)
     settings = InversionConfig.model_validate({"tuning_steps": 6, "stop_mse": 0.0, "deltas": form, "rank": 2})
-    together = tune(generator, pivots, targets, settings, None, seed=3)
+    together = tune(Inverter(generator, settings, 3), pivots, targets)
     assert together.images == n
     torch.set_num_threads(1)
     for rows in (slice(0, SMALLEST_SHARE), slice(SMALLEST_SHARE, n)):
-        alone = tune(generator, pivots[rows], targets.select(rows), settings, None, seed=3).read()
+        alone = tune(Inverter(generator, settings, 3), pivots[rows], targets.select(rows)).read()
         for name, additions in together.read(rows).items():
             torch.testing.assert_close(additions, alone[name], atol=0, rtol=0)

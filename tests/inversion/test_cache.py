@@ -15,9 +15,10 @@ from audit.config import ConfigError, InversionConfig, memory_bytes, parse_confi
 from audit.errors import GeneratorError
 from audit.generator.stylegan2.networks import Generator
 from audit.inversion import invert as invert_module
+from audit.inversion.cache import from_entry, keep_in, keep_without_store, to_entry
 from audit.inversion.codes import candidate_codes, nearest_codes
 from audit.inversion.invert import Inversion, Keep, invert
-from audit.inversion.storing import from_entry, keep_in, keep_without_store, to_entry
+from audit.inversion.inverter import Inverter
 from audit.runtime import memory
 from audit.storage.cache import Entry, Store
 
@@ -38,7 +39,7 @@ def assert_same(one: Inversion, two: Inversion) -> None:
 def test_an_entry_brings_the_inversion_back(
     method: str, generator: Generator, draw_images: Callable[[int, int], Tensor], tmp_path: Path
 ) -> None:
-    found = invert(generator, draw_images(3, 4), config(method=method), 0, None)
+    found = invert(Inverter(generator, config(method=method), 0), draw_images(3, 4))
     store, entry = Store(tmp_path), to_entry(found)
     store.put("ab" * 32, entry.tensors, entry.metadata)
     read = store.get("ab" * 32)
@@ -68,13 +69,13 @@ def test_every_chunk_is_kept_as_soon_as_it_is_done(
 ) -> None:
     images, settings = draw_images(5, 4), config()
     keep, computed = counting(keep_in(Store(tmp_path), settings=settings))
-    first = invert(generator, images[:2], settings, 0, None, keep=keep)
+    first = invert(Inverter(generator, settings, 0), images[:2], keep=keep)
     done: list[float] = []
-    whole = invert(generator, images, settings, 0, None, advance=lambda x=1: done.append(x), keep=keep)
+    whole = invert(Inverter(generator, settings, 0), images, advance=lambda x=1: done.append(x), keep=keep)
     assert computed == [2, 2, 1]  # the first chunk came out of the store
     assert sum(done) == pytest.approx(5)
     assert_same(whole.select([0, 1]), first)
-    assert_same(whole, invert(generator, images, settings, 0, None))
+    assert_same(whole, invert(Inverter(generator, settings, 0), images))
 
 
 def test_without_a_store_a_long_list_lies_in_nameless_files(
@@ -83,9 +84,9 @@ def test_without_a_store_a_long_list_lies_in_nameless_files(
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr("tempfile.tempdir", None)
     images, settings = draw_images(3, 4), config()
-    mapped = invert(generator, images, settings, 0, None, keep=keep_without_store(limit=1))
+    mapped = invert(Inverter(generator, settings, 0), images, keep=keep_without_store(limit=1))
     assert list(tmp_path.iterdir()) == []
-    assert_same(mapped, invert(generator, images, settings, 0, None, keep=keep_without_store()))
+    assert_same(mapped, invert(Inverter(generator, settings, 0), images, keep=keep_without_store()))
 
 
 def test_reading_a_few_images_reads_no_more(tmp_path: Path) -> None:
@@ -115,7 +116,7 @@ def test_reading_a_few_images_reads_no_more(tmp_path: Path) -> None:
 def measured(network: Generator, image: Tensor, settings: InversionConfig) -> int:
     """Bytes that inverting one image is said to take, from the sentence that refuses it."""
     with pytest.raises(GeneratorError, match=r"inversion\.max_memory.*low-rank") as refused:
-        invert(network, image, settings.model_copy(update={"max_memory": "1KB"}), 0, None)
+        invert(Inverter(network, settings.model_copy(update={"max_memory": "1KB"}), 0), image)
     return int(float(re.search(r"takes (\d+) MB", str(refused.value))[1]) * 1e6)
 
 
@@ -143,10 +144,10 @@ def test_memory_while_inverting_stays_below_what_is_promised(form: str) -> None:
         return compute()
 
     limit = settings.model_copy(update={"max_memory": f"{2.9 * each / 1e6:.0f}MB"})
-    invert(wide, images[:1], limit, 0, None)  # loads what the first step loads
+    invert(Inverter(wide, limit, 0), images[:1])  # loads what the first step loads
     refs.write_text("5")
     before = peak()
-    invert(wide, images, limit, 0, None, keep=keep)
+    invert(Inverter(wide, limit, 0), images, keep=keep)
     grown = peak() - before
     assert sizes == [2, 2]
     assert grown <= 3 * each
@@ -162,10 +163,12 @@ def test_the_bound_makes_chunks_smaller_but_changes_nothing(
         return compute()
 
     images = draw_images(3, 4)
-    loose = invert(copy.deepcopy(generator), images, config(deltas="full", batch_size=3), 0, None)
+    loose = invert(Inverter(copy.deepcopy(generator), config(deltas="full", batch_size=3), 0), images)
     tightest = next(kb for kb in range(50, 5000, 50) if _fits(generator, images, kb))
     found = invert(
-        generator, images, config(deltas="full", batch_size=3, max_memory=f"{2.5 * tightest:.0f}KB"), 0, None, keep=keep
+        Inverter(generator, config(deltas="full", batch_size=3, max_memory=f"{2.5 * tightest:.0f}KB"), 0),
+        images,
+        keep=keep,
     )
     assert sizes == [2, 1]
     assert_close(found.images, loose.images, atol=1e-4, rtol=1e-3)
@@ -173,7 +176,7 @@ def test_the_bound_makes_chunks_smaller_but_changes_nothing(
 
 def _fits(generator: Generator, images: Tensor, kilobytes: int) -> bool:
     try:
-        invert(generator, images[:1], config(deltas="full", max_memory=f"{kilobytes}KB"), 0, None)
+        invert(Inverter(generator, config(deltas="full", max_memory=f"{kilobytes}KB"), 0), images[:1])
     except GeneratorError:
         return False
     return True
@@ -183,7 +186,7 @@ def test_a_limit_that_nobody_set_is_no_reason_to_refuse(
     generator: Generator, draw_images: Callable[[int, int], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory, "MEMORY_ON_CPU", "1KB")
-    assert len(invert(generator, draw_images(2, 4), config(), 0, None).images) == 2
+    assert len(invert(Inverter(generator, config(), 0), draw_images(2, 4)).images) == 2
 
 
 def test_starts_are_drawn_as_many_at_a_time_as_fit_and_are_the_same(
@@ -210,7 +213,7 @@ def test_memory_that_runs_out_halves_a_chunk_and_leaves_its_inversions_as_they_a
     generator: Generator, draw_images: Callable[[int, int], Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = draw_images(5, 4)
-    expected = invert(generator, images, config(batch_size=5), 0, None)
+    expected = invert(Inverter(generator, config(batch_size=5), 0), images)
     whole, sizes = invert_module.tune, []
 
     def tune(network: Generator, pivots: Tensor, *more: object) -> object:
@@ -226,7 +229,7 @@ def test_memory_that_runs_out_halves_a_chunk_and_leaves_its_inversions_as_they_a
         chunks.append(len(given))
         return compute()
 
-    found = invert(generator, images, config(batch_size=5), 0, None, keep=keep)
+    found = invert(Inverter(generator, config(batch_size=5), 0), images, keep=keep)
     assert (chunks, sizes) == ([5], [1, 5, 2, 2, 1])
     assert_close(found.images, expected.images, atol=1e-4, rtol=1e-3)
 
