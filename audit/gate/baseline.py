@@ -38,7 +38,7 @@ _ELSEWHERE = {
     # Files are compared by the hash of what is in them, and a bound on memory changes no number.
     "data": {"path", "format", "shift"},
     "inversion": {"encoder", "max_memory"},
-    "metrics": {"embedding"},
+    "metrics": {"embedding", "perceptual"},
 }
 
 

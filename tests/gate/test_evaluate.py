@@ -381,6 +381,7 @@ def test_meaningfulness_is_compared_on_equal_ground_only(results: AuditResult, w
 
 def test_a_bound_on_memory_and_the_place_of_a_file_are_no_settings(results: AuditResult):
     moved = configured(configured(results, "inversion", max_memory="9GB", encoder="a.safetensors"), "data", path="b")
+    moved = configured(moved, "metrics", embedding="c.safetensors", perceptual="c.safetensors")
     assert evaluate_gate(results, policy({"metric": "index", "max_drop": 1}), moved).exit_status == 0
 
 
