@@ -38,7 +38,7 @@ from audit.metrics.fid import frechet_distance
 from audit.runtime.seeds import stage_generator
 
 
-class Ground:
+class Bench:
     """Generator, encoder, feature network and images that a comparison stands on."""
 
     def __init__(self, args: argparse.Namespace):
@@ -75,11 +75,11 @@ class Ground:
         return optimise_pivots(Inverter(self.generator, config, 0, self.network), start, targets, spread(codes))
 
 
-def head(args: argparse.Namespace, ground: Ground) -> None:
+def head(args: argparse.Namespace, bench: Bench) -> None:
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {args.device}, {Path(args.generator).name} "
-        f"({ground.generator.resolution}x{ground.generator.resolution}, {ground.loaded.sha256[:12]}), "
-        f"data {Path(args.data).name}, n = {len(ground.images)}, seed {args.seed}, embedding {ground.network.name}"
+        f"({bench.generator.resolution}x{bench.generator.resolution}, {bench.loaded.sha256[:12]}), "
+        f"data {Path(args.data).name}, n = {len(bench.images)}, seed {args.seed}, embedding {bench.network.name}"
     )
 
 
@@ -89,65 +89,65 @@ def settings(args: argparse.Namespace, **values: object) -> InversionConfig:
 
 
 @torch.no_grad()
-def kept(ground: Ground, pivots: Tensor, additions: dict[str, Tensor], seed: int) -> Tensor:
-    return editability(ground.generator, pivots, {k: v.to(ground.device) for k, v in additions.items()}, seed)
+def kept(bench: Bench, pivots: Tensor, additions: dict[str, Tensor], seed: int) -> Tensor:
+    return editability(bench.generator, pivots, {k: v.to(bench.device) for k, v in additions.items()}, seed)
 
 
-def fidelity(args: argparse.Namespace, ground: Ground) -> None:
-    real = embed_all(ground.network, ground.images)
-    lpips = " ".join(f"{'LPIPS ' + n:>10}" for n in ground.lpips)
+def fidelity(args: argparse.Namespace, bench: Bench) -> None:
+    real = embed_all(bench.network, bench.images)
+    lpips = " ".join(f"{'LPIPS ' + n:>10}" for n in bench.lpips)
     print(f"{'method':10} {'MSE':>9} {'worst':>9} {lpips} {'FID':>9} {'editability':>11} {'worst':>6} {'s/image':>8}")
     for method in ("encoder", "optimise", "pti"):
-        if method == "encoder" and ground.encoder is None:
+        if method == "encoder" and bench.encoder is None:
             continue
         began = time.perf_counter()
         config = settings(args, method=method)
-        found = invert(Inverter(ground.generator, config, args.seed, ground.network, ground.encoder), ground.images)
-        seconds = (time.perf_counter() - began) / len(ground.images)
-        distance = frechet_distance(embed_all(ground.network, found.images), real)
+        found = invert(Inverter(bench.generator, config, args.seed, bench.network, bench.encoder), bench.images)
+        seconds = (time.perf_counter() - began) / len(bench.images)
+        distance = frechet_distance(embed_all(bench.network, found.images), real)
         edits = torch.ones(len(found.mse))
         if found.deltas:
-            edits = kept(ground, found.pivots.to(ground.device), found.deltas.read(), args.seed).cpu()
+            edits = kept(bench, found.pivots.to(bench.device), found.deltas.read(), args.seed).cpu()
         print(
             f"{method:10} {float(found.mse.mean()):>9.2e} {float(found.mse.max()):>9.2e} "
-            f"{ground.perceived(found.images)} {distance:>9.4g} {float(edits.mean()):>11.3f} "
+            f"{bench.perceived(found.images)} {distance:>9.4g} {float(edits.mean()):>11.3f} "
             f"{float(edits.min()):>6.3f} {seconds:>8.2f}",
             flush=True,
         )
 
 
-def deltas(args: argparse.Namespace, ground: Ground) -> None:
+def deltas(args: argparse.Namespace, bench: Bench) -> None:
     config = settings(args)
-    pivots, targets = ground.start(config, args.seed), targets_of(ground.images, ground.network)
-    lpips = " ".join(f"{'LPIPS ' + n:>10}" for n in ground.lpips)
+    pivots, targets = bench.start(config, args.seed), targets_of(bench.images, bench.network)
+    lpips = " ".join(f"{'LPIPS ' + n:>10}" for n in bench.lpips)
     print(f"{'form':12} {'bytes/image':>11} {'MSE':>9} {'worst':>9} {lpips} {'editability':>11} {'s/image':>8}")
     forms = [("full", 1), *(("low-rank", rank) for rank in args.ranks)]
     for form, rank in forms:
         began = time.perf_counter()
         changed = config.model_copy(update={"deltas": form, "rank": rank})
-        found = tune(Inverter(ground.generator, changed, args.seed, ground.network), pivots, targets)
+        found = tune(Inverter(bench.generator, changed, args.seed, bench.network), pivots, targets)
         seconds = (time.perf_counter() - began) / len(pivots)
         additions = found.read()
         with torch.no_grad():
-            drawn = ground.generator.images(pivots, deltas=additions)
-        error, edits = squared_error(drawn, ground.images), kept(ground, pivots, additions, args.seed)
+            drawn = bench.generator.images(pivots, deltas=additions)
+        error, edits = squared_error(drawn, bench.images), kept(bench, pivots, additions, args.seed)
         print(
             f"{form if form == 'full' else f'rank {rank}':12} {found.bytes_per_image:>11} {float(error.mean()):>9.2e} "
-            f"{float(error.max()):>9.2e} {ground.perceived(drawn)} {float(edits.mean()):>11.3f} {seconds:>8.2f}",
+            f"{float(error.max()):>9.2e} {bench.perceived(drawn)} {float(edits.mean()):>11.3f} {seconds:>8.2f}",
             flush=True,
         )
 
 
-def speed(args: argparse.Namespace, ground: Ground) -> None:
+def speed(args: argparse.Namespace, bench: Bench) -> None:
     config = settings(args, stop_mse=0.0).model_copy(update={"tuning_steps": args.steps or 20})
-    n = min(args.batch, len(ground.images))
-    images, network, generator = ground.images[:n], ground.network, ground.generator
+    n = min(args.batch, len(bench.images))
+    images, network, generator = bench.images[:n], bench.network, bench.generator
     rng = stage_generator(args.seed, "benchmark pivots")
     pivots = generator.random_codes(n, rng)[:, None].expand(-1, generator.num_ws, -1).contiguous()
     targets = targets_of(images, network)
 
     def wait() -> float:
-        if ground.device.type == "cuda":
+        if bench.device.type == "cuda":
             torch.cuda.synchronize()
         return time.perf_counter()
 
@@ -167,7 +167,7 @@ def speed(args: argparse.Namespace, ground: Ground) -> None:
             middle = wait()
             ones = []
             for i in range(n):
-                row = torch.tensor([i], device=ground.device)
+                row = torch.tensor([i], device=bench.device)
                 ones.append(tune(Inverter(generator, changed, args.seed, network), pivots[row], targets.select(row)))
             end = wait()
             if repeat == 0:  # warms up, and shows that both end at the same place
@@ -192,7 +192,7 @@ def peak(reset: bool = False) -> int:
     return int(line.split()[1]) * 1024
 
 
-def memory(args: argparse.Namespace, ground: Ground) -> None:
+def memory(args: argparse.Namespace, bench: Bench) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(args.seed)
         wide = Generator(z_dim=64, w_dim=64, resolution=args.side, channel_base=64 * args.side, channel_max=256).eval()
@@ -232,9 +232,9 @@ def main() -> None:
     parser.add_argument("--limits", nargs="+", default=["512MB", "1GB"])
     parser.add_argument("--side", type=int, default=64, help="pixels of the images of memory")
     args = parser.parse_args()
-    ground = Ground(args)
-    head(args, ground)
-    commands[args.command](args, ground)
+    bench = Bench(args)
+    head(args, bench)
+    commands[args.command](args, bench)
 
 
 if __name__ == "__main__":
