@@ -17,29 +17,40 @@ def shapes(kind, **settings):
         return dict(kind(**settings).state_dict())
 
 
-@given(
-    log=st.integers(4, 10), channels=st.integers(1, 4), z=st.integers(1, 40), w=st.integers(1, 40),
-    base=st.sampled_from([1024, 3000, 16384]), top=st.integers(1, 48), layers=st.integers(1, 8), c=st.integers(0, 5),
-)  # fmt: skip
+LATENT = st.fixed_dictionaries(
+    {"z_dim": st.integers(1, 40), "w_dim": st.integers(1, 40), "mapping_layers": st.integers(1, 8)}
+)
+IMAGES = st.fixed_dictionaries(
+    {
+        "channels": st.integers(1, 4),
+        "channel_base": st.sampled_from([1024, 3000, 16384]),
+        "channel_max": st.integers(1, 48),
+        "c_dim": st.integers(0, 5),
+    }
+)
+
+
+@given(log=st.integers(4, 10), latent=LATENT, images=IMAGES)
 @settings(max_examples=25, deadline=None)
-def test_every_architecture_is_recovered(log, channels, z, w, base, top, layers, c):
-    given_ = {"resolution": 2**log, "channels": channels, "channel_base": base, "channel_max": top, "c_dim": c}
+def test_every_architecture_is_recovered(log, latent, images):
+    base, top = images["channel_base"], images["channel_max"]
     if min(base >> log, top) < 1:
         return
-    latent = {"z_dim": z, "w_dim": w, "mapping_layers": layers}
-    found = infer_generator(shapes(Generator, **given_, **latent))
-    assert {k: found[k] for k in latent} == latent
-    judge = infer_discriminator(shapes(Discriminator, **given_, mapping_layers=layers), mbstd_group=8)
-    assert judge["mbstd_group"] == 8
-    for inferred in (found, judge):
+    asked = images | {"resolution": 2**log}
+    generator = infer_generator(shapes(Generator, **asked, **latent))
+    assert {k: generator[k] for k in latent} == latent
+    layers = latent["mapping_layers"]
+    discriminator = infer_discriminator(shapes(Discriminator, **asked, mapping_layers=layers), mbstd_group=8)
+    assert discriminator["mbstd_group"] == 8
+    for inferred in (generator, discriminator):
         assert {k: inferred[k] for k in ("resolution", "channels", "c_dim")} == {
-            k: given_[k] for k in ("resolution", "channels", "c_dim")
+            k: asked[k] for k in ("resolution", "channels", "c_dim")
         }
         sizes = [2**k for k in range(2, log + 1)]
         widths = [channels_at(r, inferred["channel_base"], inferred["channel_max"]) for r in sizes]
         assert widths == [channels_at(r, base, top) for r in sizes]
-    if c:
-        assert judge["mapping_layers"] == layers
+    if asked["c_dim"]:
+        assert discriminator["mapping_layers"] == layers
 
 
 def test_widths_by_the_rule_are_named_by_it():
