@@ -406,6 +406,11 @@ class MetricsConfig(Section):
         description="whose feature maps the perceptual distance rests on, which inversion and search also minimise: "
         "the same choice as for embedding, and independent of it",
     )
+    realism_kernel: Literal["energy", "cmmd"] = Field(
+        "energy",
+        description="distance behind realism: energy distance, which sees spread as well as place; or CMMD's kernel, "
+        "which sees hardly more than means (as earlier versions did)",
+    )
     canonical: Literal["auto", "off", "require"] = Field(
         "auto", description="Inception FID, LPIPS and CMMD: where their weights are on the machine / never / or fail"
     )

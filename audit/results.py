@@ -548,6 +548,14 @@ class AuditResult(Row):
     inversion: InversionSummary | None = None
     perceptual_embedding: Embedding | None = None
     realism_embedding: Embedding | None = None
+    realism_kernel: Literal["energy", "cmmd"] = Field(
+        default="cmmd", description="kernel of realism's distance; files of earlier versions do not name it"
+    )
+    judged_by_steering: list[str] = Field(
+        default_factory=list,
+        description="dotted paths of numbers that rest on the very network which inversion or search minimised a "
+        "distance in",
+    )
     not_computed: list[NotComputed] = Field(default_factory=list)
     environment: Environment
 

@@ -35,10 +35,11 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "robustness": RobustnessConfig,
 }
 _ELSEWHERE = {
-    # Files are compared by the hash of what is in them, and a bound on memory changes no number.
+    # Files are compared by the hash of what is in them, the kernel by its record, for earlier versions had another; a
+    # bound on memory changes no number.
     "data": {"path", "format", "shift"},
     "inversion": {"encoder", "max_memory"},
-    "metrics": {"embedding", "perceptual"},
+    "metrics": {"embedding", "perceptual", "realism_kernel"},
 }
 
 
@@ -120,6 +121,8 @@ def _other_explanation(new: ModelResult, old: ModelResult, now: AuditResult, bef
     for name in ("realism_embedding", "perceptual_embedding"):
         if getattr(now, name) != getattr(before, name):
             return "it rests on another embedding"
+    if now.realism_kernel != before.realism_kernel:
+        return f"metrics.realism_kernel was {before.realism_kernel} there and is {now.realism_kernel} here"
     if now.data.get("calibration_sha256") != before.data.get("calibration_sha256"):
         return "it was calibrated on other images"
     sections = ("data", "queries", "inversion", "counterfactual", "metrics", "ranking")

@@ -4,12 +4,16 @@
 (arXiv:2401.09603, eq. 4-5). It is called CMMD only in a CLIP embedding; in any other it is plain MMD.
 """
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from audit.embeddings.embedding import check_embeddings
+
+Kernel = Callable[[Tensor, Tensor], Tensor]
+"""Maps sets `[n, d]` and `[m, d]` to their kernel matrix `[n, m]`, float64, by differences of their rows."""
 
 SIGMA = 10.0
 SCALE = 1000.0
@@ -38,9 +42,9 @@ def gaussian_kernel(a: Tensor, b: Tensor) -> Tensor:
     return torch.exp(-squared.clamp_min(0) / (2 * SIGMA**2))
 
 
-def kernel_sum(a: Tensor, b: Tensor) -> float:
+def kernel_sum(a: Tensor, b: Tensor, kernel: Kernel = gaussian_kernel) -> float:
     """Sum of the kernel matrix between `a` and `b`, holding at most CHUNK x CHUNK of it at a time."""
-    return sum(float(gaussian_kernel(p, q).sum()) for p in a.split(CHUNK) for q in b.split(CHUNK))
+    return sum(float(kernel(p, q).sum()) for p in a.split(CHUNK) for q in b.split(CHUNK))
 
 
 def mmd(a: Tensor, b: Tensor, estimator: Literal["biased", "unbiased"] = "biased") -> float:

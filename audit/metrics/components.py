@@ -2,7 +2,7 @@
 
 validity      share of counterfactuals that flip the decision;
 realism       share of the gap to real target images that the edit closes, (d(inv) - d(cf)) / (d(inv) - floor), with d
-              the unbiased squared maximum mean discrepancy;
+              the unbiased squared distance of the chosen kernel (`kernels.py`);
 sparsity      1 - L1(cf, inv) / L1(query, nearest real target image);
 localisation  (mass - area) / (1 - area): excess of the edit inside the region over chance;
 transfer      share of independent judges that agree with the flip.
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from audit.embeddings.embedding import check_embeddings
-from audit.metrics.cmmd import SCALE, gaussian_kernel, kernel_sum, unit_norm
+from audit.metrics.cmmd import SCALE, Kernel, kernel_sum, unit_norm
 from audit.metrics.distribution import EmbeddedSets
+from audit.metrics.kernels import energy_kernel
 
 NOISE_DRAWS = 200
 NOISE_IMAGES = 2000
@@ -56,33 +57,34 @@ class TargetKernels:
         )
 
     def _distance(self, within: Tensor, across: Tensor, weights: Tensor) -> Tensor:
-        # Weighted U-statistic over pairs of *different* images. A redrawn image met with itself is no pair: kernel
-        # value 1 would count as closeness of the set, and every bootstrap draw would sit above the estimate.
+        # Weighted U-statistic over pairs of *different* images. A redrawn image met with itself is no pair: its kernel
+        # value would count as closeness of the set, and every bootstrap draw would sit above the estimate.
         total, squares = weights.sum(1), weights.square()
         pairs = ((weights @ within) * weights).sum(1) - squares @ within.diagonal()
         return SCALE * (pairs / (total.square() - squares.sum(1)) + self.real - 2 * (weights @ across) / total)
 
 
-def _split_noise(real: Tensor, n: int, generator: torch.Generator) -> float:
+def _split_noise(real: Tensor, n: int, kernel: Kernel, generator: torch.Generator) -> float:
     real = real[torch.randperm(len(real), generator=generator)[:NOISE_IMAGES]]
     m = len(real)
     first = min(n, m // 2)
     ranks = torch.rand(NOISE_DRAWS, m, generator=generator, dtype=torch.float64).argsort(1).argsort(1)
     inside = (ranks < first).double()
     outside = 1 - inside
-    kernel = gaussian_kernel(real, real)
-    inside_kernel = inside @ kernel
-    within = ((inside_kernel * inside).sum(1) - first) / (first * (first - 1))
+    matrix = kernel(real, real).fill_diagonal_(0)
+    inside_kernel = inside @ matrix
+    within = (inside_kernel * inside).sum(1) / (first * (first - 1))
     rest = m - first
-    beyond = (((outside @ kernel) * outside).sum(1) - rest) / (rest * (rest - 1))
+    beyond = ((outside @ matrix) * outside).sum(1) / (rest * (rest - 1))
     distance = within + beyond - 2 * (inside_kernel * outside).sum(1) / (first * rest)
     return SCALE * float(distance.abs().quantile(0.95))
 
 
 def target_kernels(
-    sets: EmbeddedSets, rows: Tensor, flipped: Tensor, generator: torch.Generator, min_images: int = 2
-) -> TargetKernels:
-    """Kernels of the embedded images in `sets`, scaled to unit length.
+    sets: EmbeddedSets, rows: Tensor, flipped: Tensor, generator: torch.Generator, min_images: int = 2,
+    *, kernel: Kernel = energy_kernel,
+) -> TargetKernels:  # fmt: skip
+    """Values of `kernel` for the embedded images in `sets`, scaled to unit length.
 
     `rows` `[n]` are the positions among the queries of the n counterfactuals and inversions, `flipped` `[n]` says which
     counterfactuals changed the decision. An image that does not flip enters with its inversion: it closes nothing of
@@ -93,16 +95,16 @@ def target_kernels(
     check_embeddings(sets.real, sets.real, 4, f"Realism against real images of '{sets.target}'")
     real, inverted = unit_norm(sets.real.cpu()), unit_norm(sets.inversions.cpu())
     edited = torch.where(flipped.cpu()[:, None], unit_norm(sets.counterfactuals.cpu()), inverted)
-    m = len(real)
+    m, same = len(real), float(kernel(real[:1], real[:1]))
     return TargetKernels(
         target=sets.target,
         rows=rows.cpu(),
-        counterfactual=gaussian_kernel(edited, edited),
-        inversion=gaussian_kernel(inverted, inverted),
-        counterfactual_real=gaussian_kernel(edited, real).mean(1),
-        inversion_real=gaussian_kernel(inverted, real).mean(1),
-        real=(kernel_sum(real, real) - m) / (m * (m - 1)),
-        noise=_split_noise(real, len(rows), generator),
+        counterfactual=kernel(edited, edited),
+        inversion=kernel(inverted, inverted),
+        counterfactual_real=kernel(edited, real).mean(1),
+        inversion_real=kernel(inverted, real).mean(1),
+        real=(kernel_sum(real, real, kernel) - m * same) / (m * (m - 1)),
+        noise=_split_noise(real, len(rows), kernel, generator),
     )
 
 

@@ -20,7 +20,7 @@ from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
 from audit.metrics.transfer import Verdicts, fit_judge
 from audit.pipeline.explain import Calibrated, Explained, explain_model, invert_queries
-from audit.pipeline.networks import Networks
+from audit.pipeline.networks import Networks, judged_by_steering
 from audit.pipeline.pictures import name_pictures
 from audit.pipeline.queries import Selection, select_queries, source_classes
 from audit.pipeline.rank import rank_models
@@ -73,6 +73,8 @@ def explain_all(
     result.generator_package = networks.loaded.package
     result.encoder_sha256 = networks.encoder_sha256
     result.realism_embedding, result.perceptual_embedding = named(networks.embedding), named(networks.perceptual)
+    result.realism_kernel = run.config.metrics.realism_kernel
+    result.judged_by_steering = judged_by_steering(run.config, networks)
     result.not_computed += networks.missing
     result.notices += networks.notices
     with watch.stage("inversion"):

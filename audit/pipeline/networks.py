@@ -89,6 +89,14 @@ def load_networks(config: AuditConfig, data: AuditSet, device: torch.device) -> 
     return Networks(loaded, encoder, embedding, perceptual, canonical, lpips, missing, notices)
 
 
+def judged_by_steering(config: AuditConfig, networks: Networks) -> list[str]:
+    """Return the dotted paths of numbers that rest on the network whose distance inversion or search minimised."""
+    if not (config.inversion.perceptual_weight or config.counterfactual.perceptual_weight):
+        return []
+    same = named(networks.embedding) == named(networks.perceptual)
+    return ["counterfactuals.perceptual", *(["components.realism", "counterfactuals.judges"] if same else [])]
+
+
 def _canonical(wanted: str, side: int, device: torch.device) -> tuple[list[Embedder], Lpips | None, list[NotComputed]]:
     """Load what `metrics.canonical = wanted` asks for, for images of `side` pixels: embedders, LPIPS, what is missing.
 

@@ -21,6 +21,7 @@ from audit.metrics.components import (
 from audit.metrics.distribution import EmbeddedSets, Measure, canonical_kinds, distribution_row
 from audit.metrics.edit import changed_share, edit_map, mean_absolute
 from audit.metrics.intervals import wilson_interval
+from audit.metrics.kernels import KERNELS
 from audit.metrics.localisation import localise, region_share
 from audit.metrics.perceptual import perceptual_all
 from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scores
@@ -62,7 +63,7 @@ def _distributions(
     kernels: list[TargetKernels] = []
     missing: list[NotComputed] = []
     reasons: dict[str, str] = {}
-    fewest = config.metrics.min_images
+    fewest, kernel = config.metrics.min_images, KERNELS[config.metrics.realism_kernel]
     kinds: tuple[Measure, ...] = (("fid", "biased"), ("mmd", "biased"), ("mmd", "unbiased"))
     canonical = {n.name: embed_all(n, found.images, 32, common.device) for n in common.canonical}
     for target in targets.unique().tolist():
@@ -84,7 +85,7 @@ def _distributions(
                 for measure in canonical_kinds(network.name):
                     row = distribution_row(measure, network, seen, generator(), fewest)
                     tables[row.metric].append(row)
-            kernels.append(target_kernels(sets, rows, found.flipped[rows], generator(), fewest))
+            kernels.append(target_kernels(sets, rows, found.flipped[rows], generator(), fewest, kernel=kernel))
         except MetricError as refused:
             paths = [f"counterfactuals.{table}.{real.name}" for table in tables]
             what = f"FID, MMD and realism towards '{real.name}'"

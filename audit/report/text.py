@@ -12,6 +12,16 @@ from audit.results import COMPONENTS, MAIN_REGION, AuditResult, Interval, ModelR
 DASH = "\N{EN DASH}"
 
 
+KERNELS = {"energy": "energy distance", "cmmd": "the kernel of CMMD"}
+"""Words for the choices of `metrics.realism_kernel`."""
+STEERED = {
+    "counterfactuals.perceptual": "the perceptual distance",
+    "components.realism": "realism",
+    "counterfactuals.judges": "the judge fitted on its features",
+}
+"""Words for the paths in `judged_by_steering`."""
+
+
 def finite(value: float | None) -> bool:
     """Say whether `value` is there and is a number."""
     return value is not None and math.isfinite(value)
@@ -89,6 +99,11 @@ def weights(result: AuditResult) -> str:
 def why_missing(metric: str, model: ModelResult | None, result: AuditResult) -> str:
     """Return why the number at the dotted path `metric` is not there, as the results tell it."""
     return why_not_computed(metric, model, result) or "not measured"
+
+
+def steered(result: AuditResult) -> list[str]:
+    """Return in words which numbers rest on the network that inversion or search minimised a distance in."""
+    return [STEERED.get(path, path) for path in result.judged_by_steering]
 
 
 def region_of(model: ModelResult, name: str) -> RegionShare | None:

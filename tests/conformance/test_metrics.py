@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.stats import energy_distance
 from torch import Tensor, nn
 
 from audit.embeddings.canonical import available, load_inception, load_lpips
@@ -15,6 +16,7 @@ from audit.embeddings.embedding import embed_all
 from audit.errors import MetricError
 from audit.metrics.cmmd import mmd
 from audit.metrics.fid import frechet_distance
+from audit.metrics.kernels import energy_kernel
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,27 @@ def test_cmmd_closed_forms() -> None:
     assert mmd(eye[:1].repeat(5, 1), eye[1:].repeat(7, 1)) == pytest.approx(19.900333, abs=1e-6)
     assert mmd(eye[:1].repeat(5, 1), -eye[:1].repeat(7, 1)) == pytest.approx(39.602653, abs=1e-6)
     assert mmd(eye, eye) == 0
+
+
+def test_energy_distance_agrees_with_scipy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(60, 1, generator=generator, dtype=torch.float64)
+    b = 0.7 + 1.6 * torch.randn(75, 1, generator=generator, dtype=torch.float64)
+    ours = energy_kernel(a, a).mean() + energy_kernel(b, b).mean() - 2 * energy_kernel(a, b).mean()
+    # scipy 1.17 takes the root, of the integral of the squared difference of the two distribution functions.
+    assert float(ours) == pytest.approx(energy_distance(a[:, 0].numpy(), b[:, 0].numpy()) ** 2, rel=1e-9)
+
+
+def test_energy_distance_of_gaussians_in_closed_form() -> None:
+    # E|X - Y| = s sqrt(2) gamma((d + 1) / 2) / gamma(d / 2) for X - Y ~ N(0, s^2 I); equal means, other spread.
+    d, n, first, second = 5, 4000, 1.0, 2.0
+    generator = torch.Generator().manual_seed(0)
+    a, b = (s * torch.randn(n, d, generator=generator, dtype=torch.float64) for s in (first, second))
+    unit = 2**0.5 * math.exp(math.lgamma((d + 1) / 2) - math.lgamma(d / 2))
+    expected = unit * (2 * math.hypot(first, second) - 2**0.5 * (first + second))
+    ours = energy_kernel(a, a).mean() + energy_kernel(b, b).mean() - 2 * energy_kernel(a, b).mean()
+    # The biased estimate adds E|X - X'| / n of both sets; the rest is chance.
+    assert float(ours) == pytest.approx(expected + unit * 2**0.5 * (first + second) / n, abs=0.03 * expected)
 
 
 class Flat(nn.Module):

@@ -178,6 +178,7 @@ def test_change_against_another_model_of_the_baseline(results: AuditResult):
         ({"complete": False}, "did not finish"),
         ({"generator_sha256": "other"}, "another generator"),
         ({"realism_embedding": None}, "another embedding"),
+        ({"realism_kernel": "energy"}, "metrics.realism_kernel was energy there and is cmmd here"),
     ],
 )
 def test_a_baseline_of_another_instrument_is_refused(results: AuditResult, changes: dict, words: str):

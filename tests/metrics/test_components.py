@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit.errors import MetricError
-from audit.metrics.cmmd import mmd
+from audit.metrics.cmmd import gaussian_kernel, mmd
 from audit.metrics.components import (
     ModelScores,
     TargetKernels,
@@ -34,6 +34,7 @@ def kernels(seed: int = 0, n: int = 24, edited: float = 1.0, flipped: torch.Tens
         torch.arange(n),
         torch.ones(n, dtype=torch.bool) if flipped is None else flipped,
         torch.Generator().manual_seed(0),
+        kernel=gaussian_kernel,
     )
 
 

@@ -1,5 +1,6 @@
 """What an audit says of canonical networks whose weights are not on the machine."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -11,8 +12,9 @@ from audit.data.audit_set import AuditSet
 from audit.data.demo import demo_config
 from audit.data.phantom import phantom_set
 from audit.errors import ConfigError, GeneratorError, MetricError
+from audit.generator.features import DiscriminatorFeatures
 from audit.generator.files.load import load_generator, save_generator
-from audit.pipeline.networks import load_networks
+from audit.pipeline.networks import judged_by_steering, load_networks
 from audit.pipeline.runner import run_audit
 
 CPU = torch.device("cpu")
@@ -54,6 +56,19 @@ def test_required_networks_fail_with_the_command_that_fetches_them(config: Audit
 
 def test_off_says_nothing(config: AuditConfig, data: AuditSet) -> None:
     assert load_networks(choose(config, "off"), data, CPU).missing == []
+
+
+def test_numbers_of_the_network_that_steers_the_edit_are_named(config: AuditConfig, data: AuditSet) -> None:
+    networks = load_networks(choose(config, "off"), data, CPU)
+    own = "counterfactuals.perceptual"
+    assert judged_by_steering(config, networks) == [own, "components.realism", "counterfactuals.judges"]
+    other = replace(networks, perceptual=DiscriminatorFeatures(networks.loaded.discriminator))
+    assert judged_by_steering(config, other) == [own]
+    unweighted = {
+        key: getattr(config, key).model_copy(update={"perceptual_weight": 0.0})
+        for key in ("inversion", "counterfactual")
+    }
+    assert judged_by_steering(config.model_copy(update=unweighted), networks) == []
 
 
 def with_generator(config: AuditConfig, file: Path, embedding: str) -> AuditConfig:

@@ -258,6 +258,15 @@ def test_missing_parts_and_weights_of_the_index_are_told(support_results: Module
     assert 'title="not computed: the data has no regions"' in html
 
 
+def test_the_page_says_which_numbers_rest_on_the_network_that_steered(support_results: ModuleType, tmp_path: Path):
+    results = support_results.example_audit(tmp_path, models=["plain"], n_queries=1, size=16)
+    assert "not independent" not in shown_text(support_results, tmp_path, results)
+    results.judged_by_steering, results.realism_kernel = ["components.realism", "counterfactuals.judges"], "energy"
+    shown = shown_text(support_results, tmp_path, results)
+    assert shown.count("not independent of it: realism, the judge fitted on its features.") == 1
+    assert "by energy distance" in shown
+
+
 def test_numbers_that_are_not_finite_never_show(support_results: ModuleType, tmp_path: Path):
     results = support_results.example_audit(tmp_path, n_queries=2, size=16)
     nan = float("nan")
