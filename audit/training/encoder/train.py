@@ -12,7 +12,6 @@ from typing import Annotated
 
 import torch
 from pydantic import AfterValidator, Field, model_validator
-from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -33,9 +32,10 @@ from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator, stage_seed
 from audit.storage.cache import hash_tensor
 from audit.storage.checkpoint import Resumable, fingerprint
-from audit.storage.files import atomic_write_bytes, atomic_write_history, atomic_write_text
+from audit.storage.files import atomic_write_history
 from audit.training.generator.config import portable
 from audit.training.generator.stream import read_uint8
+from audit.training.shared.card import save_weights, write_card
 
 R1_INTERVAL = 16
 HELD_OUT = 256
@@ -216,9 +216,8 @@ def _write(
         "generator_sha256": state.encoder.generator_sha256,
         "card": json.dumps(card),
     }
-    tensors = {k: v.detach().cpu().contiguous() for k, v in state.encoder.state_dict().items()}
-    atomic_write_bytes(out / "encoder.safetensors", save(tensors, metadata=header))
-    atomic_write_text(out / "encoder.json", json.dumps(card, indent=2) + "\n")
+    save_weights(state.encoder.state_dict(), header, out / "encoder.safetensors")
+    write_card(out / "encoder.safetensors", card)
     atomic_write_history(out / "history.jsonl", state.history)
 
 

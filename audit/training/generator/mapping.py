@@ -32,7 +32,7 @@ from audit.runtime.environment import choose_device
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
 from audit.storage.checkpoint import Resumable, fingerprint
-from audit.storage.files import atomic_write_history, atomic_write_text
+from audit.storage.files import atomic_write_history
 from audit.training.generator.mapping_config import FitMappingConfig, portable_fit
 from audit.training.generator.moments import Target, follow, gap, gap_loss, moments
 from audit.training.generator.snapshot import (
@@ -48,6 +48,7 @@ from audit.training.generator.snapshot import (
 )
 from audit.training.generator.state import one_hot
 from audit.training.generator.stream import Reals
+from audit.training.shared.card import write_card
 
 PIXELS_SIDE = 8
 MEASURED = 20_000
@@ -73,7 +74,7 @@ def run_mapping_fit(config: FitMappingConfig, out: Path) -> Path:
     dataset = data.split(training_split(config.data, data, config.split))
     note_on_training_data(dataset)
     judge = fid_network(config.fid_embedding, config.data.is_phantom, device)
-    return fit_mapping(config, loaded, dataset, out, networks, judge, device)
+    return fit_mapping(config, loaded, dataset, out, networks, judge)
 
 
 class _Fit(Resumable):
@@ -196,7 +197,7 @@ def _judged(loaded: LoadedStyleGAN2, reference: Reference | None, seed: int) -> 
 
 def fit_mapping(
     config: FitMappingConfig, loaded: LoadedStyleGAN2, dataset: AuditSet, out: Path, networks: Sequence[Embedder],
-    judge: Embedder | None, device: torch.device,
+    judge: Embedder | None,
 ) -> Path:  # fmt: skip
     """Bring features' moments of drawn images to those of all images of `dataset`; returns `out/generator.safetensors`.
 
@@ -207,6 +208,7 @@ def fit_mapping(
     features, the run diverges, or `out` holds one of another configuration.
     """
     check_fits(loaded.generator, dataset.image_shape)
+    device = loaded.generator.mean_code.device
     if judge is not None and judge.weights_sha256 in {network.weights_sha256 for network in networks}:
         raise ConfigError("fid_embedding has the weights of one of the features: name another, or none.")
     with Reals(dataset, EMBED_BATCH, config.seed, device, cache_mb=0) as reals:
@@ -268,5 +270,5 @@ def _write(
     card |= judged | {"mapping": fitted}
     grid = sample_grid(g, GRID_IMAGES, GRID_COLUMNS, config.seed)
     save_generator(out / "generator.safetensors", g, loaded.discriminator, {"card": card})
-    atomic_write_text(out / "generator.json", json.dumps(card, indent=2) + "\n")
+    write_card(out / "generator.safetensors", card)
     save_grid(grid, out / "samples.png")

@@ -4,7 +4,6 @@ FID, precision and recall all rest on the one embedding that the card names, and
 real images and others of the set: at equal n where the set has twice as many, else at the stated n.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +21,10 @@ from audit.generator.stylegan2.networks import Generator
 from audit.metrics.fid import frechet_distance
 from audit.metrics.precision_recall import precision_recall
 from audit.runtime.seeds import stage_generator
-from audit.storage.files import atomic_write_text
 from audit.training.generator.config import FILES, GeneratorTrainConfig, portable
 from audit.training.generator.state import State, one_hot
 from audit.training.generator.stream import Reals
+from audit.training.shared.card import write_card
 
 GRID_IMAGES, GRID_COLUMNS = 48, 8
 EMBED_BATCH = 100
@@ -156,7 +155,7 @@ def take_snapshot(
         state.best_fid = scores["fid"]
     card = _card(state, config, scores, reference, class_names)
     save_generator(out / "generator.safetensors", state.ema, state.d, {"card": card})
-    atomic_write_text(out / "generator.json", json.dumps(card, indent=2) + "\n")
+    write_card(out / "generator.safetensors", card)
     save_grid(grid, out / "samples.png")
     return scores, grid
 

@@ -7,6 +7,7 @@ A run can be killed at any time and goes on from its last snapshot to the same r
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,10 +22,12 @@ from audit.runtime.distributed import ALONE, Workers, workers
 from audit.storage.checkpoint import fingerprint
 from audit.storage.files import atomic_write_history
 from audit.training.generator.config import RUN_ONLY, GeneratorTrainConfig
-from audit.training.generator.snapshot import Board, fid_network, open_board, reference_of, take_snapshot
+from audit.training.generator.snapshot import Board, Reference, fid_network, open_board, reference_of, take_snapshot
 from audit.training.generator.state import State
 from audit.training.generator.step import Means, train_step
 from audit.training.generator.stream import Reals
+
+CHECKPOINT = "checkpoint.pt"
 
 
 def run_generator_training(config: GeneratorTrainConfig, out: Path) -> Path:
@@ -87,25 +90,32 @@ def train_generator(
         # The first process decides whether the folder holds this run: it alone knows the embedding.
         key = group.text_of_first(lambda: _run_key(config, state, reals, embedding, device, group), device)
         out.mkdir(parents=True, exist_ok=True)
-        checkpoint = out / "checkpoint.pt"
-        state.resume(checkpoint, key)
+        state.resume(out / CHECKPOINT, key)
         board = open_board(out / "tensorboard", state.images) if config.tensorboard and group.first else None
         try:
-            _train(config, state, reals, embedding, board, out, checkpoint, key)
+            reference = None
+            if embedding is not None and state.images < int(config.kimg * 1000) and group.first:
+                reference = reference_of(reals, embedding, config.fid_images, config.seed, device)
+            _train(config, state, reals, reference, _Place(out, key, board))
         finally:
             if board is not None:
                 board.close()
     return out / "generator.safetensors"
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a run is kept: its folder, the key of its checkpoint, and the board if one is asked for."""
+
+    folder: Path
+    key: str
+    board: Board | None
+
+
 def _train(
-    config: GeneratorTrainConfig, state: State, reals: Reals, embedding: Embedder | None, board: Board | None,
-    out: Path, checkpoint: Path, key: str,
-) -> None:  # fmt: skip
+    config: GeneratorTrainConfig, state: State, reals: Reals, reference: Reference | None, place: _Place
+) -> None:
     total, group = int(config.kimg * 1000), state.workers
-    reference = None
-    if embedding is not None and state.images < total and group.first:
-        reference = reference_of(reals, embedding, config.fid_images, config.seed, state.device)
     with group.progress("generator (kimg)", total / 1000, "kimg") as advance:
         advance(state.images / 1000)
         while state.images < total:
@@ -121,13 +131,13 @@ def _train(
             state.seconds += spent
             row |= {"kimg": state.images / 1000, "p": state.p, "kimg_per_second": (state.images - first) / 1000 / spent}
             if group.first:
-                scores, picture = take_snapshot(state, config, reference, reals.dataset.class_names, out)
+                scores, picture = take_snapshot(state, config, reference, reals.dataset.class_names, place.folder)
                 row |= scores
                 state.history.append(row)
-                state.save(checkpoint, key)
-                atomic_write_history(out / "history.jsonl", state.history)
-                if board is not None:
-                    _show(board, row, picture, state.images)
+                state.save(place.folder / CHECKPOINT, place.key)
+                atomic_write_history(place.folder / "history.jsonl", state.history)
+                if place.board is not None:
+                    _show(place.board, row, picture, state.images)
 
 
 def _show(board: Board, row: dict[str, float], picture: Tensor, images: int) -> None:

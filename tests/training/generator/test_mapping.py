@@ -76,7 +76,7 @@ def saved(path, classes=0):
 def fitted(file, out, data=None, networks=None, judge=None, **changes):
     """Path and card of a fit."""
     networks = networks or [Pixels(PIXELS_SIDE)]
-    path = fit_mapping(config(**changes), load_generator(file), data or images(), out, networks, judge, CPU)
+    path = fit_mapping(config(**changes), load_generator(file), data or images(), out, networks, judge)
     return path, json.loads((out / "generator.json").read_text())
 
 
@@ -111,6 +111,7 @@ def test_the_card_keeps_the_trainings_and_says_what_was_fitted_to_what(file, tmp
     assert said["config"]["generator"] == "g.safetensors"
     assert "fid" not in said["after"], "no judge, no number"
     assert "fid" not in card, "what was measured before says nothing of it now"
+    assert "torch" in card.pop("versions")
     assert load_generator(tmp_path / "out" / "generator.safetensors").metadata["card"] == json.dumps(card)
 
 
