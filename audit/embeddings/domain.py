@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 
 from audit.embeddings.layers import convolution
 from audit.errors import MetricError
 from audit.storage.files import hash_file
-from audit.storage.tensors.tensor_files import checked_safetensors, fill_weights
+from audit.storage.tensors.tensor_files import fill_weights, read_safetensors
 
 KIND = "domain-embedding"
 POOLED = 4
@@ -132,9 +132,8 @@ def load_domain(path: str | Path) -> DomainEncoder:
             "embedding`."
         )
     try:
-        with safe_open(checked_safetensors(file), framework="pt") as opened:
-            settings = _settings(opened.metadata() or {})
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
+        tensors, metadata = read_safetensors(file)
+        settings = _settings(metadata)
         with torch.device("meta"):  # shapes only: a file cannot make us allocate what it merely claims
             network = DomainEncoder(**settings)
         fill_weights(network, tensors)

@@ -8,13 +8,13 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from audit.embeddings.layers import convolution
 from audit.errors import MetricError
 from audit.storage.files import hash_file
-from audit.storage.tensors.tensor_files import checked_safetensors
+from audit.storage.tensors.tensor_files import read_safetensors
 
 NAME = "phantom-factors"
 IMAGE_SHAPE = (1, 64, 64)
@@ -87,10 +87,8 @@ def load_phantom_factors(path: str | Path) -> PhantomFactors:
     if not file.is_file():
         raise MetricError(f"Weights of '{NAME}' are not at '{file}': check the path or reinstall the package.")
     try:
-        with safe_open(checked_safetensors(file), framework="pt") as opened:
-            names = json.loads((opened.metadata() or {})["factor_names"])
-            tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (not a mapping)
-        network = PhantomFactors(tuple(names))
+        tensors, metadata = read_safetensors(file)
+        network = PhantomFactors(tuple(json.loads(metadata["factor_names"])))
         network.load_state_dict(tensors)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise MetricError(f"'{file}' does not hold the weights of '{NAME}' ({error}): train them again.") from None

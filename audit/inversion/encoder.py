@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -17,7 +17,7 @@ from audit.config import is_shipped
 from audit.errors import ConfigError, GeneratorError
 from audit.generator.protocol import Generator
 from audit.storage import shipped
-from audit.storage.tensors.tensor_files import checked_safetensors, fill_weights
+from audit.storage.tensors.tensor_files import fill_weights, read_safetensors
 
 FORMAT = "spruce-audit encoder 1"
 GROUPS = 8
@@ -111,9 +111,8 @@ def load_encoder(path: str | Path, device: torch.device | str = "cpu") -> Encode
     if not file.is_file():
         raise GeneratorError(f"Encoder file '{file}' does not exist: check inversion.encoder.")
     try:
-        with safe_open(checked_safetensors(file), framework="pt") as opened:
-            tensors = {k: opened.get_tensor(k) for k in opened.keys()}  # noqa: SIM118 (not a mapping)
-            settings = _settings((opened.metadata() or {})["encoder"])
+        tensors, metadata = read_safetensors(file)
+        settings = _settings(metadata["encoder"])
         with torch.device("meta"):  # shapes only: what a file says of itself allocates nothing
             encoder = Encoder(**settings)
         fill_weights(encoder, tensors)

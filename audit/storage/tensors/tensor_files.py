@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 MAX_HEADER = 8 * 2**20
@@ -39,6 +39,12 @@ def checked_safetensors(path: str | Path) -> str:
     """Return `path` for `safe_open` once its header is known to be within the budget; raises SafetensorError."""
     header_size(path)
     return str(path)
+
+
+def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Read all tensors and the metadata of a safetensors file. Raises SafetensorError as `checked_safetensors` does."""
+    with safe_open(checked_safetensors(path), framework="pt") as opened:
+        return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
 
 
 def fill_weights(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
