@@ -1,1 +1,1 @@
-"""The one StyleGAN2-ADA generator that draws every model's counterfactuals: networks, training, loading."""
+"""Generators of images: the protocol that an audit needs, StyleGAN2, and the reading of generator files."""

@@ -1,6 +1,7 @@
-"""What `spruce-audit generator inspect|convert|sample` do: say what a file is, write it in our format, draw from it.
+"""The commands `spruce-audit generator inspect|convert|sample`: describe a generator file, convert it, draw from it.
 
-None of them runs code that a file embeds. `inspect` also describes a pickle that is refused: what it asks for says why.
+None of them runs code that a file contains. `inspect` also describes a pickle that is refused: the names that it asks
+for show why.
 """
 
 import json

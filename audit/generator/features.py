@@ -1,7 +1,8 @@
-"""The discriminator's features as an embedding and perceptual distance that no audited model had a part in.
+"""The discriminator's features as an embedding and as a perceptual distance, independent of the audited models.
 
-A discriminator is trained on the generator's own images without labels. Its maps after each residual block serve as
-perceptual features; their spatial means (the deeper half of the network) as the embedding for distribution distances.
+A discriminator is trained without labels, on the images that the generator was trained on. Its maps after each residual
+block serve as perceptual features; their spatial means (the deeper half of the network) as the embedding for
+distribution distances.
 """
 
 import torch

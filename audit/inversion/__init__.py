@@ -1,1 +1,1 @@
-"""Real images into the generator's latent space: encoder, W+ optimisation and batched pivotal tuning."""
+"""Inversion: the codes with which a generator draws given images. Encoder, optimisation in W+, pivotal tuning."""

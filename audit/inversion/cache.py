@@ -1,9 +1,9 @@
-"""Inversions as entries of the store: computed once for an audit's images, read again by every later run.
+"""Cache of inversions: computed once for an audit's images, and read again by every later run.
 
 An entry holds one chunk of images and is written as soon as they are done. The per-image weights, by far the largest
-part, stay in the file: safetensors maps it into memory, so that ten thousand inversions take no more memory than the
-images at work. Without a store they are kept in memory up to a bound, and beyond it in files that have no name left
-and vanish with the process (below the folder for temporary files, `TMPDIR`).
+part, stay in the file: safetensors maps it into memory, so that only the images being worked on take memory. Without a
+cache they are kept in memory up to a bound, and beyond it in temporary files (in `TMPDIR`) that vanish with the
+process.
 """
 
 from collections.abc import Callable, Mapping

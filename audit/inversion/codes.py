@@ -1,4 +1,4 @@
-"""Random codes of a generator: their spread, and the best of a seeded set as the start of an inversion."""
+"""Where an inversion starts: the best of a seeded set of random codes; and their spread, the unit of steps."""
 
 import torch
 from torch import Tensor

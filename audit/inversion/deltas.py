@@ -1,10 +1,10 @@
-"""Per-image additions to the generator's weights, whole or as two factors; where they lie, and how they are read.
+"""Per-image additions to the generator's weights: whole or as a product of two factors, in memory or in files.
 
 An addition D to a kernel `[O, I, k, k]`, seen as a matrix `[O, I k k]`, is kept whole or as a product L R of rank r, as
 Hu et al., "LoRA" (2021), section 4.1, do for linear layers: L starts at zero, so that nothing changes before the first
 step, and R at random, so that L has a gradient. What would not become smaller (biases, image layers) stays whole.
 
-A long list of inversions lies in files. Their tensors are memory-mapped: indexing reads the rows asked for, no more.
+Many inversions are kept in files. Their tensors are memory-mapped: indexing reads only the rows that are asked for.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

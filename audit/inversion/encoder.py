@@ -1,7 +1,7 @@
-"""Encoder of images into W+: one code w and small offsets per layer; its files, and whose generator it belongs to.
+"""Encoder of images into W+ (one code w and a small offset per layer), and the loading of its files.
 
 Source: Tov et al., "Designing an Encoder for StyleGAN Image Manipulation" (e4e, 2021), section 4.1; Litsos 2025 section
-5.5.4. The residual trunk keeps the 4x4 places to its end, because where a thing lies is part of the code.
+5.5.4. The residual trunk ends in 4x4 maps and not in one mean, because positions in the image are part of the code.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Query images into the generator's latent space, once for all audited models: encoder, pivot, tuning.
+"""Inversion of the query images, once for all audited models: start, optimisation of the pivot, pivotal tuning.
 
 Source: Litsos 2025 section 5.5; stages and their order as in Roich et al. (2021).
 """

@@ -1,4 +1,4 @@
-"""The distance that pivot and tuning minimise, per image: weighted mean squared error and perceptual distance.
+"""The loss of an inversion, per image: weighted mean squared error and perceptual distance.
 
 Source: Roich et al., "Pivotal Tuning for Latent-based Editing of Real Images" (2021), equations 2 and 4; Litsos 2025
 equations 5.5.8 and 5.5.10.

@@ -1,4 +1,4 @@
-"""Pivots by optimisation in W+: one common move of all layers and small offsets per layer, held near W.
+"""Optimisation of pivots in W+: one common move of all layers and small offsets per layer, held near W.
 
 Source: Litsos 2025 equation 5.5.7 (optimisation of the pivot), Tov et al., "Designing an Encoder for StyleGAN Image
 Manipulation" (2021), sections 3-4: codes near W can be edited, so the offsets between layers are penalised, and so

@@ -1,4 +1,4 @@
-"""Pivotal tuning of a whole batch: pivots stay, every image has its own additions to the generator's weights.
+"""Pivotal tuning of a whole batch: pivots stay as they are, and every image gets additions to the generator's weights.
 
 Source: Roich et al., "Pivotal Tuning for Latent-based Editing of Real Images" (2021), sections 3.2-3.3; Litsos 2025
 equations 5.5.8 to 5.5.11. The modulated convolution takes per-image weights as a grouped convolution, so a batch costs

@@ -1,7 +1,7 @@
-"""Images of a batch that do not influence one another, shared among a processor's threads.
+"""Division of a batch among the threads of a CPU, for work in which images do not influence one another.
 
 The maps of a small network are too small to be divided well among threads: every operation waits for its slowest part.
-Shares of the images, each worked on by threads of its own, need not wait for one another. A GPU takes the batch whole.
+If each thread works on images of its own, none waits for another. A GPU takes the whole batch.
 """
 
 from collections.abc import Callable

@@ -1,1 +1,1 @@
-"""Generator files of every kind, read without running anything they hold."""
+"""Reading of StyleGAN2 files in every common layout, without running any code that they contain."""

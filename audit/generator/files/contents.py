@@ -1,12 +1,15 @@
-"""What a generator file holds, whichever of the layouts in use it is in: tensors in our names, and nothing executed.
+"""What a generator file holds, in whichever of the common layouts: its tensors under our names. No code of it runs.
 
-| format | recognised by | read by | |---|---|---| | spruce-audit | safetensors whose metadata name the format |
-safetensors | | safetensors | any other safetensors in a known layout | safetensors | | torch | `torch.save` of a state
-dict, checkpoint or module in a known layout | `audit.storage.tensors.torch_archive` | | rosinality | any of these in
-rosinality's layout, pSp's and e4e's checkpoints too | `audit.generator.files.rosinality` | | stylegan2-ada | persistent
-objects, pickled or saved by torch | `audit.storage.tensors.pickled_modules` |
+| format         | recognised by                                        | read by                                      |
+|----------------|------------------------------------------------------|----------------------------------------------|
+| spruce-audit   | safetensors whose metadata name the format           | safetensors                                  |
+| safetensors    | any other safetensors in a known layout              | safetensors                                  |
+| torch          | `torch.save` of a state dict, checkpoint or module   | `audit.storage.tensors.torch_archive`        |
+| rosinality     | the names of that layout, in pSp's and e4e's files,  | `audit.generator.files.rosinality`           |
+|                | too                                                  |                                              |
+| stylegan2-ada  | persistent objects, pickled or saved by torch        | `audit.storage.tensors.pickled_modules`      |
 
-A fault of the discriminator never costs the generator: it is left out, and a note says why.
+If the discriminator of a file cannot be used, the generator still can: a note says why the discriminator is left out.
 """
 
 import json

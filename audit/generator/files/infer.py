@@ -1,7 +1,7 @@
-"""The architecture of a StyleGAN2 network, read off the names and shapes of its tensors.
+"""The architecture of a StyleGAN2 network, inferred from the names and shapes of its tensors.
 
-Names are those of the widespread layout (`mapping.fc0.weight`, `synthesis.b8.conv0.affine.weight`, `b4.out.weight`).
-What shapes cannot tell takes the papers' value: learning-rate multiplier 0.01 of the mapping, resampling by
+Names are those of the usual layout (`mapping.fc0.weight`, `synthesis.b8.conv0.affine.weight`, `b4.out.weight`).
+What shapes do not show has the papers' value: learning-rate multiplier 0.01 of the mapping, resampling by
 [1, 3, 3, 1], groups of 4 images in the minibatch standard deviation.
 """
 

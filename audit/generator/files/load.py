@@ -1,7 +1,7 @@
-"""Generator checkpoints: written as safetensors with the architecture in the metadata, read from all layouts in use.
+"""Writing of StyleGAN2 files as safetensors with the architecture in the metadata, and loading from every layout.
 
-Our own files hold weights under `G.` and `D.`. What else is read, and how, is in `audit.generator.files.contents`;
-where a file does not say its architecture, it is inferred from the shapes (`audit.generator.files.infer`).
+Our own files hold weights under `G.` and `D.`. The other layouts are listed in `audit.generator.files.contents`. If a
+file does not state its architecture, it is inferred from the shapes (`audit.generator.files.infer`).
 """
 
 import json
@@ -125,12 +125,12 @@ def networks_from(contents: Contents) -> tuple[Generator, Discriminator | None, 
 
 
 def _discriminator(contents: Contents, said: str | None, generator: Generator) -> tuple[Discriminator, list[str]]:
-    """The discriminator of a file and what had to be made up; raises Refused also if it judges other images."""
+    """The discriminator of a file and what had to be made up; raises Refused also if it is for other images."""
     state = dict(contents.discriminator)
     inferred = infer_discriminator(state, contents.settings.get("mbstd_group", 4))
-    judged, drawn = ((n["resolution"], n["channels"]) for n in (inferred, generator.settings))
-    if judged != drawn:
-        raise Refused(f"it judges images of {judged} pixels and channels, but the generator draws {drawn}")
+    seen, drawn = ((n["resolution"], n["channels"]) for n in (inferred, generator.settings))
+    if seen != drawn:
+        raise Refused(f"it is for images of {seen} pixels and channels, but the generator draws {drawn}")
     return _build(Discriminator, _settings(inferred, said, "discriminator"), state)
 
 

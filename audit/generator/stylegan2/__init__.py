@@ -1,1 +1,1 @@
-"""StyleGAN2 from the papers' equations: layers, networks, losses."""
+"""StyleGAN2, written from the papers' equations: layers, networks, losses."""

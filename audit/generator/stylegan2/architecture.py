@@ -1,4 +1,4 @@
-"""How wide a StyleGAN2 network is at each resolution, which sizes there are, and how maps in 16 bits are bounded.
+"""Image sizes and widths of StyleGAN2 networks, and the clamping of feature maps in 16 bits.
 
 Source: Karras et al., "Analyzing and Improving the Image Quality of StyleGAN" (2020), appendix B, for the widths;
 "Training Generative Adversarial Networks with Limited Data" (2020), appendix D, for the clamping of maps in 16 bits.
@@ -14,7 +14,7 @@ from audit.errors import GeneratorError
 from audit.storage.cache import hash_tensor
 
 RESOLUTIONS = tuple(2**k for k in range(4, 11))
-"""Sides of the images that the networks draw and judge."""
+"""Sides of the images that the networks can be built for."""
 MAX_CHANNELS = 4
 HALF = (torch.float16, torch.bfloat16)
 CLAMP = 256.0
@@ -55,8 +55,8 @@ def feature_maps(resolution: int, channels: int, base: int, maximum: int, widths
     return dict(zip(sides, found, strict=True))
 
 
-def said(settings: dict[str, Any], maps: Mapping[int, int], widths: object) -> dict[str, Any]:
-    """Settings of a network as JSON can hold them, with its widths only where they were given one by one."""
+def settings_of(settings: dict[str, Any], maps: Mapping[int, int], widths: object) -> dict[str, Any]:
+    """Settings of a network as JSON can hold them; widths are listed only if they were given one by one."""
     return settings if widths is None else settings | {"channel_widths": {str(k): v for k, v in maps.items()}}
 
 

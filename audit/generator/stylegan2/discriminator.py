@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from audit.errors import GeneratorError
-from audit.generator.stylegan2.architecture import NEEDS_CLASS, feature_maps, said
+from audit.generator.stylegan2.architecture import NEEDS_CLASS, feature_maps, settings_of
 from audit.generator.stylegan2.layers import EqualConv, EqualLinear, blur_filter
 from audit.generator.stylegan2.networks import Mapping
 
@@ -106,7 +106,7 @@ class Discriminator(nn.Module):
             "c_dim": c_dim,
             "mapping_layers": mapping_layers,
         }
-        self.settings = said(settings, maps, channel_widths)
+        self.settings = settings_of(settings, maps, channel_widths)
 
     def maps(self, images: Tensor) -> list[Tensor]:
         """Feature maps `[N, c, h, w]` after each residual block, from fine to coarse; input in [-1, 1]."""

@@ -1,4 +1,4 @@
-"""What the two networks are trained by, beside R1: the logistic loss and the length of paths.
+"""Losses of the training beside R1: the logistic loss and path lengths.
 
 Source: Goodfellow et al. 2014 (non-saturating logistic loss); Karras et al. 2020 (StyleGAN2: section 3.2).
 """

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from audit.errors import GeneratorError
-from audit.generator.stylegan2.architecture import NEEDS_CLASS, bounded, feature_maps, said, weights_hash
+from audit.generator.stylegan2.architecture import NEEDS_CLASS, bounded, feature_maps, settings_of, weights_hash
 from audit.generator.stylegan2.layers import (
     SQRT2,
     Deltas,
@@ -233,7 +233,7 @@ class Generator(nn.Module):
             "mapping_layers": mapping_layers,
             "c_dim": c_dim,
         }
-        self.settings = said(settings, maps, channel_widths)
+        self.settings = settings_of(settings, maps, channel_widths)
 
     @property
     def mean_code(self) -> Tensor:

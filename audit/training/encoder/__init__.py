@@ -1,1 +1,1 @@
-"""Training of the encoder that brings images into a generator's latent space."""
+"""Training of an encoder, which gives the codes of images for a generator."""

@@ -1,4 +1,4 @@
-"""Training of the encoder from a configuration file: generator, domain embedding and images put together."""
+"""Training of an encoder from a configuration file: loads generator, embedding and images, and starts the training."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Training of the e4e encoder: distortion on real and drawn images, and codes held near W.
+"""Training of the encoder (e4e): it learns to redraw real and drawn images by codes that stay near W.
 
 Source: Tov et al. (2021), sections 4.1-4.3; Litsos 2025 equations 5.5.3 to 5.5.6. Offsets are unlocked one after
 another. On drawn images the code is known, so they are also taught by it. The latent discriminator tells codes of the

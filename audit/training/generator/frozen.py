@@ -1,7 +1,7 @@
-"""A second discriminator that judges the feature maps of a frozen, pretrained network.
+"""A second discriminator: small heads on the feature maps of a frozen, pretrained network.
 
-What a discriminator of few maps learns late, a network trained on other tasks sees at once; small heads on its frozen
-maps learn to tell drawn from real images. Source: Kumari et al. 2022, "Ensembling Off-the-shelf Models for GAN
+A network trained on other tasks sees at once what a small discriminator learns late, so that heads on its frozen maps
+soon tell drawn from real images. Source: Kumari et al. 2022, "Ensembling Off-the-shelf Models for GAN
 Training" (arXiv:2112.09130), for a pretrained network beside StyleGAN2's own discriminator; Sauer et al. 2021,
 "Projected GANs Converge Faster" (arXiv:2111.01007), for heads on several layers. Numbers in an embedding that is akin
 to the network flatter the generator (Kynkäänniemi et al. 2023, arXiv:2203.06026): look at another one, too.
@@ -41,4 +41,4 @@ class FeatureDiscriminator(nn.Module):
         return [m * m.shape[1] ** 0.5 for m in unit_channels(self._network[0].maps(shown))]
 
     def forward(self, images: Tensor) -> Tensor:
-        return torch.cat([judge(m) for judge, m in zip(self.heads, self._maps(images), strict=True)], 1)
+        return torch.cat([head(m) for head, m in zip(self.heads, self._maps(images), strict=True)], 1)

@@ -1,9 +1,9 @@
 """CUDA graphs of a training step's parts: recorded once, replayed at every step.
 
-Small networks leave a GPU waiting for the processor that names thousands of kernels; a replayed graph names them all at
-once. A part that is replayed must read and write the same memory at every step, have no Python number that changes, and
-ask the GPU for nothing. What a training draws comes from `rng`, which a graph follows: seeded alike, a replay computes
-what the part itself would. Source: PyTorch's documentation, "CUDA semantics", CUDA Graphs.
+With small networks a GPU waits for the CPU to launch thousands of kernels; a replayed graph launches them all at once.
+A part that is replayed must read and write the same memory at every step, have no Python number that changes, and ask
+the GPU for nothing. What a training draws comes from `rng`, which a graph follows: seeded alike, a replay computes what
+the part itself would. Source: PyTorch's documentation, "CUDA semantics", CUDA Graphs.
 """
 
 from collections import Counter

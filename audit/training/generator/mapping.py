@@ -1,10 +1,9 @@
-"""Fit the mapping network of a trained generator to the moments of real images; all that draws stays as it is.
+"""Fit the mapping network of a trained generator to the moments of real images; the synthesis network stays as it is.
 
-What an adversarial training leaves is a distribution whose means are off by some hundredths of a deviation and whose
-deviations by some hundredths of themselves (`audit.training.generator.moments`). The mapping network alone decides how
-often what is drawn, so only it is trained, on features that need neither labels nor the embedding which judges the
-result. It is held near the network that it was, z by z, for what no feature measures would drift while the rest is
-brought home.
+After an adversarial training the means of drawn images are off by some hundredths of a standard deviation, and so are
+the deviations (`audit.training.generator.moments`). The mapping network alone decides how often each image is drawn, so
+only it is trained, on features that need neither labels nor the embedding by which the result is measured. For every z
+it is held near the code that it gave before, because properties that no feature measures would drift otherwise.
 """
 
 import copy
@@ -73,8 +72,8 @@ def run_mapping_fit(config: FitMappingConfig, out: Path) -> Path:
     data = load_images(config.data, config.seed)
     dataset = data.split(training_split(config.data, data, config.split))
     note_on_training_data(dataset)
-    judge = fid_network(config.fid_embedding, config.data.is_phantom, device)
-    return fit_mapping(config, loaded, dataset, out, networks, judge)
+    embedding = fid_network(config.fid_embedding, config.data.is_phantom, device)
+    return fit_mapping(config, loaded, dataset, out, networks, embedding)
 
 
 class _Fit(Resumable):
@@ -188,7 +187,7 @@ def _run_key(config: FitMappingConfig, loaded: LoadedStyleGAN2, reals: Reals, ne
     return fingerprint(json.dumps(inputs, sort_keys=True))
 
 
-def _judged(loaded: LoadedStyleGAN2, reference: Reference | None, seed: int) -> dict[str, Any]:
+def _measured(loaded: LoadedStyleGAN2, reference: Reference | None, seed: int) -> dict[str, Any]:
     if reference is None:
         return {}
     drawn = embed_drawn(loaded.generator, reference.network, reference.labels, seed)
@@ -197,26 +196,26 @@ def _judged(loaded: LoadedStyleGAN2, reference: Reference | None, seed: int) -> 
 
 def fit_mapping(
     config: FitMappingConfig, loaded: LoadedStyleGAN2, dataset: AuditSet, out: Path, networks: Sequence[Embedder],
-    judge: Embedder | None,
+    embedding: Embedder | None,
 ) -> Path:  # fmt: skip
     """Bring features' moments of drawn images to those of all images of `dataset`; returns `out/generator.safetensors`.
 
-    Beside it its card `generator.json` (the generator's own, `mapping` added, its FID by `judge` renewed), images it
-    draws `samples.png`, `history.jsonl` and `checkpoint.pt`, from which an interrupted run goes on. `loaded` is
-    changed. The judge chooses nothing: the last weights are kept. Raises GeneratorError if sizes differ, MetricError
-    if a network does not read such images, DataError for too few of them, ConfigError if the judge is one of the
-    features, the run diverges, or `out` holds one of another configuration.
+    Beside it its card `generator.json` (the generator's own, `mapping` added, its FID in `embedding` renewed), images
+    it draws `samples.png`, `history.jsonl` and `checkpoint.pt`, from which an interrupted run goes on. `loaded` is
+    changed. The embedding chooses nothing: the last weights are kept. Raises GeneratorError if sizes differ,
+    MetricError if a network does not read such images, DataError for too few of them, ConfigError if the embedding is
+    one of the features, the run diverges, or `out` holds one of another configuration.
     """
     check_fits(loaded.generator, dataset.image_shape)
     device = loaded.generator.mean_code.device
-    if judge is not None and judge.weights_sha256 in {network.weights_sha256 for network in networks}:
+    if embedding is not None and embedding.weights_sha256 in {network.weights_sha256 for network in networks}:
         raise ConfigError("fid_embedding has the weights of one of the features: name another, or none.")
     with Reals(dataset, EMBED_BATCH, config.seed, device, cache_mb=0) as reals:
         key = _run_key(config, loaded, reals, networks)
         reference = None
-        if judge is not None:
-            reference = reference_of(reals, judge, config.fid_images, config.seed, device)
-    before = _judged(loaded, reference, config.seed)
+        if embedding is not None:
+            reference = reference_of(reals, embedding, config.fid_images, config.seed, device)
+    before = _measured(loaded, reference, config.seed)
     fit = _Fit(config, loaded, dataset, networks, device)
     out.mkdir(parents=True, exist_ok=True)
     before = fit.gaps(*fit.measure(MEASURED, stage_generator(config.seed, GAP_STAGE))) | before
@@ -249,7 +248,7 @@ def _write(
 ) -> None:  # fmt: skip
     g = loaded.generator.requires_grad_(False)
     g.mapping.w_avg.copy_(mean_code(copy.deepcopy(g.mapping).cpu(), g.z_dim, g.c_dim))
-    judged = _judged(loaded, reference, config.seed)
+    measured = _measured(loaded, reference, config.seed)
     gaps = fit.gaps(*fit.measure(MEASURED, stage_generator(config.seed, GAP_STAGE)))
     fitted = {
         "generator_sha256": loaded.sha256,
@@ -260,14 +259,14 @@ def _write(
         ],
         "n": MEASURED,
         "before": before,
-        "after": gaps | judged,
+        "after": gaps | measured,
         "training_seconds": round(fit.seconds),
         "config": portable_fit(config),
     }
     card: dict[str, Any] = json.loads(loaded.metadata.get("card", "{}"))
-    for stale in ("fid", "precision_recall"):  # of the generator as it was: not judged anew, they are not said
+    for stale in ("fid", "precision_recall"):  # of the generator as it was: not measured anew, they are left out
         card.pop(stale, None)
-    card |= judged | {"mapping": fitted}
+    card |= measured | {"mapping": fitted}
     grid = sample_grid(g, GRID_IMAGES, GRID_COLUMNS, config.seed)
     save_generator(out / "generator.safetensors", g, loaded.discriminator, {"card": card})
     write_card(out / "generator.safetensors", card)

@@ -25,7 +25,7 @@ class FitMappingConfig(Training):
         ("pixels",),
         min_length=1,
         description="whose moments are brought together: pixels (means of an 8x8 grid), discriminator, or the "
-        ".safetensors of domain embeddings (train embedding); not the one that judges the result",
+        ".safetensors of domain embeddings (train embedding); not the one that measures the result",
     )
     least_share: float = Field(
         0.001, ge=0, lt=1, description="directions with less of the largest direction's variance are left alone"
@@ -41,11 +41,11 @@ class FitMappingConfig(Training):
     snapshot_kimg: float = Field(20, gt=0, description="kimg between two snapshots")
     fid_images: int = Field(2000, ge=50, description="images that FID is measured on")
     fid_embedding: Annotated[str, AfterValidator(fid_word)] = Field(
-        "auto", description="what judges before and after on the card; as in `train generator`"
+        "auto", description="what measures before and after on the card; as in `train generator`"
     )
 
     @model_validator(mode="after")
-    def _judged_by_another(self) -> "FitMappingConfig":
+    def _measured_by_another(self) -> "FitMappingConfig":
         if self.fid_embedding in self.features:
             raise ValueError("fid_embedding is among the features that the generator is fitted to: name another")
         return self

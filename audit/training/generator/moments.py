@@ -1,8 +1,9 @@
 """Mean and covariance of features, of real images and of those that a generator draws, and the gap between them.
 
-A discriminator sees a batch, in which a mean that is off by a few hundredths of a deviation is lost in noise; Frechet
-distances see just that. Moments that run over many batches do not lose it. Source: Mroueh, Sercu and Goel, "McGan: Mean
-and Covariance Feature Matching GAN" (2017), for the two terms; Heusel et al. 2017 for the distance that weighs them.
+In a batch, which is all that a discriminator sees, a mean that is off by a few hundredths of a deviation is lost in
+noise, but it decides Frechet distances. Moments that run over many batches show it. Source: Mroueh, Sercu and Goel,
+"McGan: Mean and Covariance Feature Matching GAN" (2017), for the two terms; Heusel et al. 2017 for the distance that
+weighs them.
 """
 
 from collections.abc import Iterable, Sequence

@@ -1,11 +1,11 @@
-"""A second discriminator that judges at every scale, with normalised maps.
+"""A second discriminator with normalised maps, which gives a logit at every scale.
 
 StyleGAN2's discriminator has no normalisation and is held smooth by R1, so differences that are faint beside the image
 reach it late, the later the fewer maps it has. A network with normalised maps sees them at once. Source: Wang et al.,
-"High-Resolution Image Synthesis and Semantic Manipulation with Conditional GANs" (2018), section 3.2, for judging at
+"High-Resolution Image Synthesis and Semantic Manipulation with Conditional GANs" (2018), section 3.2, for logits at
 several scales; Wu and He, "Group Normalization" (2018).
 
-A discriminator that judges images one by one learns slowly that each of them is plausible and yet they vary too little.
+A discriminator that sees images one by one learns slowly that each of them is plausible and yet they vary too little.
 So it may be shown how far a group of images lies apart in each of its features. Source: Karras et al., "Progressive
 Growing of GANs" (2018), section 3, whose minibatch deviation is averaged to one number, in which a faint factor drowns;
 Salimans et al., "Improved Techniques for Training GANs" (2016), section 3.2, for one number per feature.
@@ -60,7 +60,7 @@ class ScaleDiscriminator(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         logits, x = [], images * 2  # to the unit variance that its first layer is initialised for
-        for stage, judge in zip(self.stages, self.heads, strict=True):
+        for stage, last in zip(self.stages, self.heads, strict=True):
             x = stage(x)
-            logits.append(judge(x))
+            logits.append(last(x))
         return torch.cat(logits, 1)

@@ -40,7 +40,7 @@ def second_discriminator(
     return FeatureDiscriminator(network, channels, max(resolution, LPIPS_SIDE) if of_lpips else resolution, device)
 
 
-class Judges(nn.Module):
+class Discriminators(nn.Module):
     """Both discriminators: `[N, 1 + k]` logits, StyleGAN2's first."""
 
     def __init__(self, first: Discriminator, second: Second) -> None:

@@ -1,4 +1,4 @@
-"""What a snapshot of a training is worth, and what is kept of it: weights and card of the best, pictures, scalars.
+"""Snapshots of a training: how good each is, and what is kept: weights and card of the best, pictures, scalars.
 
 FID, precision and recall all rest on the one embedding that the card names, and stand beside the same numbers between
 real images and others of the set: at equal n where the set has twice as many, else at the stated n.
@@ -44,7 +44,7 @@ class Reference:
 
 
 def fid_network(wanted: str, is_phantom: bool, device: torch.device) -> Embedder | None:
-    """The embedding that `fid_embedding = wanted` names; None where nothing is to judge. Raises MetricError."""
+    """The embedding that `fid_embedding = wanted` names; None if nothing is to be measured. Raises MetricError."""
     request = Request("fid_embedding", device, is_phantom)
     name = choose(wanted, request)
     return None if name in (None, "none") else resolve(name, request, "vectors")

@@ -1,4 +1,4 @@
-"""What a training of the generator carries from step to step, and over a kill.
+"""The state of a generator's training from step to step, from which an interrupted training resumes.
 
 Two networks, the averaged generator, two optimisers and a few numbers. Random draws are not among them: those of a step
 depend on the seed, the step and the process's number alone.
@@ -21,14 +21,14 @@ from audit.storage.checkpoint import Resumable
 from audit.training.generator.config import GeneratorTrainConfig
 from audit.training.generator.frozen import FeatureDiscriminator
 from audit.training.generator.graphs import Direct, Graphs
-from audit.training.generator.second import Judges, second_discriminator
+from audit.training.generator.second import Discriminators, second_discriminator
 from audit.training.generator.widen import widened
 
 
 class State(Resumable):
     """Everything that a resumed run needs. `classes` is the number of classes of a conditional training, else 0."""
 
-    _modules: ClassVar[tuple[str, ...]] = ("g", "judges", "ema", "g_opt", "d_opt")
+    _modules: ClassVar[tuple[str, ...]] = ("g", "discriminators", "ema", "g_opt", "d_opt")
     _plain: ClassVar[tuple[str, ...]] = (
         "p", "path_mean", "signs", "images", "step", "best_fid", "seconds", "history",
     )  # fmt: skip
@@ -56,25 +56,29 @@ class State(Resumable):
                 self.g, self.d = _fresh(config, channels, size, classes)
             else:
                 self.g, self.d = _taken_over(config, loaded, channels, size, classes)
-            # What judges the images: the discriminator that is kept, and perhaps a second one that is not.
+            # The discriminator that is kept, and perhaps a second one that is not.
             second = second_discriminator(config.second_discriminator, size, channels, config.spread_group, device)
-            self.judges: Discriminator | Judges = self.d if second is None else Judges(self.d, second)
+            self.discriminators: Discriminator | Discriminators = self.d
+            if second is not None:
+                self.discriminators = Discriminators(self.d, second)
         # Which second one it is, and the logits whose gradient R1 keeps small: all but those of heads on frozen maps.
         self.second_name, self.r1_logits = config.second_discriminator, slice(None)
         if isinstance(second, FeatureDiscriminator):
             self.second_name, self.r1_logits = f"{second.name} {second.weights_sha256}", slice(1)
         # Convolutions of few channels run faster on CPUs where a pixel's channels lie together; CUDA loses a fifth.
         self.layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
-        for network in (self.g, self.judges):
+        for network in (self.g, self.discriminators):
             network.to(device, memory_format=self.layout).train()  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.g).eval().requires_grad_(False)
-        self.d_trained = [p for p in self.judges.parameters() if p.requires_grad]
+        self.d_trained = [p for p in self.discriminators.parameters() if p.requires_grad]
         assert config.r1_gamma is not None, "resolved before a training starts"
         d_lr = config.discriminator_lr or config.lr
         self.g_opt = _adam(self.g, config.lr, config.path_length_interval if config.path_length_weight else None)
         self.d_opt = _adam(self.d, d_lr, config.r1_interval if config.r1_gamma else None)
-        if isinstance(self.judges, Judges):
-            self.d_opt.add_param_group({"params": list(self.judges.second.parameters()), "lr": config.second_lr})
+        if isinstance(self.discriminators, Discriminators):
+            self.d_opt.add_param_group(
+                {"params": list(self.discriminators.second.parameters()), "lr": config.second_lr}
+            )
         for group in self._groups():
             group["first_lr"] = group["lr"]
             if device.type == "cuda":  # a number would be part of what a graph records

@@ -1,4 +1,4 @@
-"""One step of the training: the discriminator's update, the generator's, the averages, and the probability p of ADA.
+"""One step of a training: updates of discriminator and generator, the averaged generator, and ADA's probability p.
 
 Source: Karras et al. 2020 (StyleGAN2: sections 3.1 lazy regularisation, 3.2 path length, appendix B), Mescheder et al.
 2018 (R1), Karras et al. 2020 (ADA: section 3). R1 is the gradient at the images that the discriminator sees, the
@@ -70,7 +70,7 @@ def _drawn_classes(state: State, labels: Tensor) -> Tensor | None:
 def _update_discriminator(
     state: State, config: GeneratorTrainConfig, real: Tensor, labels: Tensor, regularise: bool
 ) -> Scalars:
-    g, judges, n = state.g, state.judges, len(real)
+    g, discriminators, n = state.g, state.discriminators, len(real)
     # The gradient's own gradient is taken in full precision.
     low = config.precision == "bfloat16" and not regularise
     state.d_opt.zero_grad(set_to_none=True)
@@ -82,8 +82,8 @@ def _update_discriminator(
             shown = augment(real, state.p, state.draws, config.augmentation_groups).detach()
         shown.requires_grad_(regularise)
         # Two passes: as one batch of twice the size the maps no longer fit the caches of a processor.
-        fake_logits = judges(fake.contiguous(memory_format=state.layout), c)
-        real_logits = judges(shown.contiguous(memory_format=state.layout), one_hot(labels, state.d.c_dim))
+        fake_logits = discriminators(fake.contiguous(memory_format=state.layout), c)
+        real_logits = discriminators(shown.contiguous(memory_format=state.layout), one_hot(labels, state.d.c_dim))
         loss = adversarial(-fake_logits.float()) + adversarial(real_logits.float())
     scalars = {"d_loss": loss.detach()}
     state.signs += real_logits[:, 0].detach().float().sign().mean()
@@ -94,7 +94,7 @@ def _update_discriminator(
         scalars["r1"] = penalty.detach()
         loss = loss + penalty * (config.r1_gamma / 2 * config.r1_interval)
     loss.backward()
-    state.workers.average_gradients(judges)
+    state.workers.average_gradients(discriminators)
     state.d_opt.step()
     return scalars
 
@@ -106,7 +106,7 @@ def _update_generator(state: State, config: GeneratorTrainConfig, labels: Tensor
         c = _drawn_classes(state, labels)
         fake = g.synthesis(codes(g, n, config.style_mixing, rng, c), "random", generator=rng)
         fake = augment(fake.float(), state.p, state.draws, config.augmentation_groups)
-        loss = adversarial(state.judges(fake.contiguous(memory_format=state.layout), c).float())
+        loss = adversarial(state.discriminators(fake.contiguous(memory_format=state.layout), c).float())
     loss.backward()
     scalars = {"g_loss": loss.detach()}
     if regularise:

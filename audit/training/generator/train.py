@@ -1,7 +1,7 @@
-"""Training of the generator: real images in, the best snapshot by FID out.
+"""Training of a generator on real images; the best snapshot by FID is kept.
 
-A run can be killed at any time and goes on from its last snapshot to the same result, and several processes started by
-`torchrun` share its batches. What a step does is in `audit.training.generator.step`, what a snapshot is in
+A run that was killed resumes from its last snapshot and ends with the same result. Several processes started by
+`torchrun` share its batches. A step is in `audit.training.generator.step`, a snapshot in
 `audit.training.generator.snapshot`.
 """
 
@@ -52,7 +52,7 @@ def _run_key(
         "settings": config.model_dump(mode="json", exclude=set(RUN_ONLY)),
         "images": reals.fingerprint(),
         "start": state.start_sha256,
-        "second": state.second_name,
+        "second discriminator": state.second_name,
         "embedding": None if embedding is None else embedding.weights_sha256,
         "device": device.type,
         "processes": group.size,

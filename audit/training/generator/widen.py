@@ -1,4 +1,4 @@
-"""Networks with more feature maps that go on from what a trained one computes.
+"""Widening of trained networks: more feature maps, and at first the same output.
 
 Source: Chen, Goodfellow and Shlens, "Net2Net: Accelerating Learning via Knowledge Transfer" (2016). New maps start as
 in a fresh network and the old ones do not listen to them; they are no copies, so no noise is needed to part them.

@@ -12,7 +12,7 @@ from audit.errors import GeneratorError
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.training.generator.frozen import FeatureDiscriminator
 from audit.training.generator.scales import ScaleDiscriminator
-from audit.training.generator.second import Judges, adversarial, second_discriminator
+from audit.training.generator.second import Discriminators, adversarial, second_discriminator
 
 CPU = torch.device("cpu")
 
@@ -20,7 +20,7 @@ CPU = torch.device("cpu")
 def test_the_first_logit_is_stylegan2s():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        judges = Judges(Discriminator(16, 1, 128, 8), ScaleDiscriminator(16, 1))
+        judges = Discriminators(Discriminator(16, 1, 128, 8), ScaleDiscriminator(16, 1))
         images = torch.randn(2, 1, 16, 16)
         logits = judges(images)
     assert torch.equal(logits, torch.cat([judges.first(images), judges.second(images)], 1))
