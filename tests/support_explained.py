@@ -1,5 +1,8 @@
 """The stage that explains a model, run on the tiny world of `tests/counterfactual/conftest.py`."""
 
+from pathlib import Path
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -9,11 +12,14 @@ from audit.counterfactual.methods import choose_method
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import Embedder, FeatureNetwork, Pixels
 from audit.generator.protocol import LoadedGenerator
-from audit.pipeline.explain import Explained, calibrate, explain_model
+from audit.pipeline.calibrate import calibrate
+from audit.pipeline.context import Context
+from audit.pipeline.explain import Explained, Subject, explain_model
 from audit.pipeline.networks import Networks
+from audit.pipeline.queries import Queries
+from audit.robustness.accuracy import clean_of_logits
+from audit.runtime.environment import Stopwatch
 from audit.storage.cache import Store
-
-CPU = torch.device("cpu")
 
 
 class Differences(Pixels):
@@ -30,6 +36,20 @@ class Other(Differences):
 
 
 DIFFERENCES = Differences(16)
+
+
+def image_set(images: Tensor, labels: Tensor, names: tuple[str, ...] = ("dark", "bright"), **more: Any) -> AuditSet:
+    """The `images [N, C, H, W]` as a data set, with ids "0", "1", ..."""
+    pixels = images.numpy()
+    return AuditSet(
+        read_image=lambda row: pixels[row].transpose(1, 2, 0),
+        labels=labels.numpy(),
+        class_names=names,
+        ids=tuple(map(str, range(len(images)))),
+        splits=np.array(["calibration"] * len(images)),
+        image_shape=(images.shape[1], images.shape[2], images.shape[3]),
+        **more,
+    )
 
 
 def explained(
@@ -51,20 +71,12 @@ def explained(
             "counterfactual": given,
         }
     )
-    pixels = images.numpy()
-    calibration = AuditSet(
-        read_image=lambda row: pixels[row].transpose(1, 2, 0),
-        labels=labels.numpy(),
-        class_names=world.classifier.class_names,
-        ids=tuple(map(str, range(len(images)))),
-        splits=np.array(["calibration"] * len(images)),
-        image_shape=tuple(images.shape[1:]),
-    )
+    calibration = image_set(images, labels)
     networks = Networks(LoadedGenerator(world.generator, "sha"), None, embedding, perceptual)
-    known = calibrate(world.classifier, calibration, config, CPU)
+    context = Context(config, Path.cwd(), torch.device("cpu"), store, Stopwatch())
     with torch.no_grad():
         logits = world.classifier(world.queries)
-    return explain_model(
-        world.classifier, known, config, networks, world.queries, world.sources, logits, world.inversion, store,
-        choose_method(config.counterfactual, config.seed),
-    )  # fmt: skip
+    known = calibrate(context, world.classifier, calibration)
+    subject = Subject(known, logits, clean_of_logits(logits, world.sources, world.classifier.class_names))
+    queries = Queries(image_set(world.queries, world.sources), torch.arange(len(logits)), world.inversion)
+    return explain_model(context, choose_method(config.counterfactual, config.seed), networks, queries, subject)

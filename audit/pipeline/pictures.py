@@ -1,16 +1,23 @@
 """The pictures of an audit: their names in the results and their files beside `results.json`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from audit.counterfactual.protocol import Counterfactuals
 from audit.data.audit_set import AuditSet
-from audit.inversion.invert import Inversion
 from audit.metrics.edit import edit_map
-from audit.pipeline.shared import Common
-from audit.results import AdversarialExample, AuditResult, NotComputed, Query, VulnerabilityExample
+from audit.pipeline.explain import Explained
+from audit.pipeline.reference import Reference
+from audit.results import (
+    AdversarialExample,
+    AuditResult,
+    NotComputed,
+    Query,
+    QueryRow,
+    Vulnerability,
+    VulnerabilityExample,
+)
 from audit.robustness.examples import Fooled
 from audit.robustness.vulnerability.map import VulnerabilityMaps
 from audit.storage.pictures import file_names, folder_name, save_edit, save_image, save_mask
@@ -19,68 +26,83 @@ EXAMPLE_MAPS = 6
 """Images whose vulnerability maps are shown."""
 
 
-def name_pictures(result: AuditResult, common: Common, inversion: Inversion) -> None:
-    """List the query images in the results and name every picture, relative to the results' folder."""
-    files = file_names(common.ids)
-    for i, name in enumerate(files):
-        result.queries.append(
-            Query(
-                id=common.ids[i],
-                label=common.class_names[int(common.labels[i])],
-                image=f"images/queries/{name}.png",
-                inversion_image=f"images/queries/{name}-inversion.png",
-                region_images={r: f"images/queries/{name}-{r}.png" for r, m in common.regions.items() if m[i].any()},
-                inversion_mse=float(inversion.mse[i]),
-                inversion_perceptual=None if inversion.perceptual is None else float(inversion.perceptual[i]),
-            )
+def picture_folder(model: str, position: int) -> str:
+    """Folder of the pictures of the model at `position` in the results, relative to the results' folder."""
+    return f"images/{folder_name(model, position)}"
+
+
+def query_rows(reference: Reference) -> list[Query]:
+    """List the query images, with the names of their pictures."""
+    inversion, rows, labels = reference.queries.inversion, reference.queries.rows, reference.queries.labels
+    return [
+        Query(
+            id=rows.row_ids[i],
+            label=rows.class_names[int(labels[i])],
+            image=f"images/queries/{name}.png",
+            inversion_image=f"images/queries/{name}-inversion.png",
+            region_images={r: f"images/queries/{name}-{r}.png" for r, m in reference.regions.items() if m[i].any()},
+            inversion_mse=float(inversion.mse[i]),
+            inversion_perceptual=None if inversion.perceptual is None else float(inversion.perceptual[i]),
         )
-    for position, model in enumerate(result.models):
-        base = f"images/{folder_name(model.name, position)}"
-        if not model.queries:  # it failed before it was explained
-            continue
-        for name, row in zip(files, model.queries, strict=True):
-            row.counterfactual_image = f"{base}/{name}-counterfactual.png"
-            row.semifactual_image = f"{base}/{name}-semifactual.png"
-            row.edit_image = f"{base}/{name}-edit.png"
+        for i, name in enumerate(file_names(rows.row_ids))
+    ]
 
 
-def save_pictures(result: AuditResult, common: Common, made: Mapping[str, Counterfactuals], folder: Path) -> None:
-    """Write the named pictures; `made` holds the counterfactuals by the name of their model."""
+def with_pictures(rows: Sequence[QueryRow], ids: tuple[str, ...], folder: str) -> list[QueryRow]:
+    """Return one model's rows of the query images `ids` with the names of their pictures in `folder`."""
+    return [
+        row.model_copy(
+            update={
+                "counterfactual_image": f"{folder}/{name}-counterfactual.png",
+                "semifactual_image": f"{folder}/{name}-semifactual.png",
+                "edit_image": f"{folder}/{name}-edit.png",
+            }
+        )
+        for name, row in zip(file_names(ids), rows, strict=True)
+    ]
+
+
+def save_pictures(result: AuditResult, reference: Reference, explained: Mapping[str, Explained], folder: Path) -> None:
+    """Write the named pictures of the query images, and of the counterfactuals by the name of their model."""
     for i, query in enumerate(result.queries):
-        save_image(common.queries[i], folder / str(query.image))
-        save_image(common.inversions[i], folder / str(query.inversion_image))
+        save_image(reference.queries.images[i], folder / str(query.image))
+        save_image(reference.inversions[i], folder / str(query.inversion_image))
         for region, path in query.region_images.items():
-            save_mask(common.regions[region][i], folder / path)
+            save_mask(reference.regions[region][i], folder / path)
     for model in result.models:
         if not model.queries:
             continue
-        found = made[model.name]
-        edits = edit_map(found.images, common.inversions)
+        found = explained[model.name].counterfactuals
+        edits = edit_map(found.images, reference.inversions)
         for i, row in enumerate(model.queries):
             save_image(found.images[i], folder / str(row.counterfactual_image))
             save_image(found.semifactuals[i], folder / str(row.semifactual_image))
             save_edit(edits[i], folder / str(row.edit_image))
 
 
-def name_maps(result: AuditResult, maps: Mapping[str, VulnerabilityMaps], ids: tuple[str, ...]) -> None:
-    """Name the mean map of every model and those of a few images: of `ids`, and the same for all models if possible."""
-    files = dict(zip(ids, file_names(ids), strict=True))
-    shared = set.intersection(*(set(one.ids) for one in maps.values())) if maps else set()
-    for position, model in enumerate(result.models):
-        one = maps.get(model.name)
-        if one is None or model.robust.vulnerability is None:
-            continue
-        base = f"images/{folder_name(model.name, position)}"
-        chosen = sorted(one.ids, key=lambda row_id: row_id not in shared)[:EXAMPLE_MAPS]
-        model.robust.vulnerability.map_image = f"{base}/vulnerability.png"
-        model.robust.vulnerability.examples = [
-            VulnerabilityExample(
-                id=row_id,
-                image=f"images/vulnerability/{files[row_id]}.png",
-                map_image=f"{base}/vulnerability-{files[row_id]}.png",
-            )
-            for row_id in chosen
-        ]
+def shared_ids(maps: Iterable[VulnerabilityMaps]) -> set[str]:
+    """Return the images that all `maps` were made of, which are shown first, so that models can be compared."""
+    made = [set(one.ids) for one in maps]
+    return set.intersection(*made) if made else set()
+
+
+def with_maps(
+    summary: Vulnerability, maps: VulnerabilityMaps, shared: set[str], files: Mapping[str, str], folder: str
+) -> Vulnerability:
+    """Return one model's `summary` with the names of its mean map and of those of a few images, `shared` ones first.
+
+    `files` gives the file name of every audited image.
+    """
+    chosen = sorted(maps.ids, key=lambda row_id: row_id not in shared)[:EXAMPLE_MAPS]
+    examples = [
+        VulnerabilityExample(
+            id=row_id,
+            image=f"images/vulnerability/{files[row_id]}.png",
+            map_image=f"{folder}/vulnerability-{files[row_id]}.png",
+        )
+        for row_id in chosen
+    ]
+    return summary.model_copy(update={"map_image": f"{folder}/vulnerability.png", "examples": examples})
 
 
 def save_maps(result: AuditResult, maps: Mapping[str, VulnerabilityMaps], audited: AuditSet, folder: Path) -> None:
@@ -98,25 +120,21 @@ def save_maps(result: AuditResult, maps: Mapping[str, VulnerabilityMaps], audite
             save_image(audited.images(torch.tensor([rows[example.id]]))[0], folder / example.image)
 
 
-def name_examples(result: AuditResult, made: Mapping[str, Sequence[Fooled]]) -> None:
-    """List every model's attacked images in the results and name their pictures."""
-    for position, model in enumerate(result.models):
-        found = made.get(model.name, ())
-        base = f"images/{folder_name(model.name, position)}"
-        for name, one in zip(file_names(tuple(one.id for one in found)), found, strict=True):
-            largest = float((one.adversarial - one.image).abs().max())
-            model.robust.examples.append(
-                AdversarialExample(
-                    id=one.id,
-                    label=one.label,
-                    predicted=one.predicted,
-                    metric=one.metric,
-                    image=f"{base}/attacked-{name}.png",
-                    adversarial_image=f"{base}/attacked-{name}-adversarial.png",
-                    perturbation_image=f"{base}/attacked-{name}-perturbation.png",
-                    scale=0.5 / largest,
-                )
-            )
+def example_rows(found: Sequence[Fooled], folder: str) -> list[AdversarialExample]:
+    """List one model's attacked images with the names of their pictures in `folder`."""
+    return [
+        AdversarialExample(
+            id=one.id,
+            label=one.label,
+            predicted=one.predicted,
+            metric=one.metric,
+            image=f"{folder}/attacked-{name}.png",
+            adversarial_image=f"{folder}/attacked-{name}-adversarial.png",
+            perturbation_image=f"{folder}/attacked-{name}-perturbation.png",
+            scale=0.5 / float((one.adversarial - one.image).abs().max()),
+        )
+        for name, one in zip(file_names(tuple(one.id for one in found)), found, strict=True)
+    ]
 
 
 def save_examples(result: AuditResult, made: Mapping[str, Sequence[Fooled]], folder: Path) -> None:

@@ -3,8 +3,9 @@
 Every model meets the same images, so that two of them can be compared image by image.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import combinations
 
@@ -13,11 +14,12 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.slices import sparing
-from audit.config import AuditConfig, CorruptionsConfig
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
 from audit.metrics.intervals import bootstrap_mean, paired_difference
-from audit.results import Clean, Difference, Failure, Interval, NotComputed, Notice, Robust, TrustCheck
+from audit.pipeline.context import Context
+from audit.pipeline.images import Images
+from audit.results import Clean, Corruptions, Difference, Failure, Interval, NotComputed, Notice, Robust, TrustCheck
 from audit.robustness.accuracy import clean_of_logits, predict
 from audit.robustness.attacks.blind import without_gradient
 from audit.robustness.corruptions.run import corruption_accuracies
@@ -29,10 +31,8 @@ from audit.robustness.trust.batch_dependence import IMAGES, batch_dependence, on
 from audit.robustness.trust.batch_dependence import NAME as BATCH_DEPENDENCE
 from audit.robustness.trust.verdict import doubt_all
 from audit.robustness.vulnerability.map import VulnerabilityMaps, map_overlap, vulnerability
-from audit.runtime.environment import Stopwatch
-from audit.runtime.faults import kept_apart, reason, stage_kept
+from audit.runtime.faults import reason, stage_kept, tried
 from audit.runtime.seeds import stage_generator
-from audit.storage.cache import Store
 
 
 def nothing_measured(class_names: Sequence[str]) -> Clean:
@@ -40,24 +40,24 @@ def nothing_measured(class_names: Sequence[str]) -> Clean:
     return Clean(accuracy=Interval(value=None), recall=dict.fromkeys(class_names), ece=None, n=0)
 
 
-@dataclass
-class Audited:
-    """One classifier on its way through the stages; with `failed` it takes no part in the stages after that.
+@dataclass(frozen=True)
+class Measured:
+    """What is known of one classifier without a generator; with `failed` it takes no part in later stages.
 
     `outcomes` holds, by the path of a number in the results, what it is the mean of: bool or float `[n]`, one an image.
-    `whole` are the checks of the model as a whole, made whatever the settings; `blind` says, if so, that nothing leads
-    back from its logits to the image.
+    `checks` are those of the model as a whole, made whatever the settings; `blind` says, if so, that nothing leads back
+    from its logits to the image.
     """
 
     classifier: Classifier
     clean: Clean
     logits: Tensor | None = None
     robust: Robust = field(default_factory=Robust)
-    outcomes: dict[str, Tensor] = field(default_factory=dict)
+    outcomes: Mapping[str, Tensor] = field(default_factory=dict)
     maps: VulnerabilityMaps | None = None
-    examples: list[Fooled] = field(default_factory=list)
-    not_computed: list[NotComputed] = field(default_factory=list)
-    whole: list[TrustCheck] = field(default_factory=list)
+    examples: Sequence[Fooled] = ()
+    not_computed: tuple[NotComputed, ...] = ()
+    checks: Sequence[TrustCheck] = ()
     blind: str | None = None
     failed: Failure | None = None
 
@@ -66,130 +66,169 @@ class Audited:
         return self.classifier.name
 
     @property
-    def answers(self) -> Tensor:
-        """Logits `[N, K]` on the audited images."""
-        assert self.logits is not None, "only a model that was measured takes part"
-        return self.logits
-
-    @property
     def predicted(self) -> Tensor:
-        return self.answers.argmax(1)
+        """Decisions `[N]` on the audited images."""
+        assert self.logits is not None, "only a model that was measured takes part"
+        return self.logits.argmax(1)
 
 
-def measure_models(
-    models: Sequence[Audited],
-    audited: AuditSet,
-    calibration: AuditSet | None,
-    foreign: AuditSet | None,
-    config: AuditConfig,
-    store: Store | None,
-    watch: Stopwatch,
-    device: torch.device,
-) -> list[NotComputed]:
-    """Measure accuracy and robustness of every model on `audited`, as `config.robustness` says, into `models`.
+@dataclass(frozen=True)
+class Robustness:
+    """What was measured of every model, and the stages that failed as a whole after something had been measured."""
 
-    The vulnerability map learns on `calibration`; `foreign` is the second source. A model that fails is marked and left
-    out of the later stages. Returns the stages that failed as a whole after something had been measured. Raises what
-    ends the first of them, such as DataError for an image that cannot be read.
+    models: tuple[Measured, ...]
+    lost: tuple[NotComputed, ...]
+
+
+Step = Callable[[Measured], Measured]
+
+
+def measure_models(context: Context, images: Images, classifiers: Sequence[Classifier]) -> Robustness:
+    """Measure accuracy and robustness of every classifier on the audited images, as `config.robustness` says.
+
+    Raises what ends the first stage, such as DataError for an image that cannot be read.
     """
-    settings = config.robustness
+    settings, watch = context.config.robustness, context.watch
     lost: list[NotComputed] = []
-    for model in models:
-        with watch.stage("clean accuracy"), kept_apart(model, "clean accuracy"):
-            model.logits = predict(model.classifier, audited, settings.batch_size, device)
-            model.clean = clean_of_logits(model.logits, audited.row_labels, audited.class_names)
-            model.outcomes["clean.accuracy"] = model.predicted == audited.row_labels
-            _check_whole(model, audited, config.seed, device)
-    for model in models:
-        if model.failed is None:
-            with watch.stage("robust accuracy"), stage_kept(f"robust accuracy of {model.name}", lost, ["robust"]):
-                _attack(model, audited, config, store)
+    models = [_clean(context, images.audited, one) for one in classifiers]
+    models = [_attacked(context, images.audited, one, lost) if one.failed is None else one for one in models]
     if settings.corruptions is not None:
         with watch.stage("corruptions"), stage_kept("corruptions", lost, ["robust.corruptions"]):
-            _corrupt(still_there(models), audited, settings.corruptions, config, device)
-    if foreign is not None:
-        with watch.stage("second source"), stage_kept("second source", lost, ["robust.shift"]):
-            for model in still_there(models):
-                with kept_apart(model, "second source"):
-                    logits = predict(model.classifier, foreign, settings.batch_size, device)
-                    model.robust.shift = clean_of_logits(logits, foreign.row_labels, foreign.class_names)
-    if settings.vulnerability is not None and calibration is not None:
-        with watch.stage("vulnerability maps"), stage_kept("vulnerability maps", lost, ["robust.vulnerability"]):
-            for model in still_there(models):
-                with kept_apart(model, "vulnerability map"):
-                    _map_vulnerability(model, calibration, audited, config)
-    return lost
+            models = _corrupted(context, images.audited, models)
+    if images.foreign is not None:
+        step = partial(_shifted, context, images.foreign)
+        with watch.stage("second source"):
+            models = _each(models, "second source", step, stage_kept("second source", lost, ["robust.shift"]))
+    if settings.vulnerability is not None and images.calibration is not None:
+        for step in (
+            partial(_mapped, context, images.audited, images.calibration),
+            partial(_overlapped, context, images.audited),
+        ):
+            kept = stage_kept("vulnerability maps", lost, ["robust.vulnerability"])
+            with watch.stage("vulnerability maps"):
+                models = _each(models, "vulnerability map", step, kept)
+    return Robustness(tuple(models), tuple(lost))
 
 
-def still_there(models: Sequence[Audited]) -> list[Audited]:
-    """Return the models that have not failed so far."""
-    return [model for model in models if model.failed is None]
+def _after(model: Measured, stage: str, step: Step) -> Measured:
+    """Return what `step` makes of a model or, where it fails, the model as it was with the failure."""
+    found = tried(stage, lambda: step(model))
+    return replace(model, failed=found) if isinstance(found, Failure) else found
 
 
-def _attack(model: Audited, audited: AuditSet, config: AuditConfig, store: Store | None) -> None:
-    settings = config.robustness
-
-    def keep(attacked: Attacked) -> None:
-        # At once: what comes after the attacks may fail, and their numbers stay.
-        model.robust = attacked.robust
-        model.outcomes |= attacked.standing
-        model.examples = attacked.examples
-
-    with kept_apart(model, "robust accuracy"):
-        cache = None if store is None else StageCache(store, {"source": model.classifier.source})
-        measured_robustness(model.classifier, audited, settings, config.seed, cache, keep=keep)
-    doubt_all(model.robust, model.whole)
+def _each(models: Sequence[Measured], stage: str, step: Step, kept: AbstractContextManager[None]) -> list[Measured]:
+    """Take every model that has not failed through `step`; where `kept` ends the stage, the first ones are through."""
+    done = list(models)
+    with kept:
+        for i, model in enumerate(models):
+            if model.failed is None:
+                done[i] = _after(model, stage, step)
+    return done
 
 
-def _corrupt(
-    models: Sequence[Audited], audited: AuditSet, settings: CorruptionsConfig, config: AuditConfig, device: torch.device
-) -> None:
-    classifiers = [model.classifier for model in models]
-    batch_size = config.robustness.batch_size
-    found = corruption_accuracies(classifiers, audited, settings, config.seed, batch_size=batch_size, device=device)
-    for model, one in zip(models, found, strict=True):
-        if isinstance(one, Exception):
-            model.failed = Failure(stage="corruptions", why=reason(one))
-        else:
-            model.robust.corruptions, correct = one
-            model.outcomes["robust.corruptions"] = correct.double().mean(dim=(1, 2))
+def _clean(context: Context, audited: AuditSet, classifier: Classifier) -> Measured:
+    """Measure accuracy, and check the model as a whole: dependence on the batch, answers of one class, no gradient."""
+    model = Measured(classifier, nothing_measured(audited.class_names))
+    some = attacked_rows(audited, IMAGES, context.config.seed)
+
+    def answered(model: Measured) -> Measured:
+        logits = predict(classifier, audited, context.config.robustness.batch_size, context.device)
+        clean = clean_of_logits(logits, audited.row_labels, audited.class_names)
+        return replace(
+            model, logits=logits, clean=clean, outcomes={"clean.accuracy": logits.argmax(1) == audited.row_labels}
+        )
+
+    def checked(model: Measured) -> Measured:
+        found = one_class(model.predicted, audited.row_labels, audited.class_names)
+        depends = sparing(classifier, partial(batch_dependence, classifier, some.images().to(context.device)))
+        return replace(model, checks=[depends, *([] if found is None else [found])])
+
+    def seen(model: Measured) -> Measured:
+        images = some.images().to(context.device)
+        return replace(model, blind=sparing(classifier, partial(without_gradient, classifier, images)))
+
+    with context.watch.stage("clean accuracy"):
+        for step in (answered, checked, seen):
+            if model.failed is None:
+                model = _after(model, "clean accuracy", step)
+    return model
 
 
-def _check_whole(model: Audited, audited: AuditSet, seed: int, device: torch.device) -> None:
-    """Check the model as a whole: do its answers depend on the batch, are they all one class, has it a gradient?"""
-    images = attacked_rows(audited, IMAGES, seed).images().to(device)
-    found = one_class(model.predicted, audited.row_labels, audited.class_names)
-    depends = sparing(model.classifier, partial(batch_dependence, model.classifier, images))
-    model.whole = [depends, *([] if found is None else [found])]
-    model.blind = sparing(model.classifier, partial(without_gradient, model.classifier, images))
+def _attacked(context: Context, audited: AuditSet, model: Measured, lost: list[NotComputed]) -> Measured:
+    config, classifier, failed = context.config, model.classifier, None
+    cache = None if context.store is None else StageCache(context.store, {"source": classifier.source})
+    # What comes after the attacks may fail, and their numbers stay.
+    measured = [Attacked(model.robust, {})]
+    attack = partial(
+        measured_robustness, classifier, audited, config.robustness, config.seed, cache, keep=measured.append
+    )
+    kept = stage_kept(f"robust accuracy of {model.name}", lost, ["robust"])
+    with context.watch.stage("robust accuracy"), kept:
+        found = tried("robust accuracy", attack)
+        failed = found if isinstance(found, Failure) else None
+        doubt_all(measured[-1].robust, model.checks)
+    last = measured[-1]
+    outcomes = {**model.outcomes, **last.standing}
+    return replace(model, robust=last.robust, outcomes=outcomes, examples=last.examples, failed=failed)
 
 
-def _map_vulnerability(model: Audited, calibration: AuditSet, audited: AuditSet, config: AuditConfig) -> None:
-    settings = config.robustness.vulnerability
+def _corrupted(context: Context, audited: AuditSet, models: Sequence[Measured]) -> list[Measured]:
+    """Measure all models on the same corrupted images, each of which is made once."""
+    settings = context.config.robustness
+    assert settings.corruptions is not None
+    found = corruption_accuracies(
+        [model.classifier for model in models if model.failed is None], audited, settings.corruptions,
+        context.config.seed, batch_size=settings.batch_size, device=context.device,
+    )  # fmt: skip
+    results = iter(found)
+    return [model if model.failed is not None else _with_corruptions(model, next(results)) for model in models]
+
+
+def _with_corruptions(model: Measured, found: tuple[Corruptions, Tensor] | Exception) -> Measured:
+    if isinstance(found, Exception):
+        return replace(model, failed=Failure(stage="corruptions", why=reason(found)))
+    corruptions, correct = found
+    outcomes = {**model.outcomes, "robust.corruptions": correct.double().mean(dim=(1, 2))}
+    return replace(model, robust=model.robust.model_copy(update={"corruptions": corruptions}), outcomes=outcomes)
+
+
+def _shifted(context: Context, foreign: AuditSet, model: Measured) -> Measured:
+    logits = predict(model.classifier, foreign, context.config.robustness.batch_size, context.device)
+    clean = clean_of_logits(logits, foreign.row_labels, foreign.class_names)
+    return replace(model, robust=model.robust.model_copy(update={"shift": clean}))
+
+
+def _mapped(context: Context, audited: AuditSet, calibration: AuditSet, model: Measured) -> Measured:
+    settings, seed = context.config.robustness.vulnerability, context.config.seed
     assert settings is not None
-    evaluated = attacked_rows(audited, settings.n, config.seed)
+    evaluated = attacked_rows(audited, settings.n, seed)
     try:
-        learn = partial(vulnerability, model.classifier, calibration, evaluated, settings, config.seed)
-        model.maps = sparing(model.classifier, learn)
+        learn = partial(vulnerability, model.classifier, calibration, evaluated, settings, seed)
+        maps = sparing(model.classifier, learn)
     except MetricError as error:
         # A model that the attack hardly fools has no map; that is a result, and no reason to stop the audit.
         note = NotComputed(what="vulnerability map", why=str(error), paths=["robust.vulnerability"])
-        model.not_computed.append(note)
-        return
-    places = {row_id: i for i, row_id in enumerate(evaluated.row_ids)}
-    rows = [places[row_id] for row_id in model.maps.ids]
-    model.robust.vulnerability = model.maps.summary
-    model.maps.summary.regions = [
-        map_overlap(model.maps.maps, evaluated.region(name, rows), name, config.seed) for name in evaluated.regions
-    ]
+        return replace(model, not_computed=(*model.not_computed, note))
+    return replace(model, maps=maps, robust=model.robust.model_copy(update={"vulnerability": maps.summary}))
 
 
-def unreliable(model: Audited) -> list[str]:
+def _overlapped(context: Context, audited: AuditSet, model: Measured) -> Measured:
+    """Say where the mass of the model's maps lies."""
+    if model.maps is None:
+        return model
+    places = {row_id: i for i, row_id in enumerate(audited.row_ids)}
+    rows, seed = [places[row_id] for row_id in model.maps.ids], context.config.seed
+    regions = [map_overlap(model.maps.maps, audited.region(name, rows), name, seed) for name in audited.regions]
+    summary = model.maps.summary.model_copy(update={"regions": regions})
+    return replace(model, robust=model.robust.model_copy(update={"vulnerability": summary}))
+
+
+def unreliable(model: Measured) -> list[str]:
     """Return why nothing that was measured of the model may be believed, a sentence each; empty: nothing speaks so."""
-    return [check.finding for check in model.whole if check.passed is False and check.name == BATCH_DEPENDENCE]
+    return [check.finding for check in model.checks if check.passed is False and check.name == BATCH_DEPENDENCE]
 
 
-def model_notices(model: Audited) -> list[Notice]:
+def model_notices(model: Measured) -> list[Notice]:
     """Return what a reader has to know of a model that is unreliable or has no gradient before its numbers."""
     said = "Nothing measured of it may be believed."
     name = model.classifier.name
@@ -197,14 +236,14 @@ def model_notices(model: Audited) -> list[Notice]:
     return found + ([] if model.blind is None else [Notice(subject=name, kind="no-gradient", text=model.blind)])
 
 
-def notices_of_answers(model: Audited, audited: AuditSet) -> list[Notice]:
+def notices_of_answers(model: Measured, audited: AuditSet) -> list[Notice]:
     """Return what is wrong with the model's answers on all audited images: one class only, or worse than guessing."""
     if model.logits is None:
         return []
     return answer_notices(model.name, model.predicted, audited.row_labels, audited.class_names)
 
 
-def differences(models: Sequence[Audited], seed: int) -> list[Difference]:
+def differences(models: Sequence[Measured], seed: int) -> list[Difference]:
     """Compare every pair of models, image by image, in every number that both have."""
     rows = []
     for a, b in combinations(models, 2):

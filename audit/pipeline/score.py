@@ -7,9 +7,8 @@ from statistics import NormalDist
 import torch
 from torch import Tensor
 
-from audit.config import AuditConfig
-from audit.counterfactual.protocol import Counterfactuals
-from audit.embeddings.embedding import embed_all, named
+from audit.counterfactual.methods import ChosenMethod
+from audit.embeddings.embedding import Named, embed_all, named
 from audit.errors import MetricError
 from audit.metrics.components import (
     ModelScores,
@@ -25,10 +24,11 @@ from audit.metrics.kernels import KERNELS
 from audit.metrics.localisation import localise, region_share
 from audit.metrics.perceptual import perceptual_all
 from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scores
-from audit.pipeline.shared import Common
+from audit.pipeline.context import Context
+from audit.pipeline.explain import Explained
+from audit.pipeline.reference import Reference
 from audit.results import MAIN_REGION, Distribution, Interval, NotComputed, Perceptual, QueryRow
 from audit.results import Counterfactuals as CounterfactualSummary
-from audit.runtime.seeds import stage_generator
 
 PERMUTATIONS = 999
 
@@ -56,31 +56,33 @@ class Scored:
 
 
 def _distributions(
-    common: Common, found: Counterfactuals, targets: Tensor, embedded: Tensor, config: AuditConfig
+    context: Context, reference: Reference, explained: Explained, embedded: Tensor
 ) -> tuple[dict[str, list[Distribution]], tuple[TargetKernels, ...], list[NotComputed], dict[str, str]]:
     """Rows of FID and MMD, the kernels behind realism, and what was refused on too few images, by target class."""
+    found, targets, networks = explained.counterfactuals, explained.targets, reference.networks
     tables: dict[str, list[Distribution]] = {"fid": [], "cmmd": [], "mmd": []}
     kernels: list[TargetKernels] = []
     missing: list[NotComputed] = []
     reasons: dict[str, str] = {}
-    fewest, kernel = config.metrics.min_images, KERNELS[config.metrics.realism_kernel]
+    settings = context.config.metrics
+    fewest, kernel = settings.min_images, KERNELS[settings.realism_kernel]
     kinds: tuple[Measure, ...] = (("fid", "biased"), ("mmd", "biased"), ("mmd", "unbiased"))
-    canonical = {n.name: embed_all(n, found.images, 32, common.device) for n in common.canonical}
+    canonical = {n.name: embed_all(n, found.images, 32, context.device) for n in networks.canonical}
     for target in targets.unique().tolist():
         rows = (targets == target).nonzero()[:, 0]
-        real = common.real[target]
-        sets = EmbeddedSets(real.name, embedded[rows], common.embedded_inversions[rows], real.embedded)
+        real = reference.real[target]
+        sets = EmbeddedSets(real.name, embedded[rows], reference.embedded_inversions[rows], real.embedded)
 
         def generator(name: str = real.name) -> torch.Generator:
             # The same splits of the real images for every row and model, so that floors compare.
-            return stage_generator(config.seed, f"distributions/{name}")
+            return context.rng(f"distributions/{name}")
 
         try:
             for measure in kinds:
-                row = distribution_row(measure, common.network, sets, generator(), fewest)
+                row = distribution_row(measure, networks.embedding, sets, generator(), fewest)
                 tables[row.metric].append(row)
-            for network in common.canonical:
-                made, before = canonical[network.name][rows], common.canonical_inversions[network.name][rows]
+            for network in networks.canonical:
+                made, before = canonical[network.name][rows], reference.canonical_inversions[network.name][rows]
                 seen = EmbeddedSets(real.name, made, before, real.canonical[network.name])
                 for measure in canonical_kinds(network.name):
                     row = distribution_row(measure, network, seen, generator(), fewest)
@@ -95,55 +97,53 @@ def _distributions(
 
 
 def score_model(
-    name: str,
-    common: Common,
-    found: Counterfactuals,
-    targets: Tensor,
-    operating_point: Tensor,
-    verdicts: Sequence[Verdicts],
-    config: AuditConfig,
+    context: Context, reference: Reference, explained: Explained, verdicts: Sequence[Verdicts], method: ChosenMethod
 ) -> Scored:
-    """Score one model's counterfactuals `found` towards `targets` `[N]` of the common query images.
-
-    `operating_point` `[K]` is the confidence asked for; `verdicts` are the judges' on these very counterfactuals.
-    """
-    edit = edit_map(found.images, common.inversions)
-    l1 = mean_absolute(found.images, common.inversions)
-    embedded = embed_all(common.network, found.images, 256, common.device)
-    tables, kernels, missing, reasons = _distributions(common, found, targets, embedded, config)
+    """Score one model's counterfactuals by what all are compared with; `verdicts` are what the judges say of them."""
+    found, targets, networks = explained.counterfactuals, explained.targets, reference.networks
+    inversions, operating_point = reference.inversions, explained.subject.calibrated.operating_point
+    edit, l1 = edit_map(found.images, inversions), mean_absolute(found.images, inversions)
+    embedded = embed_all(networks.embedding, found.images, 256, context.device)
+    tables, kernels, missing, reasons = _distributions(context, reference, explained, embedded)
     nearest = torch.empty(len(targets))
     for target in targets.unique().tolist():
         rows = targets == target
-        nearest[rows] = common.real[target].nearest[rows]
-    local = {region: localise(edit, mask) for region, mask in common.regions.items()}
+        nearest[rows] = reference.real[target].nearest[rows]
+    local = {region: localise(edit, mask) for region, mask in reference.regions.items()}
     main = local.get(MAIN_REGION)
     if main is None or not main["mass"].isfinite().any():
         reasons["localisation"] = "the data give no region (mask or box) for the query images"
     if not verdicts:
         reasons["transfer"] = "there is no judge: one model and no domain embedding"
-    distance = perceptual_all(common.perceptual, found.images, common.inversions, 128, common.device)
-    generator = stage_generator(config.seed, "permutation")
+    distance = perceptual_all(networks.perceptual, found.images, inversions, 128, context.device)
+    lpips = None if networks.lpips is None else networks.lpips.distance_all(found.images, inversions)
+    generator = context.rng("permutation")
     aimed = found.feature_target_flips
     summary = CounterfactualSummary(
         n=len(targets),
+        method=method.name,
+        method_package=method.package,
         flip_ratio=wilson_interval(int(found.flipped.sum()), len(targets)),
         reached=float(found.reached.float().mean()),
         feature_target_flips=None if aimed is None else float(aimed.float().mean()),
-        operating_point={common.class_names[t]: float(operating_point[t]) for t in targets.unique().tolist()},
+        operating_point={reference.class_names[t]: float(operating_point[t]) for t in targets.unique().tolist()},
         confidence=mean_interval(found.confidence),
         l1=mean_interval(l1),
-        changed_share=float(changed_share(found.images, common.inversions).mean()),
-        perceptual=Perceptual(value=float(distance.mean()), embedding=named(common.perceptual)),
-        regions=[region_share(region, edit, mask, PERMUTATIONS, generator) for region, mask in common.regions.items()],
+        changed_share=float(changed_share(found.images, inversions).mean()),
+        lpips=None if networks.lpips is None or lpips is None else _perceptual(lpips, networks.lpips),
+        perceptual=_perceptual(distance, networks.perceptual),
+        regions=[
+            region_share(region, edit, mask, PERMUTATIONS, generator) for region, mask in reference.regions.items()
+        ],
         judges=[judge_row(one, targets, found.flipped) for one in verdicts],
         **tables,
     )
     agreed = {one.judge: agreement(one.counterfactuals, targets, found.flipped) for one in verdicts}
     rows = [
         QueryRow(
-            query=common.ids[i],
-            source=common.class_names[int(common.labels[i])],
-            target=common.class_names[int(targets[i])],
+            query=reference.queries.rows.row_ids[i],
+            source=reference.class_names[int(reference.queries.labels[i])],
+            target=reference.class_names[int(targets[i])],
             flipped=bool(found.flipped[i]),
             reached=bool(found.reached[i]),
             step=int(found.step[i]),
@@ -159,7 +159,7 @@ def score_model(
         for i in range(len(targets))
     ]
     scores = ModelScores(
-        name=name,
+        name=explained.subject.name,
         flipped=found.flipped,
         sparsity=sparsity_scores(l1, nearest, found.flipped),
         localisation=None if main is None else localisation_scores(main["mass"], main["area"], found.flipped),
@@ -172,3 +172,7 @@ def score_model(
 
 def _or_none(value: Tensor) -> float | None:
     return float(value) if value.isfinite() else None
+
+
+def _perceptual(distance: Tensor, network: Named) -> Perceptual:
+    return Perceptual(value=float(distance.mean()), embedding=named(network))

@@ -17,9 +17,11 @@ from audit.classifiers.mode import preserve_mode
 from audit.classifiers.slices import sparing
 from audit.embeddings.embedding import Embedder, embed_all
 from audit.metrics.transfer import EmbeddingJudge, Verdicts
+from audit.pipeline.context import Context
+from audit.pipeline.explain import Explained
+from audit.pipeline.queries import Queries
 from audit.robustness.attacks.pgd import pgd_attack
 from audit.runtime.progress import stage_progress
-from audit.runtime.seeds import stage_generator
 
 JUDGE_EPS = 8 / 255
 """Radius of the pixel-space adversarial examples by which a judge's power is measured."""
@@ -44,7 +46,7 @@ def decisions(classifier: Classifier, images: Tensor, device: torch.device) -> T
 
 
 def classifier_judge(classifier: Classifier, accuracy: float, device: torch.device) -> Judge:
-    """An audited model in the seat of a judge."""
+    """Wrap an audited classifier as a judge."""
     return Judge(classifier.name, accuracy, lambda images: decisions(classifier, images, device))
 
 
@@ -56,19 +58,17 @@ def domain_judge(
     return Judge(judge.name, accuracy, lambda made: judge.predict(embed_all(network, made, 256, device)))
 
 
-def adversarial_examples(
-    classifier: Classifier, queries: Tensor, labels: Tensor, seed: int, device: torch.device
-) -> Tensor:
+def adversarial_examples(context: Context, classifier: Classifier, queries: Queries) -> Tensor:
     """Pixel-space adversarial examples `[N, C, H, W]` of the query images against one model."""
 
     def attack() -> Tensor:
-        generator = stage_generator(seed, "judges")
+        generator, device = context.rng("judges"), context.device
         return torch.cat(
             [
                 pgd_attack(
                     classifier, images.to(device), y.to(device), eps=JUDGE_EPS, steps=JUDGE_STEPS, generator=generator
                 ).cpu()
-                for images, y in zip(queries.split(64), labels.split(64), strict=True)
+                for images, y in zip(queries.images.split(64), queries.labels.split(64), strict=True)
             ]
         )
 
@@ -76,38 +76,29 @@ def adversarial_examples(
 
 
 def all_verdicts(
-    classifiers: Sequence[Classifier],
-    judges: Sequence[Judge],
-    made: Sequence[Tensor],
-    targets: Sequence[Tensor],
-    queries: Tensor,
-    labels: Tensor,
-    inversions: Tensor,
-    seed: int,
-    device: torch.device,
-) -> list[list[Verdicts]]:
-    """Per classifier the verdicts of all judges that had no part in making its counterfactuals.
+    context: Context, explained: Sequence[Explained], judges: Sequence[Judge], queries: Queries
+) -> dict[str, list[Verdicts]]:
+    """By the name of a model the verdicts of all judges that had no part in making its counterfactuals.
 
-    `made` and `targets` hold each classifier's counterfactuals `[N, C, H, W]` and their target classes `[N]`.
     Adversarial examples count only where they bring the model they were made for to its target.
     """
     adversarial = []
-    with stage_progress("adversarial examples for the judges", len(classifiers)) as advance:
-        for c in classifiers:
-            adversarial.append(adversarial_examples(c, queries, labels, seed, device))
+    with stage_progress("adversarial examples for the judges", len(explained)) as advance:
+        for one in explained:
+            adversarial.append(adversarial_examples(context, one.subject.classifier, queries))
             advance()
     works = [
-        decisions(c, images, device) == target
-        for c, images, target in zip(classifiers, adversarial, targets, strict=True)
+        decisions(one.subject.classifier, images, context.device) == one.targets
+        for one, images in zip(explained, adversarial, strict=True)
     ]
-    verdicts: list[list[Verdicts]] = [[] for _ in classifiers]
+    verdicts: dict[str, list[Verdicts]] = {one.subject.name: [] for one in explained}
     for judge in judges:
-        on_inversions = judge.decide(inversions)
-        others = [i for i, c in enumerate(classifiers) if c.name != judge.name]
-        rejected = [
-            judge.decide(adversarial[i][works[i]]) != targets[i][works[i]] for i in others if bool(works[i].any())
-        ]
+        on_inversions = judge.decide(queries.inversion.images)
+        others = [(one, a[w], one.targets[w]) for one, a, w in zip(explained, adversarial, works, strict=True)]
+        others = [entry for entry in others if entry[0].subject.name != judge.name]
+        rejected = [judge.decide(images) != targets for _, images, targets in others if len(images)]
         share = float(torch.cat(rejected).float().mean()) if rejected else None
-        for i in others:
-            verdicts[i].append(Verdicts(judge.name, judge.accuracy, judge.decide(made[i]), on_inversions, share))
+        for one, _, _ in others:
+            on_made = judge.decide(one.counterfactuals.images)
+            verdicts[one.subject.name].append(Verdicts(judge.name, judge.accuracy, on_made, on_inversions, share))
     return verdicts

@@ -4,19 +4,15 @@ A network under audit is foreign code, which may raise anything or call `sys.exi
 that model only; what was measured of it before stays.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
+from typing import TypeVar
 
 from audit.errors import AuditError, ConfigError, DataError, GeneratorError, Terminated
 from audit.results import Failure, NotComputed
 from audit.runtime.memory import out_of_memory
 
-
-class Audited(Protocol):
-    """A model whose audit may end early."""
-
-    failed: Failure | None
+T = TypeVar("T")
 
 
 def reason(error: BaseException) -> str:
@@ -32,18 +28,17 @@ def reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {first.rstrip('.')}." if first else f"{type(error).__name__}."
 
 
-@contextmanager
-def kept_apart(model: Audited, stage: str) -> Iterator[None]:
-    """Let the block fail for `model` alone, which it marks as failed in `stage`.
+def tried(stage: str, compute: Callable[[], T]) -> T | Failure:
+    """Return what `compute` returns or, where the model it works on fails, the failure in `stage`.
 
-    What is not the model's own - images, generator, files - passes through, as an interruption does.
+    What is not the model's own - images, generator, files - is raised, as an interruption is.
     """
     try:
-        yield
+        return compute()
     except (KeyboardInterrupt, Terminated, GeneratorExit, ConfigError, DataError, GeneratorError, OSError):
         raise
     except BaseException as error:  # noqa: BLE001 - foreign code may raise anything, SystemExit included
-        model.failed = Failure(stage=stage, why=reason(error))
+        return Failure(stage=stage, why=reason(error))
 
 
 @contextmanager

@@ -30,11 +30,11 @@ def test_relabelled_calibration_images_ask_for_other_counterfactuals(
         rows = (labels == index).nonzero()[:, 0]
         relabelled[rows[sure[rows] > sure[rows].median()]] = 1 - index
     after = explained(world, images, relabelled, store)
-    assert (after.operating_point < first.operating_point).all()
+    assert (after.subject.calibrated.operating_point < first.subject.calibrated.operating_point).all()
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
     fresh = explained(world, images, relabelled, None)
-    assert torch.equal(after.found.images, fresh.found.images)
-    assert not torch.equal(after.found.images, first.found.images)
+    assert torch.equal(after.counterfactuals.images, fresh.counterfactuals.images)
+    assert not torch.equal(after.counterfactuals.images, first.counterfactuals.images)
 
 
 def test_the_same_question_is_answered_from_the_cache(world, images: Tensor, labels: Tensor, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_the_same_question_is_answered_from_the_cache(world, images: Tensor, lab
     first = explained(world, images, labels, store)
     again = explained(world, images, labels, store)
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
-    assert torch.equal(first.found.images, again.found.images)
+    assert torch.equal(first.counterfactuals.images, again.counterfactuals.images)
 
 
 def test_another_embedding_for_the_metrics_asks_for_the_same_counterfactuals(
@@ -52,6 +52,6 @@ def test_another_embedding_for_the_metrics_asks_for_the_same_counterfactuals(
     first = explained(world, images, labels, store)
     again = explained(world, images, labels, store, embedding=Other(8))
     assert len(list(tmp_path.rglob("*.safetensors"))) == 1
-    assert torch.equal(first.found.images, again.found.images)
+    assert torch.equal(first.counterfactuals.images, again.counterfactuals.images)
     explained(world, images, labels, store, perceptual=Other(16))
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2

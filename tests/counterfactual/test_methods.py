@@ -83,16 +83,19 @@ def test_a_method_of_another_package_runs_in_the_stage(world, images: Tensor, la
     again = explained(world, images, labels, store, **settings(share=0.9))
     other = explained(world, images, labels, store, **settings(share=0.2))
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
-    assert torch.equal(first.found.images, again.found.images)
+    assert torch.equal(first.counterfactuals.images, again.counterfactuals.images)
     assert torch.equal(first.targets, world.targets)
-    assert first.found.latents is None
-    assert first.found.feature_target_flips is None
-    assert first.found.flipped.all()
-    assert (first.found.confidence > other.found.confidence).all()
+    assert first.counterfactuals.latents is None
+    assert first.counterfactuals.feature_target_flips is None
+    assert first.counterfactuals.flipped.all()
+    assert (first.counterfactuals.confidence > other.counterfactuals.confidence).all()
     # Neither what it did to the networks nor its random numbers outlast it.
     assert modes_of(world) == modes
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(explained(world, images, labels, None, **settings(share=0.9)).found.images, first.found.images)
+    assert torch.equal(
+        explained(world, images, labels, None, **settings(share=0.9)).counterfactuals.images,
+        first.counterfactuals.images,
+    )
 
 
 @pytest.mark.usefixtures("blend")

@@ -22,7 +22,7 @@ from audit.pipeline import robustness as measuring
 from audit.pipeline import writing
 from audit.pipeline.writing import ReportError
 from audit.results import AuditResult, Failure, read_results
-from audit.runtime.faults import kept_apart, reason
+from audit.runtime.faults import reason, tried
 from audit.storage.output import MANIFEST
 
 NETWORKS = """
@@ -257,22 +257,23 @@ def test_a_hangup_that_was_to_be_ignored_is() -> None:
     assert done.stdout.splitlines()[-1] == "True"
 
 
-class Model:
-    failed: Failure | None = None
+def raising(error: BaseException) -> Callable[[], None]:
+    def compute() -> None:
+        raise error
+
+    return compute
 
 
 def test_only_what_is_the_models_own_is_kept_apart() -> None:
+    assert tried("stage", lambda: 3) == 3
     for error in (AssertionError("one\ntwo"), torch.OutOfMemoryError("x"), SystemExit(0), ClassifierError("Mend it.")):
-        model = Model()
-        with kept_apart(model, "stage"):
-            raise error
-        assert model.failed == Failure(stage="stage", why=reason(error))
+        assert tried("stage", raising(error)) == Failure(stage="stage", why=reason(error))
     assert reason(AssertionError("one\ntwo")) == "AssertionError: one."
     assert reason(AssertionError()) == "AssertionError."
     assert "robust" in reason(torch.OutOfMemoryError("CUDA"))
     for passing in (KeyboardInterrupt(), Terminated(143), DataError("d"), OSError(28, "full")):
-        with pytest.raises(type(passing)), kept_apart(Model(), "stage"):
-            raise passing
+        with pytest.raises(type(passing)):
+            tried("stage", raising(passing))
 
 
 def test_a_terminal_that_is_gone_changes_no_status(folder: Path) -> None:

@@ -6,8 +6,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit.config import QueryConfig
-from audit.errors import ConfigError
-from audit.pipeline.queries import select_queries, source_classes
+from audit.errors import ConfigError, DataError
+from audit.pipeline.queries import (
+    Selection,
+    choose_queries,
+    invert_queries,
+    select_queries,
+    source_classes,
+    stable_queries,
+)
 
 NAMES = ("healthy", "opacity", "heart")
 
@@ -56,3 +63,35 @@ def test_only_images_that_all_models_get_right_and_equal_shares(seed, n):
             assert abs(int(counts[0]) - int(counts[1])) <= 1
     again = select_queries(labels, predicted, QueryConfig(n=n, target="healthy"), NAMES, seed)
     assert torch.equal(rows, again.indices)
+
+
+def test_a_model_that_gets_no_query_right_takes_no_part(small):
+    audited = small.images.audited
+    right, wrong = audited.row_labels, 1 - audited.row_labels
+    chosen, failed = choose_queries(small.context, audited, {"right": right, "wrong": wrong})
+    assert list(failed) == ["wrong"]
+    assert failed["wrong"].stage == "query images"
+    assert chosen.left_out == {"right": {"dark": 0, "bright": 0}}
+    assert len(chosen.indices) == 8  # two more than asked for
+    none, failed = choose_queries(small.context, audited, {"wrong": wrong})
+    assert (failed, none.left_out) == ({}, {"wrong": {"dark": 6, "bright": 6}})
+    with pytest.raises(DataError, match=r"Only 0 image.*wrong misses 12"):
+        invert_queries(small.context, small.networks, audited, none)
+
+
+def test_queries_are_inverted_in_their_order(small):
+    rows = torch.tensor([5, 2, 9])
+    found = invert_queries(small.context, small.networks, small.images.audited, Selection(rows, {}))
+    assert found.positions.tolist() == [5, 2, 9]
+    assert torch.equal(found.images, small.images.audited.images()[rows])
+    assert found.inversion.images.shape == (3, 1, 16, 16)
+
+
+def test_only_images_that_every_model_decides_as_before_are_kept(small):
+    yes, some = torch.ones(6, dtype=torch.bool), torch.tensor([True, False, True, True, False, True])
+    kept = stable_queries(small.queries, [yes, some], 3)
+    assert kept.positions.tolist() == [0, 2, 3]
+    assert torch.equal(kept.images, small.queries.images[[0, 2, 3]])
+    assert torch.equal(kept.inversion.images, kept.images)
+    with pytest.raises(DataError, match="keep their decision on 0 of 6"):
+        stable_queries(small.queries, [yes, ~yes], 3)

@@ -3,8 +3,12 @@
 import pytest
 import torch
 from scipy.stats import norm
+from support_small_audit import by_brightness
 
-from audit.pipeline.score import mean_interval
+from audit.embeddings.embedding import embed_all
+from audit.metrics.transfer import Verdicts
+from audit.pipeline.reference import build_reference
+from audit.pipeline.score import mean_interval, score_model
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
@@ -20,3 +24,22 @@ def test_one_value_has_no_interval_and_none_has_no_value() -> None:
     one, none = mean_interval(torch.tensor([0.3])), mean_interval(torch.tensor([float("nan")]))
     assert (one.value, one.low, one.high, one.n) == (pytest.approx(0.3), None, None, 1)
     assert (none.value, none.n) == (None, 0)
+
+
+def test_one_models_counterfactuals_by_hand(small) -> None:
+    explained = small.explained(small.subject(by_brightness("whole")))
+    embedded = embed_all(small.networks.embedding, small.calibration.images())
+    reference = build_reference(small.context, small.networks, small.queries, small.calibration, embedded, [0, 1])
+    yes = Verdicts("judge", 1.0, explained.targets, small.queries.labels, 1.0)
+    scored = score_model(small.context, reference, explained, [yes], small.method)
+    summary = scored.summary
+    change = (1 - 2 * small.queries.images).abs().flatten(1).mean(1)
+    assert (summary.method, summary.method_package) == ("mirrored", "outside 1.0")
+    assert (summary.n, summary.flip_ratio.value, summary.feature_target_flips) == (6, 1.0, None)
+    assert summary.l1.value == pytest.approx(float(change.mean()), rel=1e-5)
+    assert [row.l1 for row in scored.rows] == pytest.approx(change.tolist(), rel=1e-5)
+    assert [(row.source, row.target) for row in scored.rows] == [("dark", "bright"), ("bright", "dark")] * 3
+    assert {row.metric for row in summary.fid + summary.mmd} == {"fid", "mmd"}
+    assert summary.lpips is None
+    assert summary.judges[0].agreement == 1.0
+    assert scored.scores.reasons["localisation"].startswith("the data give no region")

@@ -9,7 +9,7 @@ from PIL import Image
 from support_models import Brightness, grey_levels
 
 from audit.config import EnsembleConfig, RobustnessConfig
-from audit.pipeline.pictures import name_examples, save_examples
+from audit.pipeline.pictures import example_rows, save_examples
 from audit.results import AuditResult, Components, Environment, ModelResult
 from audit.robustness.accuracy import clean_metrics
 from audit.robustness.evaluate import Attacked, attacked_rows, robust_accuracy
@@ -71,7 +71,7 @@ def test_pictures_are_written_beside_the_results(tmp_path: Path) -> None:
         name="x", created="", complete=True, config={}, seed=0, classes=["dark", "bright"], data={}, models=[model],
         environment=Environment(versions={}, device="cpu", platform=""),
     )  # fmt: skip
-    name_examples(result, {"a model": found.examples})
+    model.robust.examples = example_rows(found.examples, "images/a-model")
     save_examples(result, {"a model": found.examples}, tmp_path)
     assert len(model.robust.examples) == EXAMPLES
     for example, one in zip(model.robust.examples, found.examples, strict=True):

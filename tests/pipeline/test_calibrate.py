@@ -1,10 +1,10 @@
-"""The long stages of an audit and what their cache entries are found by."""
+"""What calibration learns of a classifier, and what its cached results are found by."""
 
 import torch
 from torch import Tensor, nn
 
 from audit.classifiers.classifier import Classifier
-from audit.pipeline.explain import _has_gradient
+from audit.pipeline.calibrate import _has_gradient
 
 
 class Cut(nn.Module):

@@ -1,0 +1,245 @@
+"""The results of an audit, put together once from what its stages found, failures included."""
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from audit.classifiers.classifier import Classifier
+from audit.config import AuditConfig, ClassifierConfig, is_shipped, note_on_spelling, recorded
+from audit.data.fingerprint import listing_fingerprint
+from audit.embeddings.embedding import named
+from audit.pipeline.calibrate import Calibrated
+from audit.pipeline.context import Context
+from audit.pipeline.first_look import Look
+from audit.pipeline.images import Images
+from audit.pipeline.meaningfulness import STAGE, Meaningfulness
+from audit.pipeline.models import Models
+from audit.pipeline.networks import judged_by_steering
+from audit.pipeline.pictures import (
+    example_rows,
+    picture_folder,
+    query_rows,
+    save_examples,
+    save_maps,
+    save_pictures,
+    shared_ids,
+    with_maps,
+    with_pictures,
+)
+from audit.pipeline.robustness import (
+    Measured,
+    Robustness,
+    differences,
+    model_notices,
+    nothing_measured,
+    notices_of_answers,
+    unreliable,
+)
+from audit.results import MEANINGFULNESS, AuditResult, Components, Failure, ModelResult, NotComputed, Notice, Robust
+from audit.storage.pictures import file_names
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What the stages of an audit found; `meaningfulness` is None without a generator."""
+
+    images: Images
+    models: Models
+    looks: Mapping[str, Look]
+    calibrated: Mapping[str, Calibrated | Failure]
+    robustness: Robustness
+    meaningfulness: Meaningfulness | None
+
+    @property
+    def lost(self) -> list[NotComputed]:
+        """The stages that failed as a whole."""
+        return [*self.robustness.lost, *(() if self.meaningfulness is None else self.meaningfulness.lost)]
+
+
+def assemble(context: Context, findings: Findings) -> AuditResult:
+    """Return the results, with the names of all pictures."""
+    config, images, second = context.config, findings.images, findings.meaningfulness
+    rows = _model_rows(context, findings)
+    no_generator = NotComputed(what=STAGE, why="the configuration names no generator", paths=list(MEANINGFULNESS))
+    return AuditResult(
+        name=config.name,
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        complete=not findings.lost and all(row.failed is None for row in rows),
+        config=recorded(config, context.base),
+        seed=config.seed,
+        classes=list(images.all.class_names),
+        data=_data(config, images),
+        data_read=images.read,
+        models=rows,
+        notices=_notices(config, findings),
+        differences=differences(findings.robustness.models, config.seed),
+        not_computed=[*((no_generator,) if second is None else second.notes), *findings.lost],
+        environment=context.watch.environment(context.device),
+        **({} if second is None else _second_half(config, second)),
+    )
+
+
+def _second_half(config: AuditConfig, second: Meaningfulness) -> dict[str, Any]:
+    """Return the fields of the results that concern the counterfactuals of all models."""
+    networks, ranking = second.networks, second.ranking
+    drawn = None if second.inversion is None else second.reference
+    return {
+        "generator_sha256": networks.loaded.sha256,
+        "generator_package": networks.loaded.package,
+        "encoder_sha256": networks.encoder_sha256,
+        "comparisons": [] if ranking is None else ranking.comparisons,
+        "queries": [] if drawn is None else query_rows(drawn),
+        "queries_asked": 0 if second.selection is None else config.queries.n,
+        "inversion": second.inversion,
+        "perceptual_embedding": named(networks.perceptual),
+        "realism_embedding": named(networks.embedding),
+        "realism_kernel": config.metrics.realism_kernel,
+        "judged_by_steering": judged_by_steering(config, networks),
+    }
+
+
+def save_all(result: AuditResult, findings: Findings, folder: Path) -> None:
+    """Write the pictures that `result` names into `folder`."""
+    second = findings.meaningfulness
+    if second is not None and second.reference is not None and result.queries:
+        save_pictures(result, second.reference, second.explained, folder)
+    save_examples(result, {one.name: one.examples for one in findings.robustness.models}, folder)
+    maps = {one.name: one.maps for one in findings.robustness.models if one.maps is not None}
+    save_maps(result, maps, findings.images.audited, folder)
+
+
+def _data(config: AuditConfig, images: Images) -> dict[str, Any]:
+    calibration = images.calibration
+    return {
+        "source": Path(config.data.path).name,
+        "images": len(images.all),
+        "audited": len(images.audited),
+        "shape": list(images.all.image_shape),
+        "audited_sha256": images.audited_sha256,
+        **({} if calibration is None else {"calibration_sha256": listing_fingerprint(calibration)}),
+    }
+
+
+def _notices(config: AuditConfig, findings: Findings) -> list[Notice]:
+    audited, second = findings.images.audited, findings.meaningfulness
+    models = findings.robustness.models
+    return [
+        *_spelling(config),
+        *findings.images.notices,
+        *(notice for one in models for notice in one.classifier.notices),
+        *(notice for look in findings.looks.values() for notice in look.notices),
+        *(notice for one in models for notice in (*notices_of_answers(one, audited), *model_notices(one))),
+        *(() if second is None else second.networks.notices),
+        *_divided(findings.models.classifiers),
+        *(Notice(subject="audit", kind="stage-failed", text=f"{n.what}: {n.why}") for n in findings.lost),
+    ]
+
+
+def _spelling(config: AuditConfig) -> list[Notice]:
+    """Tell the user which spelling of an earlier version the configuration uses."""
+    generator = None if config.generator is None else config.generator.path
+    note = note_on_spelling(generator, config.inversion.encoder, *(one.checkpoint for one in config.classifiers))
+    return [] if note is None else [Notice(subject="audit", kind="former-spelling", text=note)]
+
+
+def _divided(classifiers: Sequence[Classifier]) -> list[Notice]:
+    """Say of which classifiers batches were divided to bound the memory."""
+    said = {one.name: None if one.slices is None else one.slices.said() for one in classifiers}
+    return [Notice(subject=name, kind="memory", text=text) for name, text in said.items() if text is not None]
+
+
+def _model_rows(context: Context, findings: Findings) -> list[ModelResult]:
+    """Return one row for every classifier of the configuration, in its order."""
+    measured = {one.name: one for one in findings.robustness.models}
+    rows = []
+    for position, one in enumerate(context.config.classifiers):
+        if one.name in findings.models.failed:
+            rows.append(_unloaded(one, findings.models.failed[one.name], findings.images.all.class_names))
+        else:
+            rows.append(_row(findings, measured[one.name], picture_folder(one.name, position)))
+    return rows
+
+
+def _unloaded(config: ClassifierConfig, failed: Failure, class_names: Sequence[str]) -> ModelResult:
+    """Return the row of a model that could not be loaded: its name, its source and the reason."""
+    source = config.file or config.factory or config.architecture or config.checkpoint or ""
+    return ModelResult(
+        name=config.name,
+        rank=None,
+        index=None,
+        index_interval=None,
+        components=Components(),
+        weights_sha256=None,
+        source=source if is_shipped(source) else Path(source).name,
+        failed=failed,
+        clean=nothing_measured(class_names),
+        robust=Robust(),
+    )
+
+
+def _row(findings: Findings, model: Measured, folder: str) -> ModelResult:
+    """Return the row of a model that was measured; its pictures go into `folder`."""
+    name, classifier = model.name, model.classifier
+    calibrated = findings.calibrated.get(name)
+    failed = model.failed or (calibrated if isinstance(calibrated, Failure) else None)
+    row = ModelResult(
+        name=name,
+        rank=None,
+        index=None,
+        index_interval=None,
+        components=Components(),
+        weights_sha256=classifier.weights_sha256,
+        source=classifier.source,
+        input=classifier.input,
+        sanity=findings.looks[name].readings,
+        failed=failed,
+        unreliable=unreliable(model),
+        clean=model.clean,
+        robust=_robust(findings, model, folder),
+        not_computed=list(model.not_computed),
+    )
+    second = findings.meaningfulness
+    return row if second is None else row.model_copy(update=_explained(second, model, row, folder))
+
+
+def _robust(findings: Findings, model: Measured, folder: str) -> Robust:
+    """Return what was measured of the model's robustness, with the names of its pictures."""
+    update: dict[str, Any] = {"examples": example_rows(model.examples, folder)}
+    summary = model.robust.vulnerability
+    if model.maps is not None and summary is not None:
+        ids = findings.images.audited.row_ids
+        files = dict(zip(ids, file_names(ids), strict=True))
+        shared = shared_ids(one.maps for one in findings.robustness.models if one.maps is not None)
+        update["vulnerability"] = with_maps(summary, model.maps, shared, files, folder)
+    return model.robust.model_copy(update=update)
+
+
+def _explained(second: Meaningfulness, model: Measured, row: ModelResult, folder: str) -> dict[str, Any]:
+    """Return the fields of the model's `row` that the second half fills."""
+    name = model.name
+    update: dict[str, Any] = {
+        "failed": row.failed or second.failed.get(name),
+        "left_out": {} if second.selection is None else second.selection.left_out.get(name, {}),
+        "left_out_by_inversion": second.left_out_by_inversion.get(name, 0),
+    }
+    places = {} if second.ranking is None else {one.name: one for one in second.ranking.models}
+    if name not in places:
+        return update
+    place, scored = places[name], second.scored[name]
+    summary, queries = scored.summary, scored.rows
+    if model.blind is not None:
+        summary = summary.model_copy(update={"untrusted": [model.blind]})
+    if second.inversion is not None and second.queries is not None:
+        queries = with_pictures(queries, second.queries.rows.row_ids, folder)
+    return update | {
+        "rank": place.rank,
+        "index": place.index,
+        "index_interval": place.interval,
+        "components": place.components,
+        "component_intervals": place.component_intervals,
+        "counterfactuals": summary,
+        "queries": queries,
+        "not_computed": [*row.not_computed, *scored.not_computed, *place.not_computed],
+    }

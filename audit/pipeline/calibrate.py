@@ -1,0 +1,103 @@
+"""What a classifier is like on the calibration images: its usual features, and how confident it usually is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from audit.classifiers.classifier import Classifier
+from audit.classifiers.mode import preserve_mode
+from audit.classifiers.slices import sparing
+from audit.counterfactual.exceptional import fit_calibration
+from audit.counterfactual.iterates import operating_points
+from audit.counterfactual.protocol import CalibratedClassifier
+from audit.data.audit_set import AuditSet
+from audit.errors import ClassifierError
+from audit.pipeline.context import Context
+from audit.results import Failure
+from audit.robustness.attacks.checks import where_not_finite
+from audit.runtime.faults import tried
+from audit.runtime.progress import stage_progress
+from audit.storage.cache import hash_tensor
+
+PROBED = 4
+"""Calibration images on which it is tried whether the logits have a gradient."""
+
+
+@dataclass(frozen=True)
+class Calibrated(CalibratedClassifier):
+    """A calibrated classifier, and what its cached results are found by.
+
+    `key` stands for everything that was seen: the features and logits of these very images, and whether a gradient
+    leads back to them.
+    """
+
+    key: str
+
+
+def calibrate_models(
+    context: Context, classifiers: Sequence[Classifier], calibration: AuditSet
+) -> dict[str, Calibrated | Failure]:
+    """Calibrate every classifier, by its name; one that fails cannot be explained, and is measured all the same."""
+
+    def calibrated(classifier: Classifier) -> Calibrated:
+        found = calibrate(context, classifier, calibration)
+        check_target(found, context.config.queries.target)
+        return found
+
+    return {one.name: tried("calibration", partial(calibrated, one)) for one in classifiers}
+
+
+@torch.no_grad()
+def calibrate(context: Context, classifier: Classifier, calibration: AuditSet) -> Calibrated:
+    """Learn what is usual for `classifier` on the calibration images, `robustness.batch_size` at a time.
+
+    Raises ClassifierError where it assigns too few images to a class.
+    """
+    config, device = context.config, context.device
+    features, logits = [], []
+    with preserve_mode(classifier), stage_progress(f"calibration {classifier.name}", len(calibration)) as advance:
+        for images, _, rows in calibration.batches(config.robustness.batch_size):
+            x, y = sparing(classifier, partial(classifier.features_and_logits, images.to(device)))
+            if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
+                where = where_not_finite(torch.cat([x, y], dim=1).cpu(), images, calibration.select(rows).row_ids)
+                raise ClassifierError(f"Classifier '{classifier.name}' has NaN or infinite features or logits{where}")
+            features.append(x.cpu())
+            logits.append(y.cpu())
+            advance(len(images))
+    seen, answers = torch.cat(features), torch.cat(logits)
+    decided = answers.argmax(1)
+    fitted = fit_calibration(
+        seen, decided, config.counterfactual, classifier.class_names, config.seed,
+        classifier.name,
+    )  # fmt: skip
+    points = operating_points(answers.softmax(1), calibration.row_labels, decided)
+    first = next(calibration.batches(PROBED))[0].to(device)
+    seeing = "differentiable" if _has_gradient(classifier, first) else "no gradient"
+    return Calibrated(classifier, fitted, points, f"{hash_tensor(seen)} {hash_tensor(answers)} {seeing}")
+
+
+def _has_gradient(classifier: Classifier, images: Tensor) -> bool:
+    """Whether the logits answer to `images`: code that cuts the way back is no other in features and logits."""
+    with preserve_mode(classifier), torch.enable_grad():
+        leaf = images.clone().requires_grad_()
+        logits = classifier(leaf)
+        if not logits.requires_grad:
+            return False
+        # The sum of all logits is constant in a network that centres them; the first one alone is not.
+        (gradient,) = torch.autograd.grad(logits[:, 0].sum(), leaf, allow_unused=True)
+    return gradient is not None and bool(gradient.any())
+
+
+def check_target(calibrated: CalibratedClassifier, target: str) -> None:
+    """Raise ClassifierError if `target` is a class for which the classifier has no operating point."""
+    classifier = calibrated.classifier
+    if target not in classifier.class_names:  # 'nearest' and 'runner-up' are known only once there are queries
+        return
+    if calibrated.operating_point[classifier.class_names.index(target)].isnan():
+        raise ClassifierError(
+            f"Classifier '{classifier.name}' gets no calibration image of class '{target}' right, so that nothing says "
+            "how convincing a counterfactual towards it should be: choose another target or leave the classifier out."
+        )

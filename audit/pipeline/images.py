@@ -1,0 +1,63 @@
+"""The images of an audit, read once: those it measures, those it learns what is usual from, and a second source."""
+
+from dataclasses import dataclass
+
+import torch
+
+from audit.data.audit_set import AuditSet
+from audit.data.describe import describe, describe_shift
+from audit.data.fingerprint import fingerprint
+from audit.data.load import calibration_split, load_data, load_shift
+from audit.pipeline.context import Context
+from audit.pipeline.queries import source_classes
+from audit.results import DataRead, Notice
+
+CALIBRATION_PER_CLASS = 4000
+"""Most calibration images a class is learnt from: more change nothing that matters and cost memory."""
+
+
+@dataclass(frozen=True)
+class Images:
+    """All images, and of them the `audited` ones, with their hash.
+
+    `calibration` is None where no stage needs it, and `foreign` where there is no second source.
+    """
+
+    all: AuditSet
+    audited: AuditSet
+    audited_sha256: str
+    calibration: AuditSet | None
+    foreign: AuditSet | None
+    read: DataRead
+    notices: tuple[Notice, ...]
+
+
+def read_images(context: Context) -> Images:
+    """Read what the configuration names. Raises ConfigError or DataError for what cannot be audited."""
+    config = context.config
+    images = load_data(config.data, config.seed)
+    audited = images.split(config.data.audit_split)
+    calibration, usual = None, None
+    if config.generator is not None or config.robustness.vulnerability is not None:
+        usual = calibration_split(config.data, images)
+        calibration = _at_most_per_class(context, images.split(usual))
+    if config.generator is not None:
+        source_classes(config.queries, images.class_names)  # fails here, before the long stages
+    foreign = None if config.data.shift is None else load_shift(config.data, config.seed, audited)
+    described = describe(images, config.data.audit_split, usual)
+    return Images(
+        all=images,
+        audited=audited,
+        audited_sha256=fingerprint(audited),
+        calibration=calibration,
+        foreign=foreign,
+        read=described.read,
+        notices=(*described.notices, *([] if foreign is None else describe_shift(foreign))),
+    )
+
+
+def _at_most_per_class(context: Context, calibration: AuditSet) -> AuditSet:
+    labels = calibration.row_labels
+    order = torch.randperm(len(labels), generator=context.rng("calibration"))
+    rows = [order[labels[order] == c][:CALIBRATION_PER_CLASS] for c in range(len(calibration.class_names))]
+    return calibration.select(torch.cat(rows).sort().values)

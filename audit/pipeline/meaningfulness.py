@@ -1,0 +1,233 @@
+"""The second half of an audit: query images, inversions, counterfactuals, their scores and the ranking of the models.
+
+A model that fails on the way is left out; the others complete, on the query images that were chosen. What is known is
+one frozen value, of which every step makes a new one: the last one stays where a later step fails.
+"""
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from audit.counterfactual.methods import ChosenMethod
+from audit.embeddings.embedding import named
+from audit.errors import ClassifierError, ModelFault
+from audit.inversion.invert import Inversion
+from audit.inversion.pivotal import editability
+from audit.metrics.transfer import Verdicts, fit_judge
+from audit.pipeline.context import Context
+from audit.pipeline.explain import Explained, Subject, explain_model
+from audit.pipeline.images import Images
+from audit.pipeline.networks import Networks
+from audit.pipeline.queries import Queries, Selection, choose_queries, invert_queries, stable_queries
+from audit.pipeline.rank import Ranking, rank_models
+from audit.pipeline.reference import Reference, build_reference, embed_with_bar
+from audit.pipeline.score import Scored, score_model
+from audit.pipeline.transfer import all_verdicts, classifier_judge, decisions, domain_judge
+from audit.results import MEANINGFULNESS, Failure, InversionSummary, NotComputed, Perceptual
+from audit.runtime.faults import stage_kept, tried
+
+STAGE = "counterfactuals, index and ranking"
+"""What the second half is called where it is not computed."""
+
+
+@dataclass(frozen=True)
+class Meaningfulness:
+    """What was found so far; by the name of a model what concerns one, and None or empty what was not come to.
+
+    `failed` says why a model was left out, `notes` what could not be computed for the others, `lost` what ended the
+    second half as a whole.
+    """
+
+    networks: Networks
+    method: ChosenMethod
+    selection: Selection | None = None
+    queries: Queries | None = None
+    left_out_by_inversion: Mapping[str, int] = field(default_factory=dict)
+    explained: Mapping[str, Explained] = field(default_factory=dict)
+    reference: Reference | None = None
+    scored: Mapping[str, Scored] = field(default_factory=dict)
+    ranking: Ranking | None = None
+    inversion: InversionSummary | None = None
+    failed: Mapping[str, Failure] = field(default_factory=dict)
+    notes: tuple[NotComputed, ...] = ()
+    lost: tuple[NotComputed, ...] = ()
+
+    def without(self, name: str, failure: Failure) -> "Meaningfulness":
+        """Return the same with the model `name` left out."""
+        return replace(self, failed={**self.failed, name: failure})
+
+    def noting(self, what: str, why: str) -> "Meaningfulness":
+        """Return the same with a note on what could not be computed."""
+        return replace(self, notes=(*self.notes, NotComputed(what=what, why=why)))
+
+
+Steps = Generator[Meaningfulness, None, Meaningfulness]
+"""Yields what is known after every step, and returns it after the last one."""
+
+
+def explain_models(
+    context: Context, images: Images, subjects: Sequence[Subject], networks: Networks, method: ChosenMethod
+) -> Meaningfulness:
+    """Explain, score and rank the `subjects`. What ends the second half as a whole is in `lost` of what was found."""
+    found = Meaningfulness(networks, method, notes=tuple(networks.missing))
+    lost: list[NotComputed] = []
+    with stage_kept(STAGE, lost, MEANINGFULNESS):
+        for known in _steps(context, images, subjects, found):
+            found = known
+    return replace(found, lost=tuple(lost))
+
+
+def _steps(context: Context, images: Images, subjects: Sequence[Subject], found: Meaningfulness) -> Steps:
+    found = yield from _choose_queries(context, images, subjects, found)
+    found = yield from _explain(context, subjects, found)
+    with context.watch.stage("metrics"):
+        found = yield from _score(context, images, subjects, found)
+    there = _left(subjects, found)
+    with context.watch.stage("ranking"):
+        scores = [found.scored[one.name].scores for one in there]
+        ranking = rank_models(scores, context.config.ranking, context.config.seed)
+        found = replace(found, ranking=ranking, notes=(*found.notes, *ranking.not_computed))
+    yield found
+    assert found.queries is not None
+    found = replace(found, inversion=_inversion_summary(context, found.networks, found.queries.inversion))
+    yield found
+    return found
+
+
+def _left(subjects: Sequence[Subject], found: Meaningfulness) -> list[Subject]:
+    """Return the subjects that have not failed. Raises ClassifierError where all have."""
+    there = [one for one in subjects if one.name not in found.failed]
+    if not there:
+        raise ClassifierError("No model is left to be explained: each of them failed, as is told with its name.")
+    return there
+
+
+def _choose_queries(context: Context, images: Images, subjects: Sequence[Subject], found: Meaningfulness) -> Steps:
+    """Choose the query images, invert them, and keep those that every model decides as before."""
+    wanted, device = context.config.queries.n, context.device
+    with context.watch.stage("inversion"):
+        predicted = {one.name: one.logits.argmax(1) for one in _left(subjects, found)}
+        selection, failed = choose_queries(context, images.audited, predicted)
+        found = replace(found, selection=selection, failed={**found.failed, **failed})
+        yield found
+        inverted = invert_queries(context, found.networks, images.audited, selection)
+        same: list[Tensor] = []
+        for one in _left(subjects, found):
+            decided = tried("inversion", partial(decisions, one.classifier, inverted.inversion.images, device))
+            if isinstance(decided, Failure):
+                found = found.without(one.name, decided)
+            else:
+                same.append(decided == inverted.labels)
+                left_out = {**found.left_out_by_inversion, one.name: int((~same[-1]).sum())}
+                found = replace(found, left_out_by_inversion=left_out)
+            yield found
+        _left(subjects, found)
+        found = replace(found, queries=stable_queries(inverted, same, wanted))
+    assert found.queries is not None
+    missing = wanted - len(found.queries.rows)
+    if missing > 0:
+        found = found.noting(
+            what=f"counterfactuals of {missing} of {wanted} query images",
+            why="the audit split has no more images of the source classes that all models classify correctly, as "
+            "they are and as inversions",
+        )
+    yield found
+    return found
+
+
+def _explain(context: Context, subjects: Sequence[Subject], found: Meaningfulness) -> Steps:
+    assert found.queries is not None
+    for one in _left(subjects, found):
+        explain = partial(explain_model, context, found.method, found.networks, found.queries, one)
+        with context.watch.stage("counterfactuals"):
+            explained = tried("counterfactuals", explain)
+        if isinstance(explained, Failure):
+            found = found.without(one.name, explained)
+        else:
+            found = replace(found, explained={**found.explained, one.name: explained})
+        yield found
+    _left(subjects, found)
+    first, *others = (one.targets for one in found.explained.values())
+    if any(not torch.equal(first, targets) for targets in others):
+        found = found.noting(
+            what="distribution metrics and realism at one n and target for all models",
+            why=f"with queries.target = '{context.config.queries.target}' models were asked for different target "
+            "classes; name a fixed target class to compare them exactly",
+        )
+    yield found
+    return found
+
+
+def _score(context: Context, images: Images, subjects: Sequence[Subject], found: Meaningfulness) -> Steps:
+    assert found.queries is not None
+    assert images.calibration is not None
+    network = found.networks.embedding
+    embedded = embed_with_bar(network, images.calibration, context.device, "embedding calibration images")
+    asked = sorted({int(t) for one in found.explained.values() for t in one.targets.unique()})
+    reference = build_reference(context, found.networks, found.queries, images.calibration, embedded, asked)
+    verdicts: dict[str, list[Verdicts]] | None = None
+    while verdicts is None:
+        explained = [found.explained[one.name] for one in _left(subjects, found)]
+        try:
+            verdicts = _verdicts(context, images, explained, reference, embedded)
+        except ModelFault as fault:  # of a judge: the others are judged again without it
+            if fault.model not in [one.subject.name for one in explained]:
+                raise
+            found = found.without(fault.model, Failure(stage="metrics", why=str(fault)))
+            yield found
+    for one in _left(subjects, found):
+        name, mine = one.name, found.explained[one.name]
+        scored = tried("metrics", partial(score_model, context, reference, mine, verdicts[name], found.method))
+        if isinstance(scored, Failure):
+            found = found.without(name, scored)
+        else:
+            found = replace(found, scored={**found.scored, name: scored})
+        yield found
+    found = replace(found, reference=reference)
+    yield found
+    return found
+
+
+def _verdicts(
+    context: Context, images: Images, explained: Sequence[Explained], reference: Reference, embedded: Tensor
+) -> dict[str, list[Verdicts]]:
+    """What the judges of every model say: the other models, and a predictor in the domain embedding."""
+    assert images.calibration is not None
+    network, device, audited = reference.networks.embedding, context.device, images.audited
+    domain = fit_judge(network.name, embedded, images.calibration.row_labels)
+    subjects = [one.subject for one in explained]
+    judges = [classifier_judge(one.classifier, one.clean.accuracy.value or 0.0, device) for one in subjects]
+    real = embed_with_bar(network, audited, device, "embedding audited images")
+    judges.append(domain_judge(domain, network, real, audited.row_labels, device))
+    return all_verdicts(context, explained, judges, reference.queries)
+
+
+def _inversion_summary(context: Context, networks: Networks, inversion: Inversion) -> InversionSummary:
+    def mean(values: Tensor | None) -> float | None:
+        return None if values is None else float(values.mean())
+
+    perceptual = mean(inversion.perceptual)
+    return InversionSummary(
+        method=inversion.method,
+        n=len(inversion.images),
+        mse=float(inversion.mse.mean()),
+        mse_max=float(inversion.mse.max()),
+        encoder_mse=mean(inversion.encoder_mse),
+        pivot_mse=mean(inversion.pivot_mse),
+        editability=_editability(context, networks, inversion),
+        perceptual=None if perceptual is None else Perceptual(value=perceptual, embedding=named(networks.perceptual)),
+    )
+
+
+def _editability(context: Context, networks: Networks, inversion: Inversion) -> float | None:
+    """Mean over the images of `pivotal.editability`; None where no weights were tuned."""
+    if not inversion.deltas:
+        return None
+    parts, config = [], context.config
+    for rows in torch.arange(len(inversion.pivots)).split(config.inversion.batch_size):
+        deltas = inversion.deltas.select(rows)
+        parts.append(editability(networks.loaded.generator, inversion.pivots[rows], deltas, config.seed).cpu())
+    return float(torch.cat(parts).mean())

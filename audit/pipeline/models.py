@@ -1,0 +1,68 @@
+"""The classifiers of an audit, loaded; one that cannot be loaded leaves the others to be audited."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from audit.classifiers.checkpoint import existing_file
+from audit.classifiers.classifier import Classifier
+from audit.classifiers.load import load_classifier
+from audit.classifiers.slices import Slices
+from audit.config import ClassifierConfig, is_shipped
+from audit.errors import ClassifierError, ConfigError, Terminated
+from audit.pipeline.context import Context
+from audit.pipeline.images import Images
+from audit.results import Failure
+from audit.runtime.faults import reason
+
+
+@dataclass(frozen=True)
+class Models:
+    """The classifiers that could be loaded, and by name why the others could not."""
+
+    classifiers: tuple[Classifier, ...]
+    failed: Mapping[str, Failure]
+
+
+def load_models(context: Context, images: Images) -> Models:
+    """Load every classifier of the configuration.
+
+    Raises ClassifierError where a file is not there, which is a mistake of the configuration, or none can be loaded.
+    """
+    config = context.config
+    for one in config.classifiers:
+        _check_files(one)
+    classifiers: list[Classifier] = []
+    failed: dict[str, Failure] = {}
+    for one in config.classifiers:
+        try:
+            found = load_classifier(one, images.all.image_shape, images.all.class_names, context.base)
+            classifier = found.to(context.device)
+        except (KeyboardInterrupt, Terminated, ConfigError):
+            raise
+        except BaseException as error:  # noqa: BLE001 - foreign code may raise anything, SystemExit included
+            failed[one.name] = Failure(stage="loading", why=reason(error))
+        else:
+            classifier.slices = Slices(one.name, config.max_memory)
+            classifiers.append(classifier)
+    if not classifiers:
+        raise none_left(list(failed.values()))
+    return Models(tuple(classifiers), failed)
+
+
+def _check_files(config: ClassifierConfig) -> None:
+    """Raise ClassifierError for a file of the configuration that is not there."""
+    if config.file is not None:
+        existing_file(config.file, "Classifier file")
+    if config.checkpoint is not None and not is_shipped(config.checkpoint):
+        existing_file(config.checkpoint, "Checkpoint")
+    place, _, _ = (config.factory or "").rpartition(":")
+    if place.endswith(".py"):
+        existing_file(place, "Factory file")
+
+
+def none_left(failures: Sequence[Failure]) -> ClassifierError:
+    """Return the error that nothing could be audited: the first reason, and how many more there are."""
+    first, others = failures[0].why, len(failures) - 1
+    tail = f" None of the other {others} classifiers could be audited either." if others > 1 else ""
+    tail = " The other classifier could not be audited either." if others == 1 else tail
+    return ClassifierError(f"{first}{tail}")

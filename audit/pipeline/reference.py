@@ -1,0 +1,118 @@
+"""What the counterfactuals of all models are compared with: inversions and real target images, embedded once."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from audit.data.audit_set import AuditSet
+from audit.embeddings.embedding import Embedder, embed_all
+from audit.errors import DataError
+from audit.metrics.edit import nearest_distance
+from audit.pipeline.context import Context
+from audit.pipeline.networks import Networks
+from audit.pipeline.queries import Queries
+from audit.results import MAIN_REGION
+from audit.runtime.progress import stage_progress
+
+REAL_TARGETS = 1000
+"""Most real images of a target class that distributions and nearest neighbours are taken from."""
+
+
+@dataclass(frozen=True)
+class RealTargets:
+    """Real images of one target class from the calibration split, by what is measured on them.
+
+    `embedded` `[m, d]` in the domain embedding, `canonical` `[m, D]` by the name of a canonical network, and `nearest`
+    `[N]` the mean absolute difference of every query image to the nearest of them.
+    """
+
+    name: str
+    embedded: Tensor
+    canonical: dict[str, Tensor]
+    nearest: Tensor
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the counterfactuals of all models are compared with: queries, inversions and real images, once embedded.
+
+    `embedded_inversions` `[N, d]` are in the domain embedding, `canonical_inversions` `[N, D]` by the name of a
+    canonical network; `regions` hold masks `[N, H, W]`, and `real` the target classes that some model was asked for.
+    """
+
+    queries: Queries
+    networks: Networks
+    embedded_inversions: Tensor
+    canonical_inversions: Mapping[str, Tensor]
+    regions: Mapping[str, Tensor]
+    real: Mapping[int, RealTargets]
+
+    @property
+    def inversions(self) -> Tensor:
+        """Inverted query images `[N, C, H, W]`."""
+        return self.queries.inversion.images
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return self.queries.rows.class_names
+
+
+def embed_with_bar(network: Embedder, images: AuditSet, device: torch.device, stage: str) -> Tensor:
+    """Embed a whole set `[N, d]` behind a progress bar, a batch at a time."""
+    parts = []
+    with stage_progress(stage, len(images)) as advance:
+        for batch, _, _ in images.batches(256):
+            parts.append(embed_all(network, batch, 256, device))
+            advance(len(batch))
+    return torch.cat(parts)
+
+
+def build_reference(
+    context: Context,
+    networks: Networks,
+    queries: Queries,
+    calibration: AuditSet,
+    embedded: Tensor,
+    targets: Iterable[int],
+) -> Reference:
+    """Put together what the counterfactuals towards `targets`, of any model, are compared with.
+
+    `embedded` `[M, d]` are the calibration images in the domain embedding. Raises DataError if a target class has no
+    calibration image.
+    """
+    rows, inverted, device = queries.rows, queries.inversion.images, context.device
+    names = [MAIN_REGION, *(r for r in rows.regions if r != MAIN_REGION)] if rows.regions else []
+    return Reference(
+        queries=queries,
+        networks=networks,
+        embedded_inversions=embed_all(networks.embedding, inverted, 256, device),
+        canonical_inversions={n.name: embed_all(n, inverted, 32, device) for n in networks.canonical},
+        regions={name: rows.region(name) for name in names},
+        real={t: _real_targets(context, networks.canonical, queries, calibration, embedded, t) for t in targets},
+    )
+
+
+def _real_targets(
+    context: Context,
+    canonical: Sequence[Embedder],
+    queries: Queries,
+    calibration: AuditSet,
+    embedded: Tensor,
+    target: int,
+) -> RealTargets:
+    name = calibration.class_names[target]
+    rows = (calibration.row_labels == target).nonzero()[:, 0]
+    if len(rows) == 0:
+        raise DataError(
+            f"The calibration split of {calibration.source} has no image of the target class '{name}': add some or "
+            "choose another target."
+        )
+    rows = rows[torch.randperm(len(rows), generator=context.rng(f"real targets/{target}"))[:REAL_TARGETS]]
+    images = calibration.select(rows)
+    nearest = torch.full((len(queries.images),), torch.inf)
+    for batch, _, _ in images.batches(256):
+        nearest = torch.minimum(nearest, nearest_distance(queries.images, batch))
+    seen = {n.name: embed_with_bar(n, images, context.device, f"{n.name} of real '{name}'") for n in canonical}
+    return RealTargets(name, embedded[rows], seen, nearest)

@@ -1,0 +1,140 @@
+"""The second half as a whole: what fails of one model or at one step leaves everything that was known before."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from support_explained import image_set
+from support_small_audit import Mirrored, Small, by_brightness
+from torch import nn
+
+from audit.counterfactual.methods import ChosenMethod
+from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals
+from audit.pipeline.assemble import Findings, assemble
+from audit.pipeline.first_look import Look
+from audit.pipeline.meaningfulness import Meaningfulness, explain_models
+from audit.pipeline.models import Models
+from audit.pipeline.robustness import Measured, Robustness
+from audit.results import Clean, Failure
+
+
+@dataclass(frozen=True)
+class MirroredBut(Mirrored):
+    """Fails of one classifier."""
+
+    fails: str = "left"
+
+    def explain(self, subject: CalibratedClassifier, *more) -> Counterfactuals:  # type: ignore[no-untyped-def]
+        if subject.classifier.name == self.fails:
+            raise ValueError("of this one only")
+        return super().explain(subject, *more)
+
+
+def explain(small: Small, *classifiers: nn.Module, method: ChosenMethod | None = None) -> Meaningfulness:
+    subjects = [small.subject(one) for one in classifiers]  # type: ignore[arg-type]
+    return explain_models(small.context, small.images, subjects, small.networks, method or small.method)
+
+
+def test_two_models_are_explained_and_ranked(small: Small) -> None:
+    found = explain(small, by_brightness("left"), by_brightness("whole"))
+    assert (found.failed, found.lost) == ({}, ())
+    assert found.queries is not None
+    assert found.ranking is not None
+    assert found.inversion is not None
+    assert [one.name for one in found.ranking.models] == ["left", "whole"]
+    assert found.inversion.mse < 1e-3
+    for one in found.explained.values():
+        assert torch.equal(one.targets, 1 - found.queries.labels)
+        assert one.counterfactuals.flipped.all()
+
+
+def test_a_model_that_fails_leaves_the_other_as_it_was(small: Small) -> None:
+    alone = explain(small, by_brightness("whole"))
+    method = ChosenMethod("but", "outside 1.0", 0, MirroredBut())
+    found = explain(small, by_brightness("left"), by_brightness("whole"), method=method)
+    assert found.failed["left"].stage == "counterfactuals"
+    assert "ValueError: of this one only" in found.failed["left"].why
+    assert list(found.scored) == ["whole"]
+    assert torch.equal(found.explained["whole"].counterfactuals.images, alone.explained["whole"].counterfactuals.images)
+
+
+def test_where_all_models_fail_what_was_known_of_them_stays(small: Small) -> None:
+    method = ChosenMethod("but", "outside 1.0", 0, MirroredBut())
+    found = explain(small, by_brightness("left"), method=method)
+    assert list(found.failed) == ["left"]
+    assert [one.what for one in found.lost] == ["counterfactuals, index and ranking"]
+    assert found.lost[0].why.startswith("No model is left")
+    assert found.left_out_by_inversion == {"left": 0}
+    assert found.selection is not None
+    assert found.ranking is None
+
+
+def test_a_stage_that_fails_as_a_whole_keeps_the_ones_before(small: Small) -> None:
+    classifier = by_brightness("whole")
+    subject = small.subject(classifier)
+    dark = small.calibration.images()[small.calibration.row_labels == 0]
+    images = replace(small.images, calibration=image_set(dark, torch.zeros(len(dark), dtype=torch.int64)))
+    found = explain_models(small.context, images, [subject], small.networks, small.method)
+    assert found.failed == {}
+    assert "no image of the target class 'bright'" in found.lost[0].why
+    assert list(found.explained) == ["whole"]
+    assert (found.ranking, found.inversion) == (None, None)
+
+
+def findings(small: Small, found: Meaningfulness, *models: Measured) -> Findings:
+    config = small.context.config
+    failed = {one.name: Failure(stage="loading", why="not there") for one in config.classifiers}
+    classifiers = tuple(one.classifier for one in models)
+    loaded = Models(classifiers, {name: why for name, why in failed.items() if name not in {m.name for m in models}})
+    return Findings(small.images, loaded, {m.name: Look() for m in models}, {}, Robustness(models, ()), found)
+
+
+def measured(small: Small, name: str, **more: object) -> Measured:
+    subject = small.subject(by_brightness(name))
+    return Measured(subject.classifier, subject.clean, subject.logits, **more)  # type: ignore[arg-type]
+
+
+def test_the_results_hold_every_model_and_what_was_found_of_it(small: Small) -> None:
+    models = [measured(small, "whole", blind="No gradient.")]
+    found = explain(small, models[0].classifier)
+    result = assemble(small.context, findings(small, found, *models))
+    left, whole = result.models
+    assert (left.failed, left.clean) == (
+        Failure(stage="loading", why="not there"),
+        Clean(accuracy=left.clean.accuracy, recall={"dark": None, "bright": None}, ece=None, n=0),
+    )
+    assert not result.complete
+    assert (whole.rank, whole.failed) == (1, None)
+    assert whole.counterfactuals is not None
+    assert whole.counterfactuals.untrusted == ["No gradient."]
+    assert found.scored["whole"].summary.untrusted == []  # what a stage returned stays as it is
+    assert [one.query for one in whole.queries] == [one.id for one in result.queries]
+    assert whole.queries[0].counterfactual_image is not None
+    assert result.generator_sha256 == "sha"
+    assert result.queries_asked == 6
+
+
+def test_a_second_half_that_ended_early_is_told_with_what_it_found(small: Small) -> None:
+    model = measured(small, "left")
+    method = ChosenMethod("but", "outside 1.0", 0, MirroredBut())
+    result = assemble(small.context, findings(small, explain(small, model.classifier, method=method), model))
+    (left, _) = result.models
+    assert left.failed is not None
+    assert left.failed.stage == "counterfactuals"
+    assert (left.index, left.queries, result.queries) == (None, [], [])
+    assert left.left_out == {"dark": 0, "bright": 0}
+    assert [one.kind for one in result.notices][-1] == "stage-failed"
+    assert result.not_computed[-1].what == "counterfactuals, index and ranking"
+    assert not result.complete
+
+
+def test_an_audit_without_a_generator_says_what_it_has_not(small: Small) -> None:
+    model = measured(small, "whole")
+    found = Findings(
+        small.images, Models((model.classifier,), {}), {"whole": Look()}, {}, Robustness((model,), ()), None
+    )
+    one = small.context.config.classifiers[1]
+    context = replace(small.context, config=small.context.config.model_copy(update={"classifiers": (one,)}))
+    result = assemble(context, found)
+    assert result.complete
+    assert [row.what for row in result.not_computed] == ["counterfactuals, index and ranking"]
+    assert (result.generator_sha256, result.queries, result.inversion) == (None, [], None)

@@ -1,0 +1,29 @@
+"""What judges say about counterfactuals that they had no part in making."""
+
+import torch
+from support_small_audit import by_brightness
+
+from audit.pipeline.transfer import Judge, adversarial_examples, all_verdicts, classifier_judge, decisions
+
+
+def test_nobody_judges_counterfactuals_of_its_own(small) -> None:
+    left, whole = by_brightness("left"), by_brightness("whole")
+    explained = [small.explained(small.subject(one)) for one in (left, whole)]
+    judges = [classifier_judge(one, 0.9, small.context.device) for one in (left, whole)]
+    judges.append(Judge("always bright", 0.5, lambda images: torch.ones(len(images), dtype=torch.int64)))
+    verdicts = all_verdicts(small.context, explained, judges, small.queries)
+    assert [one.judge for one in verdicts["left"]] == ["whole", "always bright"]
+    assert [one.judge for one in verdicts["whole"]] == ["left", "always bright"]
+    other, constant = verdicts["left"]
+    # Black and white exchanged convinces the other model; its inversions are decided as the queries.
+    assert torch.equal(other.counterfactuals, 1 - small.queries.labels)
+    assert torch.equal(other.inversions, small.queries.labels)
+    assert constant.counterfactuals.tolist() == [1] * 6
+
+
+def test_adversarial_examples_are_within_the_radius(small) -> None:
+    made = adversarial_examples(small.context, by_brightness("whole"), small.queries)
+    assert (made - small.queries.images).abs().max() <= 8 / 255 + 1e-6
+    assert torch.equal(
+        decisions(by_brightness("whole"), small.queries.images, small.context.device), small.queries.labels
+    )
