@@ -292,11 +292,21 @@ class CounterfactualConfig(Section):
     min_calibration: int = Field(30, ge=2, description="fewest calibration images that a model assigns to a class")
 
 
+def _attack_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z][\w-]*(:\w+)?", value):
+        raise ValueError(f'\'{value}\' is no name of an attack such as "pgd" or "torchattacks:CW"')
+    return value
+
+
+AttackName = Annotated[str, AfterValidator(_attack_name)]
+"""Name of an attack; which ones there are, the registry of attacks knows (`audit.robustness.attacks.registry`)."""
+
+
 class EnsembleConfig(Section):
     """The cascade of attacks called `ensemble`; each stage attacks only what the stages before it left standing."""
 
-    stages: tuple[Literal["apgd-ce", "apgd-t", "fab-t", "square"], ...] = Field(
-        ("apgd-ce", "apgd-t", "fab-t", "square"), min_length=1
+    stages: tuple[AttackName, ...] = Field(
+        ("apgd-ce", "apgd-t", "fab-t", "square"), min_length=1, description="attacks by name, in their order"
     )
     apgd_steps: int = Field(100, ge=1, description="steps of Auto-PGD, for each loss and target class")
     apgd_restarts: int = Field(1, ge=1, description="starts of Auto-PGD")
@@ -358,7 +368,11 @@ class RobustnessConfig(Section):
     """Clean, adversarial and natural robustness; every model meets the same images."""
 
     n: int = Field(500, ge=1, description="images of the audit split that are attacked (first n of a seeded order)")
-    attacks: tuple[Literal["pgd", "ensemble"], ...] = Field(("pgd",), min_length=1)
+    attacks: tuple[AttackName, ...] = Field(
+        ("pgd",),
+        min_length=1,
+        description="pgd, ensemble, a single attack of the ensemble, torchattacks:CLASS, or one of another package",
+    )
     eps: tuple[Eps, ...] = Field(("2/255", "8/255"), description="L-inf radii")
     l2_eps: tuple[EpsL2, ...] = Field((), description="L2 radii, Euclidean over all pixels of an image in [0, 1]")
     steps: int = Field(20, ge=1, description="steps of PGD")
@@ -367,6 +381,9 @@ class RobustnessConfig(Section):
     restarts: int = Field(1, ge=1, description="starts of PGD")
     batch_size: int = Field(128, ge=1, description="most images given to a model together")
     ensemble: EnsembleConfig = EnsembleConfig()
+    options: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="keyword arguments of an attack, by its name: of torchattacks, the class's"
+    )
     trust: TrustConfig | None = Field(TrustConfig(), description="false: no checks, and robust accuracy is unverified")
     distance: DistanceConfig | None = Field(None, description="absent: minimal distances are not measured")
     corruptions: CorruptionsConfig | None = Field(None, description="absent: natural corruptions are not measured")
@@ -376,6 +393,13 @@ class RobustnessConfig(Section):
     def _some_radius(self) -> "RobustnessConfig":
         if not self.eps and not self.l2_eps:
             raise ValueError("eps and l2_eps are both empty; give at least one radius")
+        return self
+
+    @model_validator(mode="after")
+    def _each_attack_once(self) -> "RobustnessConfig":
+        for key, names in (("attacks", self.attacks), ("ensemble.stages", self.ensemble.stages)):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{key} names '{twice[0]}' twice; name each attack once")
         return self
 
     @field_validator("trust", "distance", "corruptions", "vulnerability", mode="before")

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,6 +15,19 @@ MAIN_REGION = "region"
 """Name of the region that carries the class's meaning; every other region is something an edit should not need."""
 COMPONENTS = ("validity", "realism", "sparsity", "localisation", "transfer")
 """The index's parts, in the order in which they are shown."""
+Norm = Literal["Linf", "L2"]
+NORMS: tuple[Norm, ...] = ("Linf", "L2")
+PGD, ENSEMBLE = "pgd", "ensemble"
+ATTACK_TITLES = {
+    PGD: "PGD",
+    ENSEMBLE: "Ensemble",
+    "apgd-ce": "APGD, cross-entropy",
+    "apgd-dlr": "APGD, logit ratio",
+    "apgd-t": "APGD, targeted",
+    "fab-t": "FAB, targeted",
+    "square": "Square",
+}
+"""Headings of our own attacks, by the name in the configuration; any other is called by its name."""
 EDIT_FULL_SCALE = 0.25
 """Change of a pixel that the 8 bits of an edit map end at."""
 MEANINGFULNESS = ("index", "rank", "components", "counterfactuals", "left_out_by_inversion")
@@ -159,8 +172,8 @@ class Clean(Row):
 class CascadeStage(Row):
     """One attack of the cascade: it meets what the stages before it left standing."""
 
-    attack: Literal["before", "apgd-ce", "apgd-t", "fab-t", "square"] = Field(
-        description="before: misclassified as it is, or fooled at a smaller eps"
+    attack: str = Field(
+        description="name as in the configuration; before: misclassified as it is, or fooled at a smaller eps"
     )
     attacked: int = Field(description="images still classified correctly before this stage")
     standing: int = Field(description="images still classified correctly after it")
@@ -172,8 +185,8 @@ class Attack(Row):
     robust_accuracy: Interval
     eps: float = Field(description="radius in pixel units")
     norm: Literal["Linf", "L2"] = "Linf"
-    steps: int
-    restarts: int
+    steps: int | None = Field(description="None: the attack has none, or its own (robustness.options)")
+    restarts: int | None
     stages: list[CascadeStage] = Field(default_factory=list, description="of the ensemble, in their order")
     recall: dict[str, Interval] = Field(
         default_factory=dict, description="robust accuracy of each class; None where none of its images was attacked"
@@ -189,11 +202,35 @@ class Attack(Row):
         default=None,
         description="images that stand though no gradient attack had a gradient other than zero; None: not recorded",
     )
-    outcomes: dict[str, Literal["before", "smaller", "pgd", "apgd-ce", "apgd-t", "fab-t", "square"] | None] = Field(
+    outcomes: dict[str, str | None] = Field(
         default_factory=dict,
         description="by image id, the attack that fooled it; before: misclassified as it is; smaller: fooled at a "
         "smaller eps of the same attack; None: stands",
     )
+    source: str | None = Field(
+        default=None, description="package and version that the attack comes from; None: this package"
+    )
+
+
+class AttackTable(NamedTuple):
+    """Everything that one attack measured in one norm: `path` in the results, name, and numbers by radius."""
+
+    path: str
+    attack: str
+    norm: Norm
+    radii: dict[str, Attack]
+
+    @property
+    def title(self) -> str:
+        """Heading of the attack."""
+        title = ATTACK_TITLES.get(self.attack, self.attack)
+        return title if self.norm == "Linf" else f"{title}, L2"
+
+
+def attack_path(attack: str, norm: Norm) -> str:
+    """Return the path in the results of what an attack measures in `norm`."""
+    own = attack in (PGD, ENSEMBLE)
+    return f"robust.{'' if own else 'attacks.'}{attack}{'' if norm == 'Linf' else '_l2'}"
 
 
 class TrustCheck(Row):
@@ -207,8 +244,8 @@ class TrustCheck(Row):
     eps: float | None = Field(default=None, description="radius it was made at, in pixel units; None: at none")
     norm: Literal["Linf", "L2"] = Field(default="Linf", description="norm of `eps`")
     finding: str = Field(description="one sentence: what was seen, and what it means")
-    attacks: tuple[Literal["pgd", "ensemble", "distance"], ...] = Field(
-        ("pgd", "ensemble", "distance"),
+    attacks: tuple[str, ...] = Field(
+        (PGD, ENSEMBLE, "distance"),
         description="attacks whose numbers a failure marks as untrusted; distance: minimal distances",
     )
 
@@ -219,6 +256,9 @@ class MinimalDistance(Row):
     norm: Literal["Linf", "L2"]
     median: Interval = Field(description="None: more than half of the images stand at `largest`")
     largest: float = Field(description="radius beyond which was not searched")
+    attack: str | None = Field(
+        default=None, description="attack of robustness.attacks that found them; None: the search by bisection"
+    )
     n: int
     standing: int = Field(description="images that no attack within `largest` fooled")
     distances_by_image: dict[str, float | None] = Field(
@@ -226,6 +266,11 @@ class MinimalDistance(Row):
     )
     untrusted: list[str] = Field(default_factory=list, description="as of an attack")
     unchecked: list[str] = Field(default_factory=list, description="as of an attack")
+
+    @property
+    def path(self) -> str:
+        """Path in the results: the norm names the row of the search, attack and norm any other."""
+        return f"robust.distances.{self.norm if self.attack is None else f'{self.attack}/{self.norm}'}"
 
 
 class AdversarialExample(Row):
@@ -299,6 +344,9 @@ class Robust(Row):
     pgd_l2: dict[str, Attack] = Field(default_factory=dict)
     ensemble: dict[str, Attack] = Field(default_factory=dict)
     ensemble_l2: dict[str, Attack] = Field(default_factory=dict)
+    attacks: dict[str, dict[str, Attack]] = Field(
+        default_factory=dict, description="other attacks of robustness.attacks, by name (in L2 with '_l2' behind it)"
+    )
     trusted: bool | None = Field(None, description="False: a check failed; None: not all checks were made")
     checks: list[TrustCheck] = Field(default_factory=list)
     distances: list[MinimalDistance] = Field(default_factory=list)
@@ -308,6 +356,23 @@ class Robust(Row):
         default_factory=list, description="the first fooled images of the attacked order"
     )
     vulnerability: Vulnerability | None = None
+
+    def table(self, attack: str, norm: Norm) -> dict[str, Attack]:
+        """Return the table that holds what `attack` measures in `norm`, by radius: an empty one if it is new."""
+        name = attack_path(attack, norm).removeprefix("robust.")
+        if name.startswith("attacks."):
+            return self.attacks.setdefault(name.removeprefix("attacks."), {})
+        found: dict[str, Attack] = getattr(self, name)
+        return found
+
+    def tables(self) -> list[AttackTable]:
+        """Return what every attack measured, PGD and the ensemble first; those that were not made are left out."""
+        kinds = [(attack, norm) for norm in NORMS for attack in (PGD, ENSEMBLE)]
+        for name, radii in self.attacks.items():
+            norm = next((one.norm for one in radii.values()), NORMS[0])
+            kinds.append((name if norm == "Linf" else name.removesuffix("_l2"), norm))
+        made = [AttackTable(attack_path(*kind), *kind, self.table(*kind)) for kind in kinds]
+        return [table for table in made if table.radii]
 
 
 class Components(Row):

@@ -30,11 +30,12 @@ from torch import Tensor, nn
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.load import load_classifier
 from audit.classifiers.slices import Slices
-from audit.config import ClassifierConfig, DataConfig, EnsembleConfig, RobustnessConfig
+from audit.config import ClassifierConfig, DataConfig, RobustnessConfig
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
 from audit.data.phantom import CLASS_NAMES, sample
 from audit.robustness.attacks.pgd import pgd_attack
+from audit.robustness.attacks.registry import stages_of
 from audit.robustness.ensemble import run_cascade
 from audit.robustness.evaluate import attacked_rows, robust_accuracy
 from audit.runtime.environment import peak_memory_mb, versions
@@ -143,7 +144,7 @@ def ensemble(args: argparse.Namespace) -> None:
 
         def ours(repeat: int, model=model, stages=stages) -> Tensor:
             cascade = run_cascade(
-                model, images, labels, eps=args.eps, norm="Linf", config=EnsembleConfig(), seed=repeat,
+                model, images, labels, eps=args.eps, norm="Linf", attacks=stages_of(RobustnessConfig()), seed=repeat,
                 seed_stage="benchmark",
             )  # fmt: skip
             stages[:] = [f"{stage.attack} {stage.standing}" for stage in cascade.stages]

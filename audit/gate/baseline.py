@@ -146,8 +146,16 @@ def _other_attack(new: Attack, old: Attack, now: AuditResult, before: AuditResul
         return f"{old.robust_accuracy.n} images were attacked there and {new.robust_accuracy.n} here"
     if new.outcomes and old.outcomes and set(new.outcomes) != set(old.outcomes):
         return "other images were attacked"
+    if new.source != old.source:
+        return f"the attack was of {old.source or 'this package'} there and is of {new.source or 'this package'} here"
     keys = ("ensemble",) if new.stages else ("step_size", "momentum")
-    return _other_settings(now, before, "robustness", keys)
+    return _other_options(now, before) or _other_settings(now, before, "robustness", keys)
+
+
+def _other_options(now: AuditResult, before: AuditResult) -> Difference:
+    # A file of an earlier version says nothing of them.
+    new, old = (_settings(result, "robustness").get("options") or {} for result in (now, before))
+    return None if new == old else f"the options of the attacks were {old} there and are {new} here"
 
 
 def other_instrument(
@@ -173,7 +181,7 @@ def other_instrument(
             return f"the severities are those of {lists[0]} there and of {lists[1]} here"
     if part in ("distances", "corruptions", "vulnerability", "checks"):
         keys = {"distances": ("distance", "steps", "n"), "checks": ("trust", "steps", "n")}.get(part, (part, "n"))
-        found = _other_settings(now, before, "robustness", keys)
+        found = _other_options(now, before) or _other_settings(now, before, "robustness", keys)
         if found is not None:
             return found
     return _other_seed(now, before)

@@ -19,6 +19,7 @@ from audit.gate.ranges import bound_error
 from audit.results import (
     MEANINGFULNESS,
     Attack,
+    AttackTable,
     CascadeStage,
     Corruption,
     Distribution,
@@ -109,7 +110,7 @@ def _list_key(item: Row) -> str | None:
         case TrustCheck() | Corruption():
             return item.name
         case MinimalDistance():
-            return item.norm
+            return item.path.removeprefix("robust.distances.")
         case VulnerabilityShare():
             return f"{item.share:g}"
         case CascadeStage():
@@ -118,7 +119,9 @@ def _list_key(item: Row) -> str | None:
             return None
 
 
-_NO_NUMBERS = {"distances_by_image", "outcomes", "confusion", "input", "failed", "method", "method_package"}
+_NO_NUMBERS = {
+    "distances_by_image", "outcomes", "source", "attack", "confusion", "input", "failed", "method", "method_package"
+}  # fmt: skip
 """Parts of the results that hold nothing to gate on: single images and decisions, how a model was read or explained."""
 
 
@@ -150,12 +153,18 @@ def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
 
 def attack_of(model: ModelResult, metric: str) -> Attack | None:
     """Return the attack that the path `metric` ('robust.pgd.8/255' or a number below it) belongs to, if it does."""
-    for kind in ("pgd", "pgd_l2", "ensemble", "ensemble_l2"):
-        for radius, attack in getattr(model.robust, kind).items():
-            path = f"robust.{kind}.{radius}"
-            if metric == path or metric.startswith(f"{path}."):
-                return attack
-    return None
+    table = table_of(model, metric)
+    if table is None:
+        return None
+    rest = metric.removeprefix(f"{table.path}.")
+    # The longest: '1' begins '1.5' as well.
+    radius = max((one for one in table.radii if f"{rest}.".startswith(f"{one}.")), key=len, default=None)
+    return None if radius is None else table.radii[radius]
+
+
+def table_of(model: ModelResult, metric: str) -> AttackTable | None:
+    """Return the numbers of the attack, in its norm, that the path `metric` belongs to."""
+    return next((table for table in model.robust.tables() if metric.startswith(f"{table.path}.")), None)
 
 
 @dataclass(frozen=True)
@@ -171,10 +180,11 @@ def doubts_of(model: ModelResult, metric: str) -> Doubts:
     if metric.split(".")[0] in MEANINGFULNESS and model.counterfactuals is not None:
         return Doubts(tuple(model.counterfactuals.untrusted))
     attack: Attack | MinimalDistance | None = attack_of(model, metric)
-    kind = metric.split(".")[1].removesuffix("_l2") if attack is not None else "distance"
+    table = table_of(model, metric)
+    kind = "distance" if table is None else table.attack
     for row in model.robust.distances:
-        if metric == f"robust.distances.{row.norm}" or metric.startswith(f"robust.distances.{row.norm}."):
-            attack = row
+        if f"{metric}.".startswith(f"{row.path}."):
+            attack, kind = row, row.attack or kind
     if attack is None:
         return Doubts()
     unchecked = list(attack.unchecked)

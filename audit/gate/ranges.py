@@ -6,7 +6,7 @@
 import math
 import re
 
-_ATTACK = r"robust\.(?:pgd|ensemble)(?:_l2)?\."
+_ATTACK = r"robust\.(?:(?:pgd|ensemble)(?:_l2)?|attacks\.[^.]+)\."
 _CORRUPTION = r"robust\.corruptions\."
 _VULNERABILITY = r"robust\.vulnerability\."
 _REGION = r"(?:counterfactuals|robust\.vulnerability)\.regions\..+\."

@@ -168,8 +168,10 @@ def _attacked(context: Context, audited: AuditSet, model: Measured, lost: list[N
         failed = found if isinstance(found, Failure) else None
         doubt_all(measured[-1].robust, model.checks)
     last = measured[-1]
-    outcomes = {**model.outcomes, **last.standing}
-    return replace(model, robust=last.robust, outcomes=outcomes, examples=last.examples, failed=failed)
+    outcomes, missing = {**model.outcomes, **last.standing}, (*model.not_computed, *last.missing)
+    return replace(
+        model, robust=last.robust, outcomes=outcomes, examples=last.examples, not_computed=missing, failed=failed
+    )
 
 
 def _corrupted(context: Context, audited: AuditSet, models: Sequence[Measured]) -> list[Measured]:

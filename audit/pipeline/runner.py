@@ -22,6 +22,7 @@ from audit.pipeline.networks import check_embeddings, load_networks
 from audit.pipeline.robustness import Robustness, measure_models
 from audit.pipeline.writing import inputs_of, write_audit
 from audit.results import AuditResult, Failure
+from audit.robustness.attacks.registry import check_attacks
 from audit.robustness.corruptions.run import check_names
 from audit.runtime.environment import Stopwatch, choose_device
 from audit.runtime.memory import limited
@@ -91,6 +92,7 @@ def _run(context: Context, output: Output | None) -> AuditResult:
 
 def _check_names(config: AuditConfig) -> ChosenMethod:
     """Fail fast where the configuration names a part that is not there; return the counterfactual method it names."""
+    check_attacks(config.robustness)
     if config.robustness.corruptions is not None and config.robustness.corruptions.names is not None:
         check_names(config.robustness.corruptions.names)
     check_embeddings(config)

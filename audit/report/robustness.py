@@ -7,25 +7,21 @@ from markupsafe import Markup
 
 from audit.report.text import finite, in_order, names
 from audit.results import (
+    ATTACK_TITLES,
+    ENSEMBLE,
+    NORMS,
+    PGD,
     Attack,
     AuditResult,
     Difference,
     Interval,
     ModelResult,
+    Norm,
     RegionShare,
     TrustCheck,
     Vulnerability,
+    attack_path,
 )
-
-KINDS = {"pgd": "PGD", "ensemble": "Ensemble", "pgd_l2": "PGD, L2", "ensemble_l2": "Ensemble, L2"}
-STAGES = {
-    "before": "before",
-    "apgd-ce": "APGD, cross-entropy",
-    "apgd-t": "APGD, targeted",
-    "fab-t": "FAB, targeted",
-    "square": "Square",
-}
-
 
 MOST_REASONS = 2
 """Reasons of distrust that are told before the numbers."""
@@ -35,31 +31,45 @@ MOST_REASONS = 2
 class Column:
     """One attack that at least one model met."""
 
-    kind: str
+    table: str
+    attack_name: str
+    norm: Norm
+    title: str
     radius: str
     eps: float
 
     @property
-    def title(self) -> str:
-        """Name of the attack as a heading."""
-        return KINDS[self.kind]
+    def metric(self) -> str:
+        """Path of the number in a model's results."""
+        return f"{self.table}.{self.radius}"
+
+    @property
+    def strength(self) -> int:
+        """The ensemble before PGD, for PGD alone flatters; what any other attack is worth is not known."""
+        return {ENSEMBLE: 2, PGD: 1}.get(self.attack_name, 0)
 
     def attack(self, model: ModelResult) -> Attack | None:
         """Return what `model` kept under this attack, None where it was not made."""
-        attacks: dict[str, Attack] = getattr(model.robust, self.kind)
-        return attacks.get(self.radius)
+        tables = (table.radii for table in model.robust.tables() if table.path == self.table)
+        return next(tables, {}).get(self.radius)
+
+
+def stage_title(name: str) -> str:
+    """Return the heading of a stage of the ensemble."""
+    return ATTACK_TITLES.get(name, name)
 
 
 def attack_columns(models: Sequence[ModelResult]) -> list[Column]:
-    """Return the attacks in the order of their kind, then of their radius."""
+    """Return the attacks, PGD and the ensemble first, then by radius."""
+    tables = [table for model in models for table in model.robust.tables()]
     found = {
-        Column(kind, radius, attack.eps)
-        for model in models
-        for kind in KINDS
-        for radius, attack in getattr(model.robust, kind).items()
+        Column(table.path, table.attack, table.norm, table.title, radius, attack.eps)
+        for table in tables
+        for radius, attack in table.radii.items()
     }
-    order = list(KINDS)
-    return sorted(found, key=lambda column: (order.index(column.kind), column.eps))
+    own = [attack_path(attack, norm) for norm in NORMS for attack in (PGD, ENSEMBLE)]
+    order = list(dict.fromkeys([*own, *(table.path for table in tables)]))
+    return sorted(found, key=lambda column: (order.index(column.table), column.eps))
 
 
 def headline_columns(models: Sequence[ModelResult]) -> list[Column]:
@@ -68,16 +78,18 @@ def headline_columns(models: Sequence[ModelResult]) -> list[Column]:
     Where there is no L-inf radius, those of L2.
     """
     columns = attack_columns(models)
-    linf = [column for column in columns if not column.kind.endswith("_l2")]
-    # The ensemble comes later and takes the place of PGD.
-    best = {column.radius: column for column in linf or columns}
+    return _strongest([column for column in columns if column.norm == "Linf"] or columns)
+
+
+def _strongest(columns: Sequence[Column]) -> list[Column]:
+    # The strongest comes last and takes the place of the others.
+    best = {column.radius: column for column in sorted(columns, key=lambda column: column.strength)}
     return sorted(best.values(), key=lambda column: column.eps)
 
 
 def strongest_columns(models: Sequence[ModelResult]) -> list[Column]:
     """Return one attack for each radius of either norm, L-inf first: the ensemble where it was made, else PGD."""
-    best = {column.radius: column for column in attack_columns(models) if column.kind in ("pgd_l2", "ensemble_l2")}
-    return headline_columns(models) + sorted(best.values(), key=lambda column: column.eps)
+    return headline_columns(models) + _strongest([one for one in attack_columns(models) if one.norm == "L2"])
 
 
 def accuracy_curves(models: Sequence[ModelResult]) -> list[tuple[str, list[tuple[str, float]]]]:
@@ -114,7 +126,7 @@ def distrust(result: AuditResult) -> list[Markup]:
     """
     notes = []
     for model in in_order(result):
-        by_title = {title: _reasons(getattr(model.robust, kind).values()) for kind, title in KINDS.items()}
+        by_title = {table.title: _reasons(table.radii.values()) for table in model.robust.tables()}
         reasons = list(dict.fromkeys(reason for found in by_title.values() for reason in found))
         if reasons:
             more = len(reasons) - MOST_REASONS
@@ -136,7 +148,7 @@ def _reasons(attacks: Iterable[Attack]) -> list[str]:
 
 def _unchecked(models: Sequence[ModelResult]) -> list[Markup]:
     """Return a sentence for the models whose robust accuracy nobody checked."""
-    attacked = [m for m in models if any(getattr(m.robust, kind) for kind in KINDS)]
+    attacked = [m for m in models if m.robust.tables()]
     missed = [m for m in attacked if m.robust.trusted is None]
     if not missed:
         return []
@@ -180,7 +192,7 @@ def radius_text(check: TrustCheck, models: Sequence[ModelResult]) -> str:
     if check.eps is None:
         return ""
     l2 = check.norm == "L2"
-    written = {column.eps: column.radius for column in attack_columns(models) if column.kind.endswith("_l2") == l2}
+    written = {column.eps: column.radius for column in attack_columns(models) if column.norm == check.norm}
     levels = 255 * check.eps
     whole = not l2 and abs(levels - round(levels)) < 1e-6
     text = written.get(check.eps) or (f"{levels:.0f}/255" if whole else f"{check.eps:g}")
@@ -225,12 +237,11 @@ def difference_metrics(differences: Sequence[Difference]) -> list[str]:
     return list(dict.fromkeys(row.metric for row in differences))
 
 
-def metric_title(metric: str) -> str:
+def metric_title(metric: str, models: Sequence[ModelResult]) -> str:
     """Return the heading of a metric's path: 'robust.pgd.8/255' is 'PGD 8/255'."""
-    parts = metric.split(".", 2)
-    if parts[0] == "robust" and len(parts) == 3 and parts[1] in KINDS:
-        return f"{KINDS[parts[1]]} {parts[2]}"
-    return {"clean.accuracy": "clean", "robust.corruptions": "corruptions"}.get(metric, metric)
+    of_attacks = {column.metric: f"{column.title} {column.radius}" for column in attack_columns(models)}
+    named = {"clean.accuracy": "clean", "robust.corruptions": "corruptions"}
+    return of_attacks.get(metric) or named.get(metric, metric)
 
 
 def metric_counts(metric: str, differences: Sequence[Difference]) -> str:

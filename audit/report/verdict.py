@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from audit.report.robustness import Column, attack_columns, difference_of
+from audit.report.robustness import Column, attack_columns, difference_of, stage_title
 from audit.report.text import (
     bounds,
     finite,
@@ -23,7 +23,7 @@ from audit.report.text import (
     region_of,
     wrong_region,
 )
-from audit.results import COMPONENTS, MAIN_REGION, Attack, AuditResult, Interval, ModelResult
+from audit.results import COMPONENTS, ENSEMBLE, MAIN_REGION, Attack, AuditResult, Interval, ModelResult
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 FALLEN = 0.5
@@ -153,18 +153,18 @@ def _robust_verdict(result: AuditResult) -> Markup:
 def told_column(result: AuditResult) -> Column | None:
     """Return the attack that most models met; L-inf before L2, the largest radius first, the ensemble before PGD."""
 
-    def weight(column: Column) -> tuple[bool, int, float, bool]:
+    def weight(column: Column) -> tuple[bool, int, float, int]:
         attacks = [column.attack(model) for model in result.models if model.failed is None]
         met = sum(attack is not None and finite(attack.robust_accuracy.value) for attack in attacks)
-        return (not column.kind.endswith("_l2"), met, column.eps, column.kind.startswith("ensemble"))
+        return (column.norm == "Linf", met, column.eps, column.strength)
 
     columns = [column for column in attack_columns(result.models) if weight(column)[1]]
     return max(columns, key=weight, default=None)
 
 
 def _attack_name(column: Column) -> str:
-    name = "PGD" if column.kind.startswith("pgd") else "the ensemble"
-    return f"{name} in L2" if column.kind.endswith("_l2") else name
+    name = "the ensemble" if column.attack_name == ENSEMBLE else stage_title(column.attack_name)
+    return f"{name} in L2" if column.norm == "L2" else name
 
 
 def _falls(one: Shown) -> bool:
@@ -189,7 +189,7 @@ def _best(sound: Sequence[Shown], result: AuditResult, column: Column) -> tuple[
     if not sound:
         return None, []
     best = max(sound, key=lambda one: one.robust)
-    metric = f"robust.{column.kind}.{column.radius}"
+    metric = column.metric
 
     def above(other: Shown) -> bool:
         paired = difference_of(result, best.model.name, other.model.name, metric)

@@ -1,14 +1,15 @@
 """Robust accuracy over radii and attacks, on the same images and from equal starts for all models.
 
 Radii are attacked in rising order. An image that is fooled within a small ball is fooled within every larger one, so it
-is not attacked again: the curve falls monotonically and costs less.
+is not attacked again: the curve falls monotonically and costs less. An attack that looks for the nearest adversarial
+image is run once, and its distances tell both the accuracy at every radius and their median.
 """
 
+import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Literal
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +20,34 @@ from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
 from audit.metrics.intervals import wilson_interval
-from audit.results import Attack, CascadeStage, MinimalDistance, Robust
+from audit.results import (
+    ATTACK_TITLES,
+    ENSEMBLE,
+    PGD,
+    Attack,
+    CascadeStage,
+    MinimalDistance,
+    NotComputed,
+    Robust,
+    attack_path,
+)
 from audit.robustness.accuracy import device_of
-from audit.robustness.attacks.ball import Norm
+from audit.robustness.attacks.ball import Norm, distance
 from audit.robustness.attacks.blind import Account
 from audit.robustness.attacks.checks import checked_logits, name_of
+from audit.robustness.attacks.guard import AttackFault
 from audit.robustness.attacks.pgd import pgd_attack
+from audit.robustness.attacks.registry import ChosenAttack, choose, others_of, radii_of, stages_of
 from audit.robustness.attacks.sight import Sight
 from audit.robustness.distance import median_distance, minimal_distances
-from audit.robustness.ensemble import StageCache, run_cascade
+from audit.robustness.ensemble import Cascade, StageCache, run_cascade
 from audit.robustness.examples import EXAMPLES, Fooled, first_fooled, still_fooled
 from audit.robustness.trust.verdict import Evidence, check_trust
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
 
-Kind = Literal["pgd", "ensemble"]
-Outcome = Literal["before", "smaller", "pgd", "apgd-ce", "apgd-t", "fab-t", "square"]
-OUTCOMES: tuple[Outcome, ...] = ("before", "smaller", "pgd", "apgd-ce", "apgd-t", "fab-t", "square")
-"""What can become of an image, by the number that stands for it while the attacks run; -1: it stands."""
-BEFORE, SMALLER, PGD = OUTCOMES.index("before"), OUTCOMES.index("smaller"), OUTCOMES.index("pgd")
+BEFORE, SMALLER = 0, 1
+"""Places of 'before' and 'smaller' in the outcomes of an image; behind them stand the attacks. -1: it stands."""
 
 
 @dataclass(frozen=True)
@@ -45,39 +55,43 @@ class Attacked:
     """Robust accuracies, and which images stood: bool `[n]` by the number's path, for instance 'robust.pgd.8/255'.
 
     `examples` are the first images of the attacked order that the first attack fools; `accounts` say by the same paths
-    what each attack saw of its images.
+    what each attack saw of its images; `missing` says which attacks of other packages failed.
     """
 
     robust: Robust
     standing: dict[str, Tensor]
     examples: list[Fooled] = field(default_factory=list)
     accounts: dict[str, Account] = field(default_factory=dict)
+    missing: list[NotComputed] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Met:
     """What one attack did to one batch.
 
-    `standing` and `blind` are bool `[N]`: which images stand, and of which it never had a gradient. `fell` int64 `[N]`
-    is the place in `OUTCOMES` of what became of each attacked image, -1 elsewhere; `images` `[N, C, H, W]` are as the
-    attack left them.
+    `standing` is bool `[N]`; `fell` int64 `[N]` is the place in the outcomes of what became of each attacked image, -1
+    elsewhere; `images` `[N, C, H, W]` are as the attack left them; `sight` is its account of gradients.
     """
 
     standing: Tensor
-    blind: Tensor
     fell: Tensor
     images: Tensor
+    sight: Sight
     stages: list[CascadeStage] = field(default_factory=list)
 
 
 @dataclass
 class _Tally:
-    """What became of all images under one attack: `standing` and `blind` bool `[n]`, `fell` int64 `[n]`."""
+    """What became of all images under one attack: `standing` and `blind` bool `[n]`, `fell` int64 `[n]`.
+
+    `seen` says whether the attack took any gradient.
+    """
 
     standing: Tensor
     blind: Tensor
     fell: Tensor
     stages: list[CascadeStage] = field(default_factory=list)
+    seen: bool = False
 
     @classmethod
     def of(cls, n: int) -> "_Tally":
@@ -86,17 +100,18 @@ class _Tally:
     def enter(self, rows: Tensor, met: _Met, active: Tensor, earlier: Tensor) -> None:
         """Enter a batch's `rows`, of which `active` were attacked; what the others are is in `earlier`."""
         self.standing[rows] = met.standing.cpu()
-        self.blind[rows] = (met.blind & met.standing).cpu()
+        self.blind[rows] = (met.sight.blind & met.standing).cpu()
         known = torch.where(earlier == BEFORE, BEFORE, SMALLER)
         self.fell[rows] = torch.where(active, met.fell, known).cpu()
         self.stages += met.stages
+        self.seen |= bool(met.sight.taken.any())
 
 
 @dataclass(frozen=True)
 class Ball:
     """One attack at one radius: what it is called in the results, and how large it is in pixel units of `norm`."""
 
-    kind: Kind
+    attack: str
     norm: Norm
     radius: str
 
@@ -105,14 +120,9 @@ class Ball:
         return eps_value(self.radius)
 
     @property
-    def field(self) -> str:
-        """Name of the table in `results.Robust` that holds the number."""
-        return self.kind if self.norm == "Linf" else f"{self.kind}_l2"
-
-    @property
     def metric(self) -> str:
         """Path of the number in the results."""
-        return f"robust.{self.field}.{self.radius}"
+        return f"{attack_path(self.attack, self.norm)}.{self.radius}"
 
 
 def attacked_rows(dataset: AuditSet, n: int, seed: int) -> AuditSet:
@@ -124,15 +134,12 @@ def attacked_rows(dataset: AuditSet, n: int, seed: int) -> AuditSet:
     return chosen
 
 
-def _curves(config: RobustnessConfig) -> list[list[Ball]]:
-    """The balls to attack: one list for each attack and norm, the radii rising."""
-    radii: tuple[tuple[Norm, Sequence[str]], ...] = (("Linf", config.eps), ("L2", config.l2_eps))
-    curves = [
-        [Ball(kind, norm, radius) for radius in sorted(texts, key=eps_value)]
-        for kind in config.attacks
-        for norm, texts in radii
-    ]
-    return [curve for curve in curves if curve]
+def stream(attack: str, norm: Norm, eps: float, first: int) -> str:
+    """Return the name of the random draws of an attack on the batch whose first image is `first`.
+
+    A stream a batch: were it shared, a fooled model's fewer draws would shift the next batch's starts.
+    """
+    return f"robustness/{attack_path(attack, norm).removeprefix('robust.')}/{eps:.8f}/{first}"
 
 
 @dataclass(frozen=True)
@@ -142,7 +149,50 @@ class _Task:
     classifier: nn.Module
     config: RobustnessConfig
     seed: int
-    cache: StageCache | None
+    cache: StageCache | None = None
+
+    @cached_property
+    def others(self) -> dict[str, ChosenAttack]:
+        return {chosen.name: chosen for chosen in others_of(self.config)}
+
+    @cached_property
+    def stages(self) -> list[ChosenAttack]:
+        return stages_of(self.config)
+
+    @cached_property
+    def outcomes(self) -> tuple[str, ...]:
+        """What can become of an image, by the number that stands for it while the attacks run."""
+        return ("before", "smaller", *dict.fromkeys([*self.config.attacks, *self.config.ensemble.stages]))
+
+    def made_of(self, attack: str) -> list[ChosenAttack]:
+        """Return the attacks that `attack` is made of: one, or the stages of the ensemble."""
+        if attack == ENSEMBLE:
+            return self.stages
+        return [choose(PGD, self.config) if attack == PGD else self.others[attack]]
+
+    def curves(self) -> list[list[Ball]]:
+        """Return the balls to attack: one list for each attack and norm, the radii rising."""
+        return [
+            [Ball(attack, norm, radius) for radius in sorted(texts, key=eps_value)]
+            for attack in self.config.attacks
+            for norm, texts in radii_of(self.config).items()
+            if attack not in self.others
+            or (norm in self.others[attack].spec.norms and not self.others[attack].spec.minimal)
+        ]
+
+    def cascade(self, batch: "_Batch", attack: str, norm: Norm, eps: float) -> Cascade:
+        """Attack the images of `batch` by what `attack` is made of."""
+        return run_cascade(
+            self.classifier,
+            batch.images,
+            batch.labels,
+            eps=eps,
+            norm=norm,
+            attacks=self.made_of(attack),
+            seed_stage=stream(attack, norm, eps, batch.first),
+            seed=self.seed,
+            cache=self.cache,
+        )
 
 
 @dataclass(frozen=True)
@@ -154,90 +204,95 @@ class _Batch:
     first: int
 
 
-def _attack(task: _Task, batch: _Batch, active: Tensor, ball: Ball) -> _Met:
-    """Attack the `active` images of one batch."""
-    classifier, config, seed = task.classifier, task.config, task.seed
+def _pgd(task: _Task, batch: _Batch, active: Tensor, ball: Ball) -> _Met:
+    """Attack the `active` images of one batch by PGD, whose random starts are drawn for the whole batch."""
     images, labels = batch.images, batch.labels
-    # A stream a batch: were it shared, a fooled model's fewer draws would shift the next batch's starts.
-    stream = f"robustness/{ball.field}/{ball.eps:.8f}/{batch.first}"
-    if ball.kind == "pgd":
-        sight = Sight.of(len(images), images.device)
-        adversarial = pgd_attack(
-            classifier,
-            images,
-            labels,
-            eps=ball.eps,
-            steps=config.steps,
-            step_size=config.step_size,
-            momentum=config.momentum,
-            restarts=config.restarts,
-            norm=ball.norm,
-            active=active,
-            generator=stage_generator(seed, stream),
-            sight=sight,
-        )
-        with preserve_mode(classifier), torch.no_grad():
-            standing = active & (checked_logits(classifier, adversarial).argmax(dim=1) == labels)
-        # PGD gives back as it came what is misclassified anyway.
-        changed = (adversarial != images).flatten(1).any(dim=1)
-        fell = torch.where(standing, -1, torch.where(changed, PGD, BEFORE))
-        return _Met(standing, sight.blind, fell, adversarial)
-    rows = active.nonzero().flatten()
-    cascade = run_cascade(
-        classifier,
-        images[rows],
-        labels[rows],
+    sight = Sight.of(len(images), images.device)
+    (chosen,) = task.made_of(PGD)
+    adversarial = pgd_attack(
+        task.classifier,
+        images,
+        labels,
         eps=ball.eps,
         norm=ball.norm,
-        config=config.ensemble,
-        seed_stage=stream,
-        seed=seed,
-        cache=task.cache,
+        active=active,
+        generator=stage_generator(task.seed, stream(PGD, ball.norm, ball.eps, batch.first)),
+        sight=sight,
+        **chosen.options,
     )
-    standing, blind, adversarial = torch.zeros_like(active), torch.zeros_like(active), images.clone()
-    standing[rows], blind[rows], adversarial[rows] = cascade.standing, cascade.blind, cascade.images
+    with preserve_mode(task.classifier), torch.no_grad():
+        standing = active & (checked_logits(task.classifier, adversarial).argmax(dim=1) == labels)
+    # PGD gives back as it came what is misclassified anyway.
+    changed = (adversarial != images).flatten(1).any(dim=1)
+    fell = torch.where(standing, -1, torch.where(changed, task.outcomes.index(PGD), BEFORE))
+    return _Met(standing, fell, adversarial, sight)
+
+
+def _attack(task: _Task, batch: _Batch, active: Tensor, ball: Ball) -> _Met:
+    """Attack the `active` images of one batch."""
+    if ball.attack == PGD:
+        return _pgd(task, batch, active, ball)
+    images, rows = batch.images, active.nonzero().flatten()
+    cascade = task.cascade(_Batch(images[rows], batch.labels[rows], batch.first), ball.attack, ball.norm, ball.eps)
+    standing, adversarial = torch.zeros_like(active), images.clone()
+    standing[rows], adversarial[rows] = cascade.standing, cascade.images
+    sight = Sight.of(len(images), images.device)
+    sight.taken[rows], sight.useful[rows] = cascade.sight.taken, cascade.sight.useful
     fell = torch.full((len(images),), -1, device=images.device)
-    places = torch.tensor([OUTCOMES.index(stage.attack) for stage in cascade.stages] + [-1], device=images.device)
+    places = torch.tensor([task.outcomes.index(one.attack) for one in cascade.stages] + [-1], device=images.device)
     fell[rows] = places[cascade.fell]  # -1 takes the last
     before = cascade.stages[0].model_copy(update={"attacked": len(images)})
-    return _Met(standing, blind, fell, adversarial, [before, *cascade.stages[1:]])
+    return _Met(standing, fell, adversarial, sight, [before, *cascade.stages[1:]])
 
 
-def _takes_gradients(ball: Ball, config: RobustnessConfig) -> bool:
-    return ball.kind == "pgd" or set(config.ensemble.stages) != {"square"}
+def _takes_gradients(task: _Task, attack: str, seen: bool) -> bool:
+    """Whether there is an account of the gradients of `attack`; `seen`: one was taken.
+
+    Our own attacks always keep one. Of those of other packages only what came back from the classifier is known.
+    """
+    return seen or any("sight" in chosen.spec.takes for chosen in task.made_of(attack))
 
 
-def _summary(ball: Ball, config: RobustnessConfig, tally: _Tally, chosen: AuditSet) -> Attack:
+def _count(value: object) -> int | None:
+    return value if isinstance(value, int) else None
+
+
+def _summary(task: _Task, ball: Ball, tally: _Tally, chosen: AuditSet) -> Attack:
     attacked: Counter[str] = Counter()
     left: Counter[str] = Counter()
     standing = tally.standing
     for stage in tally.stages:
         attacked[stage.attack] += stage.attacked
         left[stage.attack] += stage.standing
-    whole = ball.kind == "ensemble"
+    config, whole = task.config, ball.attack == ENSEMBLE
+    (first, *_) = task.made_of(ball.attack)
     return Attack(
         robust_accuracy=wilson_interval(int(standing.sum()), len(standing)),
         eps=ball.eps,
         norm=ball.norm,
-        steps=config.ensemble.apgd_steps if whole else config.steps,
-        restarts=config.ensemble.apgd_restarts if whole else config.restarts,
-        stages=[CascadeStage(attack=name, attacked=attacked[name], standing=left[name]) for name in attacked],
+        steps=config.ensemble.apgd_steps if whole else _count(first.options.get("steps")),
+        restarts=config.ensemble.apgd_restarts if whole else _count(first.options.get("restarts")),
+        stages=[CascadeStage(attack=name, attacked=attacked[name], standing=left[name]) for name in attacked]
+        if whole
+        else [],
         recall={
             name: wilson_interval(int(standing[chosen.row_labels == c].sum()), int((chosen.row_labels == c).sum()))
             for c, name in enumerate(chosen.class_names)
         },
-        without_gradient=int(tally.blind.sum()) if _takes_gradients(ball, config) else None,
+        without_gradient=int(tally.blind.sum()) if _takes_gradients(task, ball.attack, tally.seen) else None,
         outcomes={
-            row_id: OUTCOMES[place] if place >= 0 else None
+            row_id: task.outcomes[place] if place >= 0 else None
             for row_id, place in zip(chosen.row_ids, tally.fell.tolist(), strict=True)
         },
+        source=None if whole else first.source,
     )
 
 
 def _account(ball: Ball, tally: _Tally) -> Account:
-    where = f"{'PGD' if ball.kind == 'pgd' else 'The ensemble'} at eps {ball.radius}"
+    title = "The ensemble" if ball.attack == ENSEMBLE else ATTACK_TITLES.get(ball.attack, ball.attack)
+    where = f"{title} at eps {ball.radius}"
     return Account(
-        kind=ball.kind,
+        kind=ball.attack,
         where=where if ball.norm == "Linf" else f"{where} (L2)",
         blind=int(tally.blind.sum()),
         attacked=int((tally.fell != BEFORE).sum()),
@@ -257,15 +312,17 @@ def robust_accuracy(
 
     Images and random starts depend on `seed`, radius and `config.batch_size` only, so models are compared on equal
     terms; `stage` labels the progress bar. With `cache` the stages of an ensemble that were finished in a killed run
-    are read back. No trust check is made: that is `measured_robustness`. Raises MetricError if `dataset` is empty.
+    are read back. An attack of another package that fails is left out, and said to be. No trust check is made: that is
+    `measured_robustness`. Raises MetricError if `dataset` is empty, and ConfigError as `check_attacks` does.
     """
     task = _Task(classifier, config, seed, cache)
     chosen = attacked_rows(dataset, config.n, seed)
     device = device_of(classifier)
-    curves = _curves(config)
+    curves = task.curves()
     balls = [ball for curve in curves for ball in curve]
     tallies = {ball: _Tally.of(len(chosen)) for ball in balls}
     examples: list[Fooled] = []
+    faults: dict[str, str] = {}
     with stage_progress(stage, len(chosen) * len(balls)) as advance:
         for images, labels, rows in chosen.batches(config.batch_size):
             batch = _Batch(images.to(device), labels.to(device), int(rows[0]))
@@ -274,23 +331,79 @@ def robust_accuracy(
                 active = torch.ones(len(images), dtype=torch.bool, device=device)
                 fell = torch.full((len(images),), -1, device=device)
                 for ball in curve:
-                    met = sparing(classifier, partial(_attack, task, batch, active, ball))
+                    try:
+                        met = sparing(classifier, partial(_attack, task, batch, active, ball))
+                    except AttackFault as fault:
+                        faults[ball.attack] = str(fault)
+                        break
                     tallies[ball].enter(rows, met, active, fell)
-                    if curve is curves[0] and len(examples) < EXAMPLES:
+                    if ball.attack == config.attacks[0] and ball.norm == balls[0].norm and len(examples) < EXAMPLES:
                         found += first_fooled(batch.images, met.images, active & ~met.standing, rows, ball.metric)
                     fell = torch.where(active, met.fell, fell)
                     active = met.standing
                     advance(len(images))
+            curves = [curve for curve in curves if curve[0].attack not in faults]
             examples = sorted(examples + found, key=lambda one: one.row)[:EXAMPLES]
-    robust = Robust()
+    measured = Attacked(Robust(), {})
     for ball in balls:
-        getattr(robust, ball.field)[ball.radius] = _summary(ball, config, tallies[ball], chosen)
-    return Attacked(
-        robust,
-        {ball.metric: tallies[ball].standing for ball in balls},
-        still_fooled(classifier, examples, chosen, device),
-        {ball.metric: _account(ball, tallies[ball]) for ball in balls if _takes_gradients(ball, config)},
-    )
+        if ball.attack not in faults:
+            _enter(task, measured, ball, tallies[ball], chosen)
+    for attack in (one for one in task.others.values() if one.spec.minimal):
+        for norm in attack.spec.norms:
+            try:
+                _enter_minimal(task, measured, attack, norm, chosen)
+            except AttackFault as fault:
+                faults[attack.name] = str(fault)
+                break
+    measured.missing.extend(_missing(attack, why) for attack, why in faults.items())
+    shown = [one for one in examples if one.metric in measured.standing]
+    measured.examples.extend(still_fooled(classifier, shown, chosen, device))
+    return measured
+
+
+def _enter(task: _Task, measured: Attacked, ball: Ball, tally: _Tally, chosen: AuditSet) -> None:
+    measured.robust.table(ball.attack, ball.norm)[ball.radius] = _summary(task, ball, tally, chosen)
+    measured.standing[ball.metric] = tally.standing
+    if _takes_gradients(task, ball.attack, tally.seen):
+        measured.accounts[ball.metric] = _account(ball, tally)
+
+
+def _missing(attack: str, why: str) -> NotComputed:
+    norms: tuple[Norm, ...] = ("Linf", "L2")
+    paths = [attack_path(attack, norm) for norm in norms]
+    return NotComputed(what=f"robust accuracy under {ATTACK_TITLES.get(attack, attack)}", why=why, paths=paths)
+
+
+def _enter_minimal(task: _Task, measured: Attacked, attack: ChosenAttack, norm: Norm, chosen: AuditSet) -> None:
+    """Run an attack that looks for the nearest adversarial images: their distances, and the accuracy at every radius.
+
+    A distance is that of an image that fools, so that both are bounds, as those of any attack are.
+    """
+    largest = 1.0 if norm == "Linf" else math.sqrt(math.prod(chosen.image_shape))
+    device = device_of(task.classifier)
+    found, tally = torch.empty(len(chosen)), _Tally.of(len(chosen))
+    with stage_progress(f"{attack.name} on {name_of(task.classifier)}", len(chosen)) as advance:
+        for images, labels, rows in chosen.batches(task.config.batch_size):
+            batch = _Batch(images.to(device), labels.to(device), int(rows[0]))
+            met = sparing(task.classifier, partial(task.cascade, batch, attack.name, norm, largest))
+            reached = torch.where(met.standing, torch.inf, distance(met.images, batch.images, norm))
+            found[rows], tally.blind[rows] = reached.cpu(), met.sight.blind.cpu()
+            tally.seen |= bool(met.sight.taken.any())
+            advance(len(images))
+    place, smaller = task.outcomes.index(attack.name), 0.0
+    for radius in sorted(radii_of(task.config).get(norm, ()), key=eps_value):
+        ball = Ball(attack.name, norm, radius)
+        stands = found > ball.eps
+        fell = torch.where(found <= smaller, SMALLER, torch.where(stands, -1, place))
+        fell[found == 0] = BEFORE
+        _enter(task, measured, ball, _Tally(stands, tally.blind & stands, fell, seen=tally.seen), chosen)
+        smaller = ball.eps
+    row = _distance_row(chosen, found, norm, largest, attack.name)
+    measured.robust.distances.append(row)
+    if _takes_gradients(task, attack.name, tally.seen):
+        measured.accounts[row.path] = _distance_account(
+            attack.name, f"{attack.name} in {_said(norm)}", found, tally.blind
+        )
 
 
 def measured_robustness(
@@ -316,9 +429,33 @@ def measured_robustness(
     for norm in () if config.distance is None else config.distance.norms:
         row, account = _distances(classifier, chosen, config, norm, seed)
         robust.distances.append(row)
-        evidence.accounts[f"robust.distances.{norm}"] = account
+        evidence.accounts[row.path] = account
     check_trust(classifier, chosen, config, seed, evidence)
     return measured
+
+
+def _said(norm: Norm) -> str:
+    return "L-inf" if norm == "Linf" else norm
+
+
+def _distance_row(
+    rows: AuditSet, found: Tensor, norm: Norm, largest: float, attack: str | None = None
+) -> MinimalDistance:
+    known = zip(rows.row_ids, found.tolist(), strict=True)
+    return MinimalDistance(
+        norm=norm,
+        median=median_distance(found, largest),
+        largest=largest,
+        attack=attack,
+        n=len(rows),
+        standing=int((found == torch.inf).sum()),
+        distances_by_image={row_id: value if value < torch.inf else None for row_id, value in known},
+    )
+
+
+def _distance_account(kind: str, where: str, found: Tensor, blind: Tensor) -> Account:
+    # A distance that a random start happened on is over-stated as well: no nearer image was looked for.
+    return Account(kind, where, int((blind & (found > 0)).sum()), int((found > 0).sum()))
 
 
 def _distances(
@@ -352,15 +489,5 @@ def _distances(
 
             found[at], blind[at] = sparing(classifier, measure)
             advance(len(images))
-    known = zip(rows.row_ids, found.tolist(), strict=True)
-    row = MinimalDistance(
-        norm=norm,
-        median=median_distance(found, largest),
-        largest=largest,
-        n=len(rows),
-        standing=int((found == torch.inf).sum()),
-        distances_by_image={row_id: value if value < torch.inf else None for row_id, value in known},
-    )
-    # A distance that a random start happened on is over-stated as well: no nearer image was looked for.
-    where = f"The search for minimal distances in {'L-inf' if norm == 'Linf' else norm}"
-    return row, Account("distance", where, int((blind & (found > 0)).sum()), int((found > 0).sum()))
+    where = f"The search for minimal distances in {_said(norm)}"
+    return _distance_row(rows, found, norm, largest), _distance_account("distance", where, found, blind)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit.config import EnsembleConfig
+from audit.config import EnsembleConfig, RobustnessConfig
 from audit.errors import MetricError
 from audit.robustness.attacks.apgd import apgd_attack, apgd_targeted_attack
+from audit.robustness.attacks.registry import stages_of
 from audit.robustness.ensemble import run_cascade
 
 SMALL = EnsembleConfig(apgd_steps=5, fab_steps=5, square_queries=10)
@@ -89,7 +90,8 @@ def test_fools_as_many_as_torchattacks(loss: str, norm: str, eps: float) -> None
 
 def cascade(model: nn.Module, images: Tensor, labels: Tensor, eps: float, config: EnsembleConfig = SMALL) -> int:
     """Return how many images stand."""
-    found = run_cascade(model, images, labels, eps=eps, norm="Linf", config=config, seed_stage="conformance", seed=0)
+    attacks = stages_of(RobustnessConfig(ensemble=config))
+    found = run_cascade(model, images, labels, eps=eps, norm="Linf", attacks=attacks, seed_stage="conformance", seed=0)
     assert fooled(model, found.images, labels) == len(images) - int(found.standing.sum())
     return int(found.standing.sum())
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit.config import EnsembleConfig
+from audit.config import EnsembleConfig, RobustnessConfig
 from audit.errors import ClassifierError, MetricError
 from audit.robustness.attacks.apgd import apgd_attack
+from audit.robustness.attacks.registry import stages_of
 from audit.robustness.ensemble import Cascade, StageCache, run_cascade
 from audit.runtime.seeds import stage_generator
 from audit.storage.cache import Store
@@ -74,7 +75,7 @@ def cascade(
         labels,
         eps=eps,
         norm=norm,
-        config=config,
+        attacks=stages_of(RobustnessConfig(ensemble=config)),
         seed_stage="test/0",
         seed=seed,
         cache=None if store is None else StageCache(store, key),

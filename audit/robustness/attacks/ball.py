@@ -4,14 +4,12 @@ Every attack takes its steps with these, in float32, and its result is measured 
 A radius or step size is one number for the batch, or a tensor `[N]` with one for each image.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from audit.errors import MetricError
+from audit.results import Norm
 
-Norm = Literal["Linf", "L2"]
 TOLERANCE = 1e-5
 """How far rounding in float32 may carry an adversarial image out of the ball before the attack is called broken."""
 

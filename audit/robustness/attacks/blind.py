@@ -1,4 +1,4 @@
-"""Was an attack blind? The verdict on what its account of gradients says (`audit.robustness.attacks.sight`).
+"""Was an attack blind? What its account of gradients says (`audit.robustness.attacks.sight`).
 
 The share held against the limit is that of images which the model decides rightly and the attack never had a gradient
 of, so it is by how much the number may be over-stated. The limit is that of the trust checks.
@@ -6,7 +6,6 @@ of, so it is by how much the number may be over-stated. The limit is that of the
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,12 +20,13 @@ from audit.runtime.memory import out_of_memory
 
 @dataclass(frozen=True)
 class Account:
-    """How many of the `attacked` images (those classified correctly) an attack of one `kind` never saw.
+    """How many of the `attacked` images (those classified correctly) the attack `kind` never saw.
 
-    `where` says in words which number it is, for instance 'PGD at eps 8/255'.
+    `kind` is its name, or 'distance' for the search for minimal distances; `where` says in words which number it is,
+    for instance 'PGD at eps 8/255'.
     """
 
-    kind: Literal["pgd", "ensemble", "distance"]
+    kind: str
     where: str
     blind: int
     attacked: int
@@ -57,7 +57,7 @@ class Account:
 
 
 def sight_check(accounts: Mapping[str, Account]) -> tuple[TrustCheck, dict[str, str]]:
-    """Judge the accounts of all gradient attacks on one model, by the path of their number in the results.
+    """Check the accounts of all gradient attacks on one model, by the path of their number in the results.
 
     Returns one check, about the attack that saw least, and the finding for each number that is untrusted by itself.
     """

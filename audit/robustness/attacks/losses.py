@@ -18,7 +18,7 @@ from torch.nn import functional
 from audit.errors import ClassifierError, MetricError
 from audit.robustness.attacks.checks import name_of
 
-LossName = Literal["ce", "dlr", "margin"]
+LossName = Literal["ce", "dlr"]
 SMALLEST = 1e-12
 """Floor of a ratio's denominator, which is zero where the leading logits are equal."""
 
@@ -89,7 +89,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return targeted_margin(logits, labels, targets) / spread
 
 
-LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr, "margin": margin}
+LOSSES: dict[str, Loss] = {"ce": cross_entropy, "dlr": dlr}
 """The untargeted losses by the names under which Auto-PGD knows them."""
 
 

@@ -13,11 +13,13 @@ from scipy.stats import binom
 from torch import Tensor, nn
 
 from audit.classifiers.probe import first_line
-from audit.config import EnsembleConfig, TrustConfig
+from audit.config import RobustnessConfig, TrustConfig
 from audit.errors import ClassifierError, MetricError
+from audit.results import ENSEMBLE, PGD
 from audit.robustness.attacks.ball import Norm, distance
 from audit.robustness.attacks.checks import checked_logits
 from audit.robustness.attacks.pgd import pgd_attack
+from audit.robustness.attacks.registry import others_of, stages_of
 from audit.runtime.memory import out_of_memory
 from audit.runtime.seeds import stage_generator
 
@@ -42,6 +44,9 @@ CHUNK = 64
 """Images attacked at once."""
 FOREIGN_ERRORS = (RuntimeError, ClassifierError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError)
 """What a classifier may raise when an attack meets it; running out of memory is no evidence and is let through."""
+
+DISTANCE = "distance"
+"""Stands for the search for minimal distances beside the names of attacks."""
 
 Attack = Callable[[nn.Module, Tensor, Tensor, torch.Generator], Tensor]
 
@@ -84,6 +89,32 @@ class ScaleFree(nn.Module):
 
 
 @dataclass(frozen=True)
+class Marks:
+    """The attacks whose numbers a failed check marks as untrusted, by what it found.
+
+    `every`: outputs or gradients are no good for any attack. `by_loss`: the scale of the logits hides the gradient of a
+    loss that can saturate. `by_gradient`: gradients mislead, and an ensemble with an attack that needs none is not
+    concerned. The search for minimal distances climbs the margin, which cannot saturate.
+    """
+
+    every: tuple[str, ...]
+    by_loss: tuple[str, ...]
+    by_gradient: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: RobustnessConfig) -> "Marks":
+        """Return the marks of the attacks of `config`, by their properties; raises ConfigError for an unknown one."""
+        stages, others = stages_of(config), others_of(config)
+        saturates = [] if any(one.spec.scale_free for one in stages) else [ENSEMBLE]
+        misled = [] if any(not one.spec.gradients for one in stages) else [ENSEMBLE]
+        return cls(
+            every=(PGD, ENSEMBLE, DISTANCE, *(one.name for one in others)),
+            by_loss=(PGD, *saturates, *(one.name for one in others if not one.spec.scale_free)),
+            by_gradient=(PGD, *misled, DISTANCE, *(one.name for one in others if one.spec.gradients)),
+        )
+
+
+@dataclass(frozen=True)
 class Case:
     """One classifier, the images `[N, C, H, W]` with labels `[N]` it is checked on, and how PGD attacked them.
 
@@ -95,16 +126,18 @@ class Case:
     images: Tensor
     labels: Tensor
     correct: Tensor
-    config: TrustConfig
-    ensemble: EnsembleConfig
+    config: RobustnessConfig
+    trust: TrustConfig
+    norm: Norm
     eps: float
-    steps: int
-    step_size: float | None
     seed: int
-    stage: str
-    norm: Norm = "Linf"
     excess: list[float] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
+
+    @cached_property
+    def marks(self) -> "Marks":
+        """Return which attacks a failed check speaks about."""
+        return Marks.of(self.config)
 
     @cached_property
     def n(self) -> int:
@@ -132,7 +165,7 @@ class Case:
         _ = self.n
         if self.randomness > RANDOMNESS_LIMIT:
             raise NotMade("The classifier draws at random: another attack cannot be told from another draw.")
-        return self.attacked("PGD", self.pgd(self.steps, self.step_size), self.eps, self.correct)
+        return self.attacked("PGD", self.pgd(self.config.steps, self.config.step_size), self.eps, self.correct)
 
     def pgd(self, steps: int, step_size: float | None, eps: float | None = None) -> Attack:
         """Return PGD of `steps` steps within `eps` (default: the case's own)."""
@@ -154,7 +187,7 @@ class Case:
 
     def generator(self, name: str) -> torch.Generator:
         """Return the generator of the draw called `name`; on the CPU, so that every device draws alike."""
-        return stage_generator(self.seed, f"{self.stage}/trust/{name}")
+        return stage_generator(self.seed, f"robustness/trust/trust/{name}")
 
     def newly_fooled(self, name: str, attack: Attack, *, scale_free: bool = False) -> int:
         """Return how many images that PGD left standing `attack` fools; raises NotMade."""

@@ -16,30 +16,22 @@ The checks are made in one norm at one radius and speak about both: what hides a
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from audit.classifiers.mode import preserve_mode
 from audit.classifiers.probe import first_line
-from audit.config import EnsembleConfig, TrustConfig, eps_value
-from audit.errors import MetricError
-from audit.results import TrustCheck
+from audit.config import RobustnessConfig, eps_value
+from audit.results import PGD, TrustCheck
 from audit.robustness.attacks.ball import TOLERANCE, Norm, project, random_offset
-from audit.robustness.attacks.checks import check_eps, check_labels, checked_logits, float_images
+from audit.robustness.attacks.checks import checked_logits
 from audit.robustness.attacks.losses import margin
 from audit.robustness.attacks.square import square_attack
+from audit.robustness.attacks.target import Target
 from audit.robustness.trust.case import FOREIGN_ERRORS, FORWARDS, RANDOMNESS_LIMIT, Case, NotMade, chance_limit
 from audit.runtime.memory import out_of_memory
 
-AttackName = Literal["pgd", "ensemble", "distance"]
-EVERY: tuple[AttackName, ...] = ("pgd", "ensemble", "distance")
-ACCURACIES: tuple[AttackName, ...] = ("pgd", "ensemble")
-"""Minimal distances are searched by the margin, which the scale of the logits cannot saturate."""
-WITHOUT_SQUARE: tuple[AttackName, ...] = ("pgd", "distance")
-PGD_ONLY: tuple[AttackName, ...] = ("pgd",)
-
+PGD_ONLY = (PGD,)
 PROBABILITY_TOLERANCE = 1e-3
 PROBABILITY_LIMIT = 0.5
 """Share of rows that look like probabilities; by chance next to none do, and a softmax makes all of them so."""
@@ -62,7 +54,7 @@ class _Finding:
 
 
 def _share_check(
-    case: Case, name: str, count: int, words: _Finding, attacks: tuple[AttackName, ...], *, eps: float | None = None
+    case: Case, name: str, count: int, words: _Finding, attacks: tuple[str, ...], *, eps: float | None = None
 ) -> TrustCheck:
     """Hold `count` of the correct images against the limit of chance; `eps` is the radius, default: the case's."""
     share, limit = count / case.n, chance_limit(case.n)
@@ -98,7 +90,7 @@ def _randomised_forward(case: Case) -> TrustCheck:
             if passed
             else "it draws at random, and attacks that do not average over its draws over-state robust accuracy."
         ),
-        attacks=EVERY,
+        attacks=case.marks.every,
     )
 
 
@@ -117,7 +109,7 @@ def _softmax_output(case: Case) -> TrustCheck:
         n=len(case.images),
         finding=f"{value:.0%} of the outputs are non-negative and sum to 1: "
         + ("they are logits." if passed else "they are probabilities, not logits, which hides the gradient."),
-        attacks=EVERY,
+        attacks=case.marks.every,
     )
 
 
@@ -163,13 +155,14 @@ def _zero_gradients(case: Case) -> TrustCheck:
             "attacks can see where to go",
             fails,
         ),
-        EVERY,
+        case.marks.every,
     )
 
 
 def _saturated_loss(case: Case) -> TrustCheck:
     """PGD must not do better on logits brought to one range: then cross-entropy was saturated, not the model robust."""
-    count = case.newly_fooled("PGD on rescaled logits", case.pgd(case.steps, case.step_size), scale_free=True)
+    attack = case.pgd(case.config.steps, case.config.step_size)
+    count = case.newly_fooled("PGD on rescaled logits", attack, scale_free=True)
     return _share_check(
         case,
         "saturated-loss",
@@ -179,7 +172,7 @@ def _saturated_loss(case: Case) -> TrustCheck:
             "the scale of the logits hides nothing",
             "cross-entropy is saturated, and robust accuracy under PGD is over-stated",
         ),
-        PGD_ONLY if {"apgd-t", "fab-t"} & set(case.ensemble.stages) else ACCURACIES,
+        case.marks.by_loss,
     )
 
 
@@ -194,11 +187,11 @@ def _black_box_beats_white_box(case: Case) -> TrustCheck:
             eps=case.eps,
             generator=generator,
             norm=case.norm,
-            queries=case.config.square_queries,
+            queries=case.trust.square_queries,
         )
 
     count = case.newly_fooled("Square", attack)
-    queries = case.config.square_queries
+    queries = case.trust.square_queries
     return _share_check(
         case,
         "black-box-beats-white-box",
@@ -208,7 +201,7 @@ def _black_box_beats_white_box(case: Case) -> TrustCheck:
             "the gradient is worth more than a blind search",
             "the gradient misleads PGD, and its robust accuracy is over-stated",
         ),
-        WITHOUT_SQUARE if "square" in case.ensemble.stages else EVERY,
+        case.marks.by_gradient,
     )
 
 
@@ -219,13 +212,13 @@ def _large_eps(case: Case) -> TrustCheck:
     """
     pixels = case.images[0].numel()
     eps = max(LARGE_EPS * (1.0 if case.norm == "Linf" else pixels**0.5), case.eps)
-    attack = case.pgd(max(case.steps, LARGE_STEPS), None, eps)
+    attack = case.pgd(max(case.config.steps, LARGE_STEPS), None, eps)
     standing = case.attacked("PGD at a large eps", attack, eps, case.correct)
     count = int(standing.sum())
-    attacks = EVERY
+    attacks = case.marks.every
     if count / case.n > chance_limit(case.n):
         after = case.attacked("PGD on rescaled logits at a large eps", attack, eps, standing, scale_free=True)
-        attacks = PGD_ONLY if int(after.sum()) / case.n <= chance_limit(case.n) else EVERY
+        attacks = PGD_ONLY if int(after.sum()) / case.n <= chance_limit(case.n) else case.marks.every
     return _share_check(
         case,
         "large-eps",
@@ -242,14 +235,14 @@ def _large_eps(case: Case) -> TrustCheck:
 
 def _more_steps(case: Case) -> TrustCheck:
     """More steps must not help: then PGD had not converged."""
-    steps = case.steps * case.config.more_steps
-    count = case.newly_fooled("PGD with more steps", case.pgd(steps, case.step_size))
+    steps = case.config.steps * case.trust.more_steps
+    count = case.newly_fooled("PGD with more steps", case.pgd(steps, case.config.step_size))
     return _share_check(
         case,
         "more-steps",
         count,
         _Finding(
-            f"PGD of {steps} steps fools {count} of {case.n} images that {case.steps} steps leave standing",
+            f"PGD of {steps} steps fools {count} of {case.n} images that {case.config.steps} steps leave standing",
             "PGD has converged",
             "PGD has not converged, so raise robustness.steps",
         ),
@@ -279,7 +272,7 @@ def _bounds(case: Case) -> TrustCheck:
         limit=TOLERANCE,
         n=len(case.images),
         finding=finding,
-        attacks=EVERY,
+        attacks=case.marks.every,
     )
 
 
@@ -319,50 +312,29 @@ def trust_checks(
     classifier: nn.Module,
     images: Tensor,
     labels: Tensor,
-    config: TrustConfig,
+    config: RobustnessConfig,
     *,
+    norm: Norm,
     eps: float,
-    steps: int,
-    step_size: float | None,
     seed: int,
-    stage: str,
-    ensemble: EnsembleConfig | None = None,
-    norm: Norm = "Linf",
 ) -> list[TrustCheck]:
-    """Run every check of `CHECKS` on the first `config.n` of `images` `[N, C, H, W]` in [0, 1] with `labels` `[N]`.
+    """Run every check of `CHECKS` on the first `config.trust.n` of `images` `[N, C, H, W]` in [0, 1].
 
-    `eps` (pixel units of `norm`), `steps` and `step_size` are those of the PGD whose number is in question; `ensemble`
-    says which attacks the ensemble holds (default: all). Draws come from `seed` and `stage` alone. The classifier keeps
-    its mode and the global generators their state. What a defence does to an attack ends in a row and never in an
-    error. Raises MetricError on images, labels or eps that no attack takes, and ClassifierError where the outputs on
-    the images themselves are no finite logits.
+    `labels` are int64 `[N]`; `eps` (pixel units of `norm`) is the radius at which PGD as `config` has it is checked.
+    Draws come from `seed` alone. The classifier keeps its mode and the global generators their state. What a defence
+    does to an attack ends in a row and never in an error. Raises MetricError on images, labels or eps that no attack
+    takes, and ClassifierError where the outputs on the images themselves are no finite logits.
     """
-    images = float_images(images[: config.n], "images given to the trust checks")
-    check_eps(eps, norm, images.shape[1:])
-    if steps < 1:
-        raise MetricError(f"The trust checks need PGD of at least 1 step; given: {steps}.")
-    labels = labels[: config.n].to(images.device)
-    if len(images) == 0:
+    trust = config.trust
+    assert trust is not None, "the configuration asks for no checks"
+    target = Target("the trust checks", classifier, images[: trust.n], labels[: trust.n], norm)
+    target.check_eps(eps)
+    if len(target.images) == 0:
         finding = "There is no image to check the classifier on."
         return [TrustCheck(name=name, passed=None, value=None, limit=None, n=0, finding=finding) for name, _ in CHECKS]
-    with preserve_mode(classifier), _lent_randomness(images.device):
-        with torch.no_grad():
-            logits = checked_logits(classifier, images)
-        check_labels(labels, len(images), logits.shape[1])
-        case = Case(
-            classifier=classifier,
-            images=images,
-            labels=labels,
-            correct=logits.argmax(dim=1) == labels,
-            config=config,
-            ensemble=EnsembleConfig() if ensemble is None else ensemble,
-            eps=eps,
-            steps=steps,
-            step_size=step_size,
-            seed=seed,
-            stage=stage,
-            norm=norm,
-        )
+    with _lent_randomness(target.images.device), target.attacked() as logits:
+        correct = logits.argmax(dim=1) == target.labels
+        case = Case(classifier, target.images, target.labels, correct, config, trust, norm, eps, seed)
         return [_made(name, check, case) for name, check in CHECKS]
 
 
@@ -402,7 +374,7 @@ def ensemble_beats_pgd(
     return check, {ball: finding(ball) for ball in counts if counts[ball] / n > limit}
 
 
-def untrusted_reasons(checks: Sequence[TrustCheck], attack: AttackName) -> list[str]:
+def untrusted_reasons(checks: Sequence[TrustCheck], attack: str) -> list[str]:
     """Return the findings, a sentence each, that mark the numbers of `attack` as untrusted; empty if none does."""
     return [check.finding for check in checks if check.passed is False and attack in check.attacks]
 

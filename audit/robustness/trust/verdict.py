@@ -1,7 +1,7 @@
 """Which numbers of a model may be believed: every check's finding is put beside the numbers that it concerns.
 
 `trust.py` makes the checks that ask for attacks of their own; `blind.py` reads what the attacks noted while they ran,
-which costs nothing and is judged whatever is switched off. A number no check of which was made says so itself: it is
+which costs nothing and is checked whatever is switched off. A number no check of which was made says so itself: it is
 neither trusted nor untrusted, and a gate takes it for not measured.
 """
 
@@ -14,18 +14,18 @@ from torch import Tensor, nn
 from audit.classifiers.slices import sparing
 from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
-from audit.results import Attack, MinimalDistance, Robust, TrustCheck
+from audit.results import ENSEMBLE, PGD, Attack, MinimalDistance, Robust, TrustCheck, attack_path
 from audit.robustness.accuracy import device_of
 from audit.robustness.attacks.ball import Norm
 from audit.robustness.attacks.blind import Account, sight_check
 from audit.robustness.attacks.checks import name_of
-from audit.robustness.trust.checks import AttackName, ensemble_beats_pgd, trust_checks, trusted, untrusted_reasons
+from audit.robustness.attacks.registry import radii_of
+from audit.robustness.trust.case import DISTANCE
+from audit.robustness.trust.checks import ensemble_beats_pgd, trust_checks, trusted, untrusted_reasons
 from audit.runtime.progress import stage_progress
 
 FEWEST_STANDING = 8
 """Images that have to stand under an attack for its trust checks to have something to look at; half of few images."""
-TABLES: dict[Norm, tuple[str, str]] = {"Linf": ("pgd", "ensemble"), "L2": ("pgd_l2", "ensemble_l2")}
-"""Names of the tables of PGD and of the ensemble in `results.Robust`, by norm."""
 
 
 @dataclass
@@ -47,40 +47,41 @@ def telling_ball(config: RobustnessConfig, standing: Mapping[str, Tensor]) -> tu
     It is the largest radius at which images stand that a stronger attack could still fool, else the largest. Where
     nothing stands there is nothing to over-state, and the checks that compare attacks say nothing.
     """
-    norm: Norm = "Linf" if config.eps else "L2"
-    table = TABLES[norm][0 if "pgd" in config.attacks else 1]
-    radii = sorted(config.eps or config.l2_eps, key=eps_value)
-    stand = {radius: standing[f"robust.{table}.{radius}"] for radius in radii}
-    telling = [r for r in radii if int(stand[r].sum()) >= min(FEWEST_STANDING, max(1, len(stand[r]) // 2))]
+    norm, texts = next(iter(radii_of(config).items()))
+    radii = sorted(texts, key=eps_value)
+    attacks = sorted(config.attacks, key=lambda attack: (attack != PGD, attack != ENSEMBLE))
+    tables = [attack_path(attack, norm) for attack in attacks]
+    measured = next((table for table in tables if f"{table}.{radii[0]}" in standing), None)
+    stand = {} if measured is None else {radius: standing[f"{measured}.{radius}"] for radius in radii}
+    telling = [r for r, on in stand.items() if int(on.sum()) >= min(FEWEST_STANDING, max(1, len(on) // 2))]
     return norm, eps_value((telling or radii)[-1])
 
 
-def _numbers(robust: Robust) -> list[tuple[str, AttackName, Attack | MinimalDistance]]:
+def _numbers(robust: Robust) -> list[tuple[str, str, Attack | MinimalDistance]]:
     """Return (path, attack, number) of everything that an attack is behind."""
-    found: list[tuple[str, AttackName, Attack | MinimalDistance]] = []
-    kinds: tuple[AttackName, AttackName] = ("pgd", "ensemble")
-    for tables in TABLES.values():
-        for table, kind in zip(tables, kinds, strict=True):
-            attacks: dict[str, Attack] = getattr(robust, table)
-            found += [(f"robust.{table}.{radius}", kind, attack) for radius, attack in attacks.items()]
-    return found + [(f"robust.distances.{row.norm}", "distance", row) for row in robust.distances]
+    found: list[tuple[str, str, Attack | MinimalDistance]] = [
+        (f"{table.path}.{radius}", table.attack, attack)
+        for table in robust.tables()
+        for radius, attack in table.radii.items()
+    ]
+    return found + [(row.path, row.attack or DISTANCE, row) for row in robust.distances]
 
 
-def _beaten(config: RobustnessConfig, evidence: Evidence) -> tuple[list[TrustCheck], dict[str, str]]:
+def _beaten(evidence: Evidence) -> tuple[list[TrustCheck], dict[str, str]]:
     """Hold PGD against the ensemble where both were made; returns the check and a reason by path of the number."""
-    if set(config.attacks) != {"pgd", "ensemble"}:
-        return [], {}
-    radii: dict[Norm, Sequence[str]] = {"Linf": config.eps, "L2": config.l2_eps}
     both = {
-        (norm, radius): (
-            evidence.standing[f"robust.{TABLES[norm][0]}.{radius}"],
-            evidence.standing[f"robust.{TABLES[norm][1]}.{radius}"],
+        (table.norm, radius): (
+            evidence.standing[f"{table.path}.{radius}"],
+            evidence.standing[f"{attack_path(ENSEMBLE, table.norm)}.{radius}"],
         )
-        for norm, texts in radii.items()
-        for radius in texts
+        for table in evidence.robust.tables()
+        for radius in table.radii
+        if table.attack == PGD and radius in evidence.robust.table(ENSEMBLE, table.norm)
     }
+    if not both:
+        return [], {}
     check, reasons = ensemble_beats_pgd(both)
-    return [check], {f"robust.{TABLES[norm][0]}.{radius}": reason for (norm, radius), reason in reasons.items()}
+    return [check], {f"{attack_path(PGD, norm)}.{radius}": reason for (norm, radius), reason in reasons.items()}
 
 
 def _made_checks(
@@ -97,14 +98,10 @@ def _made_checks(
             classifier,
             rows.images().to(device),
             rows.row_labels.to(device),
-            config.trust,
-            eps=eps,
+            config,
             norm=norm,
-            steps=config.steps,
-            step_size=config.step_size,
+            eps=eps,
             seed=seed,
-            stage="robustness/trust",
-            ensemble=config.ensemble,
         )
         checks = sparing(classifier, made)
         advance(1)
@@ -116,12 +113,12 @@ def check_trust(
 ) -> None:
     """Make every check that `config` asks for on the first images of `chosen`; writes into `evidence.robust`.
 
-    With `config.trust` None only the attacks' own accounts are judged, and every number says that it is unchecked.
+    With `config.trust` None only the attacks' own accounts are checked, and every number says that it is unchecked.
     """
     robust = evidence.robust
     blind, reasons = sight_check(evidence.accounts)
     checks = [] if config.trust is None else _made_checks(classifier, chosen, config, seed, evidence)
-    beats, beaten = _beaten(config, evidence)
+    beats, beaten = _beaten(evidence)
     for path, kind, number in _numbers(robust):
         number.untrusted = untrusted_reasons(checks, kind)
         number.untrusted += [own[path] for own in (reasons, beaten) if path in own]

@@ -12,6 +12,7 @@ from torch.nn import functional
 from audit.errors import ClassifierError, MetricError
 from audit.robustness.attacks.apgd import apgd_attack, apgd_targeted_attack, checkpoints
 from audit.robustness.attacks.ball import ascent, project, random_offset
+from audit.robustness.attacks.losses import LOSSES, margin
 from audit.robustness.attacks.pgd import pgd_attack
 
 ATTACKS = (apgd_attack, apgd_targeted_attack)
@@ -86,7 +87,7 @@ def test_any_number_of_classes_is_attacked(attack, classes: int, norm: str) -> N
     assert fooled(network, out, labels).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("loss", ["ce", "dlr", "margin"])
+@pytest.mark.parametrize("loss", ["ce", "dlr"])
 def test_every_loss_fools(loss: str) -> None:
     network, images, labels = case(32, seed=3)
     out = apgd_attack(
@@ -95,7 +96,7 @@ def test_every_loss_fools(loss: str) -> None:
     assert fooled(network, out, labels).float().mean() > 0.5
 
 
-def test_margin_finds_what_cross_entropy_misses_where_logits_are_large() -> None:
+def test_logit_ratio_finds_what_cross_entropy_misses_where_logits_are_large() -> None:
     network, images, labels = case(32, seed=3)
     scaled = nn.Sequential(network, Scale(1e4))
     found = {
@@ -106,9 +107,8 @@ def test_margin_finds_what_cross_entropy_misses_where_logits_are_large() -> None
             ),
             labels,
         ).sum()
-        for loss in ("ce", "margin", "dlr")
+        for loss in ("ce", "dlr")
     }
-    assert found["margin"] > found["ce"]
     assert found["dlr"] > found["ce"]
 
 
@@ -146,7 +146,7 @@ def test_steps_shrink_towards_an_inner_maximum(norm: str) -> None:
         eps=0.3,
         steps=100,
         norm=norm,
-        loss="margin",
+        loss="ce",
         generator=torch.Generator().manual_seed(0),
     )
     # The first step is 2 * eps long; without halving it would jump from wall to wall for ever.
@@ -194,7 +194,11 @@ def transcribed(image: Tensor, start: Tensor, eps: float, steps: int, norm: str)
 
 
 @pytest.mark.parametrize(("norm", "eps", "steps"), [("Linf", 0.1, 20), ("L2", 0.2, 50)])
-def test_agrees_with_a_transcription_of_the_algorithm_sample_by_sample(norm: str, eps: float, steps: int) -> None:
+def test_agrees_with_a_transcription_of_the_algorithm_sample_by_sample(
+    norm: str, eps: float, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Cross-entropy would round the rugged heights away in float32.
+    monkeypatch.setitem(LOSSES, "margin", margin)
     images = torch.rand(24, 1, 3, 3, generator=torch.Generator().manual_seed(0))
     out = apgd_attack(
         Waves(),

@@ -7,12 +7,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from audit.config import EnsembleConfig, TrustConfig
+from audit.config import EnsembleConfig, RobustnessConfig
 from audit.errors import AuditError, ClassifierError, MetricError
 from audit.robustness.attacks.apgd import apgd_attack, apgd_targeted_attack
 from audit.robustness.attacks.checks import where_not_finite
 from audit.robustness.attacks.fab import fab_attack
 from audit.robustness.attacks.pgd import pgd_attack
+from audit.robustness.attacks.registry import stages_of
 from audit.robustness.attacks.square import square_attack
 from audit.robustness.distance import minimal_distances
 from audit.robustness.ensemble import run_cascade
@@ -25,6 +26,7 @@ def _rng() -> torch.Generator:
     return torch.Generator().manual_seed(0)
 
 
+SHORT = RobustnessConfig(steps=2, ensemble=EnsembleConfig(apgd_steps=2))
 ATTACKS: dict[str, Call] = {
     "pgd": lambda m, x, y, eps: pgd_attack(m, x, y, eps=eps, steps=2, generator=_rng()),
     "apgd": lambda m, x, y, eps: apgd_attack(m, x, y, eps=eps, steps=2, generator=_rng()),
@@ -32,14 +34,12 @@ ATTACKS: dict[str, Call] = {
     "fab": lambda m, x, y, eps: fab_attack(m, x, y, eps=eps, steps=2, generator=_rng()),
     "square": lambda m, x, y, eps: square_attack(m, x, y, eps=eps, queries=5, generator=_rng()),
     "ensemble": lambda m, x, y, eps: run_cascade(
-        m, x, y, eps=eps, norm="Linf", config=EnsembleConfig(apgd_steps=2), seed=0, seed_stage="test"
+        m, x, y, eps=eps, norm="Linf", attacks=stages_of(SHORT), seed=0, seed_stage="test"
     ),
     "distance": lambda m, x, y, eps: minimal_distances(
         m, x, y, norm="Linf", largest=eps, bisections=2, steps=2, generator=_rng()
     ),
-    "trust": lambda m, x, y, eps: trust_checks(
-        m, x, y, TrustConfig(), eps=eps, steps=2, step_size=None, seed=0, stage="test"
-    ),
+    "trust": lambda m, x, y, eps: trust_checks(m, x, y, SHORT, norm="Linf", eps=eps, seed=0),
 }
 
 

@@ -109,7 +109,7 @@ def test_too_few_classes_are_refused_in_one_sentence() -> None:
 
 def test_losses_of_16_bit_logits_are_in_float32() -> None:
     logits, labels, targets = case(10, 0)
-    for loss in LOSSES.values():
+    for loss in (*LOSSES.values(), margin):
         assert loss(logits.bfloat16(), labels).dtype == torch.float32
     assert targeted_dlr(logits.bfloat16(), labels, targets).dtype == torch.float32
 

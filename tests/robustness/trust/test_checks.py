@@ -13,17 +13,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audit.classifiers.load import load_classifier
-from audit.config import ClassifierConfig, EnsembleConfig, TrustConfig
+from audit.config import ClassifierConfig, EnsembleConfig, RobustnessConfig, TrustConfig
 from audit.data.phantom import CLASS_NAMES, sample
 from audit.errors import ClassifierError, MetricError
-from audit.results import TrustCheck
+from audit.results import Norm, TrustCheck
 from audit.robustness.attacks.pgd import pgd_attack
 from audit.robustness.trust import checks as trust
 from audit.robustness.trust.case import TOLERATED, chance_limit, excess_of
 from audit.robustness.trust.checks import CHECKS, ensemble_beats_pgd, trust_checks, trusted, untrusted_reasons
 
-CONFIG = TrustConfig(n=48, square_queries=100, more_steps=3)
 EPS, STEPS = 0.2, 10
+TRUST = TrustConfig(n=48, square_queries=100, more_steps=3)
+CONFIG = RobustnessConfig(steps=STEPS, trust=TRUST)
 
 
 def digits() -> tuple[Tensor, Tensor]:
@@ -51,18 +52,19 @@ def network() -> nn.Module:
     return net.eval()
 
 
-def held_out(seed: int = 0, n: int = CONFIG.n) -> tuple[Tensor, Tensor]:
+def held_out(seed: int = 0, n: int = TRUST.n) -> tuple[Tensor, Tensor]:
     images, labels = digits()
     rows = 1000 + torch.randperm(len(images) - 1000, generator=torch.Generator().manual_seed(seed))[:n]
     return images[rows], labels[rows]
 
 
 def checks_of(
-    classifier: nn.Module, seed: int = 0, config: TrustConfig = CONFIG, n: int = CONFIG.n, **changed: object
+    classifier: nn.Module, seed: int = 0, *, n: int = TRUST.n, eps: float = EPS, norm: Norm = "Linf", **changed: object
 ) -> dict[str, TrustCheck]:
     images, labels = held_out(seed, n)
-    settings: dict = {"eps": EPS, "steps": STEPS, "step_size": None, "seed": seed, "stage": "test", **changed}
-    return {check.name: check for check in trust_checks(classifier, images, labels, config, **settings)}
+    config = CONFIG.model_copy(update=changed)
+    checks = trust_checks(classifier, images, labels, config, norm=norm, eps=eps, seed=seed)
+    return {check.name: check for check in checks}
 
 
 class Defence(nn.Module):
@@ -161,10 +163,8 @@ def pgd_accuracy(classifier: nn.Module) -> float:
 def test_shipped_classifier_is_not_flagged(name: str) -> None:
     classifier = load_classifier(ClassifierConfig(name=name, checkpoint=f"shipped:{name}"), (1, 64, 64), CLASS_NAMES)
     batch = sample(24, seed=7)
-    config = TrustConfig(n=24, square_queries=60, more_steps=2)
-    checks = trust_checks(
-        classifier, batch.images, batch.labels, config, eps=8 / 255, steps=10, step_size=None, seed=0, stage="test"
-    )
+    config = RobustnessConfig(steps=10, trust=TrustConfig(n=24, square_queries=60, more_steps=2))
+    checks = trust_checks(classifier, batch.images, batch.labels, config, norm="Linf", eps=8 / 255, seed=0)
     assert [check.finding for check in checks if check.passed is not True] == []
     assert trusted(checks) is True
 
@@ -200,7 +200,7 @@ def test_failures_mark_the_attacks_they_speak_about(network: nn.Module) -> None:
 
 
 def test_more_steps_help_where_pgd_has_too_few(network: nn.Module) -> None:
-    checks = checks_of(network, steps=1, step_size=0.02, config=TrustConfig(n=48, square_queries=1, more_steps=20))
+    checks = checks_of(network, steps=1, step_size=0.02, trust=TrustConfig(n=48, square_queries=1, more_steps=20))
     assert checks["more-steps"].passed is False
     assert checks["more-steps"].attacks == ("pgd",)
     assert untrusted_reasons(list(checks.values()), "ensemble") == []
@@ -235,9 +235,7 @@ def test_few_correct_images_leave_attacks_open(network: nn.Module) -> None:
     images, labels = held_out()
     wrong = (network(images).argmax(dim=1) + 1) % 10
     wrong[:5] = labels[:5]
-    checks = trust_checks(
-        network, images, wrong, CONFIG, eps=EPS, steps=STEPS, step_size=None, seed=0, stage="test"
-    )  # fmt: skip
+    checks = trust_checks(network, images, wrong, CONFIG, norm="Linf", eps=EPS, seed=0)
     found = {check.name: check for check in checks}
     assert found["softmax-output"].passed is True
     for name in ("zero-gradients", "saturated-loss", "black-box-beats-white-box", "large-eps", "more-steps", "bounds"):
@@ -249,10 +247,8 @@ def test_few_correct_images_leave_attacks_open(network: nn.Module) -> None:
 
 
 def test_no_image_at_all(network: nn.Module) -> None:
-    checks = trust_checks(
-        network, torch.empty(0, 1, 8, 8), torch.empty(0, dtype=torch.int64), CONFIG, eps=EPS, steps=STEPS,
-        step_size=None, seed=0, stage="test",
-    )  # fmt: skip
+    none = torch.empty(0, dtype=torch.int64)
+    checks = trust_checks(network, torch.empty(0, 1, 8, 8), none, CONFIG, norm="Linf", eps=EPS, seed=0)
     assert [check.passed for check in checks] == [None] * len(CHECKS)
     assert trusted(checks) is None
     assert trusted([]) is None
@@ -307,17 +303,15 @@ def test_limit_allows_for_chance_and_narrows() -> None:
     assert chance_limit(8) > chance_limit(64) > chance_limit(500) > TOLERATED
 
 
-def test_bad_input_is_said_at_the_door(network: nn.Module) -> None:
+def test_bad_input_is_refused(network: nn.Module) -> None:
     images, labels = held_out()
-    settings: dict = {"eps": EPS, "steps": STEPS, "step_size": None, "seed": 0, "stage": "test"}
+    settings: dict = {"norm": "Linf", "eps": EPS, "seed": 0}
     with pytest.raises(MetricError):
         trust_checks(network, images * 2, labels, CONFIG, **settings)
     with pytest.raises(MetricError):
         trust_checks(network, images, labels + 10, CONFIG, **settings)
     with pytest.raises(MetricError):
         trust_checks(network, images, labels, CONFIG, **{**settings, "eps": 2.0})
-    with pytest.raises(MetricError):
-        trust_checks(network, images, labels, CONFIG, **{**settings, "steps": 0})
     with pytest.raises(ClassifierError):
         trust_checks(Defence(network, after=lambda logits: logits * torch.nan), images, labels, CONFIG, **settings)
 
