@@ -1,0 +1,72 @@
+"""An attack of another package in report and gate, which know the results only."""
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from audit.config import parse_config
+from audit.gate.evaluate import Policy, evaluate_gate
+from audit.gate.policy import attack_of, doubts_of, metrics_of
+from audit.report.build import render_report
+from audit.report.robustness import attack_columns, headline_columns, metric_title
+from audit.results import AuditResult, Interval, MinimalDistance
+
+CW = "torchattacks:CW"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("attacks")
+
+
+@pytest.fixture(scope="module")
+def results(support_results: ModuleType, folder: Path) -> AuditResult:
+    found = support_results.example_audit(folder)
+    for model in found.models:
+        template = next(iter(model.robust.pgd.values()))
+        for radius in ("1", "1.5"):
+            model.robust.table(CW, "L2")[radius] = template.model_copy(
+                update={
+                    "norm": "L2",
+                    "eps": float(radius),
+                    "steps": None,
+                    "restarts": None,
+                    "source": "torchattacks 3.5.1",
+                    "untrusted": ["It saw nothing."] if radius == "1.5" else [],
+                }
+            )
+        row = MinimalDistance(
+            norm="L2", median=Interval(value=0.7, n=4), largest=9.0, attack=CW, n=4, standing=0, distances_by_image={}
+        )
+        model.robust.distances.append(row)
+    return AuditResult.model_validate_json(found.model_dump_json())
+
+
+def test_it_has_a_column_and_leaves_the_headline_to_our_own(results: AuditResult) -> None:
+    columns = {column.metric: column for column in attack_columns(results.models)}
+    assert columns[f"robust.attacks.{CW}_l2.1.5"].title == f"{CW}, L2"
+    assert CW not in {column.attack_name for column in headline_columns(results.models)}
+    assert metric_title(f"robust.attacks.{CW}_l2.1", results.models) == f"{CW}, L2 1"
+    assert metric_title("robust.pgd.8/255", results.models) == "PGD 8/255"
+
+
+def test_the_report_shows_it(results: AuditResult, folder: Path) -> None:
+    (folder / "results.json").write_text(results.model_dump_json())
+    page = render_report(folder / "results.json").read_text(encoding="utf-8")
+    assert f"{CW}, L2" in page
+    assert "torchattacks 3.5.1" in page
+    assert "None steps" not in page
+
+
+def test_the_gate_bounds_it_and_hears_its_doubts(results: AuditResult) -> None:
+    model = results.models[0]
+    assert metrics_of(model)[f"robust.distances.{CW}/L2.median"].value == pytest.approx(0.7)
+    # The radius '1' begins '1.5' as well.
+    assert attack_of(model, f"robust.attacks.{CW}_l2.1.5").eps == 1.5
+    assert attack_of(model, f"robust.attacks.{CW}_l2.1.recall.x").eps == 1
+    assert doubts_of(model, f"robust.attacks.{CW}_l2.1.5").untrusted == ("It saw nothing.",)
+    assert doubts_of(model, f"robust.attacks.{CW}_l2.1").untrusted == ()
+    rule = {"metric": f"robust.attacks.{CW}_l2.1.5", "models": [model.name], "min": 0.0}
+    (check,) = evaluate_gate(results, parse_config(Policy, {"rule": [rule]}, "the test")).checks
+    assert "It saw nothing." in check.sentence
