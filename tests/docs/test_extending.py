@@ -31,6 +31,13 @@ def entry_point(pyproject: str) -> str:
     return f"{group}: {name} = {attribute}"
 
 
+DOORS = ("An attack", "A counterfactual method", "Regions", "A data set", "A generator", "An embedding")
+
+
+def test_every_kind_of_part_has_an_example():
+    assert [title for title in DOORS if "try.py" not in files_of(SECTIONS.get(title, ""))] == []
+
+
 @pytest.mark.parametrize("title", [title for title, text in SECTIONS.items() if "try.py" in files_of(text)])
 def test_the_example_runs(title: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     files = files_of(SECTIONS[title])
