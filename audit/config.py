@@ -255,7 +255,9 @@ class InversionConfig(Section):
 class CounterfactualConfig(Section):
     """SPRUCE: exceptional features and latent optimisation (docs/design.md)."""
 
-    method: str = Field("spruce", min_length=1, description="'spruce', or the name of one that another package adds")
+    method: str = Field(
+        "spruce", min_length=1, description="a built-in method (docs/extending.md), or one that another package adds"
+    )
     options: dict[str, Any] = Field(
         default_factory=dict, description="settings of a method of another package, as that package says"
     )

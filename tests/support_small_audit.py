@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from audit.classifiers.classifier import Classifier
 from audit.config import AuditConfig
-from audit.counterfactual.methods import ChosenMethod, judged
+from audit.counterfactual.answers import judged
+from audit.counterfactual.methods import ChosenMethod
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
 from audit.data.audit_set import AuditSet
 from audit.generator.protocol import Generator, LoadedGenerator

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
-from audit.classifiers.slices import sparing
 from audit.config import CounterfactualConfig
-from audit.counterfactual.iterates import goal_of, log_odds
+from audit.counterfactual import latent_gradient, pixel
+from audit.counterfactual.batches import InBatches
 from audit.counterfactual.protocol import (
     CalibratedClassifier,
     Counterfactuals,
@@ -31,9 +31,6 @@ from audit.runtime.progress import Advance
 from audit.runtime.registry import Registry
 from audit.runtime.seeds import stage_seed
 
-AT_ONCE = 64
-"""Images that `judged` gives to a classifier together."""
-
 Make = Callable[[CounterfactualConfig, int], Method]
 """Makes a method from the table `counterfactual` and the audit's seed. Raises ConfigError for what it cannot use."""
 
@@ -42,7 +39,16 @@ def _spruce(settings: CounterfactualConfig, seed: int) -> Method:
     return Spruce(settings)  # it draws nothing at random
 
 
-METHODS: Registry[Make] = Registry("methods", "counterfactual method", {"spruce": _spruce})
+def _in_batches(edit: Callable[..., Counterfactuals]) -> Make:
+    """Return how the method is made whose `edit` takes the settings and then what `batches.Edit` says."""
+    return lambda settings, seed: InBatches(partial(edit, settings), settings.batch_size)
+
+
+METHODS: Registry[Make] = Registry(
+    "methods",
+    "counterfactual method",
+    {"spruce": _spruce, "pixel": _in_batches(pixel.edit), "latent-gradient": _in_batches(latent_gradient.edit)},
+)
 
 
 @dataclass(frozen=True)
@@ -135,35 +141,3 @@ def _fault(found: object, shape: torch.Size) -> str | None:
         if value is not None and (value.dtype != torch.bool or value.ndim != 1):
             return f"'{name}' as {value.dtype} {tuple(value.shape)} where bool {tuple(shape[:1])} is expected"
     return None
-
-
-@torch.no_grad()
-def judged(subject: CalibratedClassifier, queries: InvertedQueries, targets: Tensor, images: Tensor) -> Counterfactuals:
-    """Return finished counterfactual `images [N, C, H, W]` with what the classifier says of them.
-
-    For methods that know no iterates: the inversion counts as the first one and as the semifactual, the counterfactual
-    as the second. Raises ClassifierError where a target class has no operating point.
-    """
-    images, targets = images.detach().cpu(), targets.cpu()
-    goals = goal_of(subject.operating_point.cpu(), targets)
-    before, after = (_logits(subject, pixels) for pixels in (queries.inversion.images.cpu(), images))
-    trace = torch.stack([logits.softmax(1).gather(1, targets[:, None])[:, 0] for logits in (before, after)], dim=1)
-    flipped, already = (logits.argmax(1) == targets for logits in (after, before))
-    return Counterfactuals(
-        images=images,
-        semifactuals=queries.inversion.images.cpu(),
-        flipped=flipped,
-        reached=flipped & (log_odds(after, targets) >= goals),
-        confidence=trace[:, 1],
-        step=torch.ones_like(targets),
-        flip_step=torch.where(already, 0, torch.where(flipped, 1, -1)),
-        trace=trace,
-    )
-
-
-def _logits(subject: CalibratedClassifier, images: Tensor) -> Tensor:
-    classifier = subject.classifier
-    device = next(classifier.parameters()).device
-    with preserve_mode(classifier):
-        parts = [sparing(classifier, partial(classifier, part.to(device))) for part in images.split(AT_ONCE)]
-        return torch.cat(parts).cpu()

@@ -10,7 +10,8 @@ from support_outside import install
 from torch import Tensor
 
 from audit.config import AuditConfig, CounterfactualConfig
-from audit.counterfactual.methods import METHODS, ChosenMethod, choose_method, judged
+from audit.counterfactual.answers import judged
+from audit.counterfactual.methods import METHODS, ChosenMethod, choose_method
 from audit.counterfactual.protocol import Counterfactuals, SearchNetworks
 from audit.errors import ConfigError, MethodError
 from audit.pipeline.runner import run_audit
@@ -21,7 +22,7 @@ from dataclasses import dataclass
 
 import torch
 
-from audit.counterfactual.methods import judged
+from audit.counterfactual.answers import judged
 from audit.errors import ConfigError
 
 
@@ -78,7 +79,7 @@ def settings(**options: object) -> dict[str, object]:
 @pytest.mark.usefixtures("blend")
 def test_a_method_of_another_package_runs_in_the_stage(world, images: Tensor, labels: Tensor, tmp_path: Path) -> None:
     state, modes, store = torch.get_rng_state(), modes_of(world), Store(tmp_path / "cache")
-    assert METHODS.names() == ["spruce", "blend"]
+    assert METHODS.names() == [*METHODS.builtin, "blend"]
     first = explained(world, images, labels, store, **settings(share=0.9))
     again = explained(world, images, labels, store, **settings(share=0.9))
     other = explained(world, images, labels, store, **settings(share=0.2))
@@ -112,7 +113,7 @@ def test_what_is_recorded_names_the_package() -> None:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ({"method": "blendd"}, r"Key 'counterfactual.method' names 'blendd', which is none of: spruce, blend\."),
+        ({"method": "blendd"}, r"Key 'counterfactual.method' names 'blendd', which is none of: spruce, .*, blend\."),
         ({"options": {"share": 1}}, "'counterfactual.options' holds 'share'.*'spruce' is a built-in one"),
         (settings(shade=0.5), "'counterfactual.options' of blend knows 'share' and 'beyond' only"),
         (settings(), "'blend' .outside-part 1.0., which cannot be set up .KeyError: 'share'."),

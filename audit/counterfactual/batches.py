@@ -1,0 +1,107 @@
+"""Methods that edit the query images batch by batch, with no more of them together than fit in the memory allowed."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from audit.counterfactual.iterates import Iterates, goal_of
+from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
+from audit.runtime.memory import allowed, at_once, in_slices
+from audit.runtime.progress import Advance
+
+
+@dataclass(frozen=True)
+class Batch:
+    """N images explained together, on the generator's device; `goals [N]` are the log-odds asked for."""
+
+    queries: Tensor
+    inversions: Tensor
+    pivots: Tensor
+    deltas: dict[str, Tensor]
+    sources: Tensor
+    targets: Tensor
+    goals: Tensor
+
+    def iterates(self) -> Iterates:
+        """Return the running choice among the iterates of a search that is about to begin."""
+        return Iterates(self.inversions, self.sources, self.targets, self.goals)
+
+
+Edit = Callable[[CalibratedClassifier, SearchNetworks, Batch, Advance], Counterfactuals]
+"""Draws one batch's counterfactuals; told apart from `Method.explain` by what it is given of the queries."""
+
+
+@dataclass(frozen=True)
+class InBatches:
+    """The method that an `edit` of one batch makes; `most` images at a time at most."""
+
+    edit: Edit
+    most: int
+
+    def explain(
+        self,
+        subject: CalibratedClassifier,
+        networks: SearchNetworks,
+        queries: InvertedQueries,
+        targets: Tensor,
+        advance: Advance,
+    ) -> Counterfactuals:
+        """Draw the counterfactual of every query image towards its class of `targets [N]`.
+
+        Raises ClassifierError where a target class has no operating point.
+        """
+        goals = goal_of(subject.operating_point.cpu(), targets.cpu())
+        device, inversion = networks.generator.mean_code.device, queries.inversion
+
+        def batch(rows: slice) -> Batch:
+            places = torch.arange(len(queries.images))[rows]
+            return Batch(
+                queries=queries.images[rows].to(device),
+                inversions=inversion.images[rows].to(device),
+                pivots=inversion.pivots[rows].to(device),
+                deltas={name: delta[places].to(device) for name, delta in inversion.deltas.items()},
+                sources=queries.labels[rows].to(device),
+                targets=targets[rows].to(device),
+                goals=goals[rows].to(device),
+            )
+
+        def work(rows: slice) -> Counterfactuals:
+            done = 0.0
+
+            def step(amount: float = 1) -> None:
+                nonlocal done
+                done += amount
+                advance(amount)
+
+            try:
+                return self.edit(subject, networks, batch(rows), step)
+            except BaseException:
+                advance(-done)  # the batch begins anew where memory ran out
+                raise
+
+        wanted = min(self.most, len(queries.images))
+        fitting = at_once(wanted, lambda: _one_step(subject, networks, batch(slice(1))), device, allowed(device))
+        return _joined(in_slices(len(queries.images), fitting, work))
+
+
+def _one_step(subject: CalibratedClassifier, networks: SearchNetworks, batch: Batch) -> None:
+    """Do what a step of a search costs most of: draw, classify, and find the way back to the codes."""
+    codes = batch.pivots.clone().requires_grad_()
+    with torch.enable_grad():
+        logits = subject.classifier(networks.generator.images(codes, deltas=batch.deltas))
+    if logits.requires_grad:
+        torch.autograd.grad(logits.sum(), codes, allow_unused=True)
+
+
+def _joined(parts: list[Counterfactuals]) -> Counterfactuals:
+    """Put the batches together again; traces of unequal length stay at their last value."""
+    longest = max(part.trace.shape[1] for part in parts)
+    joined: dict[str, Tensor | None] = {}
+    for name in (one.name for one in fields(Counterfactuals)):
+        values = [getattr(part, name) for part in parts]
+        if name == "trace":
+            values = [torch.cat([t, t[:, -1:].expand(-1, longest - t.shape[1])], dim=1) for t in values]
+        joined[name] = None if values[0] is None else torch.cat(values)
+    return Counterfactuals(**joined)  # type: ignore[arg-type]
