@@ -252,11 +252,26 @@ class InversionConfig(Section):
     batch_size: int = Field(32, ge=1, description="most images inverted together")
 
 
+def _distinct(methods: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    names = (methods,) if isinstance(methods, str) else methods
+    if not names or not all(names):
+        raise ValueError("it names no method; give at least one")
+    if len(set(names)) < len(names):
+        raise ValueError(f"it names a method twice: {', '.join(names)}")
+    return methods
+
+
+Methods = Annotated[str | tuple[str, ...], AfterValidator(_distinct)]
+"""The name of a counterfactual method, or a list of names."""
+
+
 class CounterfactualConfig(Section):
     """SPRUCE: exceptional features and latent optimisation (docs/design.md)."""
 
-    method: str = Field(
-        "spruce", min_length=1, description="a built-in method (docs/extending.md), or one that another package adds"
+    method: Methods = Field(
+        "spruce",
+        description="a built-in method (docs/extending.md), or one that another package adds; of a list the first one "
+        "is audited, and the others are compared with it",
     )
     options: dict[str, Any] = Field(
         default_factory=dict, description="settings of a method of another package, as that package says"
@@ -292,6 +307,11 @@ class CounterfactualConfig(Section):
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of an image's gradient")
     batch_size: int = Field(32, ge=1, description="most images explained together")
     min_calibration: int = Field(30, ge=2, description="fewest calibration images that a model assigns to a class")
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The names of all methods, the audited one first."""
+        return (self.method,) if isinstance(self.method, str) else self.method
 
 
 def _attack_name(value: str) -> str:

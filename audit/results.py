@@ -30,7 +30,7 @@ ATTACK_TITLES = {
 """Headings of our own attacks, by the name in the configuration; any other is called by its name."""
 EDIT_FULL_SCALE = 0.25
 """Change of a pixel that the 8 bits of an edit map end at."""
-MEANINGFULNESS = ("index", "rank", "components", "counterfactuals", "left_out_by_inversion")
+MEANINGFULNESS = ("index", "rank", "components", "counterfactuals", "methods", "left_out_by_inversion")
 """First parts of the paths of a model's numbers that rest on the generator."""
 
 
@@ -497,6 +497,16 @@ class NotComputed(Row):
     )
 
 
+class ComparedMethod(Row):
+    """What another method makes of the same query images: same inversions, targets and metrics, but no index."""
+
+    components: Components = Field(default_factory=Components)
+    counterfactuals: Counterfactuals | None = Field(default=None, description="None: the method failed")
+    queries: list[QueryRow] = Field(default_factory=list, description="the first few of the query images")
+    failed: Failure | None = Field(default=None, description="why there are no counterfactuals")
+    not_computed: list[NotComputed] = Field(default_factory=list)
+
+
 class ModelResult(Row):
     """Everything measured for one classifier."""
 
@@ -521,6 +531,9 @@ class ModelResult(Row):
     robust: Robust
     counterfactuals: Counterfactuals | None = None
     queries: list[QueryRow] = Field(default_factory=list)
+    methods: dict[str, ComparedMethod] = Field(
+        default_factory=dict, description="by their names the methods that the audited one is compared with"
+    )
     not_computed: list[NotComputed] = Field(default_factory=list)
     left_out: dict[str, int] = Field(
         default_factory=dict, description="candidate query images this model misclassifies, by class"
@@ -625,7 +638,7 @@ class AuditResult(Row):
     environment: Environment
 
 
-def why_not_computed(metric: str, model: ModelResult | None, audit: AuditResult) -> str | None:
+def why_not_computed(metric: str, model: ModelResult | ComparedMethod | None, audit: AuditResult) -> str | None:
     """Return the reason noted for the absence of the number at the dotted path `metric`, the most specific one."""
     notes = [*(model.not_computed if model is not None else ()), *audit.not_computed]
     found = [(path, note.why) for note in notes for path in note.paths if f"{metric}.".startswith(f"{path}.")]

@@ -17,13 +17,18 @@ from audit.data.audit_set import AuditSet
 from audit.generator.protocol import Generator, LoadedGenerator
 from audit.inversion.deltas import NOTHING
 from audit.inversion.invert import Inversion
+from audit.pipeline.assemble import Findings
 from audit.pipeline.calibrate import calibrate
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained, Subject, explain_model
+from audit.pipeline.first_look import Look
 from audit.pipeline.images import Images
+from audit.pipeline.meaningfulness import Meaningfulness
+from audit.pipeline.models import Models
 from audit.pipeline.networks import Networks
 from audit.pipeline.queries import Queries
-from audit.results import DataRead
+from audit.pipeline.robustness import Measured, Robustness
+from audit.results import DataRead, Failure
 from audit.robustness.accuracy import clean_of_logits, predict
 from audit.runtime.environment import Stopwatch
 from audit.runtime.progress import Advance
@@ -140,3 +145,16 @@ def small_audit() -> Small:
         method=ChosenMethod("mirrored", "outside 1.0", 0, Mirrored()),
         queries=Queries(rows, torch.arange(6), inversion),
     )
+
+
+def findings(small: Small, found: Meaningfulness, *models: Measured) -> Findings:
+    config = small.context.config
+    failed = {one.name: Failure(stage="loading", why="not there") for one in config.classifiers}
+    classifiers = tuple(one.classifier for one in models)
+    loaded = Models(classifiers, {name: why for name, why in failed.items() if name not in {m.name for m in models}})
+    return Findings(small.images, loaded, {m.name: Look() for m in models}, {}, Robustness(models, ()), found)
+
+
+def measured(small: Small, name: str, **more: object) -> Measured:
+    subject = small.subject(by_brightness(name))
+    return Measured(subject.classifier, subject.clean, subject.logits, **more)  # type: ignore[arg-type]

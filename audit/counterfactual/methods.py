@@ -98,22 +98,37 @@ class ChosenMethod:
         return found
 
 
-def choose_method(settings: CounterfactualConfig, seed: int) -> ChosenMethod:
-    """Make the method that `settings` name. Raises ConfigError for an unknown name or options it cannot use."""
-    make = METHODS.get(settings.method, "counterfactual.method")
-    package = METHODS.origin(settings.method)
-    if package is None and settings.options:
+def choose_methods(settings: CounterfactualConfig, seed: int) -> tuple[ChosenMethod, ...]:
+    """Make the methods that `settings` name, the audited one first.
+
+    `options` are given to each method of another package. Raises ConfigError for an unknown name, and for options that
+    a method cannot use or that there is no method for.
+    """
+    chosen = tuple(_choose(settings, name, seed) for name in settings.methods)
+    if settings.options and all(one.package is None for one in chosen):
+        which = f"method '{chosen[0].name}' is a built-in one" if len(chosen) == 1 else "methods are built-in ones"
         raise ConfigError(
-            f"Table 'counterfactual.options' holds '{next(iter(settings.options))}', but the method "
-            f"'{settings.method}' is a built-in one, whose settings are keys of the table 'counterfactual': remove it."
+            f"Table 'counterfactual.options' holds '{next(iter(settings.options))}', but the {which}, whose settings "
+            "are keys of the table 'counterfactual': remove it."
         )
+    return chosen
+
+
+def choose_method(settings: CounterfactualConfig, seed: int) -> ChosenMethod:
+    """Make the audited method that `settings` name. Raises ConfigError as `choose_methods` does."""
+    return choose_methods(settings, seed)[0]
+
+
+def _choose(settings: CounterfactualConfig, name: str, seed: int) -> ChosenMethod:
+    make = METHODS.get(name, "counterfactual.method")
+    package = METHODS.origin(name)
     try:
-        return ChosenMethod(settings.method, package, seed, make(settings, seed))
+        return ChosenMethod(name, package, seed, make(settings, seed))
     except AuditError:
         raise
     except Exception as error:
         raise ConfigError(
-            f"Key 'counterfactual.method' names '{settings.method}' ({package}), which cannot be set up "
+            f"Key 'counterfactual.method' names '{name}' ({package}), which cannot be set up "
             f"({type(error).__name__}: {error}): see 'counterfactual.options'."
         ) from error
 

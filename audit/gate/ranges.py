@@ -52,6 +52,7 @@ def range_of(metric: str) -> tuple[float, float] | None:
 
     A value that has no bound is infinite.
     """
+    metric = re.sub(r"methods\.[^.]+\.(?=components\.|counterfactuals\.)", "", metric)
     return next((bounds for pattern, bounds in _RANGES if pattern.fullmatch(metric)), None)
 
 

@@ -19,8 +19,10 @@ from audit.pipeline.models import Models
 from audit.pipeline.networks import judged_by_steering
 from audit.pipeline.pictures import (
     example_rows,
+    method_folder,
     picture_folder,
     query_rows,
+    save_compared,
     save_examples,
     save_maps,
     save_pictures,
@@ -105,6 +107,7 @@ def save_all(result: AuditResult, findings: Findings, folder: Path) -> None:
     second = findings.meaningfulness
     if second is not None and second.reference is not None and result.queries:
         save_pictures(result, second.reference, second.explained, folder)
+        save_compared(result, second.reference, second.compared, folder)
     save_examples(result, {one.name: one.examples for one in findings.robustness.models}, folder)
     maps = {one.name: one.maps for one in findings.robustness.models if one.maps is not None}
     save_maps(result, maps, findings.images.audited, folder)
@@ -229,10 +232,18 @@ def _explained(second: Meaningfulness, model: Measured, row: ModelResult, folder
         return update
     place, scored = places[name], second.scored[name]
     summary, queries = scored.summary, scored.rows
+    compared = {method: one.row for (of, method), one in second.compared.items() if of == name}
     if model.blind is not None:
         summary = summary.model_copy(update={"untrusted": [model.blind]})
     if second.inversion is not None and second.queries is not None:
-        queries = with_pictures(queries, second.queries.rows.row_ids, folder)
+        ids = second.queries.rows.row_ids
+        queries = with_pictures(queries, ids, folder)
+        compared = {
+            method: one.model_copy(
+                update={"queries": with_pictures(one.queries, ids, method_folder(folder, method, i))}
+            )
+            for i, (method, one) in enumerate(compared.items())
+        }
     return update | {
         "rank": place.rank,
         "index": place.index,
@@ -241,5 +252,6 @@ def _explained(second: Meaningfulness, model: Measured, row: ModelResult, folder
         "component_intervals": place.component_intervals,
         "counterfactuals": summary,
         "queries": queries,
+        "methods": compared,
         "not_computed": [*row.not_computed, *scored.not_computed, *place.not_computed],
     }

@@ -46,7 +46,7 @@ class Explained:
 def explain_model(
     context: Context, method: ChosenMethod, networks: Networks, queries: Queries, subject: Subject
 ) -> Explained:
-    """Draw one classifier's counterfactuals of the query images.
+    """Draw one classifier's counterfactuals of the query images; the targets are the same for every `method`.
 
     Raises ClassifierError where a target class has no operating point, and MethodError for a fault of the method.
     """
@@ -90,7 +90,7 @@ def explain_model(
         queries=queries.images,
         labels=queries.labels,
         embedding=[networks.perceptual.name, networks.perceptual.weights_sha256],
-        settings=config.counterfactual,
+        settings=config.counterfactual.model_copy(update={"method": method.name}),
         package=method.package,
         target=config.queries.target,
         seed=config.seed,

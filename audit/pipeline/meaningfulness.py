@@ -16,7 +16,8 @@ from audit.embeddings.embedding import named
 from audit.errors import ClassifierError, ModelFault
 from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
-from audit.metrics.transfer import Verdicts, fit_judge
+from audit.metrics.transfer import fit_judge
+from audit.pipeline.compare import Compared, compare
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained, Subject, explain_model
 from audit.pipeline.images import Images
@@ -25,7 +26,7 @@ from audit.pipeline.queries import Queries, Selection, choose_queries, invert_qu
 from audit.pipeline.rank import Ranking, rank_models
 from audit.pipeline.reference import Reference, build_reference, embed_with_bar
 from audit.pipeline.score import Scored, score_model
-from audit.pipeline.transfer import all_verdicts, classifier_judge, decisions, domain_judge
+from audit.pipeline.transfer import Panel, all_verdicts, classifier_judge, decisions, domain_judge
 from audit.results import MEANINGFULNESS, Failure, InversionSummary, NotComputed, Perceptual
 from audit.runtime.faults import stage_kept, tried
 
@@ -37,8 +38,8 @@ STAGE = "counterfactuals, index and ranking"
 class Meaningfulness:
     """What was found so far; by the name of a model what concerns one, and None or empty what was not come to.
 
-    `failed` says why a model was left out, `notes` what could not be computed for the others, `lost` what ended the
-    second half as a whole.
+    `compared` holds by the names of model and method what the other methods came to. `failed` says why a model was left
+    out, `notes` what could not be computed for the others, `lost` what ended the second half as a whole.
     """
 
     networks: Networks
@@ -48,9 +49,11 @@ class Meaningfulness:
     left_out_by_inversion: Mapping[str, int] = field(default_factory=dict)
     explained: Mapping[str, Explained] = field(default_factory=dict)
     reference: Reference | None = None
+    panel: Panel | None = None
     scored: Mapping[str, Scored] = field(default_factory=dict)
     ranking: Ranking | None = None
     inversion: InversionSummary | None = None
+    compared: Mapping[tuple[str, str], Compared] = field(default_factory=dict)
     failed: Mapping[str, Failure] = field(default_factory=dict)
     notes: tuple[NotComputed, ...] = ()
     lost: tuple[NotComputed, ...] = ()
@@ -69,18 +72,32 @@ Steps = Generator[Meaningfulness, None, Meaningfulness]
 
 
 def explain_models(
-    context: Context, images: Images, subjects: Sequence[Subject], networks: Networks, method: ChosenMethod
+    context: Context,
+    images: Images,
+    subjects: Sequence[Subject],
+    networks: Networks,
+    method: ChosenMethod,
+    others: Sequence[ChosenMethod] = (),
 ) -> Meaningfulness:
-    """Explain, score and rank the `subjects`. What ends the second half as a whole is in `lost` of what was found."""
+    """Explain, score and rank the `subjects` by `method`, and compare it with the `others`.
+
+    What ends the second half as a whole is in `lost` of what was found.
+    """
     found = Meaningfulness(networks, method, notes=tuple(networks.missing))
     lost: list[NotComputed] = []
     with stage_kept(STAGE, lost, MEANINGFULNESS):
-        for known in _steps(context, images, subjects, found):
+        for known in _steps(context, images, subjects, found, others):
             found = known
     return replace(found, lost=tuple(lost))
 
 
-def _steps(context: Context, images: Images, subjects: Sequence[Subject], found: Meaningfulness) -> Steps:
+def _steps(
+    context: Context,
+    images: Images,
+    subjects: Sequence[Subject],
+    found: Meaningfulness,
+    others: Sequence[ChosenMethod],
+) -> Steps:
     found = yield from _choose_queries(context, images, subjects, found)
     found = yield from _explain(context, subjects, found)
     with context.watch.stage("metrics"):
@@ -94,6 +111,13 @@ def _steps(context: Context, images: Images, subjects: Sequence[Subject], found:
     assert found.queries is not None
     found = replace(found, inversion=_inversion_summary(context, found.networks, found.queries.inversion))
     yield found
+    for method in others:
+        for one in there:
+            assert found.reference is not None
+            assert found.panel is not None
+            compared = compare(context, method, found.reference, found.panel, found.explained[one.name])
+            found = replace(found, compared={**found.compared, (one.name, method.name): compared})
+            yield found
     return found
 
 
@@ -168,11 +192,11 @@ def _score(context: Context, images: Images, subjects: Sequence[Subject], found:
     embedded = embed_with_bar(network, images.calibration, context.device, "embedding calibration images")
     asked = sorted({int(t) for one in found.explained.values() for t in one.targets.unique()})
     reference = build_reference(context, found.networks, found.queries, images.calibration, embedded, asked)
-    verdicts: dict[str, list[Verdicts]] | None = None
-    while verdicts is None:
+    panel: Panel | None = None
+    while panel is None:
         explained = [found.explained[one.name] for one in _left(subjects, found)]
         try:
-            verdicts = _verdicts(context, images, explained, reference, embedded)
+            panel = _panel(context, images, explained, reference, embedded)
         except ModelFault as fault:  # of a judge: the others are judged again without it
             if fault.model not in [one.subject.name for one in explained]:
                 raise
@@ -180,20 +204,20 @@ def _score(context: Context, images: Images, subjects: Sequence[Subject], found:
             yield found
     for one in _left(subjects, found):
         name, mine = one.name, found.explained[one.name]
-        scored = tried("metrics", partial(score_model, context, reference, mine, verdicts[name], found.method))
+        scored = tried("metrics", partial(score_model, context, reference, mine, panel.verdicts[name], found.method))
         if isinstance(scored, Failure):
             found = found.without(name, scored)
         else:
             found = replace(found, scored={**found.scored, name: scored})
         yield found
-    found = replace(found, reference=reference)
+    found = replace(found, reference=reference, panel=panel)
     yield found
     return found
 
 
-def _verdicts(
+def _panel(
     context: Context, images: Images, explained: Sequence[Explained], reference: Reference, embedded: Tensor
-) -> dict[str, list[Verdicts]]:
+) -> Panel:
     """What the judges of every model say: the other models, and a predictor in the domain embedding."""
     assert images.calibration is not None
     network, device, audited = reference.networks.embedding, context.device, images.audited
@@ -202,7 +226,7 @@ def _verdicts(
     judges = [classifier_judge(one.classifier, one.clean.accuracy.value or 0.0, device) for one in subjects]
     real = embed_with_bar(network, audited, device, "embedding audited images")
     judges.append(domain_judge(domain, network, real, audited.row_labels, device))
-    return all_verdicts(context, explained, judges, reference.queries)
+    return Panel(tuple(judges), all_verdicts(context, explained, judges, reference.queries))
 
 
 def _inversion_summary(context: Context, networks: Networks, inversion: Inversion) -> InversionSummary:

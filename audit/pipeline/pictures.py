@@ -5,8 +5,10 @@ from pathlib import Path
 
 import torch
 
+from audit.counterfactual.protocol import Counterfactuals
 from audit.data.audit_set import AuditSet
 from audit.metrics.edit import edit_map
+from audit.pipeline.compare import Compared
 from audit.pipeline.explain import Explained
 from audit.pipeline.reference import Reference
 from audit.results import (
@@ -31,6 +33,11 @@ def picture_folder(model: str, position: int) -> str:
     return f"images/{folder_name(model, position)}"
 
 
+def method_folder(folder: str, method: str, position: int) -> str:
+    """Folder of the pictures of a compared method, inside the `folder` of its model."""
+    return f"{folder}/methods/{folder_name(method, position)}"
+
+
 def query_rows(reference: Reference) -> list[Query]:
     """List the query images, with the names of their pictures."""
     inversion, rows, labels = reference.queries.inversion, reference.queries.rows, reference.queries.labels
@@ -49,7 +56,7 @@ def query_rows(reference: Reference) -> list[Query]:
 
 
 def with_pictures(rows: Sequence[QueryRow], ids: tuple[str, ...], folder: str) -> list[QueryRow]:
-    """Return one model's rows of the query images `ids` with the names of their pictures in `folder`."""
+    """Return one model's rows of the first query images of `ids` with the names of their pictures in `folder`."""
     return [
         row.model_copy(
             update={
@@ -58,7 +65,7 @@ def with_pictures(rows: Sequence[QueryRow], ids: tuple[str, ...], folder: str) -
                 "edit_image": f"{folder}/{name}-edit.png",
             }
         )
-        for name, row in zip(file_names(ids), rows, strict=True)
+        for name, row in zip(file_names(ids), rows, strict=False)
     ]
 
 
@@ -72,12 +79,26 @@ def save_pictures(result: AuditResult, reference: Reference, explained: Mapping[
     for model in result.models:
         if not model.queries:
             continue
-        found = explained[model.name].counterfactuals
-        edits = edit_map(found.images, reference.inversions)
-        for i, row in enumerate(model.queries):
-            save_image(found.images[i], folder / str(row.counterfactual_image))
-            save_image(found.semifactuals[i], folder / str(row.semifactual_image))
-            save_edit(edits[i], folder / str(row.edit_image))
+        _save_rows(model.queries, explained[model.name].counterfactuals, reference, folder)
+
+
+def save_compared(
+    result: AuditResult, reference: Reference, compared: Mapping[tuple[str, str], Compared], folder: Path
+) -> None:
+    """Write the named pictures of the methods compared with, by the names of model and method."""
+    for model in result.models:
+        for method, row in model.methods.items():
+            found = compared[model.name, method].counterfactuals
+            if found is not None:
+                _save_rows(row.queries, found, reference, folder)
+
+
+def _save_rows(rows: Sequence[QueryRow], found: Counterfactuals, reference: Reference, folder: Path) -> None:
+    edits = edit_map(found.images, reference.inversions)
+    for i, row in enumerate(rows):
+        save_image(found.images[i], folder / str(row.counterfactual_image))
+        save_image(found.semifactuals[i], folder / str(row.semifactual_image))
+        save_edit(edits[i], folder / str(row.edit_image))
 
 
 def shared_ids(maps: Iterable[VulnerabilityMaps]) -> set[str]:
@@ -154,7 +175,7 @@ def without_pictures(result: AuditResult) -> AuditResult:
         query.image = query.inversion_image = None
         query.region_images = {}
     for model in bare.models:
-        for row in model.queries:
+        for row in (*model.queries, *(one for method in model.methods.values() for one in method.queries)):
             row.counterfactual_image = row.semifactual_image = row.edit_image = None
         if model.robust.vulnerability is not None:
             model.robust.vulnerability.map_image = None

@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from audit.config import AuditConfig, load_config
-from audit.counterfactual.methods import ChosenMethod, choose_method
+from audit.counterfactual.methods import ChosenMethod, choose_methods
 from audit.errors import ConfigError
 from audit.generator.readers import READERS
 from audit.pipeline.assemble import Findings, assemble, save_all
@@ -64,7 +64,7 @@ def _open_store(root: Path) -> Store:
 
 def _run(context: Context, output: Output | None) -> AuditResult:
     config, watch = context.config, context.watch
-    method = _check_names(config)
+    method, *compared = _check_names(config)
     with watch.stage("data"):
         images = read_images(context)
     with watch.stage("classifiers"):
@@ -82,7 +82,7 @@ def _run(context: Context, output: Output | None) -> AuditResult:
     meaningfulness = None
     if networks is not None:
         subjects = _subjects(robustness, calibrated)
-        meaningfulness = explain_models(context, images, subjects, networks, method)
+        meaningfulness = explain_models(context, images, subjects, networks, method, compared)
     findings = Findings(images, models, looks, calibrated, robustness, meaningfulness)
     result = assemble(context, findings)
     if output is not None:
@@ -90,15 +90,15 @@ def _run(context: Context, output: Output | None) -> AuditResult:
     return result
 
 
-def _check_names(config: AuditConfig) -> ChosenMethod:
-    """Fail fast where the configuration names a part that is not there; return the counterfactual method it names."""
+def _check_names(config: AuditConfig) -> tuple[ChosenMethod, ...]:
+    """Fail fast where the configuration names a part that is not there; return the counterfactual methods it names."""
     check_attacks(config.robustness)
     if config.robustness.corruptions is not None and config.robustness.corruptions.names is not None:
         check_names(config.robustness.corruptions.names)
     check_embeddings(config)
     if config.generator is not None:
         READERS.get(config.generator.format, "generator.format")
-    return choose_method(config.counterfactual, config.seed)
+    return choose_methods(config.counterfactual, config.seed)
 
 
 def _subjects(robustness: Robustness, calibrated: Mapping[str, Calibrated | Failure]) -> list[Subject]:

@@ -5,8 +5,8 @@ judge's power is measured on the unedited inversions and on pixel-space adversar
 models: one that calls those the target too is no evidence.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -35,6 +35,19 @@ class Judge:
     name: str
     accuracy: float
     decide: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """All judges, and by the name of a model the verdicts of those that had no part in making its counterfactuals."""
+
+    judges: tuple[Judge, ...]
+    verdicts: Mapping[str, list[Verdicts]]
+
+    def on(self, model: str, images: Tensor) -> list[Verdicts]:
+        """Return the verdicts on other counterfactuals `[N, C, H, W]` that explain `model` on the same queries."""
+        by_name = {judge.name: judge for judge in self.judges}
+        return [replace(one, counterfactuals=by_name[one.judge].decide(images)) for one in self.verdicts[model]]
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from audit.errors import ResultsError
-from audit.report import classes, figures, provenance, robustness, text, verdict
+from audit.report import classes, figures, methods, provenance, robustness, text, verdict
 from audit.results import AdversarialExample, AuditResult, Distribution, ModelResult, Query, QueryRow, read_results
 from audit.storage.files import atomic_write_text
 
@@ -133,6 +133,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
         weights=text.weights(result),
         curves=robustness.accuracy_curves(models),
         distributions=_distributions(models),
+        methods=methods.compared(result, models, folder, scale),
         traces={m.name: _traces(m) for m in models},
         shared_rank=_shared_ranks(models),
         not_computed=_not_computed(result, models),

@@ -7,7 +7,16 @@ from typing import Any
 
 from markupsafe import Markup
 
-from audit.results import COMPONENTS, MAIN_REGION, AuditResult, Interval, ModelResult, RegionShare, why_not_computed
+from audit.results import (
+    COMPONENTS,
+    MAIN_REGION,
+    AuditResult,
+    ComparedMethod,
+    Interval,
+    ModelResult,
+    RegionShare,
+    why_not_computed,
+)
 
 DASH = "\N{EN DASH}"
 
@@ -96,7 +105,7 @@ def weights(result: AuditResult) -> str:
     return "" if len(set(found.values())) == 1 else ", ".join(f"{name} {value:g}" for name, value in found.items())
 
 
-def why_missing(metric: str, model: ModelResult | None, result: AuditResult) -> str:
+def why_missing(metric: str, model: ModelResult | ComparedMethod | None, result: AuditResult) -> str:
     """Return why the number at the dotted path `metric` is not there, as the results tell it."""
     return why_not_computed(metric, model, result) or "not measured"
 

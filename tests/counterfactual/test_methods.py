@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from support_explained import explained
 from support_outside import install
 from torch import Tensor
 
 from audit.config import AuditConfig, CounterfactualConfig
 from audit.counterfactual.answers import judged
-from audit.counterfactual.methods import METHODS, ChosenMethod, choose_method
+from audit.counterfactual.methods import METHODS, ChosenMethod, choose_method, choose_methods
 from audit.counterfactual.protocol import Counterfactuals, SearchNetworks
 from audit.errors import ConfigError, MethodError
 from audit.pipeline.runner import run_audit
@@ -107,6 +108,22 @@ def test_what_is_recorded_names_the_package() -> None:
         "spruce",
         None,
     )
+
+
+@pytest.mark.usefixtures("blend")
+def test_of_a_list_the_first_method_is_the_audited_one() -> None:
+    given = CounterfactualConfig.model_validate({"method": ["pixel", "blend"], "options": {"share": 0.5}})
+    assert [one.name for one in choose_methods(given, 0)] == ["pixel", "blend"]
+    assert choose_method(given, 0).name == "pixel"
+    for wrong, said in (
+        ([], "names no method"),
+        (["pixel", ""], "names no method"),
+        (["pixel", "pixel"], "a method twice"),
+    ):
+        with pytest.raises(ValidationError, match=said):
+            CounterfactualConfig.model_validate({"method": wrong})
+    with pytest.raises(ConfigError, match="the methods are built-in ones"):
+        choose_methods(CounterfactualConfig.model_validate({"method": ["pixel", "spruce"], "options": {"a": 1}}), 0)
 
 
 @pytest.mark.usefixtures("blend")

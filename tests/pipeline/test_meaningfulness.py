@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from support_explained import image_set
-from support_small_audit import Mirrored, Small, by_brightness
+from support_small_audit import Mirrored, Small, by_brightness, findings, measured
 from torch import nn
 
 from audit.counterfactual.methods import ChosenMethod
@@ -13,7 +13,7 @@ from audit.pipeline.assemble import Findings, assemble
 from audit.pipeline.first_look import Look
 from audit.pipeline.meaningfulness import Meaningfulness, explain_models
 from audit.pipeline.models import Models
-from audit.pipeline.robustness import Measured, Robustness
+from audit.pipeline.robustness import Robustness
 from audit.results import Clean, Failure
 
 
@@ -78,19 +78,6 @@ def test_a_stage_that_fails_as_a_whole_keeps_the_ones_before(small: Small) -> No
     assert "no image of the target class 'bright'" in found.lost[0].why
     assert list(found.explained) == ["whole"]
     assert (found.ranking, found.inversion) == (None, None)
-
-
-def findings(small: Small, found: Meaningfulness, *models: Measured) -> Findings:
-    config = small.context.config
-    failed = {one.name: Failure(stage="loading", why="not there") for one in config.classifiers}
-    classifiers = tuple(one.classifier for one in models)
-    loaded = Models(classifiers, {name: why for name, why in failed.items() if name not in {m.name for m in models}})
-    return Findings(small.images, loaded, {m.name: Look() for m in models}, {}, Robustness(models, ()), found)
-
-
-def measured(small: Small, name: str, **more: object) -> Measured:
-    subject = small.subject(by_brightness(name))
-    return Measured(subject.classifier, subject.clean, subject.logits, **more)  # type: ignore[arg-type]
 
 
 def test_the_results_hold_every_model_and_what_was_found_of_it(small: Small) -> None:

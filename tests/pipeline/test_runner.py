@@ -132,6 +132,21 @@ def outcome(folder):
     return result, folder / "out"
 
 
+def test_a_list_of_methods_compares_them_and_changes_nothing_else(folder, outcome):
+    file = write_config(folder, "methods.toml")
+    file.write_text(file.read_text().replace("[counterfactual]", '[counterfactual]\nmethod = ["spruce", "pixel"]'))
+    again = audit.run_audit(file, folder / "compared", cache=folder / "cache")
+    for one, other in zip(again.models, outcome[0].models, strict=True):
+        assert one.model_copy(update={"methods": {}}) == other
+        pixel = one.methods["pixel"]
+        assert pixel.failed is None
+        assert pixel.counterfactuals.flip_ratio.value == 1
+        assert pixel.counterfactuals.l1.value < one.counterfactuals.l1.value
+        assert all((folder / "compared" / row.counterfactual_image).is_file() for row in pixel.queries)
+    assert again.environment.seconds["counterfactuals"] < again.environment.seconds["counterfactuals by pixel"]
+    assert "Methods compared" in (folder / "compared" / "report.html").read_text()
+
+
 def test_results_are_complete_and_valid(outcome):
     result, out = outcome
     assert ("generator", "Noted of its origin.") in [(notice.subject, notice.text) for notice in result.notices]

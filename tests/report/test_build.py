@@ -13,7 +13,7 @@ import pytest
 import audit
 from audit.errors import ResultsError
 from audit.report.build import render_report
-from audit.results import AuditResult, Failure, Interval, NotComputed, Robust
+from audit.results import AuditResult, ComparedMethod, Failure, Interval, NotComputed, Robust
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 VOID = {"meta", "link", "img", "br", "input"}
@@ -296,6 +296,30 @@ def test_names_from_the_results_are_escaped(support_results: ModuleType, tmp_pat
     html = render_report(tmp_path / "results.json").read_text(encoding="utf-8")
     assert "<script" not in html
     Page(html)
+
+
+def test_methods_are_compared_in_a_table_a_model(support_results: ModuleType, tmp_path: Path):
+    results = support_results.example_audit(tmp_path, n_queries=4, size=16)
+    assert "Methods compared" not in shown_text(support_results, tmp_path, results)
+    model = results.models[0]
+    parts = model.components.model_copy(update={"transfer": None})
+    why = NotComputed(what="transfer", why="nobody judges it", paths=["components.transfer"])
+    model.methods = {
+        "pixel": ComparedMethod(
+            components=parts, counterfactuals=model.counterfactuals, queries=model.queries[:3], not_computed=[why]
+        ),
+        "broken": ComparedMethod(failed=Failure(stage="counterfactuals", why="It had no <idea>.")),
+    }
+    results.environment.seconds["counterfactuals by pixel"] = 8.0
+    shown = shown_text(support_results, tmp_path, results)
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    (table,) = re.findall(r'<table class="methods">.*?</table>', html, re.DOTALL)
+    assert table.count("<img") == 2 * 2 * 3
+    assert "audited" in table
+    assert 'title="not computed: nobody judges it"' in table
+    assert "It had no <idea>." in shown
+    images = sum(one.counterfactuals.n for one in results.models)
+    assert f">{8.0 / images:.2f}<" in table
 
 
 def test_missing_image_leaves_nothing_half_written(support_results: ModuleType, tmp_path: Path):
