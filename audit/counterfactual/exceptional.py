@@ -5,7 +5,7 @@ Source: Litsos 2025 §5.1.1 and §5.3. Per class a distribution of every feature
 below a threshold; it is replaced by its mean under c' if it speaks against c' and the replacement speaks for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,14 +45,14 @@ class FeatureDistribution(Protocol):
 
 @dataclass(frozen=True)
 class Calibration:
-    """What one model's features look like: a distribution per class and a scale per feature.
+    """What one model's features look like: a distribution per class that edits leave or enter, a scale per feature.
 
-    `sigma [d]` is the standard deviation over all calibration images, with a floor; `kinds` says per class whether a
-    "mixture" or a "hurdle" model was fitted; `counts` how many images the model assigned to the class.
+    `sigma [d]` is the standard deviation over all calibration images, with a floor; `kinds` says by class whether a
+    "mixture" or a "hurdle" model was fitted; `counts` how many images the model assigned to each class.
     """
 
-    distributions: tuple[FeatureDistribution, ...]
-    kinds: tuple[str, ...]
+    distributions: Mapping[int, FeatureDistribution]
+    kinds: Mapping[int, str]
     counts: tuple[int, ...]
     sigma: Tensor
     threshold: float
@@ -66,39 +66,43 @@ def fit_calibration(
     class_names: Sequence[str],
     seed: int,
     model: str = "",
+    *,
+    classes: Sequence[int] | None = None,
 ) -> Calibration:
     """Fit the distributions of `features [n, d]` per class that the model assigns (`predicted [n]`).
 
-    `model` is the classifier's name for error sentences. Raises ClassifierError for features that are not finite and
-    for a class with fewer than `config.min_calibration` images.
+    `classes` are those that edits leave or enter (None: all), `model` is the classifier's name for error sentences.
+    Raises ClassifierError for features that are not finite and where fewer than `config.min_calibration` images are
+    assigned to one of the classes.
     """
     who = f"Classifier '{model}'" if model else "The classifier"
     features, predicted = features.detach().cpu(), predicted.cpu()
     if not torch.isfinite(features).all():
         raise ClassifierError(f"{who} gives features that are not finite on the calibration images: check its weights.")
-    counts = torch.bincount(predicted, minlength=len(class_names))
-    for index, count in enumerate(counts.tolist()):
-        if count < config.min_calibration:
+    counts = torch.bincount(predicted, minlength=len(class_names)).tolist()
+    classes = range(len(class_names)) if classes is None else classes
+    for index in classes:
+        if counts[index] < config.min_calibration:
             raise ClassifierError(
-                f"{who} assigns {count} of {len(predicted)} calibration images to class '{class_names[index]}' where "
-                f"{config.min_calibration} are needed to say what is usual for it: give more calibration images or "
-                "lower counterfactual.min_calibration."
+                f"{who} assigns {counts[index]} of {len(predicted)} calibration images to class "
+                f"'{class_names[index]}' where {config.min_calibration} are needed to say what is usual for it: give "
+                "more calibration images or lower counterfactual.min_calibration."
             )
-    distributions: list[FeatureDistribution] = []
-    kinds: list[str] = []
-    for index in range(len(class_names)):
+    distributions: dict[int, FeatureDistribution] = {}
+    kinds: dict[int, str] = {}
+    for index in classes:
         rows = features[predicted == index]
         if len(rows) > FIT_IMAGES:
             generator = stage_generator(seed, f"calibration/{index}")
             rows = rows[torch.randperm(len(rows), generator=generator)[:FIT_IMAGES]]
         zeros = (rows == 0).double().mean().item()
         kind = config.features if config.features != "auto" else ("hurdle" if zeros > ZERO_SHARE else "mixture")
-        kinds.append(kind)
-        distributions.append(fit_hurdle(rows) if kind == "hurdle" else fit_mixture(rows, config.mixture_components))
+        kinds[index] = kind
+        distributions[index] = fit_hurdle(rows) if kind == "hurdle" else fit_mixture(rows, config.mixture_components)
     return Calibration(
-        distributions=tuple(distributions),
-        kinds=tuple(kinds),
-        counts=tuple(counts.tolist()),
+        distributions=distributions,
+        kinds=kinds,
+        counts=tuple(counts),
         sigma=feature_scale(features),
         threshold=config.exceptional_threshold,
         sign_filter=config.sign_filter,

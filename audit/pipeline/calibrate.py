@@ -16,6 +16,7 @@ from audit.counterfactual.protocol import CalibratedClassifier
 from audit.data.audit_set import AuditSet
 from audit.errors import ClassifierError
 from audit.pipeline.context import Context
+from audit.pipeline.queries import asked_classes
 from audit.results import Failure
 from audit.robustness.attacks.checks import where_not_finite
 from audit.runtime.faults import tried
@@ -54,7 +55,7 @@ def calibrate_models(
 def calibrate(context: Context, classifier: Classifier, calibration: AuditSet) -> Calibrated:
     """Learn what is usual for `classifier` on the calibration images, `robustness.batch_size` at a time.
 
-    Raises ClassifierError where it assigns too few images to a class.
+    Raises ClassifierError where it assigns too few images to a class that an edit may leave or enter.
     """
     config, device = context.config, context.device
     features, logits = [], []
@@ -71,7 +72,7 @@ def calibrate(context: Context, classifier: Classifier, calibration: AuditSet) -
     decided = answers.argmax(1)
     fitted = fit_calibration(
         seen, decided, config.counterfactual, classifier.class_names, config.seed,
-        classifier.name,
+        classifier.name, classes=asked_classes(config.queries, classifier.class_names),
     )  # fmt: skip
     points = operating_points(answers.softmax(1), calibration.row_labels, decided)
     first = next(calibration.batches(PROBED))[0].to(device)

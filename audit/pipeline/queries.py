@@ -78,6 +78,13 @@ def source_classes(config: QueryConfig, class_names: Sequence[str]) -> tuple[int
     return sources
 
 
+def asked_classes(config: QueryConfig, class_names: Sequence[str]) -> tuple[int, ...]:
+    """Classes that an edit may leave or enter: the source classes and what can be their target. Raises ConfigError."""
+    sources = source_classes(config, class_names)
+    targets = range(len(class_names)) if config.target in METHODS else [class_names.index(config.target)]
+    return tuple(sorted({*sources, *targets}))
+
+
 def select_queries(
     labels: Tensor, predicted: Mapping[str, Tensor], config: QueryConfig, class_names: Sequence[str], seed: int
 ) -> Selection:

@@ -47,9 +47,9 @@ def test_replacements_move_the_decision_towards_the_target(seed: int, relu: bool
     contrast = (head.weight[target] - head.weight[source]).detach()
     assert (contrast * (result - x) >= -1e-5).all()
     assert torch.equal(result[~replaced], x[~replaced])
-    expected = torch.stack([d.expected for d in calibration.distributions]).float()[target]
+    expected = torch.stack([d.expected for d in calibration.distributions.values()]).float()[target]
     torch.testing.assert_close(result[replaced], expected[replaced])
-    for index, distribution in enumerate(calibration.distributions):
+    for index, distribution in calibration.distributions.items():
         probability = distribution.probability(x)
         assert probability.ge(0).all()
         assert probability.le(0.5).all()
@@ -87,8 +87,8 @@ def test_the_target_filter_reads_the_targets_own_weights() -> None:
 def test_auto_takes_the_hurdle_where_there_are_zeros() -> None:
     features, predicted, _ = sample(2)
     features[predicted == 1] = features[predicted == 1].relu()
-    assert fit(features, predicted).kinds == ("mixture", "hurdle", "mixture")
-    assert fit(features, predicted, features="mixture").kinds == ("mixture",) * 3
+    assert fit(features, predicted).kinds == {0: "mixture", 1: "hurdle", 2: "mixture"}
+    assert fit(features, predicted, features="mixture").kinds == dict.fromkeys(range(3), "mixture")
 
 
 def test_classes_are_those_the_model_assigns_and_too_few_are_refused() -> None:
@@ -97,6 +97,9 @@ def test_classes_are_those_the_model_assigns_and_too_few_are_refused() -> None:
     predicted[:3] = 2
     with pytest.raises(ClassifierError, match=r"'model' assigns 3 of 240 .* 'c' where 30"):
         fit(features, predicted)
+    calibration = fit_calibration(features, predicted, CounterfactualConfig(), NAMES, 0, classes=(0, 1))
+    assert list(calibration.distributions) == list(calibration.kinds) == [0, 1]  # edits from 0 to 1 do without 2
+    assert calibration.counts == (158, 79, 3)
     features[0, 0] = torch.nan
     with pytest.raises(ClassifierError, match="not finite"):
         fit(features, predicted)

@@ -9,6 +9,7 @@ from audit.config import QueryConfig
 from audit.errors import ConfigError, DataError
 from audit.pipeline.queries import (
     Selection,
+    asked_classes,
     choose_queries,
     invert_queries,
     select_queries,
@@ -23,6 +24,12 @@ def test_sources_are_all_but_a_fixed_target():
     assert source_classes(QueryConfig(target="healthy"), NAMES) == (1, 2)
     assert source_classes(QueryConfig(target="nearest"), NAMES) == (0, 1, 2)
     assert source_classes(QueryConfig(target="healthy", classes=("heart",)), NAMES) == (2,)
+
+
+def test_calibration_is_asked_only_for_what_edits_leave_or_enter():
+    assert asked_classes(QueryConfig(target="nearest", classes=("heart",)), NAMES) == (0, 1, 2)
+    assert asked_classes(QueryConfig(target="healthy"), NAMES) == (0, 1, 2)
+    assert asked_classes(QueryConfig(target="healthy", classes=("heart",)), NAMES) == (0, 2)
 
 
 @pytest.mark.parametrize(
