@@ -461,6 +461,18 @@ class MetricsConfig(Section):
         "auto", description="Inception FID, LPIPS and CMMD: where their weights are on the machine / never / or fail"
     )
     min_images: int = Field(16, ge=2, description="FID and MMD are refused on fewer images than this")
+    axioms: int = Field(
+        5,
+        ge=0,
+        description="query images on which it is tried whether the way back from a counterfactual ends at the start; "
+        "costs one more counterfactual for each image and model; 0: none",
+    )
+    null_edits: int = Field(
+        1,
+        ge=1,
+        description="how often in a row the images of axioms are inverted, without an edit, to see what that alone "
+        "changes (10 in the literature); each time costs as much as inverting them",
+    )
 
 
 class RankingConfig(Section):
@@ -584,6 +596,16 @@ class ClassifierConfig(Section):
         return self
 
 
+class JudgeConfig(ClassifierConfig):
+    """A classifier that judges counterfactuals and is not audited."""
+
+    copy_of: str | None = Field(
+        None,
+        description="name of the audited classifier that it was trained like, from another seed: it says whether it "
+        "shares that one's flips, and nothing else; absent: one of the judges of transfer, for all models",
+    )
+
+
 class AuditConfig(Section):
     """A whole audit. Relative paths are relative to the configuration file."""
 
@@ -604,13 +626,23 @@ class AuditConfig(Section):
     metrics: MetricsConfig = MetricsConfig()
     ranking: RankingConfig = RankingConfig()
     classifiers: tuple[ClassifierConfig, ...] = Field(min_length=1)
+    judge_checkpoints: tuple[JudgeConfig, ...] = Field(
+        (), description="classifiers that are not audited and only judge the counterfactuals of those that are"
+    )
 
     @model_validator(mode="after")
     def _unique_names(self) -> "AuditConfig":
-        names = [c.name for c in self.classifiers]
+        audited = [c.name for c in self.classifiers]
+        names = [*audited, *(j.name for j in self.judge_checkpoints)]
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
-            raise ValueError(f"classifier names must differ; used twice: {', '.join(twice)}")
+            raise ValueError(f"classifier and judge names must differ; used twice: {', '.join(twice)}")
+        for judge in self.judge_checkpoints:
+            if judge.copy_of is not None and judge.copy_of not in audited:
+                raise ValueError(
+                    f"judge '{judge.name}' is a copy_of '{judge.copy_of}', which is no audited classifier: name one of "
+                    f"{', '.join(audited)}"
+                )
         return self
 
 
@@ -732,7 +764,10 @@ def resolve_paths(config: AuditConfig, base: Path) -> AuditConfig:
             "metrics": config.metrics.model_copy(
                 update={k: embedding_path(getattr(config.metrics, k), base) for k in ("embedding", "perceptual")}
             ),
-            "classifiers": tuple(fix(c, ("checkpoint", "file", "factory")) for c in config.classifiers),
+            **{
+                table: tuple(fix(one, ("checkpoint", "file", "factory")) for one in getattr(config, table))
+                for table in ("classifiers", "judge_checkpoints")
+            },
         }
     )
 

@@ -416,6 +416,24 @@ class Judge(Row):
     rejects_adversarial: float | None = Field(
         default=None, description="share of pixel-space adversarial examples towards the target it rejects"
     )
+    power: float | None = Field(
+        default=None,
+        description="its weight: accuracy plus what it rejects, less 1, at least 0; None: the file is older",
+    )
+    weights_sha256: str | None = Field(default=None, description="of a classifier that judges and is not audited")
+
+
+class Axioms(Row):
+    """How far the counterfactuals keep to two axioms of counterfactuals (Monteiro et al. 2023)."""
+
+    effectiveness: float | None = Field(
+        description="share of the counterfactuals that judges call the target class, each weighted by its power"
+    )
+    reversibility: Interval | None = Field(
+        description="distance from the start after there and back, in units of the edit: 0 ends at the start, 1 as far "
+        "away as the edit went; None: not measured"
+    )
+    returned: float | None = Field(description="share of the ways back that the model calls the source class again")
 
 
 class RegionShare(Row):
@@ -458,6 +476,15 @@ class Counterfactuals(Row):
     mmd: list[Distribution] = Field(default_factory=list)
     regions: list[RegionShare] = Field(default_factory=list)
     judges: list[Judge] = Field(default_factory=list)
+    copies: list[Judge] = Field(
+        default_factory=list, description="independently trained copies of the model; they have no part in transfer"
+    )
+    nafr: Interval | None = Field(
+        default=None,
+        description="non-adversarial flip rate: share of the flips that the copies share, all copies together; None: "
+        "there is no copy",
+    )
+    axioms: Axioms | None = Field(default=None, description="None: the file is older")
     untrusted: list[str] = Field(
         default_factory=list, description="why they, and the index that rests on them, must not be believed"
     )
@@ -585,6 +612,10 @@ class InversionSummary(Row):
         default=None, description="mean correlation of a latent step's image change before and after tuning"
     )
     perceptual: Perceptual | None = None
+    composition: dict[int, Interval] = Field(
+        default_factory=dict,
+        description="mean absolute difference to the query image after so many inversions in a row without an edit",
+    )
 
 
 class Environment(Row):

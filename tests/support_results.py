@@ -13,6 +13,7 @@ from audit.results import (
     AdversarialExample,
     Attack,
     AuditResult,
+    Axioms,
     CascadeStage,
     Clean,
     Comparison,
@@ -124,6 +125,9 @@ def _counterfactuals(name: str, n: int, region: float, marker: float, judges: Se
             for j in judges
             if j != name
         ],
+        copies=[Judge(name=f"{name}-again", accuracy=0.9, agreement=region, rejects_inversion=0.97)],
+        nafr=_interval(region, 0.02, n),
+        axioms=Axioms(effectiveness=region, reversibility=_interval(0.4, 0.1, 8), returned=1.0),
     )  # fmt: skip
 
 
@@ -190,7 +194,7 @@ def example_audit(
         queries_asked=n_queries,
         inversion=InversionSummary(
             method="pti", n=n_queries, mse=2.1e-4, mse_max=6e-4, encoder_mse=0.011, pivot_mse=0.0021,
-            perceptual=Perceptual(value=0.018, embedding=FACTORS),
+            perceptual=Perceptual(value=0.018, embedding=FACTORS), composition={1: _interval(0.01, 0.001, n_queries)},
         ) if n_queries else None,
         perceptual_embedding=FACTORS if n_queries else None,
         realism_embedding=FACTORS if n_queries else None,

@@ -132,8 +132,19 @@ def test_every_kind_of_classifier_is_accepted(classifier: dict[str, Any]) -> Non
 
 
 def test_classifier_names_differ() -> None:
-    with pytest.raises(ConfigError, match="names must differ; used twice: a"):
+    with pytest.raises(ConfigError, match="must differ; used twice: a"):
         _parse(classifiers=MINIMAL["classifiers"] * 2)
+
+
+def test_judges_have_names_of_their_own_and_are_copies_of_audited_classifiers(tmp_path: Path) -> None:
+    judge = {"name": "b", "architecture": "resnet18", "checkpoint": "b.pt", "copy_of": "a"}
+    config = _parse(judge_checkpoints=[judge])
+    assert config.judge_checkpoints[0].copy_of == "a"
+    assert resolve_paths(config, tmp_path).judge_checkpoints[0].checkpoint == str(tmp_path / "b.pt")
+    with pytest.raises(ConfigError, match="must differ; used twice: a"):
+        _parse(judge_checkpoints=[judge | {"name": "a"}])
+    with pytest.raises(ConfigError, match="copy_of 'c', which is no audited classifier: name one of a"):
+        _parse(judge_checkpoints=[judge | {"copy_of": "c"}])
 
 
 @settings(max_examples=25, deadline=None)

@@ -35,11 +35,11 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "robustness": RobustnessConfig,
 }
 _ELSEWHERE = {
-    # Files are compared by the hash of what is in them, the kernel by its record, for earlier versions had another; a
-    # bound on memory changes no number.
+    # Files are compared by the hash of what is in them, the kernel by its record, for earlier versions had another. A
+    # bound on memory changes no number, nor do the axioms change the others.
     "data": {"path", "format", "shift"},
     "inversion": {"encoder", "max_memory"},
-    "metrics": {"embedding", "perceptual", "realism_kernel"},
+    "metrics": {"embedding", "perceptual", "realism_kernel", "axioms", "null_edits"},
 }
 
 
@@ -91,7 +91,12 @@ def _judges(model: ModelResult, audit: AuditResult, without: set[str]) -> dict[s
     """Return the judges of a model's counterfactuals and the weights of those that are models, by name."""
     weights = {other.name: other.weights_sha256 or "" for other in audit.models}
     found = model.counterfactuals.judges if model.counterfactuals is not None else []
-    return {judge.name: weights.get(judge.name, "") for judge in found if judge.name not in without}
+    return {j.name: j.weights_sha256 or weights.get(j.name, "") for j in found if j.name not in without}
+
+
+def _copies(model: ModelResult) -> list[str | None]:
+    """Return the weights of the copies of a model."""
+    return [] if model.counterfactuals is None else [copy.weights_sha256 for copy in model.counterfactuals.copies]
 
 
 def _other_judges(new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult) -> Difference:
@@ -164,6 +169,8 @@ def other_instrument(
     """Return why `metric` of the model `new` in `now` is not what it is of `old` in `before`, or None."""
     if metric.split(".")[0] in MEANINGFULNESS and (found := _other_explanation(new, old, now, before)) is not None:
         return found
+    if metric.startswith("counterfactuals.nafr") and _copies(new) != _copies(old):
+        return "its flips were shown to other copies"
     if (found := _other_images(now, before)) is not None:
         return found
     if not metric.startswith("robust."):

@@ -39,7 +39,12 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
         (rf"{_VULNERABILITY}l2_saved", (-math.inf, 1.0)),
         (r"counterfactuals\.(?:flip_ratio|reached|feature_target_flips|confidence|l1|changed_share)", SHARE),
         (r"counterfactuals\.operating_point\..+", SHARE),
-        (r"counterfactuals\.judges\..+\.(?:accuracy|agreement|rejects_inversion|rejects_adversarial)", SHARE),
+        (
+            r"counterfactuals\.(?:judges|copies)\..+\.(?:accuracy|agreement|rejects_(?:inversion|adversarial)|power)",
+            SHARE,
+        ),
+        (r"counterfactuals\.(?:nafr|axioms\.(?:effectiveness|returned))", SHARE),
+        (r"counterfactuals\.axioms\.reversibility", FROM_ZERO),
         (r"counterfactuals\.(?:lpips|perceptual)(?:\.value)?", FROM_ZERO),
         # An unbiased estimate of a squared distance falls below zero where the distance is small.
         (r"counterfactuals\.(?:fid|cmmd|mmd)\..+", UNBOUNDED),

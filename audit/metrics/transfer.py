@@ -69,7 +69,8 @@ class Verdicts:
 
     `accuracy` is on real images of the audit split; `rejects_adversarial` the share of pixel-space adversarial examples
     towards a target that the judge does not call the target, None where not measured. For comparable weights measure
-    it on one set of adversarial examples for all the models that are compared.
+    it on one set of adversarial examples for all the models that are compared. `is_copy`: the judge is an independently
+    trained copy of the model, which has no part in transfer.
     """
 
     judge: str
@@ -77,6 +78,8 @@ class Verdicts:
     counterfactuals: Tensor
     inversions: Tensor
     rejects_adversarial: float | None = None
+    weights_sha256: str | None = None
+    is_copy: bool = False
 
 
 def rejection(predicted: Tensor, targets: Tensor) -> float:
@@ -111,6 +114,8 @@ def judge_row(verdicts: Verdicts, targets: Tensor, flipped: Tensor) -> Judge:
         agreement=agreed / flips if flips else None,
         rejects_inversion=rejection(verdicts.inversions, targets) if len(targets) else None,
         rejects_adversarial=verdicts.rejects_adversarial,
+        power=power(verdicts, targets) if len(targets) else None,
+        weights_sha256=verdicts.weights_sha256,
     )
 
 

@@ -143,7 +143,11 @@ def _notices(config: AuditConfig, findings: Findings) -> list[Notice]:
 def _spelling(config: AuditConfig) -> list[Notice]:
     """Tell the user which spelling of an earlier version the configuration uses."""
     generator = None if config.generator is None else config.generator.path
-    note = note_on_spelling(generator, config.inversion.encoder, *(one.checkpoint for one in config.classifiers))
+    note = note_on_spelling(
+        generator,
+        config.inversion.encoder,
+        *(one.checkpoint for one in (*config.classifiers, *config.judge_checkpoints)),
+    )
     return [] if note is None else [Notice(subject="audit", kind="former-spelling", text=note)]
 
 

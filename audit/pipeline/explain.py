@@ -1,5 +1,6 @@
 """Counterfactuals of one classifier by the configured method, kept in the cache by all they depend on."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from audit.classifiers.classifier import Classifier
 from audit.counterfactual.methods import ChosenMethod
 from audit.counterfactual.protocol import Counterfactuals, InvertedQueries, SearchNetworks
 from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets, nearest_targets
+from audit.inversion.deltas import Rows
 from audit.pipeline.calibrate import Calibrated, check_target
 from audit.pipeline.context import Context
 from audit.pipeline.networks import Networks
@@ -35,12 +37,25 @@ class Subject:
 
 
 @dataclass(frozen=True)
+class WayBack:
+    """Counterfactuals of the counterfactuals at `rows` `[n]`, back towards the classes that these came from.
+
+    `images` `[n, C, H, W]`; `returned` `[n]` says which of them the classifier calls that class.
+    """
+
+    rows: Tensor
+    images: Tensor
+    returned: Tensor
+
+
+@dataclass(frozen=True)
 class Explained:
-    """One classifier's counterfactuals of the query images towards its `targets` `[N]`."""
+    """One classifier's counterfactuals of the query images towards its `targets` `[N]`; the way back, or why not."""
 
     subject: Subject
     counterfactuals: Counterfactuals
     targets: Tensor
+    back: WayBack | str = "it was not asked for"
 
 
 def explain_model(
@@ -75,26 +90,89 @@ def explain_model(
         tensors = {f.name: value for f in fields(found) if (value := getattr(found, f.name)) is not None}
         return Entry(tensors | {"targets": targets}, {})
 
-    entry = (context if method.known_by_version else replace(context, store=None)).cached(
+    entry = _remembering(context, method).cached(
         "counterfactuals",
         compute,
-        # The features and logits stand for weights, code, preprocessing and class order of the classifier alike, but
-        # not for the labels of the calibration images, which the operating point rests on.
-        classifier=calibrated.key,
-        operating_point=calibrated.operating_point,
-        class_names=classifier.class_names,
         logits=logits,
-        generator=networks.loaded.sha256,
         inversion=inversion.images,
         pivots=inversion.pivots,
         queries=queries.images,
         labels=queries.labels,
-        embedding=[networks.perceptual.name, networks.perceptual.weights_sha256],
-        settings=config.counterfactual.model_copy(update={"method": method.name}),
-        package=method.package,
         target=config.queries.target,
-        seed=config.seed,
+        **_search_inputs(context, method, networks, subject),
     )
     tensors = dict(entry.tensors)
     targets = tensors.pop("targets")
     return Explained(subject, Counterfactuals(**tensors), targets)
+
+
+def _remembering(context: Context, method: ChosenMethod) -> Context:
+    """Return the context without a cache for a method whose code its name does not stand for."""
+    return context if method.known_by_version else replace(context, store=None)
+
+
+def _search_inputs(context: Context, method: ChosenMethod, networks: Networks, subject: Subject) -> dict[str, object]:
+    """Return what every search of a subject depends on beside the images that it starts from."""
+    calibrated, perceptual = subject.calibrated, networks.perceptual
+    return {
+        # The features and logits stand for weights, code, preprocessing and class order of the classifier alike, but
+        # not for the labels of the calibration images, which the operating point rests on.
+        "classifier": calibrated.key,
+        "operating_point": calibrated.operating_point,
+        "class_names": subject.classifier.class_names,
+        "generator": networks.loaded.sha256,
+        "embedding": [perceptual.name, perceptual.weights_sha256],
+        "settings": context.config.counterfactual.model_copy(update={"method": method.name}),
+        "package": method.package,
+        "seed": context.config.seed,
+    }
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Images `[n, C, H, W]` with the codes and weights that draw them."""
+
+    pivots: Tensor
+    deltas: Mapping[str, Rows]
+    images: Tensor
+
+
+def way_back(
+    context: Context, method: ChosenMethod, networks: Networks, queries: Queries, explained: Explained
+) -> WayBack | str:
+    """Draw the counterfactuals of the first `metrics.axioms` counterfactuals that flip; or say why there are none.
+
+    They start at the counterfactual's own code and weights: inverting it would add the error of the inversion.
+    """
+    wanted, found, subject = context.config.metrics.axioms, explained.counterfactuals, explained.subject
+    sources = subject.logits[queries.positions].argmax(1)
+    rows = (found.flipped & subject.calibrated.operating_point[sources].isfinite()).nonzero()[:wanted, 0]
+    if wanted == 0:
+        return "metrics.axioms is 0"
+    if found.latents is None:
+        return f"the method '{method.name}' gives no latent codes to start from"
+    if len(rows) == 0:
+        return "no counterfactual flips"
+    start = _Drawn(found.latents[rows], queries.inversion.select(rows).deltas, found.images[rows])
+
+    def compute() -> Entry:
+        with stage_progress(f"ways back {subject.name}", len(rows)) as advance:
+            back = method.explain(
+                subject.calibrated,
+                SearchNetworks(networks.loaded.generator, networks.perceptual),
+                InvertedQueries(start.images, explained.targets[rows], start),
+                sources[rows],
+                advance,
+            )
+        return Entry({"images": back.images, "returned": back.flipped}, {})
+
+    entry = _remembering(context, method).cached(
+        "ways back",
+        compute,
+        latents=start.pivots,
+        images=start.images,
+        labels=explained.targets[rows],
+        targets=sources[rows],
+        **_search_inputs(context, method, networks, subject),
+    )
+    return WayBack(rows, entry.tensors["images"], entry.tensors["returned"])

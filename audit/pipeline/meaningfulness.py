@@ -16,17 +16,25 @@ from audit.embeddings.embedding import named
 from audit.errors import ClassifierError, ModelFault
 from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
+from audit.metrics.edit import mean_absolute
 from audit.metrics.transfer import fit_judge
 from audit.pipeline.compare import Compared, compare
 from audit.pipeline.context import Context
-from audit.pipeline.explain import Explained, Subject, explain_model
+from audit.pipeline.explain import Explained, Subject, explain_model, way_back
 from audit.pipeline.images import Images
 from audit.pipeline.networks import Networks
-from audit.pipeline.queries import Queries, Selection, choose_queries, invert_queries, stable_queries
+from audit.pipeline.queries import Queries, Selection, choose_queries, invert_queries, null_edits, stable_queries
 from audit.pipeline.rank import Ranking, rank_models
 from audit.pipeline.reference import Reference, build_reference, embed_with_bar
-from audit.pipeline.score import Scored, score_model
-from audit.pipeline.transfer import Panel, all_verdicts, classifier_judge, decisions, domain_judge
+from audit.pipeline.score import Scored, mean_interval, score_model
+from audit.pipeline.transfer import (
+    Panel,
+    all_verdicts,
+    checkpoint_judges,
+    classifier_judge,
+    decisions,
+    domain_judge,
+)
 from audit.results import MEANINGFULNESS, Failure, InversionSummary, NotComputed, Perceptual
 from audit.runtime.faults import stage_kept, tried
 
@@ -109,7 +117,8 @@ def _steps(
         found = replace(found, ranking=ranking, notes=(*found.notes, *ranking.not_computed))
     yield found
     assert found.queries is not None
-    found = replace(found, inversion=_inversion_summary(context, found.networks, found.queries.inversion))
+    with context.watch.stage("inversion"):
+        found = replace(found, inversion=_inversion_summary(context, found.networks, found.queries))
     yield found
     for method in others:
         for one in there:
@@ -163,14 +172,19 @@ def _choose_queries(context: Context, images: Images, subjects: Sequence[Subject
 
 
 def _explain(context: Context, subjects: Sequence[Subject], found: Meaningfulness) -> Steps:
-    assert found.queries is not None
+    queries = found.queries
+    assert queries is not None
     for one in _left(subjects, found):
-        explain = partial(explain_model, context, found.method, found.networks, found.queries, one)
+        explain = partial(explain_model, context, found.method, found.networks, queries, one)
         with context.watch.stage("counterfactuals"):
             explained = tried("counterfactuals", explain)
         if isinstance(explained, Failure):
             found = found.without(one.name, explained)
         else:
+            go_back = partial(way_back, context, found.method, found.networks, queries, explained)
+            with context.watch.stage("ways back"):
+                back = tried("ways back", go_back)
+            explained = replace(explained, back=back.why if isinstance(back, Failure) else back)
             found = replace(found, explained={**found.explained, one.name: explained})
         yield found
     _left(subjects, found)
@@ -218,22 +232,25 @@ def _score(context: Context, images: Images, subjects: Sequence[Subject], found:
 def _panel(
     context: Context, images: Images, explained: Sequence[Explained], reference: Reference, embedded: Tensor
 ) -> Panel:
-    """What the judges of every model say: the other models, and a predictor in the domain embedding."""
+    """What the judges of every model say: the other models, those of the configuration, one in the domain embedding."""
     assert images.calibration is not None
     network, device, audited = reference.networks.embedding, context.device, images.audited
     domain = fit_judge(network.name, embedded, images.calibration.row_labels)
     subjects = [one.subject for one in explained]
     judges = [classifier_judge(one.classifier, one.clean.accuracy.value or 0.0, device) for one in subjects]
+    judges += checkpoint_judges(context, reference.networks.judges, audited)
     real = embed_with_bar(network, audited, device, "embedding audited images")
     judges.append(domain_judge(domain, network, real, audited.row_labels, device))
     return Panel(tuple(judges), all_verdicts(context, explained, judges, reference.queries))
 
 
-def _inversion_summary(context: Context, networks: Networks, inversion: Inversion) -> InversionSummary:
+def _inversion_summary(context: Context, networks: Networks, queries: Queries) -> InversionSummary:
     def mean(values: Tensor | None) -> float | None:
         return None if values is None else float(values.mean())
 
+    inversion = queries.inversion
     perceptual = mean(inversion.perceptual)
+    repeated = {1: inversion.images, context.config.metrics.null_edits: null_edits(context, networks, queries)}
     return InversionSummary(
         method=inversion.method,
         n=len(inversion.images),
@@ -243,6 +260,10 @@ def _inversion_summary(context: Context, networks: Networks, inversion: Inversio
         pivot_mse=mean(inversion.pivot_mse),
         editability=_editability(context, networks, inversion),
         perceptual=None if perceptual is None else Perceptual(value=perceptual, embedding=named(networks.perceptual)),
+        composition={
+            times: mean_interval(mean_absolute(images, queries.images[: len(images)]))
+            for times, images in repeated.items()
+        },
     )
 
 

@@ -17,36 +17,41 @@ from audit.runtime.faults import reason
 
 @dataclass(frozen=True)
 class Models:
-    """The classifiers that could be loaded, and by name why the others could not."""
+    """The classifiers that could be loaded, by name why the others could not, and those that only judge."""
 
     classifiers: tuple[Classifier, ...]
     failed: Mapping[str, Failure]
+    judges: tuple[Classifier, ...] = ()
 
 
 def load_models(context: Context, images: Images) -> Models:
     """Load every classifier of the configuration.
 
-    Raises ClassifierError where a file is not there, which is a mistake of the configuration, or none can be loaded.
+    Raises ClassifierError where a file is not there, which is a mistake of the configuration, where none of the
+    classifiers or not all of the judges can be loaded.
     """
     config = context.config
-    for one in config.classifiers:
+    for one in (*config.classifiers, *config.judge_checkpoints):
         _check_files(one)
     classifiers: list[Classifier] = []
     failed: dict[str, Failure] = {}
     for one in config.classifiers:
         try:
-            found = load_classifier(one, images.all.image_shape, images.all.class_names, context.base)
-            classifier = found.to(context.device)
+            classifiers.append(_load(one, context, images))
         except (KeyboardInterrupt, Terminated, ConfigError):
             raise
         except BaseException as error:  # noqa: BLE001 - foreign code may raise anything, SystemExit included
             failed[one.name] = Failure(stage="loading", why=reason(error))
-        else:
-            classifier.slices = Slices(one.name, config.max_memory)
-            classifiers.append(classifier)
     if not classifiers:
         raise none_left(list(failed.values()))
-    return Models(tuple(classifiers), failed)
+    return Models(tuple(classifiers), failed, tuple(_load(one, context, images) for one in config.judge_checkpoints))
+
+
+def _load(config: ClassifierConfig, context: Context, images: Images) -> Classifier:
+    found = load_classifier(config, images.all.image_shape, images.all.class_names, context.base)
+    classifier = found.to(context.device)
+    classifier.slices = Slices(config.name, context.config.max_memory)
+    return classifier
 
 
 def _check_files(config: ClassifierConfig) -> None:

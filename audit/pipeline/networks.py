@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from audit.classifiers.classifier import weights_hash
+from audit.classifiers.classifier import Classifier, weights_hash
 from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
 from audit.embeddings.canonical import available
@@ -43,11 +43,11 @@ CANONICAL = {
 
 @dataclass(frozen=True)
 class Networks:
-    """The networks that draw, invert and measure.
+    """The networks that draw, invert, measure and judge.
 
     Realism and the judge of transfer rest on `embedding`. `perceptual` gives the perceptual distance, which inversion
     and search minimise and which is reported. `canonical` and `lpips` are there if their weights are on the machine;
-    `missing` says what cannot be computed without them.
+    `missing` says what cannot be computed without them. `judges` are classifiers that are not audited.
     """
 
     loaded: LoadedGenerator
@@ -58,6 +58,7 @@ class Networks:
     lpips: Lpips | None = None
     missing: list[NotComputed] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
+    judges: tuple[Classifier, ...] = ()
 
     @cached_property
     def encoder_sha256(self) -> str | None:

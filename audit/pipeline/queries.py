@@ -146,8 +146,23 @@ def invert_queries(context: Context, networks: Networks, audited: AuditSet, chos
             f"Only {len(chosen.indices)} image(s) of the source classes are classified correctly by all models "
             f"({counts}): audit more images, set queries.classes, or leave a model out."
         )
-    config, rows, perceptual = context.config, audited.select(chosen.indices), networks.perceptual
-    images = rows.images()
+    rows = audited.select(chosen.indices)
+    return Queries(rows, chosen.indices, _invert(context, networks, rows.images()))
+
+
+def null_edits(context: Context, networks: Networks, queries: Queries) -> Tensor:
+    """Invert the first `metrics.axioms` query images `metrics.null_edits` times in a row, without an edit.
+
+    The first time is that of `queries`.
+    """
+    config, images = context.config.metrics, queries.inversion.images
+    for _ in range(1, config.null_edits):
+        images = _invert(context, networks, images[: config.axioms]).images
+    return images
+
+
+def _invert(context: Context, networks: Networks, images: Tensor) -> Inversion:
+    config, perceptual = context.config, networks.perceptual
     keep = (
         keep_without_store()
         if context.store is None
@@ -162,8 +177,7 @@ def invert_queries(context: Context, networks: Networks, audited: AuditSet, chos
     )
     inverter = Inverter(networks.loaded.generator, config.inversion, config.seed, perceptual, networks.encoder)
     with stage_progress("inversion (images)", len(images)) as advance:
-        inversion = invert(inverter, images, advance, keep)
-    return Queries(rows, chosen.indices, inversion)
+        return invert(inverter, images, advance, keep)
 
 
 def stable_queries(inverted: Queries, same: Sequence[Tensor], wanted: int) -> Queries:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -82,7 +83,9 @@ def _run(context: Context, output: Output | None) -> AuditResult:
     meaningfulness = None
     if networks is not None:
         subjects = _subjects(robustness, calibrated)
-        meaningfulness = explain_models(context, images, subjects, networks, method, compared)
+        meaningfulness = explain_models(
+            context, images, subjects, replace(networks, judges=models.judges), method, compared
+        )
     findings = Findings(images, models, looks, calibrated, robustness, meaningfulness)
     result = assemble(context, findings)
     if output is not None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,7 @@ from torch import Tensor
 from audit.counterfactual.methods import ChosenMethod
 from audit.embeddings.embedding import Named, embed_all, named
 from audit.errors import MetricError
+from audit.metrics.axioms import effectiveness, reversibility, shared_flips
 from audit.metrics.components import (
     ModelScores,
     TargetKernels,
@@ -27,7 +29,7 @@ from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scor
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained
 from audit.pipeline.reference import Reference
-from audit.results import MAIN_REGION, Distribution, Interval, NotComputed, Perceptual, QueryRow
+from audit.results import MAIN_REGION, Axioms, Distribution, Interval, NotComputed, Perceptual, QueryRow
 from audit.results import Counterfactuals as CounterfactualSummary
 
 PERMUTATIONS = 999
@@ -113,7 +115,9 @@ def score_model(
     main = local.get(MAIN_REGION)
     if main is None or not main["mass"].isfinite().any():
         reasons["localisation"] = "the data give no region (mask or box) for the query images"
-    if not verdicts:
+    judges = [one for one in verdicts if not one.is_copy]
+    copies = [one for one in verdicts if one.is_copy]
+    if not judges:
         reasons["transfer"] = "there is no judge: one model and no domain embedding"
     distance = perceptual_all(networks.perceptual, found.images, inversions, 128, context.device)
     lpips = None if networks.lpips is None else networks.lpips.distance_all(found.images, inversions)
@@ -135,7 +139,10 @@ def score_model(
         regions=[
             region_share(region, edit, mask, PERMUTATIONS, generator) for region, mask in reference.regions.items()
         ],
-        judges=[judge_row(one, targets, found.flipped) for one in verdicts],
+        judges=[judge_row(one, targets, found.flipped) for one in judges],
+        copies=[judge_row(one, targets, found.flipped) for one in copies],
+        nafr=shared_flips(copies, targets, found.flipped) if copies else None,
+        axioms=Axioms(effectiveness=effectiveness(judges, targets), **_way_back(explained, inversions)),
         **tables,
     )
     agreed = {one.judge: agreement(one.counterfactuals, targets, found.flipped) for one in verdicts}
@@ -163,11 +170,32 @@ def score_model(
         flipped=found.flipped,
         sparsity=sparsity_scores(l1, nearest, found.flipped),
         localisation=None if main is None else localisation_scores(main["mass"], main["area"], found.flipped),
-        transfer=transfer_scores(verdicts, targets, found.flipped) if verdicts else None,
+        transfer=transfer_scores(judges, targets, found.flipped) if judges else None,
         realism=kernels,
         reasons=reasons,
     )
-    return Scored(summary, rows, scores, missing)
+    return Scored(summary, rows, scores, [*missing, *_missing_axioms(explained, copies)])
+
+
+def _way_back(explained: Explained, inversions: Tensor) -> dict[str, Any]:
+    """Return the fields of the axioms that rest on the way back."""
+    back = explained.back
+    if isinstance(back, str):
+        return {"reversibility": None, "returned": None}
+    there = explained.counterfactuals.images[back.rows]
+    ratios = reversibility(inversions[back.rows], there, back.images)
+    return {"reversibility": mean_interval(ratios), "returned": float(back.returned.float().mean())}
+
+
+def _missing_axioms(explained: Explained, copies: Sequence[Verdicts]) -> list[NotComputed]:
+    notes = []
+    if isinstance(explained.back, str):
+        paths = [f"counterfactuals.axioms.{key}" for key in ("reversibility", "returned")]
+        notes.append(NotComputed(what="reversibility", why=explained.back, paths=paths))
+    if not copies:
+        why = f"no judge checkpoint has copy_of = '{explained.subject.name}'"
+        notes.append(NotComputed(what="flips shared by a copy", why=why, paths=["counterfactuals.nafr"]))
+    return notes
 
 
 def _or_none(value: Tensor) -> float | None:

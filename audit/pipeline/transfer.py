@@ -1,8 +1,9 @@
 """What every judge says about every model's counterfactuals, and how often each judge says no.
 
-Judges of a model are the other audited models and one predictor fitted on real images in the domain embedding. A
-judge's power is measured on the unedited inversions and on pixel-space adversarial examples made for the *other*
-models: one that calls those the target too is no evidence.
+Judges of a model are the other audited models, classifiers that only judge, and one predictor fitted on real images in
+the domain embedding. A copy of a model, trained alike, is asked about that model only. A judge's power is measured on
+the unedited inversions and on pixel-space adversarial examples made for the models that it judges: one that calls those
+the target too is no evidence.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,11 +16,13 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.slices import sparing
+from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import Embedder, embed_all
 from audit.metrics.transfer import EmbeddingJudge, Verdicts
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained
 from audit.pipeline.queries import Queries
+from audit.robustness.accuracy import predict
 from audit.robustness.attacks.pgd import pgd_attack
 from audit.runtime.progress import stage_progress
 
@@ -30,11 +33,20 @@ JUDGE_STEPS = 20
 
 @dataclass(frozen=True)
 class Judge:
-    """A predictor of labels `[N]` from images `[N, C, H, W]`; `accuracy` is on real images of the audit split."""
+    """A predictor of labels `[N]` from images `[N, C, H, W]`; `accuracy` is on real images of the audit split.
+
+    `weights_sha256` is that of a classifier which is not audited; `copy_of` the name of the model that it is a copy of.
+    """
 
     name: str
     accuracy: float
     decide: Callable[[Tensor], Tensor]
+    weights_sha256: str | None = None
+    copy_of: str | None = None
+
+    def judges(self, model: str) -> bool:
+        """Whether it says anything of the counterfactuals of `model`."""
+        return model != self.name if self.copy_of is None else model == self.copy_of
 
 
 @dataclass(frozen=True)
@@ -61,6 +73,18 @@ def decisions(classifier: Classifier, images: Tensor, device: torch.device) -> T
 def classifier_judge(classifier: Classifier, accuracy: float, device: torch.device) -> Judge:
     """Wrap an audited classifier as a judge."""
     return Judge(classifier.name, accuracy, lambda images: decisions(classifier, images, device))
+
+
+def checkpoint_judges(context: Context, classifiers: Sequence[Classifier], audited: AuditSet) -> list[Judge]:
+    """Wrap the classifiers of `judge_checkpoints`, with their accuracy on the `audited` images."""
+    copied = {one.name: one.copy_of for one in context.config.judge_checkpoints}
+    judges = []
+    for one in classifiers:
+        logits = predict(one, audited, context.config.robustness.batch_size, context.device)
+        accuracy = float((logits.argmax(1) == audited.row_labels).float().mean())
+        judge = classifier_judge(one, accuracy, context.device)
+        judges.append(replace(judge, weights_sha256=one.weights_sha256, copy_of=copied[one.name]))
+    return judges
 
 
 def domain_judge(
@@ -108,10 +132,12 @@ def all_verdicts(
     for judge in judges:
         on_inversions = judge.decide(queries.inversion.images)
         others = [(one, a[w], one.targets[w]) for one, a, w in zip(explained, adversarial, works, strict=True)]
-        others = [entry for entry in others if entry[0].subject.name != judge.name]
+        others = [entry for entry in others if judge.judges(entry[0].subject.name)]
         rejected = [judge.decide(images) != targets for _, images, targets in others if len(images)]
         share = float(torch.cat(rejected).float().mean()) if rejected else None
         for one, _, _ in others:
             on_made = judge.decide(one.counterfactuals.images)
-            verdicts[one.subject.name].append(Verdicts(judge.name, judge.accuracy, on_made, on_inversions, share))
+            verdict = Verdicts(judge.name, judge.accuracy, on_made, on_inversions, share)
+            verdict = replace(verdict, weights_sha256=judge.weights_sha256, is_copy=judge.copy_of is not None)
+            verdicts[one.subject.name].append(verdict)
     return verdicts

@@ -42,7 +42,7 @@ def inputs_of(config: AuditConfig, file: Path | None, cache: Path | None) -> dic
         "the embedding": config.metrics.embedding if is_embedding_file(config.metrics.embedding) else None,
         "the perceptual embedding": config.metrics.perceptual if is_embedding_file(config.metrics.perceptual) else None,
     }
-    for one in config.classifiers:
+    for one in (*config.classifiers, *config.judge_checkpoints):
         place, _, _ = (one.factory or "").rpartition(":")
         named[f"the checkpoint of '{one.name}'"] = one.checkpoint
         named[f"the file of '{one.name}'"] = one.file

@@ -135,6 +135,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
         distributions=_distributions(models),
         methods=methods.compared(result, models, folder, scale),
         traces={m.name: _traces(m) for m in models},
+        composition={} if result.inversion is None else result.inversion.composition,
         shared_rank=_shared_ranks(models),
         not_computed=_not_computed(result, models),
     )

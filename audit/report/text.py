@@ -12,6 +12,7 @@ from audit.results import (
     MAIN_REGION,
     AuditResult,
     ComparedMethod,
+    Counterfactuals,
     Interval,
     ModelResult,
     RegionShare,
@@ -113,6 +114,12 @@ def why_missing(metric: str, model: ModelResult | ComparedMethod | None, result:
 def steered(result: AuditResult) -> list[str]:
     """Return in words which numbers rest on the network that inversion or search minimised a distance in."""
     return [STEERED.get(path, path) for path in result.judged_by_steering]
+
+
+def in_edits(change: Interval, counterfactuals: Counterfactuals) -> float | None:
+    """Return the mean change of an image in units of a model's mean edit; None where it has none."""
+    edit = counterfactuals.l1.value
+    return change.value / edit if edit and change.value is not None else None
 
 
 def region_of(model: ModelResult, name: str) -> RegionShare | None:

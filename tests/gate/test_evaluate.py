@@ -187,6 +187,18 @@ def test_a_baseline_of_another_instrument_is_refused(results: AuditResult, chang
     assert words in outcome.checks[0].sentence
 
 
+def test_flips_shared_with_other_copies_are_not_compared(results: AuditResult):
+    rule = policy({"metric": "counterfactuals.nafr", "max_drop": 0.5})
+    assert evaluate_gate(results, rule, results).exit_status == 0
+    before = results.model_copy(deep=True)
+    for model in before.models:
+        model.counterfactuals.copies[0].weights_sha256 = "other"
+    outcome = evaluate_gate(results, rule, before)
+    assert outcome.exit_status == 2
+    assert "other copies" in outcome.checks[0].sentence
+    assert evaluate_gate(results, policy({"metric": "index", "max_drop": 50}), before).exit_status == 0
+
+
 def test_numbers_of_robustness_are_named_by_check_norm_corruption_and_share(results: AuditResult):
     table = metrics_of(results.models[0])
     for path in (

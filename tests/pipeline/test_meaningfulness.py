@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, replace
 
+import pytest
 import torch
 from support_explained import image_set
 from support_small_audit import Mirrored, Small, by_brightness, findings, measured
@@ -29,6 +30,25 @@ class MirroredBut(Mirrored):
         return super().explain(subject, *more)
 
 
+@dataclass(frozen=True)
+class MirroredTwice(Mirrored):
+    """With latent codes, so that there is a way back; fails on it where asked."""
+
+    fails: bool = False
+
+    def explain(self, subject: CalibratedClassifier, *more) -> Counterfactuals:  # type: ignore[no-untyped-def]
+        if self.fails and len(more[1].images) < 6:
+            raise ValueError("on the way back")
+        found = super().explain(subject, *more)
+        return replace(found, latents=found.images.flatten(1)[:, None])
+
+
+def with_metrics(small: Small, **changes: object) -> Small:
+    config = small.context.config
+    metrics = config.metrics.model_copy(update=changes)
+    return replace(small, context=replace(small.context, config=config.model_copy(update={"metrics": metrics})))
+
+
 def explain(small: Small, *classifiers: nn.Module, method: ChosenMethod | None = None) -> Meaningfulness:
     subjects = [small.subject(one) for one in classifiers]  # type: ignore[arg-type]
     return explain_models(small.context, small.images, subjects, small.networks, method or small.method)
@@ -45,6 +65,42 @@ def test_two_models_are_explained_and_ranked(small: Small) -> None:
     for one in found.explained.values():
         assert torch.equal(one.targets, 1 - found.queries.labels)
         assert one.counterfactuals.flipped.all()
+
+
+def test_the_way_back_from_a_mirror_ends_at_the_start(small: Small) -> None:
+    method = ChosenMethod("twice", "outside 1.0", 0, MirroredTwice())
+    found = explain(with_metrics(small, axioms=3), by_brightness("whole"), method=method)
+    axioms = found.scored["whole"].summary.axioms
+    assert axioms is not None
+    assert axioms.reversibility is not None
+    assert (axioms.reversibility.n, axioms.returned) == (3, 1.0)
+    assert axioms.reversibility.value == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "axioms", "why"),
+    [
+        (MirroredTwice(), 0, "metrics.axioms is 0"),
+        (Mirrored(), 3, "gives no latent codes"),
+        (MirroredTwice(fails=True), 3, "ValueError: on the way back"),
+    ],
+)
+def test_where_there_is_no_way_back_it_is_said_why(small: Small, method: Mirrored, axioms: int, why: str) -> None:
+    chosen = ChosenMethod("other", "outside 1.0", 0, method)
+    found = explain(with_metrics(small, axioms=axioms), by_brightness("whole"), method=chosen)
+    assert found.failed == {}
+    notes = {path: note.why for note in found.scored["whole"].not_computed for path in note.paths}
+    assert why in notes["counterfactuals.axioms.reversibility"]
+
+
+def test_null_edits_are_inversions_of_inversions(small: Small) -> None:
+    once = explain(small, by_brightness("whole")).inversion
+    assert once is not None
+    assert list(once.composition) == [1]
+    again = explain(with_metrics(small, axioms=2, null_edits=3), by_brightness("whole")).inversion
+    assert again is not None
+    assert {times: change.n for times, change in again.composition.items()} == {1: 6, 3: 2}
+    assert 0 < again.composition[3].value < 0.05  # type: ignore[operator]
 
 
 def test_a_model_that_fails_leaves_the_other_as_it_was(small: Small) -> None:

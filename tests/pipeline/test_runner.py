@@ -222,6 +222,24 @@ def test_a_second_run_reads_the_cache_and_agrees(outcome, folder):
     assert again.environment.seconds["inversion"] < first.environment.seconds["inversion"]
 
 
+def test_judges_that_are_not_audited_are_told_with_their_weights(outcome, folder):
+    judge = 'factory = "networks.py:build"\ncheckpoint = "a.safetensors"\n'
+    tables = [f'[[judge_checkpoints]]\nname = "again"\ncopy_of = "a"\n{judge}']
+    tables.append(f'[[judge_checkpoints]]\nname = "panel"\n{judge}')
+    file = write_config(folder, "judges.toml", extra="\n".join(tables))
+    first, second = audit.run_audit(file, cache=folder / "cache").models
+    alone = outcome[0].models[0]
+    # All are one function: the copy shares every flip that it can be asked about.
+    assert first.counterfactuals.nafr.value == 1
+    assert second.counterfactuals.nafr is None
+    assert [(one.name, one.weights_sha256) for one in first.counterfactuals.copies] == [("again", alone.weights_sha256)]
+    assert [one.name for one in first.counterfactuals.judges] == ["b", "panel", "logistic on discriminator"]
+    assert first.counterfactuals.axioms.reversibility.n == 5
+    assert first.counterfactuals.axioms.reversibility == alone.counterfactuals.axioms.reversibility
+    with pytest.raises(AuditError, match="does not exist"):
+        audit.run_audit(write_config(folder, "judges.toml", extra=tables[0].replace("a.safe", "b.safe")))
+
+
 def test_without_a_generator_only_robustness_is_measured(folder):
     file = write_config(folder, "robust.toml", classifiers=("a",), generator=False)
     result = audit.run_audit(file, folder / "robust")

@@ -1,5 +1,7 @@
 """Summaries of one model's counterfactuals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from scipy.stats import norm
@@ -7,6 +9,7 @@ from support_small_audit import by_brightness
 
 from audit.embeddings.embedding import embed_all
 from audit.metrics.transfer import Verdicts
+from audit.pipeline.explain import WayBack
 from audit.pipeline.reference import build_reference
 from audit.pipeline.score import mean_interval, score_model
 
@@ -43,3 +46,23 @@ def test_one_models_counterfactuals_by_hand(small) -> None:
     assert summary.lpips is None
     assert summary.judges[0].agreement == 1.0
     assert scored.scores.reasons["localisation"].startswith("the data give no region")
+    assert (summary.axioms.effectiveness, summary.axioms.reversibility, summary.nafr) == (1.0, None, None)
+    assert {path for note in scored.not_computed for path in note.paths} >= {
+        "counterfactuals.axioms.reversibility", "counterfactuals.axioms.returned", "counterfactuals.nafr",
+    }  # fmt: skip
+
+
+def test_a_copy_counts_for_shared_flips_and_not_for_transfer(small) -> None:
+    explained = small.explained(small.subject(by_brightness("whole")))
+    back = WayBack(torch.arange(4), small.queries.images[:4], torch.tensor([True, True, True, False]))
+    embedded = embed_all(small.networks.embedding, small.calibration.images())
+    reference = build_reference(small.context, small.networks, small.queries, small.calibration, embedded, [0, 1])
+    yes = Verdicts("judge", 1.0, explained.targets, small.queries.labels, 1.0)
+    no = Verdicts("again", 1.0, small.queries.labels, small.queries.labels, 1.0, "sha", is_copy=True)
+    scored = score_model(small.context, reference, replace(explained, back=back), [yes, no], small.method)
+    summary = scored.summary
+    assert ([one.name for one in summary.judges], [one.name for one in summary.copies]) == (["judge"], ["again"])
+    assert (summary.nafr.value, summary.nafr.n, summary.copies[0].weights_sha256) == (0.0, 6, "sha")
+    assert scored.scores.transfer.tolist() == [1.0] * 6
+    assert (summary.axioms.reversibility.value, summary.axioms.reversibility.n) == (0.0, 4)
+    assert (summary.axioms.returned, summary.axioms.effectiveness) == (0.75, 1.0)

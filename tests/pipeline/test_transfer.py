@@ -1,9 +1,19 @@
 """What judges say about counterfactuals that they had no part in making."""
 
+from dataclasses import replace
+
 import torch
 from support_small_audit import by_brightness
 
-from audit.pipeline.transfer import Judge, adversarial_examples, all_verdicts, classifier_judge, decisions
+from audit.config import AuditConfig
+from audit.pipeline.transfer import (
+    Judge,
+    adversarial_examples,
+    all_verdicts,
+    checkpoint_judges,
+    classifier_judge,
+    decisions,
+)
 
 
 def test_nobody_judges_counterfactuals_of_its_own(small) -> None:
@@ -27,3 +37,17 @@ def test_adversarial_examples_are_within_the_radius(small) -> None:
     assert torch.equal(
         decisions(by_brightness("whole"), small.queries.images, small.context.device), small.queries.labels
     )
+
+
+def test_a_copy_is_asked_about_its_model_only(small) -> None:
+    left, whole = by_brightness("left"), by_brightness("whole")
+    values = small.context.config.model_dump() | {
+        "judge_checkpoints": [{"name": "again", "file": "none", "copy_of": "left"}, {"name": "panel", "file": "none"}]
+    }
+    context = replace(small.context, config=AuditConfig.model_validate(values))
+    explained = [small.explained(small.subject(one)) for one in (left, whole)]
+    judges = checkpoint_judges(context, [by_brightness("again"), by_brightness("panel")], small.images.audited)
+    assert [(one.accuracy, one.weights_sha256) for one in judges] == [(1.0, whole.weights_sha256)] * 2
+    verdicts = all_verdicts(context, explained, judges, small.queries)
+    assert [(one.judge, one.is_copy) for one in verdicts["left"]] == [("again", True), ("panel", False)]
+    assert [(one.judge, one.is_copy) for one in verdicts["whole"]] == [("panel", False)]

@@ -267,6 +267,20 @@ def test_the_page_says_which_numbers_rest_on_the_network_that_steered(support_re
     assert "by energy distance" in shown
 
 
+def test_axioms_are_told_in_edits_and_copies_are_no_judges_of_transfer(support_results: ModuleType, tmp_path: Path):
+    results = support_results.example_audit(tmp_path, models=["plain"], n_queries=2, size=16)
+    shown = " ".join(shown_text(support_results, tmp_path, results).split())
+    assert "plain-again a copy of the model, no part of transfer" in shown
+    table = shown[shown.index("Are they sound") :]
+    assert re.search(r"Null edit ?in edits.*There and back ?in edits.*Flips shared ?by.*plain ?0.48 ?0.40", table)
+    counterfactuals = results.models[0].counterfactuals
+    counterfactuals.copies, counterfactuals.nafr, counterfactuals.axioms.reversibility = [], None, None
+    shown = shown_text(support_results, tmp_path, results)
+    assert not any(words in shown for words in ("There and back", "Came back", "Flips shared"))
+    counterfactuals.axioms = None
+    assert "Are they sound" not in shown_text(support_results, tmp_path, results)
+
+
 def test_numbers_that_are_not_finite_never_show(support_results: ModuleType, tmp_path: Path):
     results = support_results.example_audit(tmp_path, n_queries=2, size=16)
     nan = float("nan")
