@@ -104,7 +104,7 @@ def eps_value(eps: str) -> float:
     return float(_exact(eps))
 
 
-SHIPPED = ("phantom", "plain", "trades", "trades-small", "shortcut")
+SHIPPED = ("phantom", "plain", "plain-again", "trades", "trades-small", "shortcut", "shortcut-again")
 _FORMER_PREFIX = "embedded:"
 
 

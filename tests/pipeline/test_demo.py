@@ -11,6 +11,10 @@ from audit.results import AuditResult
 def test_the_shipped_configuration_is_valid():
     config = load_config(demo_config())
     assert [c.name for c in config.classifiers] == ["plain", "trades", "trades-small", "shortcut"]
+    assert [(j.name, j.copy_of) for j in config.judge_checkpoints] == [
+        ("plain-again", "plain"),
+        ("shortcut-again", "shortcut"),
+    ]
     assert config.data.is_phantom
 
 
@@ -41,6 +45,14 @@ def test_the_shortcut_is_exposed(demo):
     mass = {r.region: r.mass for r in model.counterfactuals.regions}
     assert mass["marker"] > mass["lesion"]
     assert model.rank == len(demo.models)
+
+
+@pytest.mark.slow
+def test_copies_share_the_flips(demo):
+    shared = {m.name: m.counterfactuals.nafr for m in demo.models}
+    assert shared["plain"].value >= 0.9
+    assert shared["shortcut"].value >= 0.9
+    assert (shared["trades"], shared["trades-small"]) == (None, None)
 
 
 @pytest.mark.slow
