@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
-from audit.counterfactual import latent_gradient, pixel
+from audit.counterfactual import latent_gradient, latent_shift, piece, pixel
 from audit.counterfactual.batches import InBatches
 from audit.counterfactual.protocol import (
     CalibratedClassifier,
@@ -47,7 +47,13 @@ def _in_batches(edit: Callable[..., Counterfactuals]) -> Make:
 METHODS: Registry[Make] = Registry(
     "methods",
     "counterfactual method",
-    {"spruce": _spruce, "pixel": _in_batches(pixel.edit), "latent-gradient": _in_batches(latent_gradient.edit)},
+    {
+        "spruce": _spruce,
+        "piece": _in_batches(piece.edit),
+        "latent-gradient": _in_batches(latent_gradient.edit),
+        "latent-shift": _in_batches(latent_shift.edit),
+        "pixel": _in_batches(pixel.edit),
+    },
 )
 
 

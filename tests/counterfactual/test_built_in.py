@@ -9,8 +9,11 @@ import torch
 from audit.counterfactual.methods import METHODS, choose_method
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, SearchNetworks
 
-IN_LATENT_SPACE = ("spruce", "latent-gradient")
+IN_LATENT_SPACE = ("spruce", "piece", "latent-gradient", "latent-shift")
 """Methods whose counterfactuals are images of the generator."""
+
+WITHOUT_A_GOAL = ("piece",)
+"""Methods that aim at usual features, which may convince less than is asked for."""
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +47,8 @@ def test_the_counterfactuals_convince_as_much_as_is_asked_for(world, run, method
     torch.testing.assert_close(own, found.confidence, atol=1e-5, rtol=1e-4)
     assert torch.equal(probabilities.argmax(1) == world.targets, found.flipped)
     assert found.flipped.all()
-    assert found.reached.all()
-    assert (own >= world.points[world.targets] - 1e-6).all()
+    assert found.reached.all() or method in WITHOUT_A_GOAL
+    assert (own >= world.points[world.targets] - 1e-6)[found.reached].all()
     torch.testing.assert_close(found.trace.gather(1, found.step[:, None])[:, 0], found.confidence)
     with torch.no_grad():
         assert torch.equal(world.classifier(found.semifactuals).argmax(1), world.sources)

@@ -1,0 +1,89 @@
+"""The method `piece`: exceptional features replaced by what is usual, and an image found for them.
+
+Source: PIECE (Kenny and Keane 2021, AAAI; Litsos 2025, §5.1.1). Features that are improbable under the target class and
+speak against it are replaced, the least probable first (step 3); z' = argmin |C(G(z)) - x'|^2 (eq. 5.1.12) draws the
+result. The counterfactual rests on all replacements. The semifactual rests on those before the one by which the head
+alone would leave the source class: it has come as far as it can in that order, and is drawn by a search of its own.
+Here the search starts at the inversion's code, and among its iterates the counterfactual is chosen as for all methods.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from audit.config import CounterfactualConfig
+from audit.counterfactual.answers import chosen
+from audit.counterfactual.batches import Batch
+from audit.counterfactual.descent import Iterate, descend
+from audit.counterfactual.exceptional import expected_features
+from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, SearchNetworks
+from audit.runtime.progress import Advance
+
+
+def edit(
+    settings: CounterfactualConfig,
+    subject: CalibratedClassifier,
+    networks: SearchNetworks,
+    batch: Batch,
+    advance: Advance,
+) -> Counterfactuals:
+    """Draw the counterfactuals of one batch."""
+    classifier, calibration = subject.classifier, subject.calibration
+    with torch.no_grad():
+        x = classifier.features(batch.queries)
+        expected, replaced = expected_features(calibration, classifier.head, x, batch.sources, batch.targets)
+        last = before_the_flip(subject, x, torch.where(replaced, expected, torch.nan), batch.sources, batch.targets)
+        flips = classifier.head_logits(expected).argmax(dim=1) == batch.targets
+    sigma = calibration.sigma.to(x)
+
+    def distance(features: Tensor, aim: Tensor) -> Tensor:
+        if settings.loss == "raw":
+            return (features - aim).square().sum(dim=1)
+        return ((features - aim) / sigma).square().mean(dim=1)
+
+    def drawn_for(aim: Tensor) -> Iterator[tuple[Iterate, Tensor]]:
+        """Search for images with the features `aim`; yield each iterate and how far its features are from them."""
+        for iterate in descend(
+            classifier, networks.generator, batch, settings, lambda now: distance(now.features, aim)
+        ):
+            advance(len(x) / 2 / (settings.steps + 1))
+            yield iterate, distance(iterate.features, aim)
+
+    iterates = batch.iterates()
+    for iterate, _ in drawn_for(expected):
+        iterates.observe(iterate.images, iterate.latents, iterate.logits)
+    semifactuals, nearest = batch.inversions.clone(), torch.full_like(batch.goals, torch.inf)
+    for iterate, away in drawn_for(last):
+        nearer = (iterate.logits.argmax(dim=1) == batch.sources) & (away < nearest)
+        semifactuals[nearer], nearest[nearer] = iterate.images[nearer], away[nearer]
+    return replace(chosen(iterates), semifactuals=semifactuals.cpu(), feature_target_flips=flips.cpu())
+
+
+def before_the_flip(
+    subject: CalibratedClassifier, x: Tensor, replacements: Tensor, sources: Tensor, targets: Tensor
+) -> Tensor:
+    """Return `x [N, d]` with the most replacements, in order, with which the head still decides for `sources [N]`.
+
+    `replacements [N, d]` are NaN where a feature is kept. The order is that of the probabilities under `targets [N]`.
+    """
+    exceptional = ~replacements.isnan()
+    order = torch.where(exceptional, _probabilities(subject, x, targets), torch.inf).argsort(dim=1, stable=True)
+    rows, current, result = torch.arange(len(x), device=x.device), x.clone(), x.clone()
+    staying = torch.ones_like(sources, dtype=torch.bool)
+    for place in range(int(exceptional.sum(dim=1).max()) if len(x) else 0):
+        column = order[:, place]
+        more = staying & exceptional[rows, column]
+        current[rows[more], column[more]] = replacements[rows[more], column[more]]
+        staying &= subject.classifier.head_logits(current).argmax(dim=1) == sources
+        result = torch.where((more & staying)[:, None], current, result)
+    return result
+
+
+def _probabilities(subject: CalibratedClassifier, x: Tensor, targets: Tensor) -> Tensor:
+    values, found = x.cpu().double(), torch.zeros_like(x)
+    for index in targets.unique().tolist():
+        rows = targets == index
+        found[rows] = subject.calibration.distributions[index].probability(values[rows.cpu()]).to(x)
+    return found
