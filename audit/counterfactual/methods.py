@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
-from audit.counterfactual import latent_gradient, latent_shift, piece, pixel
+from audit.counterfactual import latent_gradient, latent_shift, piece, pixel, region_replacement
 from audit.counterfactual.batches import InBatches
+from audit.counterfactual.nearest_image import NearestImage
 from audit.counterfactual.protocol import (
     CalibratedClassifier,
     Counterfactuals,
@@ -39,6 +40,10 @@ def _spruce(settings: CounterfactualConfig, seed: int) -> Method:
     return Spruce(settings)  # it draws nothing at random
 
 
+def _nearest_image(settings: CounterfactualConfig, seed: int) -> Method:
+    return NearestImage()
+
+
 def _in_batches(edit: Callable[..., Counterfactuals]) -> Make:
     """Return how the method is made whose `edit` takes the settings and then what `batches.Edit` says."""
     return lambda settings, seed: InBatches(partial(edit, settings), settings.batch_size)
@@ -53,6 +58,8 @@ METHODS: Registry[Make] = Registry(
         "latent-gradient": _in_batches(latent_gradient.edit),
         "latent-shift": _in_batches(latent_shift.edit),
         "pixel": _in_batches(pixel.edit),
+        "nearest-image": _nearest_image,
+        "region-replacement": _in_batches(region_replacement.edit),
     },
 )
 

@@ -45,11 +45,13 @@ def edit(
 
     def drawn_for(aim: Tensor) -> Iterator[tuple[Iterate, Tensor]]:
         """Search for images with the features `aim`; yield each iterate and how far its features are from them."""
-        for iterate in descend(
-            classifier, networks.generator, batch, settings, lambda now: distance(now.features, aim)
-        ):
+
+        def loss(drawn: Iterate) -> Tensor:
+            return distance(drawn.features, aim)
+
+        for iterate in descend(classifier, networks.generator, batch, settings, loss):
             advance(len(x) / 2 / (settings.steps + 1))
-            yield iterate, distance(iterate.features, aim)
+            yield iterate, loss(iterate)
 
     iterates = batch.iterates()
     for iterate, _ in drawn_for(expected):

@@ -4,8 +4,8 @@ A method of another package needs only this module; `methods.py` finds it by its
 [0, 1], classes are in the order of the data.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor
@@ -29,18 +29,27 @@ class Inverted(Protocol):
     def images(self) -> Tensor: ...
 
 
+class RealImages(Protocol):
+    """Real images and their classes, read as they are asked for."""
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield images `[n, C, H, W]`, classes `[n]` and positions `[n]` in order, `batch_size` at a time."""
+        ...
+
+
 @dataclass(frozen=True)
 class CalibratedClassifier:
     """The classifier to explain, and what it is like on the calibration images.
 
     `calibration` describes its features; `operating_point [K]` is its median confidence on the images of each class
     that it classifies correctly: a counterfactual as confident as that has *reached* the target class. NaN: no image
-    of the class is classified correctly.
+    of the class is classified correctly. `real` are these images themselves, of which no query image is one.
     """
 
     classifier: Classifier
     calibration: Calibration
     operating_point: Tensor
+    real: RealImages | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ PROBED = 4
 class Calibrated(CalibratedClassifier):
     """A calibrated classifier, and what its cached results are found by.
 
-    `key` stands for everything that was seen: the features and logits of these very images, and whether a gradient
-    leads back to them.
+    `key` stands for everything that was seen: the features and logits of these very images, their classes, and whether
+    a gradient leads back to them.
     """
 
     key: str
@@ -77,7 +77,8 @@ def calibrate(context: Context, classifier: Classifier, calibration: AuditSet) -
     points = operating_points(answers.softmax(1), calibration.row_labels, decided)
     first = next(calibration.batches(PROBED))[0].to(device)
     seeing = "differentiable" if _has_gradient(classifier, first) else "no gradient"
-    return Calibrated(classifier, fitted, points, f"{hash_tensor(seen)} {hash_tensor(answers)} {seeing}")
+    key = f"{hash_tensor(seen)} {hash_tensor(answers)} {hash_tensor(calibration.row_labels)} {seeing}"
+    return Calibrated(classifier, fitted, points, key, real=calibration)
 
 
 def _has_gradient(classifier: Classifier, images: Tensor) -> bool:

@@ -115,8 +115,8 @@ def _search_inputs(context: Context, method: ChosenMethod, networks: Networks, s
     """Return what every search of a subject depends on beside the images that it starts from."""
     calibrated, perceptual = subject.calibrated, networks.perceptual
     return {
-        # The features and logits stand for weights, code, preprocessing and class order of the classifier alike, but
-        # not for the labels of the calibration images, which the operating point rests on.
+        # Features, logits and classes of the calibration images stand for the classifier's weights, code, preprocessing
+        # and class order, and for these images themselves.
         "classifier": calibrated.key,
         "operating_point": calibrated.operating_point,
         "class_names": subject.classifier.class_names,

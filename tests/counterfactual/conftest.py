@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from support_explained import image_set
 from torch import Tensor, nn
 
 from audit.classifiers.classifier import Classifier
@@ -11,6 +12,7 @@ from audit.config import CounterfactualConfig
 from audit.counterfactual.exceptional import Calibration, fit_calibration
 from audit.counterfactual.iterates import operating_points
 from audit.counterfactual.protocol import CalibratedClassifier, InvertedQueries
+from audit.data.audit_set import AuditSet
 from audit.generator.stylegan2.networks import Generator
 
 CLASS_NAMES = ("dark", "bright")
@@ -39,10 +41,11 @@ class World:
     calibration: Calibration
     points: Tensor
     config: CounterfactualConfig
+    real: AuditSet
 
     @property
     def subject(self) -> CalibratedClassifier:
-        return CalibratedClassifier(self.classifier, self.calibration, self.points)
+        return CalibratedClassifier(self.classifier, self.calibration, self.points, real=self.real)
 
     @property
     def asked(self) -> InvertedQueries:
@@ -126,4 +129,5 @@ def world() -> World:
         calibration=calibration,
         points=points,
         config=config,
+        real=image_set(images, labels),
     )
