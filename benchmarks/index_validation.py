@@ -64,7 +64,9 @@ def main() -> None:
     # Robust accuracy has no part in the index, and is measured on a single image only because an audit has to.
     base = base.model_copy(
         update={
-            "metrics": parse_config(MetricsConfig, {"embedding": args.embedding, "canonical": "off"}, "--embedding"),
+            "metrics": parse_config(
+                MetricsConfig, {"embedding": args.embedding, "canonical": "off", "axioms": 0}, "--embedding"
+            ),
             "robustness": RobustnessConfig(n=1, eps=("2/255",), steps=1, trust=None),
         }
     )

@@ -125,7 +125,11 @@ def _counterfactuals(name: str, n: int, region: float, marker: float, judges: Se
             for j in judges
             if j != name
         ],
-        copies=[Judge(name=f"{name}-again", accuracy=0.9, agreement=region, rejects_inversion=0.97)],
+        copies=[
+            Judge(
+                name=f"{name}-again", accuracy=0.9, agreement=region, rejects_inversion=0.97, weights_sha256="c0" * 32
+            )
+        ],
         nafr=_interval(region, 0.02, n),
         axioms=Axioms(effectiveness=region, reversibility=_interval(0.4, 0.1, 8), returned=1.0),
     )  # fmt: skip

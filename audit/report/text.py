@@ -116,6 +116,13 @@ def steered(result: AuditResult) -> list[str]:
     return [STEERED.get(path, path) for path in result.judged_by_steering]
 
 
+def judge_weights(result: AuditResult) -> dict[str, str]:
+    """Return the weights of the classifiers that judge and are not audited, by name."""
+    found = [m.counterfactuals for m in result.models if m.counterfactuals is not None]
+    rows = [row for one in found for row in (*one.judges, *one.copies)]
+    return {row.name: row.weights_sha256 for row in rows if row.weights_sha256 is not None}
+
+
 def in_edits(change: Interval, counterfactuals: Counterfactuals) -> float | None:
     """Return the mean change of an image in units of a model's mean edit; None where it has none."""
     edit = counterfactuals.l1.value

@@ -273,6 +273,7 @@ def test_axioms_are_told_in_edits_and_copies_are_no_judges_of_transfer(support_r
     assert "plain-again a copy of the model, no part of transfer" in shown
     table = shown[shown.index("Are they sound") :]
     assert re.search(r"Null edit ?in edits.*There and back ?in edits.*Flips shared ?by.*plain ?0.48 ?0.40", table)
+    assert f"plain-again judge {'c0' * 32}" in shown or f"plain-againjudge{'c0' * 32}" in shown
     counterfactuals = results.models[0].counterfactuals
     counterfactuals.copies, counterfactuals.nafr, counterfactuals.axioms.reversibility = [], None, None
     shown = shown_text(support_results, tmp_path, results)
