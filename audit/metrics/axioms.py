@@ -1,8 +1,8 @@
 """Axioms of counterfactuals, measured: composition, reversibility, effectiveness; and the flips that copies share.
 
-Source: Monteiro et al. 2023, "Measuring axiomatic soundness of counterfactual image models" (ICLR, arXiv:2303.01274),
-section 3.2. *Composition*: a null edit changes nothing; here it is an inversion without an edit, which has no model in
-it. *Reversibility*: there and back again is where it started. *Effectiveness*: predictors that had no part in the edit
+Source: Monteiro et al. 2023, "Measuring axiomatic soundness of counterfactual image models" (ICLR, arXiv:2303.01274).
+*Composition*: a null edit changes nothing; here it is an inversion without an edit, which has no model in it.
+*Reversibility*: there and back again is where it started. *Effectiveness*: predictors that had no part in the edit
 see the target class. Distances are mean absolute pixel differences, as everywhere else.
 
 A flip that an independently trained copy of the model does not share is an adversarial example of one network, not an

@@ -1,9 +1,10 @@
 """Kernels of the distance behind realism, by name.
 
 The squared distance of two sets is `mean K_aa + mean K_bb - 2 mean K_ab`. With K(x, y) = -|x - y| that is the energy
-distance (Székely & Rizzo 2013, "Energy statistics", J. Stat. Plan. Inference 143, eq. 5; a maximum mean discrepancy by
-Sejdinovic et al. 2013). It is zero for equal distributions only, so it sees spread as well as place, and has no
-bandwidth: in units of its gap it does not change with the embedding's scale.
+distance (Székely & Rizzo 2013, "Energy statistics", J. Stat. Plan. Inference 143; a maximum mean discrepancy by
+Sejdinovic et al. 2013, "Equivalence of distance-based and RKHS-based statistics", Annals of Statistics 41). It is zero
+for equal distributions only, so it sees spread as well as place, and has no bandwidth: in units of its gap it does not
+change with the embedding's scale.
 
 CMMD's kernel, sigma = 10 on vectors of unit length, is nearly `1 - |x - y|^2 / 200` there, whose distance is that of
 the means alone: it is kept as a choice, and under its own name among the distributions.
