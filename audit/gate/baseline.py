@@ -50,6 +50,8 @@ def _settings(audit: AuditResult, section: str) -> dict[str, Any]:
         values = _SECTIONS[section].model_validate(given).model_dump(mode="json")
     except ValidationError:
         return dict(given)  # of a version whose keys were others
+    if isinstance(methods := values.get("method"), list):
+        values["method"] = methods[0]  # what the audited method is compared with changes no number of its own
     if isinstance(corruptions := values.get("corruptions"), dict):
         corruptions.pop("constants", None)  # the results say what 'auto' came to
     return values

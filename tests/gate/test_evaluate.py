@@ -398,6 +398,13 @@ def test_a_bound_on_memory_and_the_place_of_a_file_are_no_settings(results: Audi
     assert evaluate_gate(results, policy({"metric": "index", "max_drop": 1}), moved).exit_status == 0
 
 
+def test_what_the_audited_method_is_compared_with_is_no_other_ground(results: AuditResult):
+    rule = policy({"metric": "index", "max_drop": 1})
+    more, other = (configured(results, "counterfactual", method=names) for names in (["spruce", "pixel"], ["pixel"]))
+    assert evaluate_gate(more, rule, results).exit_status == evaluate_gate(results, rule, more).exit_status == 0
+    assert "counterfactual.method was pixel there" in evaluate_gate(results, rule, other).checks[0].sentence
+
+
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
