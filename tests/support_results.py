@@ -121,7 +121,7 @@ def _counterfactuals(name: str, n: int, region: float, marker: float, judges: Se
             for r, mass, area in rows
         ],
         judges=[
-            Judge(name=j, accuracy=0.9, agreement=region, rejects_inversion=0.97, rejects_adversarial=0.8)
+            Judge(name=j, accuracy=0.9, agreement=region, rejects_inversion=0.97, rejects_adversarial=0.8, power=0.68)
             for j in judges
             if j != name
         ],

@@ -282,6 +282,15 @@ def test_axioms_are_told_in_edits_and_copies_are_no_judges_of_transfer(support_r
     assert "Are they sound" not in shown_text(support_results, tmp_path, results)
 
 
+def test_the_power_of_judges_is_shown_where_it_was_recorded(support_results: ModuleType, tmp_path: Path):
+    results = support_results.example_audit(tmp_path, models=["plain", "trades"], n_queries=1, size=16)
+    assert "Power, its weight" in " ".join(shown_text(support_results, tmp_path, results).split())
+    for model in results.models:
+        for judge in model.counterfactuals.judges:
+            judge.power = None
+    assert "Power" not in shown_text(support_results, tmp_path, results)
+
+
 def test_numbers_that_are_not_finite_never_show(support_results: ModuleType, tmp_path: Path):
     results = support_results.example_audit(tmp_path, n_queries=2, size=16)
     nan = float("nan")
