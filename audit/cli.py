@@ -131,7 +131,9 @@ def _show_result(result: "AuditResult") -> None:
 
 
 def _state(model: "ModelResult") -> str:
-    return "\n(failed)" if model.failed is not None else "\n(unreliable)" if model.unreliable else ""
+    if model.failed is not None:
+        return "\n(failed)"
+    return "\n(unreliable)" if model.unreliable else "\n(unpaired)" if model.unpaired else ""
 
 
 def _percent(value: float | None) -> str:

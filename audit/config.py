@@ -198,9 +198,19 @@ class Training(Section):
 class QueryConfig(Section):
     """Which images are explained, and towards which class."""
 
-    n: int = Field(48, ge=2, description="query images; chosen among those all models classify correctly")
-    classes: tuple[str, ...] | None = Field(None, description="source classes; default: all but a fixed target")
-    target: str = Field("nearest", description="a class name, 'nearest' or 'runner-up'")
+    n: int = Field(48, ge=2, description="query images of each model, the same ones for all where these allow it")
+    pick: Literal["correct", "wrong", "all"] = Field(
+        "correct",
+        description="which images of a model are explained: those it classifies correctly; those it misclassifies, "
+        "towards their own class; or all, each in its way",
+    )
+    classes: tuple[str, ...] | None = Field(
+        None, description="source classes; default: all but a fixed target, with pick = 'wrong' all"
+    )
+    target: str = Field(
+        "nearest",
+        description="of images that are classified correctly: a class name, 'nearest' or 'runner-up'",
+    )
 
 
 class GeneratorConfig(Section):

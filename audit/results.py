@@ -453,10 +453,18 @@ class RegionShare(Row):
 
 
 class Counterfactuals(Row):
-    """Scores of one model's counterfactuals over the query images, which all models share."""
+    """Scores of one model's counterfactuals over its query images, which all models share that are not unpaired.
+
+    Distances to real images, transfer and realism rest on the images that the model classifies correctly: the others
+    belong to their target class as they are.
+    """
 
     n: int
     flip_ratio: Interval
+    corrected: Interval | None = Field(
+        default=None,
+        description="share that flip of those that the model misclassifies as they are; None: there are none",
+    )
     reached: float = Field(description="share at the operating point: as confident as on a typical real target image")
     method: str | None = Field(default=None, description="name of the counterfactual method; None: the file is older")
     method_package: str | None = Field(
@@ -494,8 +502,11 @@ class QueryRow(Row):
     """One counterfactual: one model, one query image, one target class."""
 
     query: str = Field(description="id of the query image")
-    source: str
+    source: str = Field(description="class that the model gives to the image as it is")
     target: str
+    wrong: bool = Field(
+        default=False, description="the model misclassifies the image as it is; its target is its own class"
+    )
     flipped: bool
     reached: bool
     step: int = Field(description="iterate chosen as the counterfactual")
@@ -550,6 +561,11 @@ class ModelResult(Row):
         default_factory=list, description="the assumed and the other usual readings of its input, assumed first"
     )
     failed: Failure | None = Field(default=None, description="None: every stage was completed")
+    unpaired: bool = Field(
+        default=False,
+        description="explained on images of its own, as too few common ones would have been left for all; it is "
+        "compared without pairing",
+    )
     unreliable: list[str] = Field(
         default_factory=list,
         description="why nothing measured of this model may be believed, clean accuracy included; a sentence each",
@@ -571,11 +587,12 @@ class ModelResult(Row):
 
 
 class Comparison(Row):
-    """Paired bootstrap over query images: the probability that model `a` has the higher index."""
+    """Bootstrap over query images: the probability that model `a` has the higher index."""
 
     a: str
     b: str
     probability: float
+    paired: bool = Field(default=True, description="both are explained on the same images, which are drawn together")
 
 
 class Difference(Row):
@@ -588,7 +605,7 @@ class Difference(Row):
 
 
 class Query(Row):
-    """A query image that all models classify correctly."""
+    """An image that models are explained on; `queries` of a model says which it was."""
 
     id: str
     label: str

@@ -62,7 +62,11 @@ class SearchNetworks:
 
 @dataclass(frozen=True)
 class InvertedQueries:
-    """The N images to explain, their `labels [N]`, and where they lie in the generator's latent space."""
+    """The N images to explain, and where they lie in the generator's latent space.
+
+    `labels [N]` are the classes that the classifier gives to them, which edits lead away from: their own, but for a
+    misclassified image.
+    """
 
     images: Tensor
     labels: Tensor

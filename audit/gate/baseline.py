@@ -111,8 +111,8 @@ def _other_judges(new: ModelResult, old: ModelResult, now: AuditResult, before: 
     return f"judge '{changed[0]}' has other weights" if changed else None
 
 
-def _other_queries(now: AuditResult, before: AuditResult) -> Difference:
-    here, there = [query.id for query in now.queries], [query.id for query in before.queries]
+def _other_queries(new: ModelResult, old: ModelResult) -> Difference:
+    here, there = [row.query for row in new.queries], [row.query for row in old.queries]
     if here == there:
         return None
     shared = len(set(here) & set(there))
@@ -137,7 +137,7 @@ def _other_explanation(new: ModelResult, old: ModelResult, now: AuditResult, bef
     return (
         next((found for found in differences if found is not None), None)
         or _other_seed(now, before)
-        or _other_queries(now, before)
+        or _other_queries(new, old)
         or _other_judges(new, old, now, before)
     )
 

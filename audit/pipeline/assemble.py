@@ -107,7 +107,7 @@ def save_all(result: AuditResult, findings: Findings, folder: Path) -> None:
     second = findings.meaningfulness
     if second is not None and second.reference is not None and result.queries:
         save_pictures(result, second.reference, second.explained, folder)
-        save_compared(result, second.reference, second.compared, folder)
+        save_compared(result, second.explained, second.compared, folder)
     save_examples(result, {one.name: one.examples for one in findings.robustness.models}, folder)
     maps = {one.name: one.maps for one in findings.robustness.models if one.maps is not None}
     save_maps(result, maps, findings.images.audited, folder)
@@ -230,7 +230,11 @@ def _explained(second: Meaningfulness, model: Measured, row: ModelResult, folder
         "failed": row.failed or second.failed.get(name),
         "left_out": {} if second.selection is None else second.selection.left_out.get(name, {}),
         "left_out_by_inversion": second.left_out_by_inversion.get(name, 0),
+        "unpaired": name in second.unpaired,
     }
+    if second.selection is not None and name in second.selection.nothing:
+        nothing = NotComputed(what=STAGE, why=second.selection.nothing[name], paths=list(MEANINGFULNESS))
+        update["not_computed"] = [*row.not_computed, nothing]
     places = {} if second.ranking is None else {one.name: one for one in second.ranking.models}
     if name not in places:
         return update
@@ -240,7 +244,7 @@ def _explained(second: Meaningfulness, model: Measured, row: ModelResult, folder
     if model.blind is not None:
         summary = summary.model_copy(update={"untrusted": [model.blind]})
     if second.inversion is not None and second.queries is not None:
-        ids = second.queries.rows.row_ids
+        ids = second.asked[name].rows.row_ids
         queries = with_pictures(queries, ids, folder)
         compared = {
             method: one.model_copy(

@@ -16,7 +16,7 @@ from audit.counterfactual.protocol import CalibratedClassifier
 from audit.data.audit_set import AuditSet
 from audit.errors import ClassifierError
 from audit.pipeline.context import Context
-from audit.pipeline.queries import asked_classes
+from audit.pipeline.queries import asked_classes, sure_targets
 from audit.results import Failure
 from audit.robustness.attacks.checks import where_not_finite
 from audit.runtime.faults import tried
@@ -45,7 +45,8 @@ def calibrate_models(
 
     def calibrated(classifier: Classifier) -> Calibrated:
         found = calibrate(context, classifier, calibration)
-        check_target(found, context.config.queries.target)
+        for target in sure_targets(context.config.queries, classifier.class_names):
+            check_target(found, target)
         return found
 
     return {one.name: tried("calibration", partial(calibrated, one)) for one in classifiers}
@@ -93,13 +94,12 @@ def _has_gradient(classifier: Classifier, images: Tensor) -> bool:
     return gradient is not None and bool(gradient.any())
 
 
-def check_target(calibrated: CalibratedClassifier, target: str) -> None:
-    """Raise ClassifierError if `target` is a class for which the classifier has no operating point."""
+def check_target(calibrated: CalibratedClassifier, target: int) -> None:
+    """Raise ClassifierError if the classifier has no operating point for the class `target`."""
     classifier = calibrated.classifier
-    if target not in classifier.class_names:  # 'nearest' and 'runner-up' are known only once there are queries
-        return
-    if calibrated.operating_point[classifier.class_names.index(target)].isnan():
+    if calibrated.operating_point[target].isnan():
         raise ClassifierError(
-            f"Classifier '{classifier.name}' gets no calibration image of class '{target}' right, so that nothing says "
-            "how convincing a counterfactual towards it should be: choose another target or leave the classifier out."
+            f"Classifier '{classifier.name}' gets no calibration image of class '{classifier.class_names[target]}' "
+            "right, so that nothing says how convincing a counterfactual towards it should be: choose another target "
+            "or leave the classifier out."
         )

@@ -35,11 +35,11 @@ def compare(context: Context, method: ChosenMethod, reference: Reference, panel:
     subject, stage = audited.subject, "counterfactuals"
     try:
         with context.watch.stage(f"counterfactuals by {method.name}"):
-            explained = explain_model(context, method, reference.networks, reference.queries, subject)
+            explained = explain_model(context, method, reference.networks, audited.queries, subject)
         stage = "metrics"
         with context.watch.stage(stage):
             verdicts = panel.on(subject.name, explained.counterfactuals.images)
-            scored = score_model(context, reference, explained, verdicts, method)
+            scored = score_model(context, reference.of(audited.queries), explained, verdicts, method)
             values, missing = components(scored.scores, torch.ones(1, len(explained.targets), dtype=torch.float64))
     except Exception as error:  # noqa: BLE001 - whatever another method fails by, the audit is complete without it
         return Compared(ComparedMethod(failed=Failure(stage=stage, why=reason(error))))

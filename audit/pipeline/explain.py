@@ -1,6 +1,6 @@
 """Counterfactuals of one classifier by the configured method, kept in the cache by all they depend on."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 from torch import Tensor
@@ -50,12 +50,23 @@ class WayBack:
 
 @dataclass(frozen=True)
 class Explained:
-    """One classifier's counterfactuals of the query images towards its `targets` `[N]`; the way back, or why not."""
+    """One classifier's counterfactuals of its `queries` towards its `targets` `[N]`; the way back, or why not."""
 
     subject: Subject
+    queries: Queries
     counterfactuals: Counterfactuals
     targets: Tensor
     back: WayBack | str = "it was not asked for"
+
+    @property
+    def sources(self) -> Tensor:
+        """Classes `[N]` that the classifier gives to the query images as they are."""
+        return self.subject.logits[self.queries.positions].argmax(1)
+
+    @property
+    def wrong(self) -> Tensor:
+        """Whether the classifier misclassifies the query image as it is, bool `[N]`: its target is its own class."""
+        return self.sources != self.queries.labels
 
 
 def explain_model(
@@ -76,14 +87,16 @@ def explain_model(
             classifier.class_names,
             lambda sources: nearest_targets(classifier, generator, inversion, sources, config.counterfactual),
         )
-        assert not bool((targets == NOT_EXPLAINED).any()), "query images of the target class are never selected"
+        assert not bool((targets == NOT_EXPLAINED).any()), (
+            "images classified as the fixed target are only selected where that is wrong"
+        )
         for target in targets.unique().tolist():
-            check_target(calibrated, classifier.class_names[target])
+            check_target(calibrated, target)
         with stage_progress(f"counterfactuals {classifier.name}", len(queries.images)) as advance:
             found = method.explain(
                 calibrated,
                 SearchNetworks(generator, networks.perceptual),
-                InvertedQueries(queries.images, queries.labels, inversion),
+                InvertedQueries(queries.images, logits.argmax(1), inversion),
                 targets,
                 advance,
             )
@@ -103,7 +116,7 @@ def explain_model(
     )
     tensors = dict(entry.tensors)
     targets = tensors.pop("targets")
-    return Explained(subject, Counterfactuals(**tensors), targets)
+    return Explained(subject, queries, Counterfactuals(**tensors), targets)
 
 
 def _remembering(context: Context, method: ChosenMethod) -> Context:
@@ -137,15 +150,13 @@ class _Drawn:
     images: Tensor
 
 
-def way_back(
-    context: Context, method: ChosenMethod, networks: Networks, queries: Queries, explained: Explained
-) -> WayBack | str:
+def way_back(context: Context, method: ChosenMethod, networks: Networks, explained: Explained) -> WayBack | str:
     """Draw the counterfactuals of the first `metrics.axioms` counterfactuals that flip; or say why there are none.
 
     They start at the counterfactual's own code and weights: inverting it would add the error of the inversion.
     """
     wanted, found, subject = context.config.metrics.axioms, explained.counterfactuals, explained.subject
-    sources = subject.logits[queries.positions].argmax(1)
+    sources = explained.sources
     rows = (found.flipped & subject.calibrated.operating_point[sources].isfinite()).nonzero()[:wanted, 0]
     if wanted == 0:
         return "metrics.axioms is 0"
@@ -153,7 +164,7 @@ def way_back(
         return f"the method '{method.name}' gives no latent codes to start from"
     if len(rows) == 0:
         return "no counterfactual flips"
-    start = _Drawn(found.latents[rows], queries.inversion.select(rows).deltas, found.images[rows])
+    start = _Drawn(found.latents[rows], explained.queries.inversion.select(rows).deltas, found.images[rows])
 
     def compute() -> Entry:
         with stage_progress(f"ways back {subject.name}", len(rows)) as advance:
@@ -176,3 +187,16 @@ def way_back(
         **_search_inputs(context, method, networks, subject),
     )
     return WayBack(rows, entry.tensors["images"], entry.tensors["returned"])
+
+
+def equal_edits(explained: Sequence[Explained], least: int) -> dict[int, int]:
+    """Return by target class, in order, how many edits towards it every model has of which at least `least` are there.
+
+    Images that a model misclassifies do not count: they belong to their target class. Where no model has `least`, it is
+    the most that one has.
+    """
+    found = {}
+    for target in sorted({int(t) for one in explained for t in one.targets.unique()}):
+        counts = [int((~one.wrong & (one.targets == target)).sum()) for one in explained]
+        found[target] = min((n for n in counts if n >= least), default=max(counts))
+    return found

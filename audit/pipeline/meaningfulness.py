@@ -20,10 +20,11 @@ from audit.metrics.edit import mean_absolute
 from audit.metrics.transfer import fit_judge
 from audit.pipeline.compare import Compared, compare
 from audit.pipeline.context import Context
-from audit.pipeline.explain import Explained, Subject, explain_model, way_back
+from audit.pipeline.explain import Explained, Subject, equal_edits, explain_model, way_back
 from audit.pipeline.images import Images
 from audit.pipeline.networks import Networks
-from audit.pipeline.queries import Queries, Selection, choose_queries, invert_queries, null_edits, stable_queries
+from audit.pipeline.pairing import Group
+from audit.pipeline.queries import Queries, Selection, choose_queries, invert_queries, null_edits, stable_groups
 from audit.pipeline.rank import Ranking, rank_models
 from audit.pipeline.reference import Reference, build_reference, embed_with_bar
 from audit.pipeline.score import Scored, mean_interval, score_model
@@ -46,14 +47,18 @@ STAGE = "counterfactuals, index and ranking"
 class Meaningfulness:
     """What was found so far; by the name of a model what concerns one, and None or empty what was not come to.
 
-    `compared` holds by the names of model and method what the other methods came to. `failed` says why a model was left
-    out, `notes` what could not be computed for the others, `lost` what ended the second half as a whole.
+    `queries` are the images that are explained of any model, `asked` those of each; `unpaired` are the models that
+    share theirs with no other. `compared` holds by the names of model and method what the other methods came to.
+    `failed` says why a model was left out, `notes` what could not be computed for the others, `lost` what ended the
+    second half as a whole.
     """
 
     networks: Networks
     method: ChosenMethod
     selection: Selection | None = None
     queries: Queries | None = None
+    asked: Mapping[str, Queries] = field(default_factory=dict)
+    unpaired: frozenset[str] = frozenset()
     left_out_by_inversion: Mapping[str, int] = field(default_factory=dict)
     explained: Mapping[str, Explained] = field(default_factory=dict)
     reference: Reference | None = None
@@ -113,7 +118,7 @@ def _steps(
     there = _left(subjects, found)
     with context.watch.stage("ranking"):
         scores = [found.scored[one.name].scores for one in there]
-        ranking = rank_models(scores, context.config.ranking, context.config.seed)
+        ranking = rank_models(scores, context.config.ranking, context.config.seed, found.unpaired)
         found = replace(found, ranking=ranking, notes=(*found.notes, *ranking.not_computed))
     yield found
     assert found.queries is not None
@@ -131,69 +136,96 @@ def _steps(
 
 
 def _left(subjects: Sequence[Subject], found: Meaningfulness) -> list[Subject]:
-    """Return the subjects that have not failed. Raises ClassifierError where all have."""
-    there = [one for one in subjects if one.name not in found.failed]
+    """Return the subjects that are still to be explained. Raises ClassifierError where there are none."""
+    nothing = {} if found.selection is None else found.selection.nothing
+    there = [one for one in subjects if one.name not in found.failed and one.name not in nothing]
+    if not there and nothing:
+        raise ClassifierError("There is nothing to explain: " + " ".join(nothing.values()))
     if not there:
         raise ClassifierError("No model is left to be explained: each of them failed, as is told with its name.")
     return there
 
 
 def _choose_queries(context: Context, images: Images, subjects: Sequence[Subject], found: Meaningfulness) -> Steps:
-    """Choose the query images, invert them, and keep those that every model decides as before."""
+    """Choose the query images, invert them, and keep those that their models decide as before."""
     wanted, device = context.config.queries.n, context.device
     with context.watch.stage("inversion"):
         predicted = {one.name: one.logits.argmax(1) for one in _left(subjects, found)}
-        selection, failed = choose_queries(context, images.audited, predicted)
-        found = replace(found, selection=selection, failed={**found.failed, **failed})
+        selection = choose_queries(context, images.audited, predicted)
+        found = replace(found, selection=selection, failed={**found.failed, **selection.failed})
         yield found
-        inverted = invert_queries(context, found.networks, images.audited, selection)
-        same: list[Tensor] = []
+        _left(subjects, found)
+        inverted = invert_queries(context, found.networks, images.audited, selection.indices)
+        same: dict[str, Tensor] = {}
         for one in _left(subjects, found):
             decided = tried("inversion", partial(decisions, one.classifier, inverted.inversion.images, device))
             if isinstance(decided, Failure):
                 found = found.without(one.name, decided)
             else:
-                same.append(decided == inverted.labels)
-                left_out = {**found.left_out_by_inversion, one.name: int((~same[-1]).sum())}
+                same[one.name] = decided == predicted[one.name][inverted.positions]
+                own = next(group.places for group in selection.groups if one.name in group.models)
+                left_out = {**found.left_out_by_inversion, one.name: int((~same[one.name][own]).sum())}
                 found = replace(found, left_out_by_inversion=left_out)
             yield found
+        stable = stable_groups(inverted, selection.groups, same, wanted)
+        found = replace(found, failed={**found.failed, **stable.failed})
+        yield found
         _left(subjects, found)
-        found = replace(found, queries=stable_queries(inverted, same, wanted))
-    assert found.queries is not None
-    missing = wanted - len(found.queries.rows)
-    if missing > 0:
-        found = found.noting(
-            what=f"counterfactuals of {missing} of {wanted} query images",
-            why="the audit split has no more images of the source classes that all models classify correctly, as "
-            "they are and as inversions",
-        )
+        found = _asking(found, inverted, stable.groups)
+    for group in stable.groups:
+        missing = wanted - len(group.places)
+        if missing > 0:
+            whose = "" if len(stable.groups) == 1 else f" of {', '.join(group.models)}"
+            found = found.noting(
+                what=f"counterfactuals of {missing} of {wanted} query images{whose}",
+                why=f"the audit split has no more images of the source classes{_PICKED[context.config.queries.pick]}",
+            )
     yield found
     return found
 
 
+_PICKED = {
+    "correct": " that all models classify correctly, as they are and as inversions",
+    "wrong": " that the model misclassifies, and their inversions in the same way",
+    "all": " whose inversions the models decide as the images",
+}
+"""Words for the choices of `queries.pick`."""
+
+
+def _asking(found: Meaningfulness, inverted: Queries, groups: Sequence[Group]) -> Meaningfulness:
+    """Return what was found with the queries of the `groups`, which are at places in the `inverted` ones."""
+    kept = torch.cat([group.places for group in groups]).unique()
+    queries = inverted.select(kept)
+    asked: dict[str, Queries] = {}
+    for group in groups:
+        places = torch.searchsorted(kept, group.places)
+        asked |= dict.fromkeys(group.models, queries if len(places) == len(kept) else queries.select(places))
+    alone = frozenset(group.models[0] for group in groups if len(group.models) == 1) if len(groups) > 1 else frozenset()
+    return replace(found, queries=queries, asked=asked, unpaired=alone)
+
+
 def _explain(context: Context, subjects: Sequence[Subject], found: Meaningfulness) -> Steps:
-    queries = found.queries
-    assert queries is not None
     for one in _left(subjects, found):
-        explain = partial(explain_model, context, found.method, found.networks, queries, one)
+        explain = partial(explain_model, context, found.method, found.networks, found.asked[one.name], one)
         with context.watch.stage("counterfactuals"):
             explained = tried("counterfactuals", explain)
         if isinstance(explained, Failure):
             found = found.without(one.name, explained)
         else:
-            go_back = partial(way_back, context, found.method, found.networks, queries, explained)
+            go_back = partial(way_back, context, found.method, found.networks, explained)
             with context.watch.stage("ways back"):
                 back = tried("ways back", go_back)
             explained = replace(explained, back=back.why if isinstance(back, Failure) else back)
             found = replace(found, explained={**found.explained, one.name: explained})
         yield found
     _left(subjects, found)
-    first, *others = (one.targets for one in found.explained.values())
-    if any(not torch.equal(first, targets) for targets in others):
+    shared = [one.targets for name, one in found.explained.items() if name not in found.unpaired]
+    if any(not torch.equal(shared[0], targets) for targets in shared):
         found = found.noting(
-            what="distribution metrics and realism at one n and target for all models",
-            why=f"with queries.target = '{context.config.queries.target}' models were asked for different target "
-            "classes; name a fixed target class to compare them exactly",
+            what="distribution metrics and realism of the same edits for all models",
+            why=f"with queries.target = '{context.config.queries.target}' and queries.pick = "
+            f"'{context.config.queries.pick}' models were asked for different target classes; towards each class, "
+            "FID and MMD rest on equally many edits of each model",
         )
     yield found
     return found
@@ -204,8 +236,8 @@ def _score(context: Context, images: Images, subjects: Sequence[Subject], found:
     assert images.calibration is not None
     network = found.networks.embedding
     embedded = embed_with_bar(network, images.calibration, context.device, "embedding calibration images")
-    asked = sorted({int(t) for one in found.explained.values() for t in one.targets.unique()})
-    reference = build_reference(context, found.networks, found.queries, images.calibration, embedded, asked)
+    edits = equal_edits(list(found.explained.values()), context.config.metrics.min_images)
+    reference = build_reference(context, found.networks, found.queries, images.calibration, embedded, edits)
     panel: Panel | None = None
     while panel is None:
         explained = [found.explained[one.name] for one in _left(subjects, found)]
@@ -218,7 +250,10 @@ def _score(context: Context, images: Images, subjects: Sequence[Subject], found:
             yield found
     for one in _left(subjects, found):
         name, mine = one.name, found.explained[one.name]
-        scored = tried("metrics", partial(score_model, context, reference, mine, panel.verdicts[name], found.method))
+        scored = tried(
+            "metrics",
+            partial(score_model, context, reference.of(mine.queries), mine, panel.verdicts[name], found.method),
+        )
         if isinstance(scored, Failure):
             found = found.without(name, scored)
         else:

@@ -10,6 +10,7 @@ from audit.data.audit_set import AuditSet
 from audit.metrics.edit import edit_map
 from audit.pipeline.compare import Compared
 from audit.pipeline.explain import Explained
+from audit.pipeline.queries import Queries
 from audit.pipeline.reference import Reference
 from audit.results import (
     AdversarialExample,
@@ -79,22 +80,25 @@ def save_pictures(result: AuditResult, reference: Reference, explained: Mapping[
     for model in result.models:
         if not model.queries:
             continue
-        _save_rows(model.queries, explained[model.name].counterfactuals, reference, folder)
+        _save_rows(model.queries, explained[model.name].counterfactuals, explained[model.name].queries, folder)
 
 
 def save_compared(
-    result: AuditResult, reference: Reference, compared: Mapping[tuple[str, str], Compared], folder: Path
+    result: AuditResult,
+    explained: Mapping[str, Explained],
+    compared: Mapping[tuple[str, str], Compared],
+    folder: Path,
 ) -> None:
     """Write the named pictures of the methods compared with, by the names of model and method."""
     for model in result.models:
         for method, row in model.methods.items():
             found = compared[model.name, method].counterfactuals
             if found is not None:
-                _save_rows(row.queries, found, reference, folder)
+                _save_rows(row.queries, found, explained[model.name].queries, folder)
 
 
-def _save_rows(rows: Sequence[QueryRow], found: Counterfactuals, reference: Reference, folder: Path) -> None:
-    edits = edit_map(found.images, reference.inversions)
+def _save_rows(rows: Sequence[QueryRow], found: Counterfactuals, queries: Queries, folder: Path) -> None:
+    edits = edit_map(found.images, queries.inversion.images)
     for i, row in enumerate(rows):
         save_image(found.images[i], folder / str(row.counterfactual_image))
         save_image(found.semifactuals[i], folder / str(row.semifactual_image))

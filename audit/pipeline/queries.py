@@ -1,11 +1,11 @@
-"""Which images are explained - those of the source classes that every model classifies correctly - and their codes.
+"""Which images of each model are explained, and their codes.
 
 A few more than asked for are inverted, to replace those that a model decides otherwise after inversion alone: they
 would count as counterfactuals without an edit.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from audit.config import QueryConfig
 from audit.data.audit_set import AuditSet
-from audit.errors import ConfigError, DataError
+from audit.errors import ConfigError
 from audit.inversion.cache import keep_in, keep_without_store
 from audit.inversion.invert import Inversion, invert
 from audit.inversion.inverter import Inverter
 from audit.pipeline.context import Context
 from audit.pipeline.networks import Networks
+from audit.pipeline.pairing import LEAST, Group, balanced, pair_models
 from audit.results import Failure
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
@@ -30,10 +31,18 @@ SPARE = 12
 
 @dataclass(frozen=True)
 class Selection:
-    """Positions of the query images, and per model and class how many candidates it misclassifies."""
+    """Which images are to be explained.
+
+    `indices` `[M]` are the positions of all of them in the audit split, at whose places every one of the `groups` has
+    its own. `left_out` says per model and class how many candidates it misclassifies, `failed` which models cannot be
+    explained, and `nothing` of which there is nothing to explain.
+    """
 
     indices: Tensor
-    left_out: dict[str, dict[str, int]]
+    groups: tuple[Group, ...]
+    left_out: dict[str, dict[str, int]] = field(default_factory=dict)
+    failed: dict[str, Failure] = field(default_factory=dict)
+    nothing: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,25 +63,33 @@ class Queries:
         """Classes `[N]`."""
         return self.rows.row_labels
 
+    def places_of(self, some: "Queries") -> Tensor:
+        """Places `[n]` of `some` of these queries among them."""
+        return (some.positions[:, None] == self.positions).nonzero()[:, 1]
+
     def select(self, kept: Tensor) -> "Queries":
         """Return the queries at the places `kept`."""
         return Queries(self.rows.select(kept), self.positions[kept], self.inversion.select(kept))
 
 
 def source_classes(config: QueryConfig, class_names: Sequence[str]) -> tuple[int, ...]:
-    """Classes whose images are explained: as configured, else all but a fixed target. Raises ConfigError."""
+    """Classes whose images are explained: as configured, else all but a fixed target. Raises ConfigError.
+
+    A fixed target is none of misclassified images, which are led to their own class.
+    """
     if config.target not in METHODS and config.target not in class_names:
         raise ConfigError(
             f"Key 'queries.target' names '{config.target}', which is not one of the classes: give 'nearest', "
             f"'runner-up' or one of {', '.join(class_names)}."
         )
-    names = config.classes if config.classes is not None else tuple(n for n in class_names if n != config.target)
+    names = config.classes if config.classes is not None else tuple(class_names)
     for name in names:
         if name not in class_names:
             raise ConfigError(
                 f"Key 'queries.classes' names '{name}', which is not one of the classes: {', '.join(class_names)}."
             )
-    sources = tuple(class_names.index(name) for name in dict.fromkeys(names) if name != config.target)
+    kept = [name for name in dict.fromkeys(names) if name != config.target or config.pick == "wrong"]
+    sources = tuple(class_names.index(name) for name in kept)
     if not sources:
         raise ConfigError("Key 'queries.classes' leaves nothing to explain: name a class other than the target.")
     return sources
@@ -81,73 +98,68 @@ def source_classes(config: QueryConfig, class_names: Sequence[str]) -> tuple[int
 def asked_classes(config: QueryConfig, class_names: Sequence[str]) -> tuple[int, ...]:
     """Classes that an edit may leave or enter: the source classes and what can be their target. Raises ConfigError."""
     sources = source_classes(config, class_names)
+    if config.pick == "wrong":  # their own classes are the targets
+        return sources
     targets = range(len(class_names)) if config.target in METHODS else [class_names.index(config.target)]
     return tuple(sorted({*sources, *targets}))
 
 
-def select_queries(
-    labels: Tensor, predicted: Mapping[str, Tensor], config: QueryConfig, class_names: Sequence[str], seed: int
-) -> Selection:
-    """Choose at most `config.n` rows of `labels` `[N]`, equal shares per source class, in a seeded order.
-
-    `predicted` maps a model's name to its decisions `[N]`. A class with too few rows leaves its share to the others.
-    """
-    sources = source_classes(config, class_names)
-    candidate = torch.isin(labels, torch.tensor(sources))
-    wrong = {name: candidate & (decision != labels) for name, decision in predicted.items()}
-    left_out = {
-        name: {class_names[c]: int((mask & (labels == c)).sum()) for c in sources} for name, mask in wrong.items()
-    }
-    common = candidate.clone()
-    for mask in wrong.values():
-        common &= ~mask
-    order = torch.randperm(len(labels), generator=stage_generator(seed, "queries"))
-    queues = [order[common[order] & (labels[order] == c)].tolist() for c in sources]
-    chosen: list[int] = []
-    while len(chosen) < config.n and any(queues):
-        for queue in queues:
-            if queue and len(chosen) < config.n:
-                chosen.append(queue.pop(0))
-    return Selection(torch.tensor(chosen, dtype=torch.int64), left_out)
+def sure_targets(config: QueryConfig, class_names: Sequence[str]) -> tuple[int, ...]:
+    """Classes that some edit is led to, whatever the models answer; 'nearest' and 'runner-up' depend on that."""
+    own = source_classes(config, class_names) if config.pick != "correct" else ()
+    fixed = [class_names.index(config.target)] if config.target not in METHODS and config.pick != "wrong" else []
+    return tuple(sorted({*own, *fixed}))
 
 
-def choose_queries(
-    context: Context, audited: AuditSet, predicted: Mapping[str, Tensor]
-) -> tuple[Selection, dict[str, Failure]]:
-    """Choose the images that all models classify correctly, but for a model that gets none of them right.
+def choose_queries(context: Context, audited: AuditSet, predicted: Mapping[str, Tensor]) -> Selection:
+    """Choose at most `queries.n` images per model and some to spare, equal shares per source class in a seeded order.
 
-    `predicted` maps a model's name to its decisions on the `audited` images. Returns the choice, and by name why a
-    model takes no part in it.
+    `predicted` maps a model's name to its decisions on the `audited` images. Models are explained on common images
+    where that costs the others little (`pairing.py`).
     """
     config, labels, names = context.config.queries, audited.row_labels, audited.class_names
-    candidates = torch.isin(labels, torch.tensor(source_classes(config, names)))
-    blind = [name for name, p in predicted.items() if not bool((p[candidates] == labels[candidates]).any())]
-    failed = {
-        name: Failure(
-            stage="query images",
-            why=f"Classifier '{name}' gets none of the {int(candidates.sum())} images of the source classes right, so "
-            "that there is nothing to explain: check the order of its classes and its mean and std.",
-        )
-        for name in (blind if len(blind) < len(predicted) else ())
-    }
-    others = {name: p for name, p in predicted.items() if name not in failed}
-    spare = config.model_copy(update={"n": config.n + max(2, config.n // SPARE)})
-    return select_queries(labels, others, spare, names, context.config.seed), failed
+    sources = source_classes(config, names)
+    candidate = torch.isin(labels, torch.tensor(sources))
+    wrong = {name: candidate & (decision != labels) for name, decision in predicted.items()}
+    picked = {name: {"correct": candidate & ~w, "wrong": w, "all": candidate}[config.pick] for name, w in wrong.items()}
+    usable = {name: rows for name, rows in picked.items() if int(rows.sum()) >= LEAST}
+    few = {name: _too_few(name, rows, candidate, config) for name, rows in picked.items() if name not in usable}
+    order = torch.randperm(len(labels), generator=stage_generator(context.config.seed, "queries"))
+    n = config.n + max(2, config.n // SPARE)
+    members = pair_models({name: rows[candidate] for name, rows in usable.items()}, labels[candidate], config.n)
+    chosen = []
+    for models in members:
+        common = torch.stack([usable[name] for name in models]).all(dim=0)
+        chosen.append(balanced(labels, order[common[order]], sources, n))
+    places = {row: place for place, row in enumerate(dict.fromkeys(torch.cat([*chosen, order[:0]]).tolist()))}
+    return Selection(
+        indices=torch.tensor(list(places), dtype=torch.int64),
+        groups=tuple(
+            Group(models, torch.tensor([places[row] for row in rows.tolist()], dtype=torch.int64))
+            for models, rows in zip(members, chosen, strict=True)
+        ),
+        left_out={name: {names[c]: int((mask & (labels == c)).sum()) for c in sources} for name, mask in wrong.items()},
+        failed={} if config.pick == "wrong" else {k: Failure(stage="query images", why=why) for k, why in few.items()},
+        nothing=few if config.pick == "wrong" else {},
+    )
 
 
-def invert_queries(context: Context, networks: Networks, audited: AuditSet, chosen: Selection) -> Queries:
-    """Invert the chosen images once for all models; an inversion depends on generator, image and settings only.
+def _too_few(name: str, picked: Tensor, candidate: Tensor, config: QueryConfig) -> str:
+    found, n = int(picked.sum()) or "none", int(candidate.sum())
+    if config.pick == "wrong":
+        return f"Classifier '{name}' misclassifies {found} of the {n} images of the source classes; {LEAST} are needed."
+    if config.pick == "all":
+        return f"The audit split has {found} images of the source classes where {LEAST} are needed: audit more images."
+    return (
+        f"Classifier '{name}' gets {found} of the {n} images of the source classes right, so that there is nothing to "
+        "explain: check the order of its classes and its mean and std."
+    )
 
-    Raises DataError where there are too few.
-    """
-    if len(chosen.indices) < 2:
-        counts = ", ".join(f"{name} misses {sum(missed.values())}" for name, missed in chosen.left_out.items())
-        raise DataError(
-            f"Only {len(chosen.indices)} image(s) of the source classes are classified correctly by all models "
-            f"({counts}): audit more images, set queries.classes, or leave a model out."
-        )
-    rows = audited.select(chosen.indices)
-    return Queries(rows, chosen.indices, _invert(context, networks, rows.images()))
+
+def invert_queries(context: Context, networks: Networks, audited: AuditSet, indices: Tensor) -> Queries:
+    """Invert the images at `indices` once for all models; it depends on generator, image and settings only."""
+    rows = audited.select(indices)
+    return Queries(rows, indices, _invert(context, networks, rows.images()))
 
 
 def null_edits(context: Context, networks: Networks, queries: Queries) -> Tensor:
@@ -180,16 +192,36 @@ def _invert(context: Context, networks: Networks, images: Tensor) -> Inversion:
         return invert(inverter, images, advance, keep)
 
 
-def stable_queries(inverted: Queries, same: Sequence[Tensor], wanted: int) -> Queries:
-    """Return the first `wanted` of the `inverted` images whose inversion every model decides as the image itself.
+@dataclass(frozen=True)
+class Stable:
+    """Groups of models at places in the inverted images, and which models keep their decision on too few of them."""
 
-    `same` holds for each model bool `[N]`. Raises DataError where there are too few.
+    groups: tuple[Group, ...]
+    failed: dict[str, Failure]
+
+
+def stable_groups(inverted: Queries, groups: Sequence[Group], same: Mapping[str, Tensor], wanted: int) -> Stable:
+    """Keep of every group the first `wanted` images whose inversion its models decide as the images themselves.
+
+    `same` says by model which those are, bool `[M]`; a model that is not in it takes no part. A model that would cost
+    its group too many of them goes on by itself, on those of its own.
     """
-    kept = torch.stack(list(same)).all(dim=0).nonzero()[:wanted, 0]
-    if len(kept) < 2:
-        raise DataError(
-            f"The models keep their decision on {len(kept)} of {len(inverted.rows)} inverted query images: the "
-            f"inversions (mean squared error {float(inverted.inversion.mse.mean()):.2g}) are too poor; train the "
-            "generator longer."
-        )
-    return inverted.select(kept)
+    found: list[Group] = []
+    failed: dict[str, Failure] = {}
+    for group in groups:
+        kept = {name: same[name][group.places] for name in group.models if name in same}
+        few = [name for name, rows in kept.items() if int(rows.sum()) < LEAST]
+        failed |= {name: _unstable(name, kept.pop(name), inverted) for name in few}
+        for models in pair_models(kept, inverted.labels[group.places], wanted):
+            common = torch.stack([kept[name] for name in models]).all(dim=0)
+            found.append(Group(models, group.places[common][:wanted]))
+    return Stable(tuple(found), failed)
+
+
+def _unstable(name: str, kept: Tensor, inverted: Queries) -> Failure:
+    return Failure(
+        stage="inversion",
+        why=f"Classifier '{name}' keeps its decision on {int(kept.sum())} of {len(kept)} inverted query images: the "
+        f"inversions (mean squared error {float(inverted.inversion.mse.mean()):.2g}) are too poor for it; train the "
+        "generator longer.",
+    )

@@ -1,17 +1,20 @@
-"""The meaningfulness index and the order of the models, with a paired bootstrap over query images (Efron 1979).
+"""The meaningfulness index and the order of the models, with a bootstrap over query images (Efron 1979).
 
 Index = 100 x weighted geometric mean of the components that all models have. A component that one model lacks is left
 out for all, or indices would not compare. In the mean (not in what is printed) a component below 0.01 counts as 0.01,
 so that a single zero does not erase the order among models that share it.
 
-Every draw takes the same images for all models, so what makes an image hard or easy cancels in the comparison. Model A
-is *above* B when A's index is the higher one in at least `separation` of the draws (ties count half). A model's rank is
-1 + the number of models above it: models that cannot be told apart share a rank. "Cannot be told apart" is not
+Every draw takes the same images for all models, so what makes an image hard or easy cancels in the comparison. A model
+that is explained on images of its own is drawn by itself, and never changes what the index of the others rests on:
+where it lacks a component of theirs, it has no index.
+
+Model A is *above* B when A's index is the higher one in at least `separation` of the draws (ties count half). A model's
+rank is 1 + the number of models above it: models that cannot be told apart share a rank. "Cannot be told apart" is not
 transitive - a first model may be above the third but not above the second - and counting the models above needs no such
 thing: a rank is a statement about a model and those that beat it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -63,9 +66,9 @@ def weighted_index(values: Mapping[str, Tensor], weights: Mapping[str, float]) -
     return 100 * (logs / sum(used.values())).exp()
 
 
-def bootstrap_weights(images: int, draws: int, seed: int) -> Tensor:
+def bootstrap_weights(images: int, draws: int, seed: int, stage: str = "bootstrap") -> Tensor:
     """How often each image is in each resample with replacement: float64 `[draws, images]`, rows sum to `images`."""
-    drawn = torch.randint(images, (draws, images), generator=stage_generator(seed, "bootstrap"))
+    drawn = torch.randint(images, (draws, images), generator=stage_generator(seed, stage))
     weights = torch.zeros(draws, images, dtype=torch.float64)
     return weights.scatter_add_(1, drawn, torch.ones_like(drawn, dtype=torch.float64))
 
@@ -93,62 +96,75 @@ def _redrawn(scores: ModelScores, weights: Tensor, estimate: Mapping[str, Tensor
     return {key: torch.where(draw.isfinite(), draw, estimate[key]) for key, draw in draws.items()}
 
 
-def rank_models(models: Sequence[ModelScores], config: RankingConfig, seed: int) -> Ranking:
-    """Index, 95 % intervals, pairwise probabilities and shared ranks of models scored on the same query images.
+def rank_models(
+    models: Sequence[ModelScores], config: RankingConfig, seed: int, unpaired: Collection[str] = ()
+) -> Ranking:
+    """Index, 95 % intervals, pairwise probabilities and shared ranks of models.
 
-    Reproducible from `seed`. Raises MetricError if there are no models, no images, or models differ in images.
+    All are scored on the same query images but those named in `unpaired`. Reproducible from `seed`. Raises MetricError
+    if there are no models, no images, or paired models differ in images.
     """
-    counts = sorted({len(model.flipped) for model in models})
-    if len(counts) != 1 or counts[0] == 0:
+    paired = [model for model in models if model.name not in unpaired]
+    counts = sorted({len(model.flipped) for model in paired or models[:1]})
+    if len(counts) != 1 or any(len(model.flipped) == 0 for model in models):
         raise MetricError(
             f"Models are ranked on the same query images; given {len(models)} models on {counts} images: score every "
             "model on all queries."
         )
     weights = {key: float(getattr(config, key)) for key in COMPONENTS}
-    everything = torch.ones(1, counts[0], dtype=torch.float64)
-    resample = bootstrap_weights(counts[0], config.bootstrap, seed)
-    measured = [components(model, everything) for model in models]
+    together = bootstrap_weights(counts[0], config.bootstrap, seed)
+    measured = [components(model, torch.ones(1, len(model.flipped), dtype=torch.float64)) for model in models]
     estimates, missing = [values for values, _ in measured], [why for _, why in measured]
-    draws = [_redrawn(model, resample, estimate) for model, estimate in zip(models, estimates, strict=True)]
+    draws = []
+    for model, estimate in zip(models, estimates, strict=True):
+        n, stage = len(model.flipped), f"bootstrap/{model.name}"
+        resample = bootstrap_weights(n, config.bootstrap, seed, stage) if model.name in unpaired else together
+        draws.append(_redrawn(model, resample, estimate))
 
-    used = tuple(key for key in COMPONENTS if weights[key] > 0 and all(key in values for values in estimates))
+    leading = [model.name for model in paired or models]
+    theirs = {model.name: values for model, values in zip(models, estimates, strict=True) if model.name in leading}
+    used = tuple(key for key in COMPONENTS if weights[key] > 0 and all(key in values for values in theirs.values()))
     notes = [
-        _left_out(key, f"left out for all models, as {_lacking(key, models, estimates)}")
+        _left_out(key, f"left out for all models, as {_lacking(key, theirs)}")
         for key in COMPONENTS
         if weights[key] > 0 and key not in used
     ]
     notes += [_left_out(key, "its weight is 0") for key in COMPONENTS if weights[key] == 0]
-    places: list[ModelRank] = []
-    comparisons: list[Comparison] = []
-    if used:
-        index = [weighted_index({k: values[k] for k in used}, weights) for values in estimates]
-        index_draws = [weighted_index({k: values[k] for k in used}, weights) for values in draws]
-        above = torch.tensor([[probability_above(a, b) for b in index_draws] for a in index_draws])
-        ranks: list[int | None] = list(shared_ranks(above, config.separation))
-        comparisons = [
-            Comparison(a=models[i].name, b=models[j].name, probability=float(above[i, j]))
-            for i in range(len(models))
-            for j in range(i + 1, len(models))
-        ]
-    else:
-        ranks = [None] * len(models)
+    if not used:
         why = "no component with a positive weight is available for all models"
         notes.append(NotComputed(what="index", why=why, paths=["index", "rank"]))
-    for position, model in enumerate(models):
-        places.append(
-            ModelRank(
-                name=model.name,
-                rank=ranks[position],
-                index=float(index[position]) if used else None,
-                interval=_interval(index_draws[position]) if used else None,
-                components=Components(**{key: float(value) for key, value in estimates[position].items()}),
-                component_intervals={key: _interval(draw) for key, draw in draws[position].items()},
-                not_computed=[
-                    NotComputed(what=key, why=why, paths=[f"components.{key}"])
-                    for key, why in missing[position].items()
-                ],
-            )
+    placed = [i for i, values in enumerate(estimates) if used and all(key in values for key in used)]
+    index = {i: weighted_index({k: estimates[i][k] for k in used}, weights) for i in placed}
+    redrawn = [weighted_index({k: draws[i][k] for k in used}, weights) for i in placed]
+    above = torch.tensor([[probability_above(a, b) for b in redrawn] for a in redrawn]).view(len(placed), len(placed))
+    ranks = dict(zip(placed, shared_ranks(above, config.separation), strict=True))
+    intervals = dict(zip(placed, map(_interval, redrawn), strict=True))
+    comparisons = [
+        Comparison(
+            a=models[i].name,
+            b=models[j].name,
+            probability=float(above[first, second]),
+            paired=not {models[i].name, models[j].name} & set(unpaired),
         )
+        for first, i in enumerate(placed)
+        for second, j in enumerate(placed)
+        if first < second
+    ]
+    places = [
+        ModelRank(
+            name=model.name,
+            rank=ranks.get(i),
+            index=float(index[i]) if i in index else None,
+            interval=intervals.get(i),
+            components=Components(**{key: float(value) for key, value in estimates[i].items()}),
+            component_intervals={key: _interval(draw) for key, draw in draws[i].items()},
+            not_computed=[
+                *(NotComputed(what=key, why=why, paths=[f"components.{key}"]) for key, why in missing[i].items()),
+                *_no_place(used, estimates[i]),
+            ],
+        )
+        for i, model in enumerate(models)
+    ]
     return Ranking(models=places, comparisons=comparisons, used=used, not_computed=notes)
 
 
@@ -156,6 +172,12 @@ def _left_out(key: str, why: str) -> NotComputed:
     return NotComputed(what=f"{key} in the index", why=why, paths=[f"components.{key}"])
 
 
-def _lacking(key: str, models: Sequence[ModelScores], estimates: Sequence[Mapping[str, Tensor]]) -> str:
-    names = [model.name for model, values in zip(models, estimates, strict=True) if key not in values]
+def _lacking(key: str, estimates: Mapping[str, Mapping[str, Tensor]]) -> str:
+    names = [name for name, values in estimates.items() if key not in values]
     return f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} none"
+
+
+def _no_place(used: Sequence[str], estimate: Mapping[str, Tensor]) -> list[NotComputed]:
+    lacks = [key for key in used if key not in estimate]
+    why = f"it has no {' and no '.join(lacks)}, which the index of the models with common query images rests on"
+    return [NotComputed(what="index", why=why, paths=["index", "rank"])] if lacks else []

@@ -1,7 +1,7 @@
 """What the counterfactuals of all models are compared with: inversions and real target images, embedded once."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -40,6 +40,7 @@ class Reference:
 
     `embedded_inversions` `[N, d]` are in the domain embedding, `canonical_inversions` `[N, D]` by the name of a
     canonical network; `regions` hold masks `[N, H, W]`, and `real` the target classes that some model was asked for.
+    `edits` says by target class how many edits of a model enter FID and MMD, which depend on the number.
     """
 
     queries: Queries
@@ -48,11 +49,26 @@ class Reference:
     canonical_inversions: Mapping[str, Tensor]
     regions: Mapping[str, Tensor]
     real: Mapping[int, RealTargets]
+    edits: Mapping[int, int]
 
     @property
     def inversions(self) -> Tensor:
         """Inverted query images `[N, C, H, W]`."""
         return self.queries.inversion.images
+
+    def of(self, queries: Queries) -> "Reference":
+        """Return what concerns `queries`, which are some of these, in their order."""
+        if queries is self.queries:
+            return self
+        places = self.queries.places_of(queries)
+        return replace(
+            self,
+            queries=queries,
+            embedded_inversions=self.embedded_inversions[places],
+            canonical_inversions={name: seen[places] for name, seen in self.canonical_inversions.items()},
+            regions={name: masks[places] for name, masks in self.regions.items()},
+            real={target: replace(one, nearest=one.nearest[places]) for target, one in self.real.items()},
+        )
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -75,12 +91,12 @@ def build_reference(
     queries: Queries,
     calibration: AuditSet,
     embedded: Tensor,
-    targets: Iterable[int],
+    edits: Mapping[int, int],
 ) -> Reference:
-    """Put together what the counterfactuals towards `targets`, of any model, are compared with.
+    """Put together what the counterfactuals of all models are compared with.
 
-    `embedded` `[M, d]` are the calibration images in the domain embedding. Raises DataError if a target class has no
-    calibration image.
+    `edits` holds the target classes and how many edits of a model enter FID and MMD, `embedded` `[M, d]` the
+    calibration images in the domain embedding. Raises DataError if a target class has no calibration image.
     """
     rows, inverted, device = queries.rows, queries.inversion.images, context.device
     names = [MAIN_REGION, *(r for r in rows.regions if r != MAIN_REGION)] if rows.regions else []
@@ -90,7 +106,8 @@ def build_reference(
         embedded_inversions=embed_all(networks.embedding, inverted, 256, device),
         canonical_inversions={n.name: embed_all(n, inverted, 32, device) for n in networks.canonical},
         regions={name: rows.region(name) for name in names},
-        real={t: _real_targets(context, networks.canonical, queries, calibration, embedded, t) for t in targets},
+        real={t: _real_targets(context, networks.canonical, queries, calibration, embedded, t) for t in edits},
+        edits=edits,
     )
 
 

@@ -1,7 +1,7 @@
 """From counterfactuals to numbers: one model's rows, summaries and the arrays that its index is drawn from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import NormalDist
 from typing import Any
 
@@ -33,6 +33,8 @@ from audit.results import MAIN_REGION, Axioms, Distribution, Interval, NotComput
 from audit.results import Counterfactuals as CounterfactualSummary
 
 PERMUTATIONS = 999
+OWN_CLASS = "the images explained are misclassified and belong to their target class as they are"
+"""Why what asks whether an edit leads into another class is not measured."""
 
 
 def mean_interval(values: Tensor, level: float = 0.95) -> Interval:
@@ -70,10 +72,19 @@ def _distributions(
     fewest, kernel = settings.min_images, KERNELS[settings.realism_kernel]
     kinds: tuple[Measure, ...] = (("fid", "biased"), ("mmd", "biased"), ("mmd", "unbiased"))
     canonical = {n.name: embed_all(n, found.images, 32, context.device) for n in networks.canonical}
-    for target in targets.unique().tolist():
-        rows = (targets == target).nonzero()[:, 0]
+    away = ~explained.wrong  # the others are images of their target class as they are: there is no gap to close
+    if not bool(away.any()):
+        reasons["realism"] = OWN_CLASS
+        paths = [f"counterfactuals.{table}" for table in tables]
+        missing.append(NotComputed(what="FID and MMD", why=OWN_CLASS, paths=paths))
+    for target in targets[away].unique().tolist():
+        rows = (away & (targets == target)).nonzero()[:, 0]
         real = reference.real[target]
-        sets = EmbeddedSets(real.name, embedded[rows], reference.embedded_inversions[rows], real.embedded)
+        fewer = rows[: reference.edits[target]]
+        sets, equal = (
+            EmbeddedSets(real.name, embedded[some], reference.embedded_inversions[some], real.embedded)
+            for some in (rows, fewer)
+        )
 
         def generator(name: str = real.name) -> torch.Generator:
             # The same splits of the real images for every row and model, so that floors compare.
@@ -81,10 +92,10 @@ def _distributions(
 
         try:
             for measure in kinds:
-                row = distribution_row(measure, networks.embedding, sets, generator(), fewest)
+                row = distribution_row(measure, networks.embedding, equal, generator(), fewest)
                 tables[row.metric].append(row)
             for network in networks.canonical:
-                made, before = canonical[network.name][rows], reference.canonical_inversions[network.name][rows]
+                made, before = canonical[network.name][fewer], reference.canonical_inversions[network.name][fewer]
                 seen = EmbeddedSets(real.name, made, before, real.canonical[network.name])
                 for measure in canonical_kinds(network.name):
                     row = distribution_row(measure, network, seen, generator(), fewest)
@@ -115,10 +126,16 @@ def score_model(
     main = local.get(MAIN_REGION)
     if main is None or not main["mass"].isfinite().any():
         reasons["localisation"] = "the data give no region (mask or box) for the query images"
-    judges = [one for one in verdicts if not one.is_copy]
-    copies = [one for one in verdicts if one.is_copy]
+    away = ~explained.wrong
+    heard = [replace(v, counterfactuals=v.counterfactuals[away], inversions=v.inversions[away]) for v in verdicts]
+    judges, copies = ([one for one in heard if one.is_copy is kind] for kind in (False, True))
+    transfer = torch.full((len(targets),), torch.nan, dtype=torch.float64)
     if not judges:
         reasons["transfer"] = "there is no judge: one model and no domain embedding"
+    elif not bool(away.any()):
+        reasons["transfer"] = OWN_CLASS
+    else:
+        transfer[away] = transfer_scores(judges, targets[away], found.flipped[away])
     distance = perceptual_all(networks.perceptual, found.images, inversions, 128, context.device)
     lpips = None if networks.lpips is None else networks.lpips.distance_all(found.images, inversions)
     generator = context.rng("permutation")
@@ -128,6 +145,7 @@ def score_model(
         method=method.name,
         method_package=method.package,
         flip_ratio=wilson_interval(int(found.flipped.sum()), len(targets)),
+        corrected=wilson_interval(int(found.flipped[~away].sum()), int((~away).sum())) if not away.all() else None,
         reached=float(found.reached.float().mean()),
         feature_target_flips=None if aimed is None else float(aimed.float().mean()),
         operating_point={reference.class_names[t]: float(operating_point[t]) for t in targets.unique().tolist()},
@@ -139,18 +157,22 @@ def score_model(
         regions=[
             region_share(region, edit, mask, PERMUTATIONS, generator) for region, mask in reference.regions.items()
         ],
-        judges=[judge_row(one, targets, found.flipped) for one in judges],
-        copies=[judge_row(one, targets, found.flipped) for one in copies],
-        nafr=shared_flips(copies, targets, found.flipped) if copies else None,
-        axioms=Axioms(effectiveness=effectiveness(judges, targets), **_way_back(explained, inversions)),
+        judges=[judge_row(one, targets[away], found.flipped[away]) for one in judges],
+        copies=[judge_row(one, targets[away], found.flipped[away]) for one in copies],
+        nafr=shared_flips(copies, targets[away], found.flipped[away]) if copies else None,
+        axioms=Axioms(
+            effectiveness=effectiveness(judges, targets[away]) if bool(away.any()) else None,
+            **_way_back(explained, inversions),
+        ),
         **tables,
     )
     agreed = {one.judge: agreement(one.counterfactuals, targets, found.flipped) for one in verdicts}
     rows = [
         QueryRow(
             query=reference.queries.rows.row_ids[i],
-            source=reference.class_names[int(reference.queries.labels[i])],
+            source=reference.class_names[int(explained.sources[i])],
             target=reference.class_names[int(targets[i])],
+            wrong=not bool(away[i]),
             flipped=bool(found.flipped[i]),
             reached=bool(found.reached[i]),
             step=int(found.step[i]),
@@ -170,7 +192,7 @@ def score_model(
         flipped=found.flipped,
         sparsity=sparsity_scores(l1, nearest, found.flipped),
         localisation=None if main is None else localisation_scores(main["mass"], main["area"], found.flipped),
-        transfer=transfer_scores(judges, targets, found.flipped) if judges else None,
+        transfer=transfer if judges else None,
         realism=kernels,
         reasons=reasons,
     )

@@ -117,12 +117,13 @@ def all_verdicts(
 ) -> dict[str, list[Verdicts]]:
     """By the name of a model the verdicts of all judges that had no part in making its counterfactuals.
 
-    Adversarial examples count only where they bring the model they were made for to its target.
+    `queries` are those of all models. Adversarial examples count only where they bring the model they were made for to
+    its target.
     """
     adversarial = []
     with stage_progress("adversarial examples for the judges", len(explained)) as advance:
         for one in explained:
-            adversarial.append(adversarial_examples(context, one.subject.classifier, queries))
+            adversarial.append(adversarial_examples(context, one.subject.classifier, one.queries))
             advance()
     works = [
         decisions(one.subject.classifier, images, context.device) == one.targets
@@ -136,8 +137,8 @@ def all_verdicts(
         rejected = [judge.decide(images) != targets for _, images, targets in others if len(images)]
         share = float(torch.cat(rejected).float().mean()) if rejected else None
         for one, _, _ in others:
-            on_made = judge.decide(one.counterfactuals.images)
-            verdict = Verdicts(judge.name, judge.accuracy, on_made, on_inversions, share)
+            on_made, before = judge.decide(one.counterfactuals.images), on_inversions[queries.places_of(one.queries)]
+            verdict = Verdicts(judge.name, judge.accuracy, on_made, before, share)
             verdict = replace(verdict, weights_sha256=judge.weights_sha256, is_copy=judge.copy_of is not None)
             verdicts[one.subject.name].append(verdict)
     return verdicts

@@ -24,6 +24,11 @@ DASH = "\N{EN DASH}"
 
 KERNELS = {"energy": "energy distance", "cmmd": "the kernel of CMMD"}
 """Words for the choices of `metrics.realism_kernel`."""
+PICKED = {
+    "correct": "those that all models classify correctly, as they are and as inversions",
+    "wrong": "those that the model misclassifies, as they are and as inversions",
+}
+"""Words for the choices of `queries.pick`, where there are too few images."""
 STEERED = {
     "counterfactuals.perceptual": "the perceptual distance",
     "components.realism": "realism",
@@ -170,13 +175,7 @@ def findings(result: AuditResult) -> list[Markup]:
         notes.append(
             Markup("<strong>The audit did not finish.</strong> What is missing is listed under “Not computed”.")
         )
-    if result.models and result.models[0].counterfactuals and len(result.queries) < result.queries_asked:
-        notes.append(
-            Markup(
-                "{} of the {} query images asked for were explained: those that all models classify correctly, as they "
-                "are and as inversions."
-            ).format(len(result.queries), result.queries_asked)
-        )
+    notes += explained_images(result)
     ranked = [model for model in in_order(result) if is_ranked(model)]
     trailing = [model for model in ranked if model.rank == ranked[-1].rank]
     told = trailing[0] if len(trailing) == 1 else None  # the verdict has already said where its edits lie
@@ -208,6 +207,35 @@ def findings(result: AuditResult) -> list[Markup]:
             Markup("{} already calls most unedited images the target class; agreement of such a judge is no evidence.")
             .format(", ".join(sorted(weak)))
         )  # fmt: skip
+    return notes
+
+
+def explained_images(result: AuditResult) -> list[Markup]:
+    """Return what is to be known of the images that the models are explained on, where it is not the usual."""
+    notes: list[Markup] = []
+    pick = str((result.config.get("queries") or {}).get("pick", "correct"))
+    common = [m.counterfactuals.n for m in result.models if m.counterfactuals is not None and not m.unpaired]
+    if common and common[0] < result.queries_asked:
+        notes.append(
+            Markup("{} of the {} query images asked for were explained: {}.").format(
+                common[0], result.queries_asked, PICKED.get(pick, "all that there are")
+            )
+        )
+    alone = [model for model in result.models if model.unpaired]
+    if alone:
+        notes.append(
+            Markup(
+                "{} {} explained on images of {} own, since few common ones would have been left with {}, and compared "
+                "without pairing."
+            ).format(names(alone), *(("is", "its", "it") if len(alone) == 1 else ("are", "their", "them")))
+        )
+    if pick != "correct":
+        notes.append(
+            Markup(
+                "Edits of misclassified images lead to the class that they belong to; transfer, realism and distances "
+                "to real images leave them out."
+            )
+        )
     return notes
 
 

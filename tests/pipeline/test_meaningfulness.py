@@ -5,17 +5,18 @@ from dataclasses import dataclass, replace
 import pytest
 import torch
 from support_explained import image_set
-from support_small_audit import Mirrored, Small, by_brightness, findings, measured
-from torch import nn
+from support_small_audit import Mirrored, Small, by_brightness, configured, findings, measured
+from torch import Tensor, nn
 
 from audit.counterfactual.methods import ChosenMethod
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals
+from audit.errors import ClassifierError
 from audit.pipeline.assemble import Findings, assemble
 from audit.pipeline.first_look import Look
 from audit.pipeline.meaningfulness import Meaningfulness, explain_models
 from audit.pipeline.models import Models
-from audit.pipeline.robustness import Robustness
-from audit.results import Clean, Failure
+from audit.pipeline.robustness import Measured, Robustness
+from audit.results import AuditResult, Clean, Failure, why_not_computed
 
 
 @dataclass(frozen=True)
@@ -181,3 +182,101 @@ def test_an_audit_without_a_generator_says_what_it_has_not(small: Small) -> None
     assert result.complete
     assert [row.what for row in result.not_computed] == ["counterfactuals, index and ranking"]
     assert (result.generator_sha256, result.queries, result.inversion) == (None, [], None)
+
+
+class Dimmed(nn.Module):
+    """Halves the images whose first pixel is not very bright: nearly all of them are dark then."""
+
+    def __init__(self, least: float = 0.836) -> None:
+        super().__init__()
+        self.least = least
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.where(images[:, :1, :1, :1] > self.least, images, images / 2)
+
+
+def asking(small: Small, **queries: object) -> Small:
+    config = configured(
+        queries={"n": 9, "target": "runner-up"} | queries,
+        counterfactual={"min_calibration": 4, "features": "hurdle"},
+        classifiers=[{"name": name, "file": "none"} for name in ("weak", "left", "whole")],
+    )
+    return replace(small, context=replace(small.context, config=config))
+
+
+def test_a_weak_model_is_explained_on_its_own_images_and_leaves_the_others_as_they_were(small: Small) -> None:
+    small = asking(small)
+    good = [by_brightness("left"), by_brightness("whole")]
+    weak = by_brightness("weak", Dimmed())
+    alone, found = explain(small, *good), explain(small, weak, *good)
+    assert (found.failed, found.lost, found.unpaired) == ({}, (), {"weak"})
+    for name in ("left", "whole"):
+        assert torch.equal(found.asked[name].positions, alone.asked[name].positions)
+        assert torch.equal(found.explained[name].counterfactuals.images, alone.explained[name].counterfactuals.images)
+    own = found.asked["weak"]
+    assert (found.explained["weak"].sources == own.labels).all()
+    assert found.queries is not None
+    assert set(own.positions.tolist()) <= set(found.queries.positions.tolist())
+    assert len(found.explained["weak"].targets) == len(own.positions) >= 2
+    assert found.ranking is not None
+    paired = {(one.a, one.b): one.paired for one in found.ranking.comparisons}
+    assert paired.pop(("left", "whole")) is True
+    assert not any(paired.values())
+    subject = small.subject(weak)
+    rows = [Measured(weak, subject.clean, subject.logits), *(measured(small, name) for name in ("left", "whole"))]
+    result = assemble(small.context, findings(small, found, *rows))
+    assert [one.unpaired for one in result.models] == [True, False, False]
+    assert [row.query for row in result.models[0].queries] == [f"{i}" for i in own.positions.tolist()]
+    assert [row.query for row in result.models[1].queries] == [row.query for row in result.models[2].queries]
+    assert {row.query for one in result.models for row in one.queries} == {one.id for one in result.queries}
+    assert AuditResult.model_validate_json(result.model_dump_json()) == result
+    assert result.complete
+
+
+def test_a_model_that_knows_one_class_only_fails_and_the_others_go_on(small: Small) -> None:
+    small = asking(small)
+    alone = explain(small, by_brightness("whole"))
+    never = by_brightness("never", Dimmed(least=2.0))
+    with pytest.raises(ClassifierError, match=r"'never' assigns 0 of 40 calibration images to class 'bright'"):
+        small.subject(never)
+    known = small.subject(by_brightness("never"))
+    blind = replace(known, logits=torch.eye(2)[1 - small.images.audited.row_labels])
+    subjects = [blind, small.subject(by_brightness("whole"))]
+    found = explain_models(small.context, small.images, subjects, small.networks, small.method)
+    assert list(found.failed) == ["never"]
+    assert found.failed["never"].stage == "query images"
+    assert found.lost == ()
+    assert (found.unpaired, list(found.scored)) == (frozenset(), ["whole"])
+    assert found.ranking == alone.ranking
+
+
+def test_misclassified_images_are_led_to_their_own_class(small: Small) -> None:
+    small = asking(small, pick="wrong", target="bright")
+    weak, whole = by_brightness("weak", Dimmed()), by_brightness("whole")
+    found = explain(small, weak, whole)
+    assert (found.failed, found.lost) == ({}, ())
+    assert list(found.explained) == ["weak"]
+    one = found.explained["weak"]
+    assert one.wrong.all()
+    assert torch.equal(one.targets, one.queries.labels)
+    assert found.selection is not None
+    assert "'whole' misclassifies none" in found.selection.nothing["whole"]
+    subject = small.subject(weak)
+    rows = [Measured(weak, subject.clean, subject.logits), measured(small, "whole")]
+    result = assemble(small.context, findings(small, found, *rows))
+    mine, other = result.models[0], result.models[2]
+    assert {(row.source, row.target, row.wrong) for row in mine.queries} == {("dark", "bright", True)}
+    assert (other.failed, other.counterfactuals) == (None, None)
+    assert "misclassifies none" in str(why_not_computed("index", other, result))
+    assert explain(small, whole).lost[0].why.startswith("There is nothing to explain: Classifier 'whole' misclassifies")
+
+
+def test_with_all_images_each_is_asked_in_its_way(small: Small) -> None:
+    found = explain(asking(small, pick="all"), by_brightness("weak", Dimmed()), by_brightness("whole"))
+    weak, whole = (found.explained[name] for name in ("weak", "whole"))
+    assert found.unpaired == frozenset()
+    assert weak.queries is whole.queries
+    assert torch.equal(weak.wrong, weak.targets == weak.queries.labels)
+    assert 0 < int(weak.wrong.sum()) < len(weak.wrong)
+    assert not whole.wrong.any()
+    assert any("equally many edits" in one.why for one in found.notes)

@@ -147,3 +147,31 @@ def test_interval_covers_the_true_value() -> None:
         low, high = ranking.models[0].component_intervals["sparsity"]
         hits += low <= 0.5 <= high
     assert hits >= 51
+
+
+def test_a_model_on_images_of_its_own_changes_nothing_for_the_others() -> None:
+    others = [model("a", 0.5), model("b", 0.6, seed=1)]
+    alone = model("alone", 0.9, seed=2, n=17, transfer=None, localisation=None)
+    without = rank_models(others, CONFIG, 3)
+    ranking = rank_models([others[0], alone, others[1]], CONFIG, 3, {"alone"})
+    assert ranking.used == without.used
+    assert [ranking.models[0], ranking.models[2]] == without.models
+    assert [c for c in ranking.comparisons if c.paired] == ranking.comparisons == without.comparisons
+    assert (ranking.models[1].index, ranking.models[1].rank, ranking.models[1].interval) == (None, None, None)
+    assert ranking.models[1].components.sparsity is not None
+    lacks = next(note for note in ranking.models[1].not_computed if note.what == "index")
+    assert lacks.why.startswith("it has no localisation and no transfer, which")
+
+
+def test_what_is_not_paired_is_drawn_by_itself() -> None:
+    # The same scores: paired they tie in every draw, on their own they differ by chance, in the way of the interval.
+    twice = [model("a", 0.5, spread=0.6), model("b", 0.5, spread=0.6)]
+    (apart,) = rank_models(twice, CONFIG, 0, {"b"}).comparisons
+    assert not apart.paired
+    assert 0.2 < apart.probability < 0.8
+    a, b = rank_models(twice, CONFIG, 0, {"b"}).models
+    assert a.interval != b.interval
+    assert a.interval == rank_models(twice, CONFIG, 0).models[0].interval
+    assert b == rank_models([twice[1], model("c", 0.1, n=9)], CONFIG, 0, {"b", "c"}).models[0]
+    better = rank_models([model("a", 0.5, spread=0.2), model("b", 0.8, spread=0.2, n=9)], CONFIG, 0, {"b"})
+    assert [place.rank for place in better.models] == [2, 1]

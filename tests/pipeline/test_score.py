@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from scipy.stats import norm
-from support_small_audit import by_brightness
+from support_small_audit import by_brightness, configured
 
 from audit.embeddings.embedding import embed_all
 from audit.metrics.transfer import Verdicts
-from audit.pipeline.explain import WayBack
+from audit.pipeline.explain import WayBack, equal_edits, explain_model
 from audit.pipeline.reference import build_reference
-from audit.pipeline.score import mean_interval, score_model
+from audit.pipeline.score import OWN_CLASS, mean_interval, score_model
 
 
 @pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
@@ -32,7 +32,7 @@ def test_one_value_has_no_interval_and_none_has_no_value() -> None:
 def test_one_models_counterfactuals_by_hand(small) -> None:
     explained = small.explained(small.subject(by_brightness("whole")))
     embedded = embed_all(small.networks.embedding, small.calibration.images())
-    reference = build_reference(small.context, small.networks, small.queries, small.calibration, embedded, [0, 1])
+    reference = build_reference(small.context, small.networks, small.queries, small.calibration, embedded, {0: 3, 1: 3})
     yes = Verdicts("judge", 1.0, explained.targets, small.queries.labels, 1.0)
     scored = score_model(small.context, reference, explained, [yes], small.method)
     summary = scored.summary
@@ -66,3 +66,48 @@ def test_a_copy_counts_for_shared_flips_and_not_for_transfer(small) -> None:
     assert scored.scores.transfer.tolist() == [1.0] * 6
     assert (summary.axioms.reversibility.value, summary.axioms.reversibility.n) == (0.0, 4)
     assert (summary.axioms.returned, summary.axioms.effectiveness) == (0.75, 1.0)
+
+
+def test_what_is_misclassified_is_corrected_and_counts_for_no_distance_to_its_own_class(small) -> None:
+    subject = small.subject(by_brightness("whole"))
+    logits = subject.logits.clone()
+    logits[[0, 3]] = logits[[0, 3]].flip(1)  # as if it had been wrong on two of the six
+    wrong = replace(subject, logits=logits)
+    both = small.explained(wrong)
+    assert both.wrong.tolist() == [True, False, False, True, False, False]
+    assert torch.equal(both.targets[both.wrong], small.queries.labels[both.wrong])
+    embedded = embed_all(small.networks.embedding, small.calibration.images())
+    edits = equal_edits([both, small.explained(subject)], 2)
+    assert edits == {0: 2, 1: 2}
+    reference = build_reference(small.context, small.networks, small.queries, small.calibration, embedded, edits)
+    yes = Verdicts("judge", 1.0, both.targets, small.queries.labels, 1.0)
+    lenient = replace(small.context, config=configured(metrics={"min_images": 2}))
+    scored = score_model(lenient, reference, both, [yes], small.method)
+    assert scored.summary.corrected is not None
+    assert (scored.summary.corrected.n, scored.summary.corrected.value) == (2, 0.0)  # mirrored away from their class
+    assert scored.summary.flip_ratio.value == pytest.approx(4 / 6)
+    assert [(row.source, row.target, row.wrong) for row in scored.rows[:2]] == [
+        ("bright", "dark", True), ("bright", "dark", False),
+    ]  # fmt: skip
+    assert scored.scores.transfer is not None
+    assert scored.scores.transfer.isnan().tolist() == both.wrong.tolist()
+    assert sorted(torch.cat([one.rows for one in scored.scores.realism]).tolist()) == [1, 2, 4, 5]
+    assert {row.n for row in scored.summary.fid + scored.summary.mmd} == {2}
+    some = small.queries.select(torch.tensor([0, 3]))
+    only = explain_model(small.context, small.method, small.networks, some, wrong)
+    yes = replace(yes, counterfactuals=only.targets, inversions=some.labels)
+    scored = score_model(lenient, reference.of(some), only, [yes], small.method)
+    assert (scored.scores.realism, scored.scores.transfer.isnan().all()) == ((), True)
+    assert {scored.scores.reasons[name] for name in ("realism", "transfer")} == {OWN_CLASS}
+    assert scored.summary.fid == []
+    assert "FID and MMD" in [note.what for note in scored.not_computed]
+    assert scored.summary.judges[0].agreement is None
+
+
+def test_distances_of_all_models_rest_on_equally_many_edits(small) -> None:
+    one = small.explained(small.subject(by_brightness("whole")))
+    other = replace(one, targets=torch.tensor([1, 1, 1, 0, 1, 1]), queries=small.queries)
+    other = replace(other, subject=replace(one.subject, logits=torch.eye(2)[1 - other.targets].repeat(2, 1)))
+    assert equal_edits([one, other], 2) == {0: 3, 1: 3}
+    assert equal_edits([one], 2) == {0: 3, 1: 3}
+    assert equal_edits([one], 9) == {0: 3, 1: 3}

@@ -291,6 +291,18 @@ def test_the_power_of_judges_is_shown_where_it_was_recorded(support_results: Mod
     assert "Power" not in shown_text(support_results, tmp_path, results)
 
 
+def test_images_of_its_own_and_mistakes_are_marked(support_results: ModuleType, tmp_path: Path) -> None:
+    results = support_results.example_audit(tmp_path, ["plain", "trades"], n_queries=3, size=16)
+    plain, trades = results.models
+    plain.unpaired, plain.queries = True, plain.queries[:2]
+    trades.queries[1].wrong, trades.queries[1].source = True, "cardiomegaly"
+    shown = shown_text(support_results, tmp_path, results)
+    assert shown.count("not explained on this image") == 1
+    assert shown.count("was called cardiomegaly") == 1
+    assert "plain unpaired" in shown
+    assert "come from a bootstrap over the query images" in shown
+
+
 def test_numbers_that_are_not_finite_never_show(support_results: ModuleType, tmp_path: Path):
     results = support_results.example_audit(tmp_path, n_queries=2, size=16)
     nan = float("nan")

@@ -59,3 +59,16 @@ def test_settings_read_like_toml():
     assert shown.splitlines()[:2] == ["seed = 0", "# n: not set"]
     assert "[data.phantom]\nk = 1" in shown
     assert shown.count("[[classifiers]]") == 2
+
+
+def test_a_reader_is_told_whom_the_edits_explain(results: AuditResult):
+    assert text.explained_images(results) == []
+    alone = change(results, plain={"unpaired": True})
+    (note,) = text.explained_images(alone)
+    assert "<strong>plain</strong> is explained on images of its own" in note
+    both = text.explained_images(change(alone, trades={"unpaired": True}))
+    assert "are explained on images of their own, since few common ones would have been left with them" in both[0]
+    wrong = results.model_copy(update={"config": {**results.config, "queries": {"pick": "wrong"}}, "queries_asked": 9})
+    few, kind = text.explained_images(wrong)
+    assert few.startswith("2 of the 9 query images asked for were explained: those that the model misclassifies, as")
+    assert "lead to the class that they belong to" in kind
