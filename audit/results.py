@@ -474,6 +474,13 @@ class Counterfactuals(Row):
         description="share whose replaced features x' the head itself assigns to c'; None: the method replaces none"
     )
     operating_point: dict[str, float] = Field(description="confidence asked for, by target class")
+    operating_point_cap: float | None = Field(
+        default=None, description="most that is asked for, however sure the model is; None: the file is older"
+    )
+    converged: float | None = Field(
+        default=None,
+        description="share of the edits that had stopped to shrink when the search ended; None: they were not shrunk",
+    )
     confidence: Interval
     l1: Interval = Field(description="mean absolute pixel change against the inversion, images in [0, 1]")
     changed_share: float = Field(description="share of pixels changed by more than 4/255")
@@ -498,6 +505,14 @@ class Counterfactuals(Row):
     )
 
 
+class Aligned(Row):
+    """The edit that the search's first phase ended with, before it was made smaller."""
+
+    l1: float
+    confidence: float
+    steps: int = Field(description="last iterate of the first phase")
+
+
 class QueryRow(Row):
     """One counterfactual: one model, one query image, one target class."""
 
@@ -513,6 +528,12 @@ class QueryRow(Row):
     flip_step: int | None = Field(description="first iterate classified as the target; None if never")
     confidence: float
     l1: float
+    steps: int | None = Field(default=None, description="last iterate of the search; None: the file is older")
+    converged: bool | None = Field(
+        default=None,
+        description="whether the edit had stopped to shrink when the search ended; None: it was not shrunk",
+    )
+    aligned: Aligned | None = Field(default=None, description="the edit before it was shrunk; None: it was not shrunk")
     perceptual: float | None = None
     mass: dict[str, float | None] = Field(default_factory=dict, description="share of the edit in each named region")
     area: dict[str, float | None] = Field(default_factory=dict)

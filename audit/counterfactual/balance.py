@@ -45,6 +45,11 @@ class Push:
         self.value = (self.value * RATE ** (shortfall / WIDTH).clamp(-1, 1)).clamp(SMALLEST, LARGEST)
         self.before = now
 
+    def keep(self, rows: Tensor) -> None:
+        """Keep only the images at `rows` (indices or a mask)."""
+        self.goals, self.value = self.goals[rows], self.value[rows]
+        self.before = None if self.before is None else self.before[rows]
+
     @property
     def reach(self) -> Tensor:
         """How many times as far as x' the replaced features are carried, `[N]`, at least 1."""

@@ -65,6 +65,7 @@ class Iterates:
         self.confidence = torch.zeros(n, device=device)
         self.step = torch.zeros(n, dtype=torch.int64, device=device)
         self.flip_step = torch.full((n,), -1, dtype=torch.int64, device=device)
+        self.last = torch.zeros(n, dtype=torch.int64, device=device)
         self.trace: list[Tensor] = []
 
     @property
@@ -78,21 +79,26 @@ class Iterates:
         return self.level == 2
 
     @torch.no_grad()
-    def observe(self, images: Tensor, latents: Tensor, logits: Tensor) -> Tensor:
-        """Take the next iterate of every image; return whether it reached the goal, bool `[N]`."""
-        step = len(self.trace)
+    def observe(self, images: Tensor, latents: Tensor, logits: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Take the next iterate of the images at `rows` (all when None); return whether it reached the goal, bool.
+
+        An image that is not among `rows` has come to its end: its trace stays at what it was last.
+        """
+        step, targets = len(self.trace), self.targets if rows is None else self.targets[rows]
+        rows = torch.arange(len(self.targets), device=targets.device) if rows is None else rows
         decision = logits.argmax(dim=1)
-        confidence = logits.softmax(dim=1).gather(1, self.targets[:, None])[:, 0]
-        self.trace.append(confidence)
-        flipped = decision == self.targets
-        reached = flipped & (log_odds(logits, self.targets) >= self.goals)
-        before_flip = (self.flip_step < 0) & ~flipped & (decision == self.sources)
-        _assign(self.semifactuals, images, before_flip if step else torch.ones_like(before_flip))
-        self.flip_step[(self.flip_step < 0) & flipped] = step
+        confidence = logits.softmax(dim=1).gather(1, targets[:, None])[:, 0]
+        self.trace.append(confidence if step == 0 else self.trace[-1].index_copy(0, rows, confidence))
+        flipped = decision == targets
+        reached = is_valid(logits, targets, self.goals[rows])
+        unflipped = self.flip_step[rows] < 0
+        before_flip = unflipped & ~flipped & (decision == self.sources[rows])
+        _assign(self.semifactuals, images, rows, before_flip if step else torch.ones_like(before_flip))
+        self.flip_step[rows[unflipped & flipped]] = step
         level = flipped.long() + reached.long()
-        change = (images - self.inversions).abs().flatten(1).mean(dim=1)
+        change = (images - self.inversions[rows]).abs().flatten(1).mean(dim=1)
         key = torch.where(reached, -change, confidence)
-        better = (level > self.level) | ((level == self.level) & (key > self.key))
+        better = (level > self.level[rows]) | ((level == self.level[rows]) & (key > self.key[rows]))
         if step == 0:
             self.latents = latents.clone()
         for kept, new in (
@@ -102,10 +108,15 @@ class Iterates:
             (self.key, key),
             (self.confidence, confidence),
         ):
-            _assign(kept, new, better)
-        self.step[better] = step
+            _assign(kept, new, rows, better)
+        self.step[rows[better]], self.last[rows] = step, step
         return reached
 
 
-def _assign(kept: Tensor, new: Tensor, where: Tensor) -> None:
-    kept[where] = new[where].to(kept.dtype)
+def is_valid(logits: Tensor, targets: Tensor, goals: Tensor) -> Tensor:
+    """Whether `logits [N, K]` decide for `targets [N]` with log-odds of at least `goals [N]`, bool `[N]`."""
+    return (logits.argmax(dim=1) == targets) & (log_odds(logits, targets) >= goals)
+
+
+def _assign(kept: Tensor, new: Tensor, rows: Tensor, where: Tensor) -> None:
+    kept[rows[where]] = new[where].to(kept.dtype)

@@ -42,8 +42,9 @@ class CalibratedClassifier:
     """The classifier to explain, and what it is like on the calibration images.
 
     `calibration` describes its features; `operating_point [K]` is its median confidence on the images of each class
-    that it classifies correctly: a counterfactual as confident as that has *reached* the target class. NaN: no image
-    of the class is classified correctly. `real` are these images themselves, of which no query image is one.
+    that it classifies correctly, at most `counterfactual.operating_point_cap`: a counterfactual as confident as that
+    has *reached* the target class. NaN: no image of the class is classified correctly. `real` are these images
+    themselves, of which no query image is one.
     """
 
     classifier: Classifier
@@ -84,6 +85,11 @@ class Counterfactuals:
     on. `latents [N, L, w]` are the counterfactuals' w+ codes, None where the method has none. `feature_target_flips`
     says whether the head alone assigns the features that the method aims at to the target class (of SPRUCE: the
     replaced features x', as in the thesis, not carried further); None where it aims at no features.
+
+    An image's iterates may end before T: `steps` is the last one (None: T), and its trace stays at what it was there. A
+    method that searches for the smallest change says in `converged` whether it had stopped to shrink; one that does so
+    in two phases says in `aligned_l1` (mean absolute change against the inversion), `aligned_confidence` and
+    `aligned_steps` where the first one ended. All `[N]`.
     """
 
     images: Tensor
@@ -96,6 +102,11 @@ class Counterfactuals:
     trace: Tensor
     latents: Tensor | None = None
     feature_target_flips: Tensor | None = None
+    steps: Tensor | None = None
+    converged: Tensor | None = None
+    aligned_l1: Tensor | None = None
+    aligned_confidence: Tensor | None = None
+    aligned_steps: Tensor | None = None
 
 
 class Method(Protocol):

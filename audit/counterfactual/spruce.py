@@ -12,7 +12,7 @@ other: losses are summed, gradients clipped image by image, and AdamW works elem
 for decay would pull w+ to the origin and not to the pivot.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -22,7 +22,9 @@ from audit.counterfactual.balance import Push
 from audit.counterfactual.exceptional import expected_features
 from audit.counterfactual.iterates import Iterates, goal_of
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
+from audit.counterfactual.shrink import Edits, Shrunk, shrink
 from audit.generator.protocol import Generator
+from audit.inversion.adam import RowAdam, cosine
 from audit.inversion.codes import spread
 from audit.metrics.perceptual import distance_of_maps, unit_channels
 from audit.runtime.memory import allowed, at_once, in_slices
@@ -67,18 +69,17 @@ class Spruce:
 
         def batch(rows: slice) -> _Batch:
             places = torch.arange(len(queries.images))[rows]
-            return _Batch(
-                queries=queries.images[rows].to(device),
+            edits = Edits(
                 inversions=inversion.images[rows].to(device),
                 pivots=inversion.pivots[rows].to(device),
                 deltas={name: delta[places].to(device) for name, delta in inversion.deltas.items()},
-                sources=queries.labels[rows].to(device),
                 targets=targets[rows].to(device),
                 goals=goals[rows].to(device),
             )
+            return _batch(subject, networks, queries.images[rows].to(device), queries.labels[rows].to(device), edits)
 
         def one() -> None:
-            once = self.settings.model_copy(update={"steps": 1})
+            once = self.settings.model_copy(update={"steps": 1, "shrink_steps": 1})
             _explain_batch(subject, networks, batch(slice(1)), once, lambda amount=1: None)
 
         def work(rows: slice) -> Counterfactuals:
@@ -97,19 +98,42 @@ class Spruce:
 
         wanted = min(self.settings.batch_size, len(queries.images))
         parts = in_slices(len(queries.images), at_once(wanted, one, device, allowed(device)), work)
-        names = [one.name for one in fields(Counterfactuals)]
+        # What one part lacks all of them lack: it is a matter of the settings.
+        names = [one.name for one in fields(Counterfactuals) if getattr(parts[0], one.name) is not None]
         return Counterfactuals(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
 
 
 @dataclass(frozen=True)
 class _Batch:
+    """Images explained together; `features` are theirs and `expected` those of the target class, both `[N, d]`."""
+
     queries: Tensor
-    inversions: Tensor
-    pivots: Tensor
-    deltas: dict[str, Tensor]
     sources: Tensor
-    targets: Tensor
-    goals: Tensor
+    edits: Edits
+    features: Tensor
+    expected: Tensor
+    maps: list[Tensor] | None
+
+    def select(self, rows: Tensor) -> "_Batch":
+        return _Batch(
+            self.queries[rows],
+            self.sources[rows],
+            self.edits.select(rows),
+            self.features[rows],
+            self.expected[rows],
+            None if self.maps is None else [one[rows] for one in self.maps],
+        )
+
+
+@torch.no_grad()
+def _batch(
+    subject: CalibratedClassifier, networks: SearchNetworks, queries: Tensor, sources: Tensor, edits: Edits
+) -> _Batch:
+    classifier, perceptual = subject.classifier, networks.perceptual
+    features = classifier.features(queries)
+    expected, _ = expected_features(subject.calibration, classifier.head, features, sources, edits.targets)
+    maps = None if perceptual is None else unit_channels(perceptual.maps(queries))
+    return _Batch(queries, sources, edits, features, expected, maps)
 
 
 def _explain_batch(
@@ -119,50 +143,119 @@ def _explain_batch(
     config: CounterfactualConfig,
     advance: Advance,
 ) -> Counterfactuals:
-    classifier, generator, perceptual = subject.classifier, networks.generator, networks.perceptual
+    iterates = _align(subject, networks, batch, config, advance)
+    edits = batch.edits
     with torch.no_grad():
-        x = classifier.features(batch.queries)
-        expected, _ = expected_features(subject.calibration, classifier.head, x, batch.sources, batch.targets)
-        feature_flips = classifier.head_logits(expected).argmax(dim=1) == batch.targets
-        query_maps = None if perceptual is None else unit_channels(perceptual.maps(batch.queries))
-    objective = Objective(config, subject.calibration.sigma.to(x), batch.pivots, batch.queries)
-    push = Push(batch.goals)
-    iterates = Iterates(batch.inversions, batch.sources, batch.targets, batch.goals)
-    latents = batch.pivots.clone().requires_grad_(True)
-    optimiser = torch.optim.AdamW([latents], lr=config.lr * code_unit(generator), eps=ADAM_EPS, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=config.steps)
+        feature_flips = subject.classifier.head_logits(batch.expected).argmax(dim=1) == edits.targets
+    aligned = Counterfactuals(
+        images=iterates.images,
+        semifactuals=iterates.semifactuals,
+        latents=iterates.latents,
+        flipped=iterates.flipped,
+        reached=iterates.reached,
+        confidence=iterates.confidence,
+        step=iterates.step,
+        flip_step=iterates.flip_step,
+        trace=torch.stack(iterates.trace, dim=1),
+        feature_target_flips=feature_flips,
+        steps=iterates.last,
+    )
+    if not config.shrink:
+        return _on_cpu(aligned)
+    start, total = aligned.latents, config.steps + config.shrink_steps + 2
+    assert start is not None
+
+    left = len(start) * (config.shrink_steps + 1)
+
+    def shrunk(images: int) -> None:
+        nonlocal left
+        left -= images
+        advance(images / total)
+
+    smaller = shrink(networks.generator, subject.classifier, edits, start, config.shrink_steps, shrunk)
+    advance(left / total)
+    return _on_cpu(_joined(aligned, smaller, edits.inversions, total))
+
+
+def _joined(aligned: Counterfactuals, smaller: Shrunk, inversions: Tensor, longest: int) -> Counterfactuals:
+    """Put both phases together: the smaller edits where they are valid, and traces `[N, longest]` of all iterates."""
+    assert aligned.latents is not None
+    assert aligned.steps is not None
+    valid, before = smaller.valid, aligned.steps + 1
+    wide = valid.view(-1, 1, 1, 1)
+    place = torch.arange(longest, device=valid.device)[None]
+    first = aligned.trace.gather(1, place.clamp(max=aligned.trace.shape[1] - 1).expand(len(valid), -1))
+    second = smaller.trace.gather(1, (place - before[:, None]).clamp(0, smaller.trace.shape[1] - 1))
+    late = torch.where(smaller.flip_step >= 0, before + smaller.flip_step, -1)
+    return replace(
+        aligned,
+        images=torch.where(wide, smaller.images, aligned.images),
+        latents=torch.where(wide[..., 0], smaller.latents, aligned.latents),
+        flipped=aligned.flipped | valid,
+        reached=valid,
+        confidence=torch.where(valid, smaller.confidence, aligned.confidence),
+        step=torch.where(valid, before + smaller.step, aligned.step),
+        flip_step=torch.where(aligned.flip_step >= 0, aligned.flip_step, late),
+        trace=torch.where(place < before[:, None], first, second),
+        steps=before + smaller.steps,
+        converged=smaller.converged,
+        aligned_l1=(aligned.images - inversions).abs().flatten(1).mean(dim=1),
+        aligned_confidence=aligned.confidence,
+        aligned_steps=aligned.steps,
+    )
+
+
+def _on_cpu(found: Counterfactuals) -> Counterfactuals:
+    given = {one.name: getattr(found, one.name) for one in fields(found)}
+    return replace(found, **{name: value.cpu() for name, value in given.items() if value is not None})
+
+
+def _align(
+    subject: CalibratedClassifier,
+    networks: SearchNetworks,
+    batch: _Batch,
+    config: CounterfactualConfig,
+    advance: Advance,
+) -> Iterates:
+    """Align the features with those of the target class: the first phase of the search.
+
+    Where the second phase follows, an image is done with the first as soon as it has reached the operating point.
+    """
+    classifier, generator, perceptual = subject.classifier, networks.generator, networks.perceptual
+    edits, unit = batch.edits, config.lr * code_unit(generator)
+    push, iterates = Push(edits.goals), Iterates(edits.inversions, batch.sources, edits.targets, edits.goals)
+    latents, rows = edits.pivots.clone(), torch.arange(len(edits.goals), device=edits.goals.device)
+    adam, sigma = RowAdam(latents, eps=ADAM_EPS), subject.calibration.sigma.to(batch.features)
+    share = 1 / (config.steps + 1 + (config.shrink_steps + 1 if config.shrink else 0))
+    left = len(rows) * (config.steps + 1)
     for step in range(config.steps + 1):
+        codes = latents.clone().requires_grad_()
         with torch.set_grad_enabled(step < config.steps):
-            images = generator.images(latents, deltas=batch.deltas)
+            images = generator.images(codes, deltas=batch.edits.deltas)
             features, logits = classifier.features_and_logits(images)
-        iterates.observe(images.detach(), latents.detach(), logits.detach())
+        done = iterates.observe(images.detach(), codes.detach(), logits.detach(), rows)
         if config.balance == "adaptive":
-            push.observe(logits.detach(), batch.targets)
-        advance(len(images) / (config.steps + 1))
-        if step == config.steps:
+            push.observe(logits.detach(), batch.edits.targets)
+        advance(len(rows) * share)
+        left -= len(rows)
+        if step == config.steps or (config.shrink and done.all()):
             break
         with torch.enable_grad():
             distance = None
-            if perceptual is not None and query_maps is not None:
-                distance = distance_of_maps(unit_channels(perceptual.maps(images)), query_maps)
-            aim = x + push.reach[:, None] * (expected - x)
-            loss = objective.features(features, aim) + objective.sparsity(images, latents, distance) / push.value
-        (gradient,) = torch.autograd.grad(loss.sum(), latents)
-        latents.grad = clip_per_image(gradient, config.gradient_clip)
-        optimiser.step()
-        schedule.step()
-    return Counterfactuals(
-        images=iterates.images.cpu(),
-        semifactuals=iterates.semifactuals.cpu(),
-        latents=iterates.latents.cpu(),
-        flipped=iterates.flipped.cpu(),
-        reached=iterates.reached.cpu(),
-        confidence=iterates.confidence.cpu(),
-        step=iterates.step.cpu(),
-        flip_step=iterates.flip_step.cpu(),
-        trace=torch.stack(iterates.trace, dim=1).cpu(),
-        feature_target_flips=feature_flips.cpu(),
-    )
+            if perceptual is not None and batch.maps is not None:
+                distance = distance_of_maps(unit_channels(perceptual.maps(images)), batch.maps)
+            objective = Objective(config, sigma, batch.edits.pivots, batch.queries)
+            aim = batch.features + push.reach[:, None] * (batch.expected - batch.features)
+            loss = objective.features(features, aim) + objective.sparsity(images, codes, distance) / push.value
+        (gradient,) = torch.autograd.grad(loss.sum(), codes)
+        adam.update(latents, clip_per_image(gradient, config.gradient_clip), unit * cosine(step, config.steps))
+        if config.shrink and done.any():
+            stay = ~done
+            rows, latents, batch = rows[stay], latents[stay], batch.select(stay)
+            adam.keep(stay)
+            push.keep(stay)
+    advance(left * share)
+    return iterates
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,12 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
         (rf"{_VULNERABILITY}shares\..+\.l2", FROM_ZERO),
         # What is saved of a length can be less than nothing where the pixels that are kept weigh more.
         (rf"{_VULNERABILITY}l2_saved", (-math.inf, 1.0)),
-        (r"counterfactuals\.(?:flip_ratio|corrected|reached|feature_target_flips|confidence|l1|changed_share)", SHARE),
-        (r"counterfactuals\.operating_point\..+", SHARE),
+        (
+            r"counterfactuals\.(?:flip_ratio|corrected|reached|converged|feature_target_flips|confidence|l1"
+            r"|changed_share)",
+            SHARE,
+        ),
+        (r"counterfactuals\.operating_point(?:_cap|\..+)", SHARE),
         (
             r"counterfactuals\.(?:judges|copies)\..+\.(?:accuracy|agreement|rejects_(?:inversion|adversarial)|power)",
             SHARE,

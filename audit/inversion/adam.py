@@ -16,8 +16,8 @@ EPS = 1e-8
 class RowAdam:
     """Moments of `[N, P]` parameters, one row an image; `update` changes the parameters in place."""
 
-    def __init__(self, parameters: Tensor, betas: tuple[float, float] = BETAS):
-        self._betas = betas
+    def __init__(self, parameters: Tensor, betas: tuple[float, float] = BETAS, eps: float = EPS):
+        self._betas, self._eps = betas, eps
         self._mean = torch.zeros_like(parameters)
         self._square = torch.zeros_like(parameters)
         self._steps = 0
@@ -30,7 +30,7 @@ class RowAdam:
         self._mean.lerp_(gradient, 1 - first)
         self._square.mul_(second).addcmul_(gradient, gradient, value=1 - second)
         scale = 1 / math.sqrt(1 - second**self._steps)
-        spread = self._square.sqrt().mul_(scale).add_(EPS)
+        spread = self._square.sqrt().mul_(scale).add_(self._eps)
         parameters.addcdiv_(self._mean, spread, value=-lr / (1 - first**self._steps))
 
     def keep(self, rows: Tensor) -> None:

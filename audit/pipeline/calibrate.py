@@ -76,6 +76,7 @@ def calibrate(context: Context, classifier: Classifier, calibration: AuditSet) -
         classifier.name, classes=asked_classes(config.queries, classifier.class_names),
     )  # fmt: skip
     points = operating_points(answers.softmax(1), calibration.row_labels, decided)
+    points = points.clamp(max=context.config.counterfactual.operating_point_cap)
     first = next(calibration.batches(PROBED))[0].to(device)
     seeing = "differentiable" if _has_gradient(classifier, first) else "no gradient"
     key = f"{hash_tensor(seen)} {hash_tensor(answers)} {hash_tensor(calibration.row_labels)} {seeing}"

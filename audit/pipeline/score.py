@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from audit.counterfactual.methods import ChosenMethod
+from audit.counterfactual.protocol import Counterfactuals
 from audit.embeddings.embedding import Named, embed_all, named
 from audit.errors import MetricError
 from audit.metrics.axioms import effectiveness, reversibility, shared_flips
@@ -29,7 +30,7 @@ from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scor
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained
 from audit.pipeline.reference import Reference
-from audit.results import MAIN_REGION, Axioms, Distribution, Interval, NotComputed, Perceptual, QueryRow
+from audit.results import MAIN_REGION, Aligned, Axioms, Distribution, Interval, NotComputed, Perceptual, QueryRow
 from audit.results import Counterfactuals as CounterfactualSummary
 
 PERMUTATIONS = 999
@@ -149,6 +150,8 @@ def score_model(
         reached=float(found.reached.float().mean()),
         feature_target_flips=None if aimed is None else float(aimed.float().mean()),
         operating_point={reference.class_names[t]: float(operating_point[t]) for t in targets.unique().tolist()},
+        operating_point_cap=context.config.counterfactual.operating_point_cap,
+        converged=None if found.converged is None else float(found.converged.float().mean()),
         confidence=mean_interval(found.confidence),
         l1=mean_interval(l1),
         changed_share=float(changed_share(found.images, inversions).mean()),
@@ -179,11 +182,14 @@ def score_model(
             flip_step=int(found.flip_step[i]) if found.flip_step[i] >= 0 else None,
             confidence=float(found.confidence[i]),
             l1=float(l1[i]),
+            steps=_last(found, i),
+            converged=None if found.converged is None else bool(found.converged[i]),
+            aligned=_aligned(found, i),
             perceptual=float(distance[i]),
             mass={region: _or_none(values["mass"][i]) for region, values in local.items()},
             area={region: _or_none(values["area"][i]) for region, values in local.items()},
             agreed_by={judge: bool(says[i]) for judge, says in agreed.items()},
-            trace=[round(float(p), 4) for p in found.trace[i]],
+            trace=[round(float(p), 4) for p in found.trace[i, : _last(found, i) + 1]],
         )
         for i in range(len(targets))
     ]
@@ -218,6 +224,20 @@ def _missing_axioms(explained: Explained, copies: Sequence[Verdicts]) -> list[No
         why = f"no judge checkpoint has copy_of = '{explained.subject.name}'"
         notes.append(NotComputed(what="flips shared by a copy", why=why, paths=["counterfactuals.nafr"]))
     return notes
+
+
+def _last(found: Counterfactuals, row: int) -> int:
+    return found.trace.shape[1] - 1 if found.steps is None else int(found.steps[row])
+
+
+def _aligned(found: Counterfactuals, row: int) -> Aligned | None:
+    if found.aligned_l1 is None or found.aligned_confidence is None or found.aligned_steps is None:
+        return None
+    return Aligned(
+        l1=float(found.aligned_l1[row]),
+        confidence=float(found.aligned_confidence[row]),
+        steps=int(found.aligned_steps[row]),
+    )
 
 
 def _or_none(value: Tensor) -> float | None:

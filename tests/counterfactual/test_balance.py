@@ -39,3 +39,14 @@ def test_rounding_of_the_logits_stays_rounding() -> None:
         push.observe(logits(now.tolist()), targets)
         other.observe(logits((now + 1e-6).tolist()), targets)
     torch.testing.assert_close(push.value, other.value, rtol=1e-3, atol=1e-4)
+
+
+def test_images_that_stay_keep_their_push() -> None:
+    push = Push(torch.tensor([0.0, 1.0, 2.0]))
+    targets = torch.ones(3, dtype=torch.long)
+    push.observe(logits([-3.0, 3.0, 1.0]), targets)
+    value = push.value
+    push.keep(torch.tensor([True, False, True]))
+    assert torch.equal(push.value, value[[0, 2]])
+    push.observe(logits([-3.0, 1.0]), targets[:2])
+    assert (push.value > value[[0, 2]]).all()

@@ -88,3 +88,13 @@ def test_operating_points_are_medians_over_correct_images() -> None:
     torch.testing.assert_close(goal_of(points, torch.tensor([0, 0])).sigmoid(), torch.tensor([0.7, 0.7]))
     with pytest.raises(ClassifierError, match="class 1"):
         goal_of(points, torch.tensor([0, 1]))
+
+
+def test_an_image_that_has_come_to_its_end_stays_as_it_was() -> None:
+    iterates = Iterates(torch.zeros(2, 1, 1, 1), torch.zeros(2).long(), torch.ones(2).long(), torch.zeros(2))
+    iterates.observe(torch.zeros(2, 1, 1, 1), torch.zeros(2, 1, 1), torch.cat([binary(0.1), binary(0.2)]))
+    iterates.observe(torch.full((1, 1, 1, 1), 0.3), torch.zeros(1, 1, 1), binary(0.7), torch.tensor([1]))
+    assert iterates.images.flatten().tolist() == pytest.approx([0.0, 0.3])
+    assert iterates.step.tolist() == iterates.last.tolist() == [0, 1]
+    assert iterates.flip_step.tolist() == [-1, 1]
+    assert torch.stack(iterates.trace, 1).flatten().tolist() == pytest.approx([0.1, 0.1, 0.2, 0.7])

@@ -55,3 +55,24 @@ def test_another_embedding_for_the_metrics_asks_for_the_same_counterfactuals(
     assert torch.equal(first.counterfactuals.images, again.counterfactuals.images)
     explained(world, images, labels, store, perceptual=Other(16))
     assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+
+
+def test_a_cap_bounds_what_is_asked_for_and_asks_for_other_counterfactuals(
+    world, images: Tensor, labels: Tensor, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    free = explained(world, images, labels, store, operating_point_cap=1.0)
+    cap = float(free.subject.calibrated.operating_point.min()) - 0.05
+    assert cap > 0.5
+    capped = explained(world, images, labels, store, operating_point_cap=cap)
+    assert capped.subject.calibrated.operating_point.tolist() == pytest.approx([cap, cap])
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    explained(world, images, labels, store, operating_point_cap=cap, shrink=False)
+    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+
+
+def test_the_cache_keeps_what_both_phases_say(world, images: Tensor, labels: Tensor, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    first, again = (explained(world, images, labels, store).counterfactuals for _ in range(2))
+    for name, value in vars(first).items():
+        assert torch.equal(value, getattr(again, name)), name

@@ -74,7 +74,7 @@ def test_every_image_reaches_the_operating_point(world, found: Counterfactuals) 
 
 def test_trace_and_semifactual_tell_the_way(world, found: Counterfactuals) -> None:
     rows = torch.arange(len(found.step))
-    assert found.trace.shape == (len(rows), world.config.steps + 1)
+    assert found.trace.shape == (len(rows), world.config.steps + 1 + world.config.shrink_steps + 1)
     torch.testing.assert_close(found.trace[rows, found.step], found.confidence)
     with torch.no_grad():
         start = world.classifier(world.inversion.images).softmax(1)
@@ -89,9 +89,9 @@ def test_trace_and_semifactual_tell_the_way(world, found: Counterfactuals) -> No
 
 def test_a_batch_is_its_images_one_at_a_time(world) -> None:
     # Few steps: a convolution rounds a batch of one differently, and an optimisation with L1 terms amplifies rounding.
-    together = run(world, steps=20)
+    together = run(world, steps=20, shrink_steps=5)
     for row in (0, 2, 5):
-        alone = run(world, slice(row, row + 1), steps=20)
+        alone = run(world, slice(row, row + 1), steps=20, shrink_steps=5)
         torch.testing.assert_close(alone.trace[0], together.trace[row], atol=1e-4, rtol=0)
         torch.testing.assert_close(alone.images[0], together.images[row], atol=1e-4, rtol=0)
 
@@ -102,18 +102,20 @@ def test_repeating_gives_the_same_bits(world, found: Counterfactuals) -> None:
         assert torch.equal(value, getattr(again, name)), name
 
 
-@pytest.mark.parametrize(("factor", "tolerance"), [(16.0, 1e-6), (10.0, 1e-3)])
+@pytest.mark.parametrize(("factor", "tolerance", "shrink"), [(16.0, 1e-6, True), (10.0, 1e-3, False)])
 def test_rescaling_the_features_changes_nothing(
-    world, found: Counterfactuals, images: Tensor, factor: float, tolerance: float
+    world, images: Tensor, factor: float, tolerance: float, shrink: bool
 ) -> None:
-    """A power of two rescales float32 exactly; ten rounds, and the steps carry that on to a quarter of a level."""
+    """A power of two rescales float32 exactly; ten rounds, and steps carry that on."""
     network = copy.deepcopy(world.network)
     scaled = nn.Sequential(*network[:-1], Times(factor), network[-1]).eval()
     with torch.no_grad():
         scaled[-1].weight /= factor
     classifier = world.wrap(scaled)
     calibration, points = world.calibrate(classifier, images, world.config)
-    other = run(world, classifier=classifier, calibration=calibration, points=points)
+    settings = {"shrink": True} if shrink else {"shrink": False, "steps": 40}
+    found = run(world, **settings)
+    other = run(world, classifier=classifier, calibration=calibration, points=points, **settings)
     torch.testing.assert_close(other.images, found.images, atol=tolerance, rtol=0)
     torch.testing.assert_close(other.trace, found.trace, atol=tolerance, rtol=0)
     assert torch.equal(other.reached, found.reached)
@@ -155,7 +157,7 @@ def test_networks_are_left_as_they_came(world) -> None:
 
 
 def test_the_balance_is_what_makes_models_comparable(world, found: Counterfactuals) -> None:
-    stiff, eased = (run(world, balance=b, image_weight=100.0) for b in ("fixed", "adaptive"))
+    stiff, eased = (run(world, balance=b, image_weight=100.0, shrink=False) for b in ("fixed", "adaptive"))
     assert not stiff.reached.any()
     assert eased.reached.all()
 
@@ -171,6 +173,41 @@ def test_the_perceptual_term_takes_part(world) -> None:
     plain, weighted = (run(world, slice(0, 2), Edges(), steps=5, perceptual_weight=w) for w in (0.0, 50.0))
     assert not torch.equal(plain.latents, weighted.latents)
     torch.testing.assert_close(plain.trace, run(world, slice(0, 2), steps=5).trace, atol=1e-5, rtol=0)
+
+
+def test_the_second_phase_makes_the_edits_smaller_and_tells_both(world, found: Counterfactuals) -> None:
+    def changes(one: Counterfactuals) -> Tensor:
+        return (one.images - world.inversion.images).abs().flatten(1).mean(1)
+
+    alone = run(world, shrink=False)
+    assert (alone.converged, alone.aligned_l1, alone.aligned_steps) == (None, None, None)
+    assert alone.trace.shape == (6, world.config.steps + 1)
+    assert (alone.steps == world.config.steps).all()
+    assert (changes(found) <= found.aligned_l1).all()
+    assert changes(found).mean() < changes(alone).mean() / 1.5
+    assert (found.aligned_confidence >= world.points[world.targets] - 1e-6).all()
+    # Alignment ends where the operating point is reached, and the other phase begins anew from there.
+    rows = torch.arange(6)
+    assert (found.aligned_steps < world.config.steps).all()
+    torch.testing.assert_close(found.trace[rows, found.aligned_steps], found.aligned_confidence)
+    assert torch.equal(found.semifactuals, alone.semifactuals)
+    assert (found.step > found.aligned_steps).all()
+    assert (found.step <= found.steps).all()
+    assert (found.trace[:, -1] == found.trace[rows, found.steps]).all()
+
+
+def test_an_edit_cut_short_has_not_converged(world) -> None:
+    brief = run(world, slice(0, 2), shrink_steps=3)
+    assert brief.reached.all()
+    assert not brief.converged.any()
+    assert torch.equal(brief.steps, brief.aligned_steps + 1 + 3)
+
+
+def test_the_bar_of_progress_ends_at_the_number_of_images(world) -> None:
+    for changes in ({}, {"shrink": False, "steps": 5}, {"shrink_steps": 2}, {"steps": 2}):
+        told: list[float] = []
+        run(world, advance=told.append, **changes)
+        assert sum(told) == pytest.approx(6)
 
 
 def test_raw_loss_is_the_literal_sum() -> None:
@@ -233,7 +270,7 @@ def test_the_memory_bounds_the_batch_and_not_the_outcome(world, monkeypatch: pyt
 
 
 def test_a_batch_that_runs_out_of_memory_begins_anew_in_halves(world, monkeypatch: pytest.MonkeyPatch) -> None:
-    expected, done = run(world, steps=6, batch_size=6), [0.0]
+    expected, done = run(world, steps=6, batch_size=6, shrink_steps=5), [0.0]
     whole = Generator.images
 
     def images(self: Generator, ws: Tensor, **named: object) -> Tensor:
@@ -242,6 +279,8 @@ def test_a_batch_that_runs_out_of_memory_begins_anew_in_halves(world, monkeypatc
         return whole(self, ws, **named)
 
     monkeypatch.setattr(Generator, "images", images)
-    found = run(world, steps=6, batch_size=6, advance=lambda amount=1: done.__setitem__(0, done[0] + amount))
+    found = run(
+        world, steps=6, batch_size=6, shrink_steps=5, advance=lambda amount=1: done.__setitem__(0, done[0] + amount)
+    )
     torch.testing.assert_close(found.images, expected.images, atol=1e-4, rtol=0)
     assert done[0] == pytest.approx(6)

@@ -159,7 +159,12 @@ def test_results_are_complete_and_valid(outcome):
         assert model.clean.accuracy.value > 0.9
         assert "8/255" in model.robust.pgd
         assert model.counterfactuals.n == len(model.queries) == len(result.queries) == 20
-        assert len(model.queries[0].trace) == 31
+        assert model.counterfactuals.operating_point_cap == 0.9
+        assert max(model.counterfactuals.operating_point.values()) <= 0.9
+        rows = model.queries
+        assert all(len(row.trace) == row.steps + 1 for row in rows)
+        assert all(row.aligned.steps <= 30 and row.l1 <= row.aligned.l1 + 1e-6 for row in rows if row.reached)
+        assert model.counterfactuals.converged == pytest.approx(sum(row.converged for row in rows) / len(rows))
         assert {d.embedding.name for d in model.counterfactuals.fid + model.counterfactuals.mmd} == {"discriminator"}
         for one in ("validity", "sparsity", "transfer"):
             assert 0 <= getattr(model.components, one) <= 1
