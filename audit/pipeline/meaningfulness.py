@@ -175,19 +175,21 @@ def _choose_queries(context: Context, images: Images, subjects: Sequence[Subject
     for group in stable.groups:
         missing = wanted - len(group.places)
         if missing > 0:
-            whose = "" if len(stable.groups) == 1 else f" of {', '.join(group.models)}"
+            only = len(stable.groups) == 1
+            models = "all models" if only else ", ".join(group.models)
             found = found.noting(
-                what=f"counterfactuals of {missing} of {wanted} query images{whose}",
-                why=f"the audit split has no more images of the source classes{_PICKED[context.config.queries.pick]}",
+                what=f"counterfactuals of {missing} of {wanted} query images{'' if only else f' of {models}'}",
+                why=f"the audit split has no more images of the source classes that are "
+                f"{_PICKED[context.config.queries.pick]} by {models}, as they are and as inversions",
             )
     yield found
     return found
 
 
 _PICKED = {
-    "correct": " that all models classify correctly, as they are and as inversions",
-    "wrong": " that the model misclassifies, and their inversions in the same way",
-    "all": " whose inversions the models decide as the images",
+    "correct": "classified correctly",
+    "wrong": "misclassified",
+    "all": "decided in one way",
 }
 """Words for the choices of `queries.pick`."""
 

@@ -25,8 +25,8 @@ DASH = "\N{EN DASH}"
 KERNELS = {"energy": "energy distance", "cmmd": "the kernel of CMMD"}
 """Words for the choices of `metrics.realism_kernel`."""
 PICKED = {
-    "correct": "those that all models classify correctly, as they are and as inversions",
-    "wrong": "those that the model misclassifies, as they are and as inversions",
+    "correct": "those that {} classify correctly, as they are and as inversions",
+    "wrong": "those that {} misclassify, as they are and as inversions",
 }
 """Words for the choices of `queries.pick`, where there are too few images."""
 STEERED = {
@@ -214,14 +214,16 @@ def explained_images(result: AuditResult) -> list[Markup]:
     """Return what is to be known of the images that the models are explained on, where it is not the usual."""
     notes: list[Markup] = []
     pick = str((result.config.get("queries") or {}).get("pick", "correct"))
+    alone = [model for model in result.models if model.unpaired]
     common = [m.counterfactuals.n for m in result.models if m.counterfactuals is not None and not m.unpaired]
     if common and common[0] < result.queries_asked:
         notes.append(
             Markup("{} of the {} query images asked for were explained: {}.").format(
-                common[0], result.queries_asked, PICKED.get(pick, "all that there are")
+                common[0],
+                result.queries_asked,
+                PICKED.get(pick, "all that there are").format("all other models" if alone else "all models"),
             )
         )
-    alone = [model for model in result.models if model.unpaired]
     if alone:
         notes.append(
             Markup(

@@ -70,5 +70,5 @@ def test_a_reader_is_told_whom_the_edits_explain(results: AuditResult):
     assert "are explained on images of their own, since few common ones would have been left with them" in both[0]
     wrong = results.model_copy(update={"config": {**results.config, "queries": {"pick": "wrong"}}, "queries_asked": 9})
     few, kind = text.explained_images(wrong)
-    assert few.startswith("2 of the 9 query images asked for were explained: those that the model misclassifies, as")
+    assert few.startswith("2 of the 9 query images asked for were explained: those that all models misclassify, as")
     assert "lead to the class that they belong to" in kind
