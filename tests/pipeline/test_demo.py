@@ -30,13 +30,11 @@ def above(result: AuditResult, a: str, b: str) -> float:
 
 
 @pytest.mark.slow
-def test_robust_above_plain_above_shortcut(demo):
-    assert above(demo, "trades-small", "plain") >= 0.95
-    # No order is asserted between trades and plain, whose edits are about as far from the true ones: .54 here, .89 and
-    # .91 on other images, .97 here with the generator before (benchmarks/README.md). Plain must not be clearly above.
-    assert above(demo, "trades", "plain") >= 0.1
-    assert above(demo, "plain", "shortcut") >= 0.95
-    assert above(demo, "trades", "shortcut") >= 0.95
+def test_every_sound_model_is_above_the_shortcut(demo):
+    # No order is asked for among the sound ones: by intervention the phantom itself puts the plain model above the
+    # adversarially trained ones (benchmarks/family.py), so an order here would be a wish.
+    for name in ("plain", "trades", "trades-small"):
+        assert above(demo, name, "shortcut") >= 0.95
 
 
 @pytest.mark.slow
