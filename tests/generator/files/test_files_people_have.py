@@ -118,7 +118,7 @@ def faulty():
         "missing": ({"b4.fc.bias": None}, {}, "missing"),
         "filter": ({"b8.conv1.resample_filter": torch.full((4, 4), 1 / 16)}, {}, "another filter"),
         "integers": ({"b4.fc.bias": torch.ones(8, dtype=torch.int64)}, {}, "int64"),
-        "images": ({"b16.fromrgb.weight": torch.ones(8, 3, 1, 1)}, {}, "judges images"),
+        "images": ({"b16.fromrgb.weight": torch.ones(8, 3, 1, 1)}, {}, "it is for images"),
     }
 
 
