@@ -1,7 +1,7 @@
 """Accuracy under the 15 corruptions of ImageNet-C and CIFAR-10-C at five severities (Hendrycks & Dietterich 2019).
 
 Written from the paper's definitions and constants, in batches, for any size and one to four channels. The packages that
-offer them were judged and left: imagecorruptions 1.1.2 needs what numpy, scikit-image and setuptools have removed,
+offer them were tried and left: imagecorruptions 1.1.2 needs what numpy, scikit-image and setuptools have removed,
 draws from the global generator, takes one 8-bit image at a time and does not scale lengths; medmnistc 0.1.0 pins exact
 versions, needs ImageMagick and corrupts by data set, not by this list; kornia 0.9.0 has augmentations with strengths of
 its own, and no glass, zoom, fog or frost.
@@ -76,7 +76,7 @@ def corrupt(
     check_names([name])
     if severity not in SEVERITIES:
         raise MetricError(f"Severity is {severity} where one of 1, 2, 3, 4, 5 is expected.")
-    # The door lets rounding errors through, on which a Poisson draw would fail.
+    # The check of pixels lets rounding errors through, on which a Poisson draw would fail.
     images = float_images(images, "images to corrupt").clamp(0, 1)
     _, channels, height, width = images.shape
     if not 1 <= channels <= 4 or min(height, width) < SMALLEST_SIDE:
