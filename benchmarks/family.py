@@ -1,0 +1,362 @@
+"""A family of phantom classifiers with graded faults, and the truth about each of them by intervention.
+
+    python benchmarks/family.py train --family first --out runs/family     (resumable: a finished model is kept)
+    python benchmarks/family.py truth --family first --out runs/family
+    python benchmarks/family.py audit --family first --out runs/family --queries 48 --seed 7
+
+The index has to order models as the truth does, which it never sees: the phantom is a structural causal model, so what
+a classifier decides by can be measured by changing one thing at a time. With P = P(healthy), over images with a finding
+
+    F  mean rise of P when the finding alone is removed (the healthy twin)
+    M, E, C, A, N  mean |change of P| when the marker is put on or taken off, and when exposure, contrast, anatomy or
+                   detector noise alone are drawn anew
+    truth = F / (F + M + E + C + A + N)
+
+`flips` is the share of recognised findings whose removal brings the model to "healthy". The second family has other
+seeds, grades and architectures: no choice may be made on it.
+"""
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.stats import kendalltau
+from torch import Tensor
+from torch.nn.functional import fold, unfold
+from torchvision.transforms.functional import gaussian_blur
+
+from audit.classifiers.load import load_classifier
+from audit.config import ClassifierConfig, RobustnessConfig, load_config, parse_config
+from audit.data.demo import demo_config
+from audit.data.phantom import CLASS_NAMES, HEALTHY, NORMAL, draw_exogenous, marker_presence, mechanisms
+from audit.data.phantom_render import SIZE, render
+from audit.pipeline.runner import run_audit
+from audit.results import COMPONENTS, MAIN_REGION, AuditResult, ModelResult, Query
+from audit.runtime.seeds import stage_generator, stage_seed
+from audit.training.classifier.config import ClassifierTrainConfig
+from audit.training.classifier.train import train_classifier
+
+TRAIN, HELD_OUT = 6000, 600
+ACQUISITION = ("exposure", "contrast", "gamma", "bias_x", "bias_y", "marker_x", "marker_y")
+ANATOMY = tuple(name for name in NORMAL if name not in ACQUISITION)
+CHUNK = 128
+VISIBLE = 4 / 255
+"""A change of a pixel that counts as seen."""
+CLEAR = 0.1
+"""Two models whose truths differ by this much ought to be told apart."""
+Exogenous = dict[str, Tensor]
+
+
+def film(exogenous: Mapping[str, Tensor], labels: Tensor, marker: Tensor, noise_seed: int) -> Tensor:
+    """Draw phantom images `[N, 1, 64, 64]`; the noise depends on its seed and the row only."""
+    parameters, noise = mechanisms(exogenous, labels, marker), stage_generator(noise_seed, "phantom/noise")
+    parts = []
+    for start in range(0, len(labels), CHUNK):
+        rows = slice(start, start + CHUNK)
+        n = len(labels[rows])
+        parts.append(render({k: v[rows] for k, v in parameters.items()}, torch.randn(n, SIZE, SIZE, generator=noise)))
+    return torch.cat([part.images for part in parts])[:, None]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with the training images of one classifier.
+
+    `marker`: correlation of the marker with a finding. `shift`: by how many of its standard deviations an exogenous
+    variable is moved up with a finding and down without. `noise`: share of labels drawn anew. `images`: how many there
+    are. `picture`: what is done to the training images, `[N, 1, H, W]` to the same.
+    """
+
+    marker: float = 0.0
+    shift: Mapping[str, float] = field(default_factory=dict)
+    noise: float = 0.0
+    images: int = TRAIN
+    picture: Callable[[Tensor, torch.Generator], Tensor] | None = None
+
+
+def blurred(images: Tensor, generator: torch.Generator, sigma: float) -> Tensor:
+    return gaussian_blur(images, [9, 9], [sigma, sigma])
+
+
+def shuffled(images: Tensor, generator: torch.Generator, patch: int) -> Tensor:
+    """Shuffle the patches of every image: texture stays, shape and place go."""
+    parts = unfold(images, patch, stride=patch)
+    order = torch.rand(parts.shape[0], 1, parts.shape[2], generator=generator).argsort(2)
+    return fold(parts.gather(2, order.expand_as(parts)), images.shape[-2:], patch, stride=patch)
+
+
+@dataclass(frozen=True)
+class Member:
+    """One classifier of a family: its fault, architecture and training objective."""
+
+    name: str
+    fault: Fault = field(default_factory=Fault)
+    architecture: str = "small-convnext"
+    trades: int = 0
+    """Radius in 255ths; 0: plainly trained."""
+
+
+SPREAD = {"exposure": 0.055, "contrast": 0.10, "marker_brightness": 0.058}
+FAMILIES = {
+    "first": (
+        Member("plain"),
+        Member("plain-again"),
+        Member("mobilenet", architecture="mobilenetv3_small_050"),
+        Member("marker-60", Fault(marker=0.6)),
+        Member("marker-80", Fault(marker=0.8)),
+        Member("marker-95", Fault(marker=0.95)),
+        Member("marker-100", Fault(marker=1.0)),
+        Member("exposure", Fault(shift={"exposure": 1.0})),
+        Member("contrast", Fault(shift={"contrast": 1.0})),
+        Member("noise-30", Fault(noise=0.3)),
+        Member("few-200", Fault(images=200)),
+        Member("blur", Fault(picture=partial(blurred, sigma=2.0))),
+        Member("texture", Fault(picture=partial(shuffled, patch=16))),
+        Member("trades-2", trades=2),
+        Member("trades-8", trades=8),
+        Member("trades-4-marker", Fault(marker=0.95), trades=4),
+    ),
+    "second": (
+        Member("plain"),
+        Member("resnet", architecture="resnet10t"),
+        Member("marker-50", Fault(marker=0.5)),
+        Member("marker-70", Fault(marker=0.7)),
+        Member("marker-90", Fault(marker=0.9)),
+        Member("marker-100-mobilenet", Fault(marker=1.0), architecture="mobilenetv3_small_050"),
+        Member("brightness", Fault(marker=0.0, shift={"marker_brightness": 1.0})),
+        Member("exposure", Fault(shift={"exposure": 0.5})),
+        Member("contrast", Fault(shift={"contrast": 2.0})),
+        Member("noise-15", Fault(noise=0.15)),
+        Member("few-400", Fault(images=400)),
+        Member("blur", Fault(picture=partial(blurred, sigma=1.2))),
+        Member("texture", Fault(picture=partial(shuffled, patch=8))),
+        Member("trades-1", trades=1),
+        Member("trades-4", trades=4),
+        Member("trades-2-marker", Fault(marker=0.8), trades=2),
+    ),
+}
+
+
+def training_set(fault: Fault, n: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Images `[n, 1, 64, 64]` and labels `[n]` with the fault."""
+    rng = stage_generator(seed, "family")
+    labels = torch.arange(n)[torch.randperm(n, generator=rng)] % len(CLASS_NAMES)
+    exogenous = draw_exogenous(n, stage_generator(seed, "phantom/exogenous"))
+    sign = torch.where(labels == HEALTHY, -1.0, 1.0)
+    for name, amount in fault.shift.items():
+        exogenous[name] = exogenous[name] + sign * amount * SPREAD[name]
+    images = film(exogenous, labels, marker_presence(exogenous, labels, fault.marker), seed)
+    if fault.picture is not None:
+        images = fault.picture(images, rng)
+    anew = torch.rand(n, generator=rng) < fault.noise
+    return images, torch.where(anew, torch.randint(len(CLASS_NAMES), (n,), generator=rng), labels)
+
+
+def write_set(member: Member, seed: int, path: Path) -> None:
+    """Write the images of one classifier as an archive of MedMNIST's layout."""
+    arrays = {}
+    for split, n in (("train", member.fault.images), ("val", HELD_OUT), ("test", HELD_OUT)):
+        images, labels = training_set(member.fault, n, stage_seed(seed, split))
+        arrays |= {f"{split}_images": (images[:, 0] * 255).round().byte().numpy(), f"{split}_labels": labels.numpy()}
+    np.savez_compressed(path, **arrays)
+
+
+def settings(member: Member, data: Path, seed: int) -> ClassifierTrainConfig:
+    """Return the training's configuration: that of the shipped classifiers of the same objective, a little shorter."""
+    objective: dict[str, Any] = {"kind": "plain"}
+    steps = 350
+    if member.trades:
+        objective = {"kind": "trades", "eps": f"{member.trades}/255", "beta": 6.0, "steps": 4, "ramp": 0.3}
+        steps = 300 if member.trades <= 2 else 700
+    values = {
+        "name": member.name,
+        "seed": seed,
+        "architecture": member.architecture,
+        "data": {"path": str(data), "classes": list(CLASS_NAMES)},
+        "objective": objective,
+        "optimiser": {"lr": 2e-3, "batch_size": 64, "steps": min(steps, 6 * member.fault.images // 64 + 150)},
+        "selection": {"every": 100, "n": 300},
+        "evaluation": {"attacked": 100},
+    }
+    return parse_config(ClassifierTrainConfig, values, member.name)
+
+
+def train(members: tuple[Member, ...], family: str, out: Path) -> None:
+    """Train what is not there yet; a killed training goes on at its checkpoint."""
+    for place, member in enumerate(members):
+        folder = out / family / member.name
+        if (folder / f"{member.name}.json").exists():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        seed = stage_seed(0 if family == "first" else 1, f"{member.name}/{place}") % 2**31
+        data = folder / "data.npz"
+        if not data.exists():
+            write_set(member, seed, data)
+        train_classifier(settings(member, data, seed), folder)
+        data.unlink()
+        print(member.name, flush=True)
+
+
+@torch.no_grad()
+def healthy(classifier: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """P(healthy) `[N]` and the decisions `[N]`."""
+    logits = torch.cat([classifier(part) for part in images.split(256)])
+    return logits.softmax(1)[:, HEALTHY], logits.argmax(1)
+
+
+def truth(classifiers: Mapping[str, Callable[[Tensor], Tensor]], n: int, seed: int) -> dict[str, dict[str, float]]:
+    """What every classifier decides by, on `n` images with a finding."""
+    rng = stage_generator(seed, "truth")
+    labels = 1 + torch.arange(n) % 2
+    e = draw_exogenous(n, stage_generator(seed, "phantom/exogenous"))
+    other = draw_exogenous(n, stage_generator(seed + 1, "phantom/exogenous"))
+    marker = torch.rand(n, generator=rng) < 0.5
+    factual = film(e, labels, marker, seed)
+    changed = {
+        "finding": film(e, torch.zeros_like(labels), marker, seed),
+        "marker": film(e, labels, ~marker, seed),
+        "exposure": film(e | {"exposure": other["exposure"]}, labels, marker, seed),
+        "contrast": film(e | {"contrast": other["contrast"]}, labels, marker, seed),
+        "anatomy": film(e | {name: other[name] for name in ANATOMY}, labels, marker, seed),
+        "noise": film(e, labels, marker, seed + 1),
+    }
+    rows = {}
+    for name, classifier in classifiers.items():
+        before, decided = healthy(classifier, factual)
+        after = {what: healthy(classifier, images) for what, images in changed.items()}
+        effects = {what: float((p - before).abs().mean()) for what, (p, _) in after.items() if what != "finding"}
+        effects = {"finding": float((after["finding"][0] - before).mean())} | effects
+        seen = decided != HEALTHY
+        rows[name] = effects | {
+            "truth": effects["finding"] / sum(effects.values()),
+            "flips": float((after["finding"][1] == HEALTHY)[seen].float().mean()) if bool(seen.any()) else float("nan"),
+            "accuracy": float((decided == labels).float().mean()),
+        }
+    return rows
+
+
+def load(family: str, out: Path) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Load the trained members of a family through the package's own loader."""
+    found = {}
+    for member in FAMILIES[family]:
+        path = out / family / member.name / f"{member.name}.safetensors"
+        if path.exists():
+            config = ClassifierConfig(name=member.name, architecture=member.architecture, checkpoint=str(path))
+            found[member.name] = load_classifier(config, (1, SIZE, SIZE), CLASS_NAMES, out).eval()
+    return found
+
+
+def audit(members: tuple[Member, ...], family: str, out: Path, queries: int, seed: int) -> AuditResult:
+    """Audit a whole family in one run, as the demonstration does but for its robustness; inversions are kept."""
+    base = load_config(demo_config())
+    classifiers = tuple(
+        ClassifierConfig(
+            name=m.name, architecture=m.architecture, checkpoint=str(out / family / m.name / f"{m.name}.safetensors")
+        )
+        for m in members
+        if (out / family / m.name / f"{m.name}.json").exists()
+    )
+    config = base.model_copy(
+        update={
+            "name": f"Family {family}",
+            "seed": seed,
+            "classifiers": classifiers,
+            "queries": base.queries.model_copy(update={"n": queries}),
+            "data": base.data.model_copy(update={"phantom": base.data.phantom.model_copy(update={"audit": 2000})}),
+            "metrics": base.metrics.model_copy(update={"canonical": "off"}),
+            # Robust accuracy has no part in the index, and is measured on a single image because an audit has to.
+            "robustness": RobustnessConfig(n=1, eps=("2/255",), steps=1, trust=None),
+        }
+    )
+    return run_audit(config, out / f"{family}-audit-{seed}", cache=out / "cache")
+
+
+def localised(model: ModelResult, folder: Path, rows: Sequence[Query]) -> float:
+    """Share of the model's visible edit (above 4/255) that lies in the queries' region, over all queries together."""
+    inside, whole = 0.0, 0.0
+    for query, row in zip(rows, model.queries, strict=True):
+        edit = (read(folder / str(row.counterfactual_image)) - read(folder / str(query.inversion_image))).abs()
+        edit = edit * (edit > VISIBLE)
+        inside += float((edit * read(folder / query.region_images[MAIN_REGION]).gt(0.5)).sum())
+        whole += float(edit.sum())
+    return inside / whole if whole else float("nan")
+
+
+def read(path: Path) -> Tensor:
+    """Read one image of an audit's folder as `[H, W]`."""
+    return torch.from_numpy(np.asarray(Image.open(path).convert("L"), dtype=np.float32) / 255)
+
+
+def agreement(scores: Mapping[str, float], truths: Mapping[str, float], resamples: int = 1000) -> str:
+    """Kendall's tau with a bootstrap interval over models, and the share of clearly different pairs ordered rightly."""
+    names = [name for name, score in scores.items() if np.isfinite(score)]
+    x, y = np.array([scores[n] for n in names]), np.array([truths[n] for n in names])
+    if len(names) < 3:
+        return f"n = {len(names)}: too few"
+    draws = np.random.default_rng(0).integers(0, len(names), (resamples, len(names)))
+    taus = [kendalltau(x[rows], y[rows]).statistic for rows in draws]
+    low, high = np.nanquantile(taus, (0.025, 0.975))
+    pairs = [(a, b) for a, b in combinations(range(len(names)), 2) if abs(y[a] - y[b]) >= CLEAR]
+    right = np.mean([(x[a] - x[b]) * (y[a] - y[b]) > 0 for a, b in pairs]) if pairs else float("nan")
+    tau = kendalltau(x, y).statistic
+    return f"tau {tau:5.2f} [{low:5.2f}, {high:5.2f}]   pairs {right:.2f} of {len(pairs)}   models {len(names)}"
+
+
+def compare(result: AuditResult, truths: Mapping[str, Mapping[str, float]], folder: Path) -> None:
+    """Print what index and components say of every model beside the truth, and how far they agree with it."""
+    explained = [m for m in result.models if m.queries]
+    scores: dict[str, dict[str, float]] = {"index": {m.name: _number(m.index) for m in explained}}
+    for part in COMPONENTS:
+        scores[part] = {m.name: _number(getattr(m.components, part)) for m in explained}
+    scores["visible"] = {m.name: localised(m, folder, result.queries) for m in explained}
+    print(f"{'':22}{'truth':>9}{'flips':>9}" + "".join(f"{name:>14}" for name in scores))
+    for model in sorted(explained, key=lambda m: -truths[m.name]["truth"]):
+        true = truths[model.name]
+        said = "".join(f"{values[model.name]:14.3f}" for values in scores.values())
+        print(f"{model.name:22}{true['truth']:9.3f}{true['flips']:9.3f}{said}")
+    for failed in (m for m in result.models if not m.queries):
+        print(f"{failed.name}: not explained ({'' if failed.failed is None else failed.failed.why})")
+    for against in ("truth", "flips"):
+        for name, values in scores.items():
+            print(f"{name:14} against {against}: {agreement(values, {n: t[against] for n, t in truths.items()})}")
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("train", "truth", "audit", "compare"))
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="first")
+    parser.add_argument("--out", type=Path, default=Path("runs/family"))
+    parser.add_argument("--n", type=int, default=600, help="images of the truth")
+    parser.add_argument("--queries", type=int, default=48)
+    parser.add_argument("--seed", type=int, default=7, help="of the audit's images and queries")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    if args.what == "train":
+        train(FAMILIES[args.family], args.family, out)
+        return
+    if args.what == "audit":
+        audit(FAMILIES[args.family], args.family, out, args.queries, args.seed)
+    rows = truth(load(args.family, out), args.n, seed=4711)
+    if args.what == "truth":
+        columns = list(next(iter(rows.values())))
+        print(f"{'':22}" + "".join(f"{column:>10}" for column in columns))
+        for name, row in sorted(rows.items(), key=lambda item: -item[1]["truth"]):
+            print(f"{name:22}" + "".join(f"{row[column]:10.3f}" for column in columns))
+        return
+    folder = out / f"{args.family}-audit-{args.seed}"
+    compare(AuditResult.model_validate_json((folder / "results.json").read_text()), rows, folder)
+
+
+if __name__ == "__main__":
+    main()
