@@ -270,7 +270,8 @@ def audit(members: tuple[Member, ...], family: str, out: Path, queries: int, see
             "classifiers": classifiers,
             "queries": base.queries.model_copy(update={"n": queries}),
             "data": base.data.model_copy(update={"phantom": base.data.phantom.model_copy(update={"audit": 2000})}),
-            "metrics": base.metrics.model_copy(update={"canonical": "off"}),
+            "metrics": base.metrics.model_copy(update={"canonical": "off", "axioms": 0}),
+            "judge_checkpoints": (),
             # Robust accuracy has no part in the index, and is measured on a single image because an audit has to.
             "robustness": RobustnessConfig(n=1, eps=("2/255",), steps=1, trust=None),
         }
