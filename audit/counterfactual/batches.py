@@ -35,10 +35,15 @@ Edit = Callable[[CalibratedClassifier, SearchNetworks, Batch, Advance], Counterf
 
 @dataclass(frozen=True)
 class InBatches:
-    """The method that an `edit` of one batch makes; `most` images at a time at most."""
+    """The method that an `edit` of one batch makes; `most` images at a time at most.
+
+    By what `trial` takes of the memory for one image it is told how many fit: by default the step that every search in
+    the generator's codes makes.
+    """
 
     edit: Edit
     most: int
+    trial: Callable[[CalibratedClassifier, SearchNetworks, Batch, Advance], object] | None = None
 
     def explain(
         self,
@@ -82,11 +87,15 @@ class InBatches:
                 raise
 
         wanted = min(self.most, len(queries.images))
-        fitting = at_once(wanted, lambda: _one_step(subject, networks, batch(slice(1))), device, allowed(device))
-        return _joined(in_slices(len(queries.images), fitting, work))
+        trial = _one_step if self.trial is None else self.trial
+
+        def one() -> None:
+            trial(subject, networks, batch(slice(1)), lambda amount=1: None)
+
+        return _joined(in_slices(len(queries.images), at_once(wanted, one, device, allowed(device)), work))
 
 
-def _one_step(subject: CalibratedClassifier, networks: SearchNetworks, batch: Batch) -> None:
+def _one_step(subject: CalibratedClassifier, networks: SearchNetworks, batch: Batch, advance: Advance) -> None:
     """Do what a step of a search costs most of: draw, classify, and find the way back to the codes."""
     codes = batch.pivots.clone().requires_grad_()
     with torch.enable_grad():

@@ -9,6 +9,7 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.config import CounterfactualConfig
 from audit.counterfactual.batches import Batch
+from audit.counterfactual.iterates import whole_log_odds
 from audit.counterfactual.spruce import ADAM_EPS, clip_per_image, code_unit
 from audit.generator.protocol import Generator
 
@@ -54,5 +55,4 @@ def descend(
 
 def shortfall(logits: Tensor, targets: Tensor, goals: Tensor) -> Tensor:
     """How far the log-odds of the classes `targets [N]` are below `goals [N]`; with a gradient however far it is."""
-    own = torch.nn.functional.one_hot(targets, logits.shape[1]).bool()
-    return goals - (logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(dim=1))
+    return goals - whole_log_odds(logits, targets)

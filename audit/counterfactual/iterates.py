@@ -40,10 +40,14 @@ def goal_of(points: Tensor, targets: Tensor) -> Tensor:
 
 
 def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-odds `[N]` of the target classes `[N]` under `logits [N, K]`, exact also near 1."""
+    """Log-odds `[N]` of the target classes `[N]` under `logits [N, K]`, exact also near 1; cut at `SATURATED`."""
+    return whole_log_odds(logits, targets).clamp(-SATURATED, SATURATED)
+
+
+def whole_log_odds(logits: Tensor, targets: Tensor) -> Tensor:
+    """Log-odds as `log_odds` gives them, but not cut: with a gradient however large they are."""
     own = torch.nn.functional.one_hot(targets, logits.shape[1]).bool()
-    others = logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
-    return (logits[own] - others).clamp(-SATURATED, SATURATED)
+    return logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
 
 
 class Iterates:

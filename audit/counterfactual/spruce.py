@@ -12,22 +12,24 @@ other: losses are summed, gradients clipped image by image, and AdamW works elem
 for decay would pull w+ to the origin and not to the pivot.
 """
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from audit.config import CounterfactualConfig
+from audit.counterfactual.answers import chosen
 from audit.counterfactual.balance import Push
+from audit.counterfactual.batches import Batch, InBatches
 from audit.counterfactual.exceptional import expected_features
-from audit.counterfactual.iterates import Iterates, goal_of
+from audit.counterfactual.iterates import Iterates
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
 from audit.counterfactual.shrink import Edits, Shrunk, shrink
 from audit.generator.protocol import Generator
 from audit.inversion.adam import RowAdam, cosine
 from audit.inversion.codes import spread
 from audit.metrics.perceptual import distance_of_maps, unit_channels
-from audit.runtime.memory import allowed, at_once, in_slices
 from audit.runtime.progress import Advance
 from audit.runtime.seeds import stage_generator
 
@@ -63,44 +65,11 @@ class Spruce:
 
         Raises ClassifierError where a target class has no operating point.
         """
-        goals = goal_of(subject.operating_point.cpu(), targets.cpu())
-        device = networks.generator.mean_code.device
-        inversion = queries.inversion
-
-        def batch(rows: slice) -> _Batch:
-            places = torch.arange(len(queries.images))[rows]
-            edits = Edits(
-                inversions=inversion.images[rows].to(device),
-                pivots=inversion.pivots[rows].to(device),
-                deltas={name: delta[places].to(device) for name, delta in inversion.deltas.items()},
-                targets=targets[rows].to(device),
-                goals=goals[rows].to(device),
-            )
-            return _batch(subject, networks, queries.images[rows].to(device), queries.labels[rows].to(device), edits)
-
-        def one() -> None:
-            once = self.settings.model_copy(update={"steps": 1, "shrink_steps": 1})
-            _explain_batch(subject, networks, batch(slice(1)), once, lambda amount=1: None)
-
-        def work(rows: slice) -> Counterfactuals:
-            done = 0.0
-
-            def step(amount: float = 1) -> None:
-                nonlocal done
-                done += amount
-                advance(amount)
-
-            try:
-                return _explain_batch(subject, networks, batch(rows), self.settings, step)
-            except BaseException:
-                advance(-done)  # the batch begins anew where memory ran out
-                raise
-
-        wanted = min(self.settings.batch_size, len(queries.images))
-        parts = in_slices(len(queries.images), at_once(wanted, one, device, allowed(device)), work)
-        # What one part lacks all of them lack: it is a matter of the settings.
-        names = [one.name for one in fields(Counterfactuals) if getattr(parts[0], one.name) is not None]
-        return Counterfactuals(**{name: torch.cat([getattr(part, name) for part in parts]) for name in names})
+        once = self.settings.model_copy(update={"steps": 1, "shrink_steps": 1})
+        batches = InBatches(
+            partial(_explain_batch, self.settings), self.settings.batch_size, partial(_explain_batch, once)
+        )
+        return batches.explain(subject, networks, queries, targets, advance)
 
 
 @dataclass(frozen=True)
@@ -126,58 +95,45 @@ class _Batch:
 
 
 @torch.no_grad()
-def _batch(
-    subject: CalibratedClassifier, networks: SearchNetworks, queries: Tensor, sources: Tensor, edits: Edits
-) -> _Batch:
+def _seen(subject: CalibratedClassifier, networks: SearchNetworks, batch: Batch) -> _Batch:
+    """Add what classifier and perceptual network see in a batch, and what they are to see."""
     classifier, perceptual = subject.classifier, networks.perceptual
-    features = classifier.features(queries)
-    expected, _ = expected_features(subject.calibration, classifier.head, features, sources, edits.targets)
-    maps = None if perceptual is None else unit_channels(perceptual.maps(queries))
-    return _Batch(queries, sources, edits, features, expected, maps)
+    features = classifier.features(batch.queries)
+    expected, _ = expected_features(subject.calibration, classifier.head, features, batch.sources, batch.targets)
+    maps = None if perceptual is None else unit_channels(perceptual.maps(batch.queries))
+    edits = Edits(batch.inversions, batch.pivots, batch.deltas, batch.targets, batch.goals)
+    return _Batch(batch.queries, batch.sources, edits, features, expected, maps)
 
 
 def _explain_batch(
+    config: CounterfactualConfig,
     subject: CalibratedClassifier,
     networks: SearchNetworks,
-    batch: _Batch,
-    config: CounterfactualConfig,
+    images: Batch,
     advance: Advance,
 ) -> Counterfactuals:
+    batch = _seen(subject, networks, images)
     iterates = _align(subject, networks, batch, config, advance)
-    edits = batch.edits
     with torch.no_grad():
-        feature_flips = subject.classifier.head_logits(batch.expected).argmax(dim=1) == edits.targets
-    aligned = Counterfactuals(
-        images=iterates.images,
-        semifactuals=iterates.semifactuals,
-        latents=iterates.latents,
-        flipped=iterates.flipped,
-        reached=iterates.reached,
-        confidence=iterates.confidence,
-        step=iterates.step,
-        flip_step=iterates.flip_step,
-        trace=torch.stack(iterates.trace, dim=1),
-        feature_target_flips=feature_flips,
-        steps=iterates.last,
-    )
+        feature_flips = subject.classifier.head_logits(batch.expected).argmax(dim=1) == images.targets
+    aligned = replace(chosen(iterates), feature_target_flips=feature_flips.cpu(), steps=iterates.last.cpu())
     if not config.shrink:
-        return _on_cpu(aligned)
-    start, total = aligned.latents, config.steps + config.shrink_steps + 2
-    assert start is not None
+        return aligned
+    total = config.steps + config.shrink_steps + 2
+    left = len(images.targets) * (config.shrink_steps + 1)
 
-    left = len(start) * (config.shrink_steps + 1)
-
-    def shrunk(images: int) -> None:
+    def shrunk(stepped: int) -> None:
         nonlocal left
-        left -= images
-        advance(images / total)
+        left -= stepped
+        advance(stepped / total)
 
-    smaller = shrink(networks.generator, subject.classifier, edits, start, config.shrink_steps, shrunk)
+    smaller = shrink(networks.generator, subject.classifier, batch.edits, iterates.latents, config.shrink_steps, shrunk)
     advance(left / total)
-    return _on_cpu(_joined(aligned, smaller, edits.inversions, total))
+    smaller = Shrunk(**{name: value.cpu() for name, value in vars(smaller).items()})
+    return _both_phases(aligned, smaller, images.inversions.cpu(), total)
 
 
-def _joined(aligned: Counterfactuals, smaller: Shrunk, inversions: Tensor, longest: int) -> Counterfactuals:
+def _both_phases(aligned: Counterfactuals, smaller: Shrunk, inversions: Tensor, longest: int) -> Counterfactuals:
     """Put both phases together: the smaller edits where they are valid, and traces `[N, longest]` of all iterates."""
     assert aligned.latents is not None
     assert aligned.steps is not None
@@ -203,11 +159,6 @@ def _joined(aligned: Counterfactuals, smaller: Shrunk, inversions: Tensor, longe
         aligned_confidence=aligned.confidence,
         aligned_steps=aligned.steps,
     )
-
-
-def _on_cpu(found: Counterfactuals) -> Counterfactuals:
-    given = {one.name: getattr(found, one.name) for one in fields(found)}
-    return replace(found, **{name: value.cpu() for name, value in given.items() if value is not None})
 
 
 def _align(
