@@ -10,7 +10,7 @@ import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
@@ -18,6 +18,7 @@ from rich.text import Text
 from typer import rich_utils
 
 from audit.errors import AuditError, Terminated
+from audit.runtime.progress import choose_style
 from audit.runtime.terminal import finish, forgive, say, show
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from audit.results import Attack, AuditResult, ModelResult
 
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False,
+    no_args_is_help=True, pretty_exceptions_enable=False,
     help="Audit image classifiers: do they decide for the right reason?",
 )  # fmt: skip
 train_app = typer.Typer(no_args_is_help=True, help="Train what an audit needs: classifiers, generator, embedding.")
@@ -58,6 +59,12 @@ GeneratorFile = Annotated[
         callback=_note_spelling,
     ),
 ]
+
+ProgressOption = Annotated[
+    Literal["none", "plain", "rich"] | None,
+    typer.Option("--progress", help="nothing, lines, or bars; default: bars on a terminal, lines elsewhere"),
+]
+LogJson = Annotated[bool, typer.Option("--log-json", help="progress as a JSON object a line, on standard error")]
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="folder that keeps inversions and counterfactuals between runs")
 ]
@@ -65,7 +72,7 @@ CacheOption = Annotated[
 
 def _print_version(asked: bool) -> None:
     if asked:
-        from audit.storage.cache import package_version
+        from audit.storage.version import package_version
 
         say(f"spruce-audit {package_version()}")
         raise typer.Exit
@@ -79,6 +86,7 @@ def options(
 ) -> None:
     """Audit image classifiers: do they decide for the right reason?"""
     forgive()
+    choose_style(None)
 
 
 def _default_cache() -> Path:
@@ -153,16 +161,20 @@ def run(
     out: Out = Path("reports/runs/audit"),
     cache: CacheOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="compute everything anew and keep nothing")] = False,
+    progress: ProgressOption = None,
+    log_json: LogJson = False,
 ) -> None:
     """Audit the classifiers that CONFIG.toml names; writes results.json, the images and report.html."""
+    choose_style("json" if log_json else progress)
     _audit(config, out, None if no_cache else cache or _default_cache())
 
 
 @app.command()
-def demo(out: Out = Path("spruce-audit-demo")) -> None:
+def demo(out: Out = Path("spruce-audit-demo"), progress: ProgressOption = None, log_json: LogJson = False) -> None:
     """Audit the four shipped classifiers on the built-in phantom: offline, a few minutes on two cores."""
     from audit.data.demo import demo_config
 
+    choose_style("json" if log_json else progress)
     _audit(demo_config(), out, None)
 
 
@@ -207,6 +219,19 @@ def gate(
         write_own(markdown, summary)
     say(summary)
     raise typer.Exit(outcome.exit_status)
+
+
+@app.command()
+def schema(what: Annotated[Literal["config", "results"], typer.Argument(help="whose schema to print")]) -> None:
+    """Print the JSON Schema of a configuration (for editors) or of results.json."""
+    import json
+
+    from audit.config import AuditConfig
+    from audit.results import json_schema
+
+    say(
+        json.dumps(AuditConfig.model_json_schema() if what == "config" else json_schema(), indent=2, ensure_ascii=False)
+    )
 
 
 def _claim(out: Path, name: str) -> None:

@@ -6,6 +6,14 @@ from types import ModuleType
 
 import pytest
 
+from audit.runtime import progress
+
+
+@pytest.fixture(autouse=True)
+def _progress_as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test of the command line chooses how progress is shown; the next test starts without that."""
+    monkeypatch.setattr(progress, "_shown", progress._Shown())
+
 
 @pytest.fixture(scope="session")
 def support_results() -> ModuleType:

@@ -2,11 +2,18 @@
 
 import json
 import re
+import subprocess
+import sys
+import tomllib
 
+import jsonschema
 import pytest
 from typer.testing import CliRunner
 
 from audit.cli import app, main
+from audit.data.demo import demo_config
+from audit.results import json_schema
+from audit.runtime import progress
 
 PHANTOM = '[data]\npath = "phantom"\n[data.phantom]\ncalibration = 60\naudit = 6\n'
 
@@ -25,10 +32,46 @@ def run(tmp_path):
 
 def test_help_and_version(run):
     assert run("--version")[1].startswith("spruce-audit ")
+    loaded = (
+        "import sys\n"
+        "from audit.cli import app\n"
+        "app(['--version'], standalone_mode=False)\n"
+        "print('torch' in sys.modules)"
+    )
+    printed = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines()[1:] == ["False"]
     status, text = run("--help")
     assert status == 0
     for command in ("run", "demo", "report", "gate", "train", "generator"):
         assert command in text
+
+
+def test_schemas_are_those_that_files_are_read_by(run):
+    demo = tomllib.loads(demo_config().read_text())
+    jsonschema.validate(demo, json.loads(run("schema", "config")[1]))
+    with pytest.raises(jsonschema.ValidationError, match="nonsense"):
+        jsonschema.validate(demo | {"nonsense": 1}, json.loads(run("schema", "config")[1]))
+    assert json.loads(run("schema", "results")[1]) == json_schema()
+
+
+def test_progress_of_a_log_goes_to_standard_error(tmp_path, monkeypatch, capsys):
+    (tmp_path / "audit.toml").write_text(
+        '[[classifiers]]\nname = "plain"\ncheckpoint = "shipped:plain"\narchitecture = "small-convnext"\n'
+        '[robustness]\nn = 4\neps = ["2/255"]\nsteps = 1\n' + PHANTOM
+    )
+    for asked, first in ((("--progress", "none"), None), ((), "text"), (("--log-json",), "json")):
+        monkeypatch.setattr(progress, "_shown", progress._Shown())
+        arguments = ["spruce-audit", "run", str(tmp_path / "audit.toml"), "--no-cache", "--out", str(tmp_path / "out")]
+        monkeypatch.setattr("sys.argv", [*arguments, *asked])
+        with pytest.raises(SystemExit):
+            main()
+        out, err = capsys.readouterr()
+        assert "Report:" in out
+        if first is None:
+            assert err == ""
+        else:
+            line = err.splitlines()[0]
+            assert (json.loads(line)["done"] == 0) if first == "json" else re.fullmatch(r".+: 0 of \d+", line), err
 
 
 def test_train_generator_then_its_encoder(run, tmp_path):

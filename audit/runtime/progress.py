@@ -1,8 +1,16 @@
-"""Progress bars with the stage's name and remaining time; silent when standard error is not a terminal."""
+"""What a stage has done and how long it will take: bars on a terminal, lines in a log, JSON for a program.
 
-from collections.abc import Iterable, Iterator
+A program that imports this package sees bars on a terminal and nothing elsewhere. The command line asks for lines where
+there is no terminal, because a job of CI that prints nothing for long is taken for hung.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Literal, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import (
@@ -17,7 +25,39 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from audit.runtime.terminal import say
+
 T = TypeVar("T")
+Style = Literal["none", "plain", "rich", "json"]
+
+LINE_SECONDS = 30.0
+"""Least time between two lines that a stage prints before its end."""
+SHORT_SECONDS = 5.0
+"""A stage that took less prints no line at its end."""
+
+
+@dataclass
+class _Shown:
+    """How this process shows progress (None: as `_current` says), and when it printed its last line."""
+
+    style: Style | None = None
+    last_line: float = -math.inf
+
+
+_shown = _Shown()
+
+
+def choose_style(style: Style | None) -> None:
+    """Say how progress is shown from now on; None: bars where standard error is a terminal, lines elsewhere."""
+    _shown.style = style or ("rich" if _on_terminal() else "plain")
+
+
+def _on_terminal() -> bool:
+    return Console(stderr=True).is_terminal
+
+
+def _current() -> Style:
+    return _shown.style or ("rich" if _on_terminal() else "none")
 
 
 class Advance(Protocol):
@@ -40,11 +80,16 @@ class _Speed(ProgressColumn):
 
 @contextmanager
 def stage_progress(stage: str, total: float, unit: str | None = None) -> Iterator[Advance]:
-    """Show a bar for `stage` while the block runs; the yielded function takes the number of units just finished.
+    """Show `stage` while the block runs; the yielded function takes the number of units just finished.
 
-    With the name of a `unit` the bar shows its speed.
+    With the name of a `unit` a bar shows its speed.
     """
-    console = Console(stderr=True)
+    style = _current()
+    if style in ("plain", "json"):
+        lines = _Lines(stage, total, _json_line if style == "json" else _plain_line)
+        yield lines.advance
+        lines.end()
+        return
     columns = (
         TextColumn("{task.description:<34}", markup=False),
         BarColumn(),
@@ -55,7 +100,7 @@ def stage_progress(stage: str, total: float, unit: str | None = None) -> Iterato
         *(() if unit is None else (_Speed(unit),)),
     )
     # The remaining time rests on the last ten minutes: slow stages report less often than rich's default window.
-    with Progress(*columns, console=console, disable=not console.is_terminal, speed_estimate_period=600) as progress:
+    with Progress(*columns, console=_console(style), disable=style == "none", speed_estimate_period=600) as progress:
         task = progress.add_task(stage, total=total)
 
         def advance(amount: float = 1) -> None:
@@ -64,11 +109,75 @@ def stage_progress(stage: str, total: float, unit: str | None = None) -> Iterato
         yield advance
 
 
+def _console(style: Style) -> Console:
+    # Bars that were asked for are drawn on whatever standard error is.
+    return Console(stderr=True, force_terminal=True if style == "rich" and not _on_terminal() else None)
+
+
+class _Lines:
+    """Lines on standard error for one stage: what is done, and the time left at the speed so far."""
+
+    def __init__(self, stage: str, total: float, line: Callable[["_Lines", float], str]) -> None:
+        self.stage, self.total, self.done, self.line = stage, total, 0.0, line
+        self.began = time.monotonic()
+        self._now_and_then()
+
+    def advance(self, amount: float = 1) -> None:
+        self.done += amount
+        self._now_and_then()
+
+    def end(self) -> None:
+        if time.monotonic() - self.began >= SHORT_SECONDS:
+            self._say()
+
+    def _now_and_then(self) -> None:
+        if time.monotonic() - _shown.last_line >= LINE_SECONDS:
+            self._say()
+
+    def _say(self) -> None:
+        now = time.monotonic()
+        _shown.last_line = now
+        say(self.line(self, now - self.began), err=True)
+
+
+def _left(lines: _Lines, seconds: float) -> float | None:
+    """Seconds left at the speed so far; None where nothing is done yet."""
+    return None if not lines.done else seconds * max(lines.total - lines.done, 0) / lines.done
+
+
+def _plain_line(lines: _Lines, seconds: float) -> str:
+    left = _left(lines, seconds)
+    tail = f", {_duration(seconds)}" if not left else f", about {_duration(left)} left"
+    return f"{lines.stage}: {lines.done:.6g} of {lines.total:.6g}{tail if lines.done else ''}"
+
+
+def _json_line(lines: _Lines, seconds: float) -> str:
+    left = _left(lines, seconds)
+    return json.dumps(
+        {
+            "time": round(time.time(), 3),
+            "stage": lines.stage,
+            "done": lines.done,
+            "total": lines.total,
+            "seconds": round(seconds, 3),
+            "left": None if left is None else round(left, 3),
+        }
+    )
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
 def remark(text: str) -> None:
-    """Say `text` on standard error while stages go on, where it is a terminal."""
-    console = Console(stderr=True)
-    if console.is_terminal:
-        console.print(Text(text), soft_wrap=True)
+    """Say `text` on standard error while stages go on, unless progress is silent."""
+    style = _current()
+    if style == "rich":
+        _console(style).print(Text(text), soft_wrap=True)
+    elif style != "none":
+        say(json.dumps({"time": round(time.time(), 3), "note": text}) if style == "json" else text, err=True)
 
 
 def track(items: Iterable[T], stage: str, total: int) -> Iterator[T]:

@@ -10,7 +10,6 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audit.storage.files import atomic_path
-
-
-def package_version() -> str:
-    """Version of the installed package, or '0+source' when it is run from a source tree that is not installed."""
-    try:
-        return version("spruce-audit")
-    except PackageNotFoundError:
-        return "0+source"
+from audit.storage.version import package_version
 
 
 def hash_tensor(tensor: Tensor) -> str:

@@ -1,12 +1,15 @@
 """Progress bars: shown with the stage's name on a terminal, silent elsewhere, and never in the way of errors."""
 
 import contextlib
+import json
+import math
 import os
 import sys
 
 import pytest
 
-from audit.runtime.progress import stage_progress, track
+from audit.runtime import progress
+from audit.runtime.progress import choose_style, remark, stage_progress, track
 
 
 def _drain(descriptor: int) -> str:
@@ -54,3 +57,59 @@ def test_on_a_terminal_the_stage_is_named_and_stdout_stays_clean(
     assert "3/3" in shown
     assert "Filling up" in shown
     assert "kimg/s" in shown
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """A clock whose single entry is the time."""
+    now = [1000.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_in_a_log_a_long_stage_prints_a_line_now_and_then_and_one_at_its_end(
+    clock: list[float], capsys: pytest.CaptureFixture[str]
+) -> None:
+    choose_style("plain")
+    with stage_progress("Searching", 100) as advance:
+        for _ in range(100):
+            clock[0] += 7
+            advance()
+    out, lines = capsys.readouterr()
+    said = lines.splitlines()
+    assert out == ""
+    assert said[0] == "Searching: 0 of 100"
+    assert said[1] == "Searching: 5 of 100, about 11 min 05 s left"
+    assert said[-1] == "Searching: 100 of 100, 11 min 40 s"
+    assert len(said) <= 2 + 700 / progress.LINE_SECONDS
+
+
+def test_short_stages_share_the_lines_of_a_log(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    choose_style("plain")
+    for stage in range(1000):
+        with stage_progress(f"stage {stage}", 1) as advance:
+            clock[0] += 0.1
+            advance()
+    assert len(capsys.readouterr().err.splitlines()) == math.ceil(100 / progress.LINE_SECONDS)
+
+
+def test_json_lines_say_what_plain_ones_say(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    choose_style("json")
+    with stage_progress("Searching", 4) as advance:
+        clock[0] += 60
+        advance(3)
+    remark("Note on plain: something")
+    first, second, last, note = map(json.loads, capsys.readouterr().err.splitlines())
+    assert (first["done"], first["left"]) == (0, None)
+    assert (second["stage"], second["done"], second["total"], second["left"]) == ("Searching", 3, 4, 20)
+    assert last["seconds"] == 60
+    assert note["note"] == "Note on plain: something"
+
+
+def test_none_is_silent_even_in_a_log(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    choose_style("none")
+    with stage_progress("Searching", 4) as advance:
+        clock[0] += 600
+        advance(4)
+    remark("unheard")
+    assert capsys.readouterr() == ("", "")
