@@ -34,7 +34,7 @@ from audit.pipeline.calibrate import calibrate
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Subject, explain_model
 from audit.pipeline.networks import load_networks
-from audit.pipeline.queries import choose_queries, invert_queries, stable_queries
+from audit.pipeline.queries import choose_queries, invert_queries, stable_groups
 from audit.robustness.accuracy import clean_of_logits
 from audit.runtime.environment import Stopwatch
 from audit.runtime.seeds import stage_seed
@@ -88,9 +88,11 @@ def main() -> None:
     images, labels = audited.images(), audited.row_labels
     answers = {name: torch.cat([model(part) for part in images.split(100)]) for name, model in models.items()}
     decided = {name: logits.argmax(1) for name, logits in answers.items()}
-    inverted = invert_queries(context, networks, audited, choose_queries(context, audited, decided)[0])
-    same = [model(inverted.inversion.images).argmax(1) == inverted.labels for model in models.values()]
-    queried = stable_queries(inverted, same, args.n)
+    selection = choose_queries(context, audited, decided)
+    inverted = invert_queries(context, networks, audited, selection.indices)
+    same = {name: model(inverted.inversion.images).argmax(1) == inverted.labels for name, model in models.items()}
+    (common,) = stable_groups(inverted, selection.groups, same, args.n).groups
+    queried = inverted.select(common.places)
     queries, rows, inversion = queried.images, queried.positions, queried.inversion
     healthy, unmarked = interventions(config, labels)
     known = dict.fromkeys(models, healthy[rows] - queries) | {"shortcut": unmarked[rows] - queries}

@@ -5,8 +5,8 @@ dimension of a single image, or look at the other images of its batch. Each is f
 """
 
 import re
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from torch.fx import GraphModule
 
 from audit.errors import ClassifierError
 from audit.runtime.memory import out_of_memory
-from audit.runtime.seeds import stage_seed
+from audit.runtime.seeds import lent_randomness, stage_seed
 
 HOW = "return the output of the final nn.Linear, one logit per class."
 
@@ -69,13 +69,9 @@ class InDtype(nn.Module):
         return out.float() if isinstance(out, Tensor) and out.is_floating_point() else out
 
 
-@contextmanager
-def same_draws(images: Tensor, seed: str = "classifier/draws") -> Iterator[None]:
-    """Run the block with the same random numbers each time, and leave the caller's random state as it was."""
-    devices = [images.device] if images.device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(stage_seed(0, seed))
-        yield
+def same_draws(images: Tensor, seed: str = "classifier/draws") -> AbstractContextManager[None]:
+    """Return a context with the same random numbers each time, which leaves the caller's random state as it was."""
+    return lent_randomness(images.device, stage_seed(0, seed))
 
 
 def run(network: nn.Module, images: Tensor, seed: str = "classifier/draws") -> Tensor:

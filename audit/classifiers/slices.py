@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from audit.errors import ClassifierError
 from audit.runtime.memory import allowed, fitting, halving, out_of_memory, peak_bytes
+from audit.runtime.seeds import lent_randomness
 
 Output = TypeVar("Output", Tensor, tuple[Tensor, Tensor])
 Result = TypeVar("Result")
@@ -130,7 +131,7 @@ def _cost(network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> 
 
     try:
         # Measuring must not change the random numbers that a network draws later.
-        with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
+        with lent_randomness(images.device):
             return peak_bytes(work, images.device) // len(images)
     except Exception as error:
         if out_of_memory(error):

@@ -30,7 +30,7 @@ from audit.errors import AuditError, ConfigError, MethodError
 from audit.runtime.memory import out_of_memory
 from audit.runtime.progress import Advance
 from audit.runtime.registry import Registry
-from audit.runtime.seeds import stage_seed
+from audit.runtime.seeds import lent_randomness, stage_seed
 
 Make = Callable[[CounterfactualConfig, int], Method]
 """Makes a method from the table `counterfactual` and the audit's seed. Raises ConfigError for what it cannot use."""
@@ -92,13 +92,11 @@ class ChosenMethod:
         """
         who = f"Counterfactual method '{self.name}'" + ("" if self.package is None else f" ({self.package})")
         who += f", asked to explain classifier '{subject.classifier.name}',"
-        device = networks.generator.mean_code.device
         with (
             preserve_mode(subject.classifier),
             preserve_mode(networks.generator) if isinstance(networks.generator, nn.Module) else nullcontext(),
-            torch.random.fork_rng([device] if device.type == "cuda" else []),
+            lent_randomness(networks.generator.mean_code.device, stage_seed(self.seed, "counterfactuals")),
         ):
-            torch.manual_seed(stage_seed(self.seed, "counterfactuals"))
             try:
                 found = self.method.explain(subject, networks, queries, targets, advance)
             except Exception as error:

@@ -1,13 +1,15 @@
 """Seeds: the same everywhere, different per stage, and never through the global RNG."""
 
 import random
+from contextlib import suppress
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from audit.runtime.seeds import stage_generator, stage_seed
+from audit.runtime.seeds import lent_randomness, stage_generator, stage_seed
 
 
 def test_the_derivation_is_pinned() -> None:
@@ -35,3 +37,21 @@ def test_the_global_generators_are_not_touched() -> None:
     after = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     assert before[0].equal(after[0])
     assert before[1:] == after[1:]
+
+
+@pytest.mark.parametrize("seed", [None, 7, 2**62])
+def test_code_of_others_is_lent_the_global_generators(seed: int | None) -> None:
+    def draws() -> tuple[float, float, float]:
+        return float(torch.rand(())), float(np.random.rand()), random.random()  # noqa: NPY002
+
+    def state() -> tuple[object, ...]:
+        return torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+
+    before = state()
+    with lent_randomness(torch.device("cpu"), seed):
+        first = draws()
+    assert state() == before
+    with suppress(ValueError), lent_randomness(torch.device("cpu"), seed):
+        assert draws() == first
+        raise ValueError
+    assert state() == before

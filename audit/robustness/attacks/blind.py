@@ -16,6 +16,7 @@ from audit.robustness.attacks.checks import checked_logits, float_images
 from audit.robustness.attacks.losses import image_gradient, margin
 from audit.robustness.trust.case import FOREIGN_ERRORS, chance_limit
 from audit.runtime.memory import out_of_memory
+from audit.runtime.seeds import lent_randomness
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def without_gradient(classifier: nn.Module, images: Tensor) -> str | None:
     images = float_images(images, "images given to the check of gradients")
     if len(images) == 0:
         return None
-    with preserve_mode(classifier), torch.random.fork_rng(devices=[images.device] if images.is_cuda else []):
+    with preserve_mode(classifier), lent_randomness(images.device):
         try:
             with torch.enable_grad():
                 leaf = images.clone().requires_grad_()

@@ -6,12 +6,8 @@ radius, in its ball. Rounding is mended by projection. More than rounding is ref
 rest on images at another.
 """
 
-import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -24,6 +20,7 @@ from audit.robustness.attacks.registry import ChosenAttack
 from audit.robustness.attacks.sight import Sight
 from audit.robustness.attacks.target import Target
 from audit.runtime.memory import out_of_memory
+from audit.runtime.seeds import lent_randomness
 
 
 class AttackFault(AuditError):
@@ -59,25 +56,6 @@ class Observed(nn.Module):
         return logits
 
 
-@contextmanager
-def lent_randomness(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Seed the global generators of torch, NumPy and Python by a draw from `generator`, and put them back after it."""
-    seed = int(torch.randint(2**32, (), generator=generator, device=generator.device))
-    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - foreign code draws from this one
-    try:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
-            np.random.seed(seed)  # noqa: NPY002
-            random.seed(seed)
-            yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
-
-
 def run_attack(
     chosen: ChosenAttack, target: Target, eps: float, generator: torch.Generator, *, batch_size: int
 ) -> Tensor:
@@ -96,7 +74,9 @@ def run_attack(
     observed: nn.Module = target.classifier
     if target.sight is not None and "sight" not in spec.takes:
         observed = Observed(target, target.sight)
-    with preserve_mode(target.classifier), lent_randomness(generator, target.images.device), torch.enable_grad():
+    # Code of others may draw from the global generators: they follow the attack's own.
+    seed = int(torch.randint(2**32, (), generator=generator, device=generator.device))
+    with preserve_mode(target.classifier), lent_randomness(target.images.device, seed), torch.enable_grad():
         try:
             found = spec.run(observed, target.images.clone(), target.labels.clone(), **given)
         except (KeyboardInterrupt, Terminated, GeneratorExit):

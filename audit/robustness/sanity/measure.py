@@ -31,7 +31,7 @@ from audit.robustness.sanity.readings import (
     settings_of,
 )
 from audit.runtime.progress import stage_progress
-from audit.runtime.seeds import stage_generator
+from audit.runtime.seeds import lent_randomness, stage_generator
 
 MOST_IMAGES = 200
 FIRST_IMAGES = 64
@@ -173,14 +173,10 @@ def _answers_to_all(
     return views, answers
 
 
-def _cuda(device: torch.device) -> list[torch.device]:
-    return [device] if device.type == "cuda" else []
-
-
 def _try(classifier: Classifier, images: AuditSet, listed: Candidates, device: torch.device) -> list[Tried]:
     labels = images.row_labels
     # A network that draws at random must not move another stage's stream.
-    with preserve_mode(classifier), torch.no_grad(), torch.random.fork_rng(_cuda(device)):
+    with preserve_mode(classifier), torch.no_grad(), lent_randomness(device):
         views, answers = _answers_to_all(classifier, images, listed, device)
     return [
         Tried(

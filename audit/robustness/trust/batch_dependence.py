@@ -21,7 +21,7 @@ from audit.results import TrustCheck
 from audit.robustness.attacks.checks import checked_logits, float_images
 from audit.robustness.trust.case import FOREIGN_ERRORS, RANDOMNESS_LIMIT
 from audit.runtime.memory import out_of_memory
-from audit.runtime.seeds import stage_generator
+from audit.runtime.seeds import lent_randomness, stage_generator
 
 NAME = "batch-dependence"
 IMAGES = 16
@@ -119,8 +119,7 @@ def batch_dependence(classifier: nn.Module, images: Tensor) -> TrustCheck:
     images = float_images(images[:IMAGES], "images given to the check of batches")
     if len(images) == 0:
         return _not_made(0, "There is no image to check the classifier on.")
-    devices = [images.device] if images.device.type == "cuda" else []
-    with preserve_mode(classifier), torch.random.fork_rng(devices=devices), torch.no_grad():
+    with preserve_mode(classifier), lent_randomness(images.device), torch.no_grad():
         try:
             return _compared(classifier, images)
         except FOREIGN_ERRORS as error:

@@ -13,8 +13,7 @@ minimal distances with them.
 The checks are made in one norm at one radius and speak about both: what hides a gradient hides it in every ball.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +29,7 @@ from audit.robustness.attacks.square import square_attack
 from audit.robustness.attacks.target import Target
 from audit.robustness.trust.case import FOREIGN_ERRORS, FORWARDS, RANDOMNESS_LIMIT, Case, NotMade, chance_limit
 from audit.runtime.memory import out_of_memory
+from audit.runtime.seeds import lent_randomness
 
 PGD_ONLY = (PGD,)
 PROBABILITY_TOLERANCE = 1e-3
@@ -289,13 +289,6 @@ CHECKS: tuple[tuple[str, Callable[[Case], TrustCheck]], ...] = (
 """Every check by its name, in the order of the results; `bounds` is last because it measures what the others made."""
 
 
-@contextmanager
-def _lent_randomness(device: torch.device) -> Iterator[None]:
-    """Lend the classifier a copy of the global generators: one that draws at random leaves no trace in them."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        yield
-
-
 def _made(name: str, check: Callable[[Case], TrustCheck], case: Case) -> TrustCheck:
     try:
         return check(case)
@@ -332,7 +325,7 @@ def trust_checks(
     if len(target.images) == 0:
         finding = "There is no image to check the classifier on."
         return [TrustCheck(name=name, passed=None, value=None, limit=None, n=0, finding=finding) for name, _ in CHECKS]
-    with _lent_randomness(target.images.device), target.attacked() as logits:
+    with lent_randomness(target.images.device), target.attacked() as logits:
         correct = logits.argmax(dim=1) == target.labels
         case = Case(classifier, target.images, target.labels, correct, config, trust, norm, eps, seed)
         return [_made(name, check, case) for name, check in CHECKS]
