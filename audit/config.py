@@ -189,6 +189,16 @@ class DataConfig(Section):
         return self.masks if self.masks is not None and self.is_npz and re.fullmatch(r"\w+", self.masks) else None
 
 
+class RegionsConfig(Section):
+    """What the named regions of the data are to the audit."""
+
+    confounder: tuple[str, ...] = Field(
+        (),
+        description="regions that no decision may rest on, such as a marker: a model whose edits lie there rather than "
+        "in the region that carries the class has the index 0",
+    )
+
+
 class Training(Section):
     """What every training on images says: which images."""
 
@@ -633,6 +643,7 @@ class AuditConfig(Section):
         "fit; auto: 2GB, and half of a GPU's memory",
     )
     data: DataConfig
+    regions: RegionsConfig = RegionsConfig()
     queries: QueryConfig = QueryConfig()
     generator: GeneratorConfig | None = Field(None, description="absent: robustness only, no counterfactuals")
     inversion: InversionConfig = InversionConfig()

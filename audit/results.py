@@ -452,6 +452,18 @@ class RegionShare(Row):
     auc: float | None = None
 
 
+class ConfounderShare(Row):
+    """How much of what is seen of the edits (above 4/255) lies in the regions named as confounders, all together."""
+
+    regions: list[str]
+    n: int = Field(description="flipped images that show the confounder and a visible edit")
+    mass: float = Field(description="mean share of the visible edit in the confounder")
+    main_mass: float | None = Field(description="the same in the region that carries the class; None: there is none")
+    excess: float = Field(description="mean share beyond what the area gives by chance, (mass - area) / (1 - area)")
+    ahead: Interval = Field(description="the excess less that in the class's region, which counts as 0 where negative")
+    vetoes: bool = Field(description="the interval of `ahead` is above 0 and the excess at least 0.1")
+
+
 class Counterfactuals(Row):
     """Scores of one model's counterfactuals over its query images, which all models share that are not unpaired.
 
@@ -490,6 +502,7 @@ class Counterfactuals(Row):
     cmmd: list[Distribution] = Field(default_factory=list)
     mmd: list[Distribution] = Field(default_factory=list)
     regions: list[RegionShare] = Field(default_factory=list)
+    confounder: ConfounderShare | None = Field(default=None, description="None: no region is named as a confounder")
     judges: list[Judge] = Field(default_factory=list)
     copies: list[Judge] = Field(
         default_factory=list, description="independently trained copies of the model; they have no part in transfer"
@@ -573,6 +586,9 @@ class ModelResult(Row):
     rank: int | None = Field(description="1 is best; models that cannot be told apart share a rank; None: no index")
     index: float | None = Field(description="meaningfulness index, 0 to 100")
     index_interval: tuple[float, float] | None
+    veto: str | None = Field(
+        default=None, description="why the model is not meaningful whatever its components are: its index is 0"
+    )
     components: Components
     component_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
     weights_sha256: str | None = Field(description="None: the weights could not be read")

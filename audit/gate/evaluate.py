@@ -116,10 +116,16 @@ def _check_above(number: int, rule: Rule, name: str, results: AuditResult) -> Ch
         return _not_measured(number, name, metric, requirement, doubt)
     passed = probability >= rule.probability - _ROUNDING
     sentence = f"{name} is above {rule.above} with probability {probability:.3g}; {rule.probability:g} is asked."
+    sentence += "".join(_vetoed("index", model) for model in both)
     return Check(
         rule=number, model=name, metric=metric, requirement=requirement, measured=probability, bound=rule.probability,
         status="pass" if passed else "fail", sentence=sentence,
     )  # fmt: skip
+
+
+def _vetoed(metric: str, model: ModelResult) -> str:
+    """Return a sentence on why the index of the model is 0 whatever its components are, or ''."""
+    return f" {model.name} is not meaningful: {model.veto}." if metric == "index" and model.veto is not None else ""
 
 
 def _check_bounds(
@@ -175,7 +181,7 @@ def _bounds(
         yield Check(
             rule=number, model=model.name, metric=shown, requirement=requirement, measured=measured, bound=bound,
             status="pass" if passed else "fail",
-            sentence=f"{shown} of {model.name} is {measured:.4g}; {least} {bound:g} is asked.",
+            sentence=f"{shown} of {model.name} is {measured:.4g}; {least} {bound:g} is asked.{_vetoed(metric, model)}",
         )  # fmt: skip
     for key, word in (("max_drop", "drop"), ("max_rise", "rise")):
         bound = getattr(rule, key)

@@ -49,6 +49,9 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
         ),
         (r"counterfactuals\.(?:nafr|axioms\.(?:effectiveness|returned))", SHARE),
         (r"counterfactuals\.axioms\.reversibility", FROM_ZERO),
+        (r"counterfactuals\.confounder(?:\.(?:mass|main_mass))?", SHARE),
+        # By chance a region holds less than its area, and then the excess is below zero.
+        (r"counterfactuals\.confounder\.(?:excess|ahead)", UNBOUNDED),
         (r"counterfactuals\.(?:lpips|perceptual)(?:\.value)?", FROM_ZERO),
         # An unbiased estimate of a squared distance falls below zero where the distance is small.
         (r"counterfactuals\.(?:fid|cmmd|mmd)\..+", UNBOUNDED),

@@ -157,7 +157,8 @@ class ModelScores:
     """All that the index of one model rests on: per query image, in the order of the queries, the same for all models.
 
     `flipped` is bool `[N]`; `sparsity`, `localisation`, `transfer` float64 `[N]` with NaN where not defined, None where
-    not measured; `realism` one TargetKernels a target class. `reasons` says per missing component why it is missing.
+    not measured; `realism` one TargetKernels a target class. `reasons` says per missing component why it is missing,
+    `veto` why the model is not meaningful whatever they are.
     """
 
     name: str
@@ -167,6 +168,7 @@ class ModelScores:
     transfer: Tensor | None = None
     realism: tuple[TargetKernels, ...] = ()
     reasons: dict[str, str] = field(default_factory=dict)
+    veto: str | None = None
 
 
 def _mean(scores: Tensor, weights: Tensor) -> Tensor:

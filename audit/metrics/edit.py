@@ -19,6 +19,11 @@ def edit_map(counterfactuals: Tensor, inversions: Tensor) -> Tensor:
     return (counterfactuals - inversions).abs().mean(1)
 
 
+def visible(edit: Tensor, threshold: float = VISIBLE) -> Tensor:
+    """Return the edit map with what nobody sees, pixels changed by at most `threshold`, set to 0."""
+    return torch.where(edit > threshold, edit, 0.0)
+
+
 def mean_absolute(a: Tensor, b: Tensor) -> Tensor:
     """Mean absolute pixel difference `[N]` between pairs of images `[N, C, H, W]` in [0, 1]."""
     check_pair(a, b, "images of the mean absolute difference")

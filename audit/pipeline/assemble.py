@@ -256,6 +256,7 @@ def _explained(second: Meaningfulness, model: Measured, row: ModelResult, folder
         "rank": place.rank,
         "index": place.index,
         "index_interval": place.interval,
+        "veto": place.veto,
         "components": place.components,
         "component_intervals": place.component_intervals,
         "counterfactuals": summary,

@@ -4,13 +4,15 @@ from dataclasses import dataclass
 
 import torch
 
+from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
 from audit.data.describe import describe, describe_shift
 from audit.data.fingerprint import fingerprint
 from audit.data.load import calibration_split, load_data, load_shift
+from audit.errors import ConfigError
 from audit.pipeline.context import Context
 from audit.pipeline.queries import source_classes
-from audit.results import DataRead, Notice
+from audit.results import MAIN_REGION, DataRead, Notice
 
 CALIBRATION_PER_CLASS = 4000
 """Most calibration images a class is learnt from: more change nothing that matters and cost memory."""
@@ -41,6 +43,7 @@ def read_images(context: Context) -> Images:
     if config.generator is not None or config.robustness.vulnerability is not None:
         usual = calibration_split(config.data, images)
         calibration = _at_most_per_class(context, images.split(usual))
+    _check_confounders(config, images)
     if config.generator is not None:
         source_classes(config.queries, images.class_names)  # fails here, before the long stages
     foreign = None if config.data.shift is None else load_shift(config.data, config.seed, audited)
@@ -54,6 +57,16 @@ def read_images(context: Context) -> Images:
         read=described.read,
         notices=(*described.notices, *([] if foreign is None else describe_shift(foreign))),
     )
+
+
+def _check_confounders(config: AuditConfig, images: AuditSet) -> None:
+    """Raise ConfigError for a confounder that is no region of the data, or the one that carries the class."""
+    others = [name for name in images.regions if name != MAIN_REGION]
+    wrong = [name for name in config.regions.confounder if name not in others]
+    if wrong:
+        what = "which carries the class" if wrong[0] == MAIN_REGION else f"which {images.source} has no masks of"
+        hint = f"name one of {', '.join(others)}" if others else "give masks of it or remove the key"
+        raise ConfigError(f"regions.confounder names the region '{wrong[0]}', {what}: {hint}.")
 
 
 def _at_most_per_class(context: Context, calibration: AuditSet) -> AuditSet:

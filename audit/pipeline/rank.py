@@ -6,7 +6,7 @@ so that a single zero does not erase the order among models that share it.
 
 Every draw takes the same images for all models, so what makes an image hard or easy cancels in the comparison. A model
 that is explained on images of its own is drawn by itself, and never changes what the index of the others rests on:
-where it lacks a component of theirs, it has no index.
+where it lacks a component of theirs, it has no index. A model with a veto has the index 0, in every draw.
 
 Model A is *above* B when A's index is the higher one in at least `separation` of the draws (ties count half). A model's
 rank is 1 + the number of models above it: models that cannot be told apart share a rank. "Cannot be told apart" is not
@@ -40,6 +40,7 @@ class ModelRank:
     interval: tuple[float, float] | None
     components: Components
     component_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    veto: str | None = None
     not_computed: list[NotComputed] = field(default_factory=list)
 
 
@@ -134,8 +135,9 @@ def rank_models(
         why = "no component with a positive weight is available for all models"
         notes.append(NotComputed(what="index", why=why, paths=["index", "rank"]))
     placed = [i for i, values in enumerate(estimates) if used and all(key in values for key in used)]
-    index = {i: weighted_index({k: estimates[i][k] for k in used}, weights) for i in placed}
-    redrawn = [weighted_index({k: draws[i][k] for k in used}, weights) for i in placed]
+    allowed = {i: float(models[i].veto is None) for i in placed}
+    index = {i: allowed[i] * weighted_index({k: estimates[i][k] for k in used}, weights) for i in placed}
+    redrawn = [allowed[i] * weighted_index({k: draws[i][k] for k in used}, weights) for i in placed]
     above = torch.tensor([[probability_above(a, b) for b in redrawn] for a in redrawn]).view(len(placed), len(placed))
     ranks = dict(zip(placed, shared_ranks(above, config.separation), strict=True))
     intervals = dict(zip(placed, map(_interval, redrawn), strict=True))
@@ -158,6 +160,7 @@ def rank_models(
             interval=intervals.get(i),
             components=Components(**{key: float(value) for key, value in estimates[i].items()}),
             component_intervals={key: _interval(draw) for key, draw in draws[i].items()},
+            veto=model.veto,
             not_computed=[
                 *(NotComputed(what=key, why=why, paths=[f"components.{key}"]) for key, why in missing[i].items()),
                 *_no_place(used, estimates[i]),

@@ -20,6 +20,7 @@ from audit.metrics.components import (
     sparsity_scores,
     target_kernels,
 )
+from audit.metrics.confounder import confounder_share, veto
 from audit.metrics.distribution import EmbeddedSets, Measure, canonical_kinds, distribution_row
 from audit.metrics.edit import changed_share, edit_map, mean_absolute
 from audit.metrics.intervals import wilson_interval
@@ -29,8 +30,19 @@ from audit.metrics.perceptual import perceptual_all
 from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scores
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained
+from audit.pipeline.rank import bootstrap_weights
 from audit.pipeline.reference import Reference
-from audit.results import MAIN_REGION, Aligned, Axioms, Distribution, Interval, NotComputed, Perceptual, QueryRow
+from audit.results import (
+    MAIN_REGION,
+    Aligned,
+    Axioms,
+    ConfounderShare,
+    Distribution,
+    Interval,
+    NotComputed,
+    Perceptual,
+    QueryRow,
+)
 from audit.results import Counterfactuals as CounterfactualSummary
 
 PERMUTATIONS = 999
@@ -127,6 +139,10 @@ def score_model(
     main = local.get(MAIN_REGION)
     if main is None or not main["mass"].isfinite().any():
         reasons["localisation"] = "the data give no region (mask or box) for the query images"
+    confounder = _confounder(context, reference, edit, found.flipped)
+    if isinstance(confounder, NotComputed):
+        missing.append(confounder)
+        confounder = None
     away = ~explained.wrong
     heard = [replace(v, counterfactuals=v.counterfactuals[away], inversions=v.inversions[away]) for v in verdicts]
     judges, copies = ([one for one in heard if one.is_copy is kind] for kind in (False, True))
@@ -160,6 +176,7 @@ def score_model(
         regions=[
             region_share(region, edit, mask, PERMUTATIONS, generator) for region, mask in reference.regions.items()
         ],
+        confounder=confounder,
         judges=[judge_row(one, targets[away], found.flipped[away]) for one in judges],
         copies=[judge_row(one, targets[away], found.flipped[away]) for one in copies],
         nafr=shared_flips(copies, targets[away], found.flipped[away]) if copies else None,
@@ -201,8 +218,23 @@ def score_model(
         transfer=transfer if judges else None,
         realism=kernels,
         reasons=reasons,
+        veto=None if confounder is None else veto(confounder),
     )
     return Scored(summary, rows, scores, [*missing, *_missing_axioms(explained, copies)])
+
+
+def _confounder(
+    context: Context, reference: Reference, edit: Tensor, flipped: Tensor
+) -> ConfounderShare | NotComputed | None:
+    """Return how much of the edits lies in the named confounders, or why it cannot be told; None: none is named."""
+    named, config = context.config.regions.confounder, context.config
+    if not named:
+        return None
+    weights = bootstrap_weights(len(edit), config.ranking.bootstrap, config.seed, "confounder")
+    share = confounder_share(edit, flipped, reference.regions, named, weights)
+    if isinstance(share, str):
+        return NotComputed(what="edits in confounders", why=share, paths=["counterfactuals.confounder"])
+    return share
 
 
 def _way_back(explained: Explained, inversions: Tensor) -> dict[str, Any]:

@@ -181,7 +181,9 @@ def findings(result: AuditResult) -> list[Markup]:
     told = trailing[0] if len(trailing) == 1 else None  # the verdict has already said where its edits lie
     for model in in_order(result):
         wrong, scores = wrong_region(model), model.counterfactuals
-        if wrong is not None and model is not told:
+        if model.veto is not None:
+            notes.append(Markup("{} cannot be called meaningful: {}.").format(names([model]), model.veto))
+        elif wrong is not None and model is not told:
             main = region_of(model, MAIN_REGION)
             against = f", against {percent(main.mass, 0)} in the region" if main and finite(main.mass) else ""
             notes.append(

@@ -306,6 +306,8 @@ def _explain_last(last: ModelResult, best: ModelResult) -> str:
     wrong = wrong_region(last)
     if wrong is not None:
         return f"{percent(wrong.mass, 0)} of its edit lies on the {wrong.region}"
+    if last.veto is not None:
+        return "its edits lie in a region that was named as a confounder"
     here, there = region_of(last, MAIN_REGION), region_of(best, MAIN_REGION)
     if here and there and here.mass is not None and there.mass is not None and here.mass < 0.75 * there.mass:
         return f"only {percent(here.mass, 0)} of its edit lies in the region, against {percent(there.mass, 0)}"

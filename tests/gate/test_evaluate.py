@@ -328,6 +328,14 @@ def test_two_models_of_one_name_pass_nothing(results: AuditResult):
     assert evaluate_gate(twice, policy({"metric": "clean.accuracy", "min": 0.1})).exit_status == 2
 
 
+def test_a_veto_is_told_with_the_rule_that_it_breaks(results: AuditResult):
+    models = [m.model_copy(update={"index": 0.0, "veto": "its edits lie there"}) for m in results.models[:1]]
+    vetoed = results.model_copy(update={"models": [*models, *results.models[1:]]})
+    (check,) = evaluate_gate(vetoed, policy({"metric": "index", "min": 20, "models": [models[0].name]})).checks
+    assert check.status == "fail"
+    assert check.sentence.endswith(f" {models[0].name} is not meaningful: its edits lie there.")
+
+
 def test_every_number_of_an_audit_has_a_range_and_lies_in_it(results: AuditResult):
     for metric, number in metrics_of(results.models[0]).items():
         bounds = range_of(metric)

@@ -33,6 +33,16 @@ def test_a_class_is_learnt_from_a_bounded_number_of_images_drawn_by_the_seed(mon
     assert torch.bincount(read_images(other).calibration.row_labels).tolist() == [4, 4, 4]
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("marke", "phantom .*has no masks of: name one of lesion, marker"), ("region", "carries the class")],
+)
+def test_a_confounder_that_is_no_other_region_of_the_data_fails_before_the_long_stages(name: str, said: str):
+    with pytest.raises(ConfigError, match=rf"regions\.confounder names the region '{name}', which {said}"):
+        read_images(context(regions={"confounder": ["marker", name]}))
+    assert read_images(context(regions={"confounder": ["marker"]})).calibration is None
+
+
 def test_a_target_that_is_no_class_fails_before_the_long_stages():
     with pytest.raises(ConfigError, match=r"queries\.target.*'well'"):
         read_images(context(generator={"path": "shipped:phantom"}, queries={"target": "well"}))

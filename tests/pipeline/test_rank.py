@@ -29,6 +29,14 @@ def scalars(values: list[float]) -> dict[str, torch.Tensor]:
 EVEN = dict.fromkeys(COMPONENTS, 1.0)
 
 
+def test_a_veto_makes_the_index_0_whatever_the_components_are() -> None:
+    found = rank_models([model("good", 0.5), model("bad", 0.9, veto="its edits lie in 'marker'")], CONFIG, 0)
+    good, bad = found.models
+    assert (bad.index, bad.interval, bad.rank, bad.veto) == (0.0, (0.0, 0.0), 2, "its edits lie in 'marker'")
+    assert (good.rank, good.veto, found.comparisons[0].probability) == (1, None, 1.0)
+    assert bad.components.transfer == pytest.approx(0.9, abs=0.05)  # the parts are told all the same
+
+
 def test_index_closed_forms() -> None:
     assert float(weighted_index(scalars([1] * 5), EVEN)) == pytest.approx(100)
     assert float(weighted_index(scalars([0.5] * 5), EVEN)) == pytest.approx(50)

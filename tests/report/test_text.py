@@ -33,6 +33,13 @@ def test_small_numbers_keep_a_digit():
     assert text.number(0.0, 2) == "0.00"
 
 
+def test_findings_tell_of_a_veto_once_and_with_its_reason(results: AuditResult):
+    found = text.findings(change(results, shortcut={"index": 0.0, "veto": "its edits lie in 'marker'"}))
+    assert [str(one) for one in found] == [
+        "<strong>shortcut</strong> cannot be called meaningful: its edits lie in &#39;marker&#39;."
+    ]
+
+
 def test_findings_tell_what_weakens_the_ranking(results: AuditResult):
     assert text.findings(results) == []  # the verdict has told of the shortcut
     scores = results.models[2].counterfactuals
