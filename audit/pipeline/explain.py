@@ -16,7 +16,7 @@ from audit.pipeline.networks import Networks
 from audit.pipeline.queries import Queries
 from audit.results import Clean
 from audit.runtime.progress import stage_progress
-from audit.storage.cache import Entry
+from audit.storage.cache import Entry, hash_code
 
 
 @dataclass(frozen=True)
@@ -137,6 +137,7 @@ def _search_inputs(context: Context, method: ChosenMethod, networks: Networks, s
         "embedding": [perceptual.name, perceptual.weights_sha256],
         "settings": context.config.counterfactual.model_copy(update={"method": method.name}),
         "package": method.package,
+        "code": hash_code("audit.counterfactual", "audit.inversion"),
         "seed": context.config.seed,
     }
 

@@ -23,6 +23,7 @@ from audit.pipeline.pairing import LEAST, Group, balanced, pair_models
 from audit.results import Failure
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
+from audit.storage.cache import hash_code
 
 METHODS = ("nearest", "runner-up")
 SPARE = 12
@@ -184,6 +185,7 @@ def _invert(context: Context, networks: Networks, images: Tensor) -> Inversion:
             encoder=networks.encoder_sha256,
             embedding=[perceptual.name, perceptual.weights_sha256],
             settings=config.inversion,
+            code=hash_code("audit.inversion"),
             seed=config.seed,
         )
     )

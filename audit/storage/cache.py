@@ -10,6 +10,8 @@ import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,18 @@ def hash_tensor(tensor: Tensor) -> str:
     values = tensor.detach().cpu().contiguous()
     digest = hashlib.sha256(f"{values.dtype}{tuple(values.shape)}".encode())
     digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@cache
+def hash_code(*packages: str) -> str:
+    """SHA-256 of all source files of `packages`: it stands for their code and for every constant written in it."""
+    digest = hashlib.sha256()
+    for package in packages:
+        folder = Path(str(files(package)))
+        for file in sorted(folder.rglob("*.py")):
+            source = file.read_bytes()
+            digest.update(f"{package}/{file.relative_to(folder).as_posix()}:{len(source)}\n".encode() + source)
     return digest.hexdigest()
 
 
@@ -87,7 +101,8 @@ class Store:
     def key(self, stage: str, **inputs: Any) -> str:
         """Key of a stage's result for `inputs`: tensors, arrays, configuration sections and plain JSON values.
 
-        Everything that the result depends on belongs here, such as the hash of weights and the seed. Raises TypeError.
+        Everything that the result depends on belongs here, such as the hash of weights, the seed, and the code whose
+        constants shape it (`hash_code`), which may change under one version. Raises TypeError.
         """
         whole = {"stage": stage, "version": package_version(), "inputs": _canonical(inputs)}
         text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

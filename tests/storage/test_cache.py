@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from audit.config import InversionConfig
-from audit.storage.cache import Entry, Store, hash_tensor
+from audit.storage.cache import Entry, Store, hash_code, hash_tensor
 
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -143,3 +143,21 @@ def test_a_cache_that_cannot_be_written_costs_no_result(
     assert "No space left" in caplog.text
     assert store.get("key") is None
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_the_hash_of_code_sees_every_constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hashed() -> str:
+        hash_code.cache_clear()
+        return hash_code("coded", "coded.inner")
+
+    (tmp_path / "coded" / "inner").mkdir(parents=True)
+    for file in ("coded/__init__.py", "coded/inner/__init__.py"):
+        (tmp_path / file).write_text("STEP = 1\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = hashed()
+    assert hashed() == before
+    (tmp_path / "coded" / "inner" / "__init__.py").write_text("STEP = 2\n")
+    changed = hashed()
+    (tmp_path / "coded" / "inner" / "more.py").write_text("")
+    assert len({before, changed, hashed()}) == 3
+    hash_code.cache_clear()
