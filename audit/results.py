@@ -26,6 +26,7 @@ ATTACK_TITLES = {
     "apgd-t": "APGD, targeted",
     "fab-t": "FAB, targeted",
     "square": "Square",
+    "rotation-translation": "Rotation and translation",
 }
 """Headings of our own attacks, by the name in the configuration; any other is called by its name."""
 EDIT_FULL_SCALE = 0.25
@@ -157,16 +158,30 @@ class Failure(Row):
     why: str
 
 
-class Clean(Row):
+class ClassScores(Row):
+    """What is answered to the images of each class."""
+
+    confusion: list[list[int]] | None = Field(
+        default=None, description="images by true class (rows) and answer (columns), in the order of the classes"
+    )
+    precision: dict[str, float | None] = Field(
+        default_factory=dict,
+        description="per class, the share of its answers that are right; None where it is never answered",
+    )
+    f1: dict[str, float | None] = Field(
+        default_factory=dict,
+        description="per class, the harmonic mean of precision and recall; None where it has neither image nor answer",
+    )
+    macro_f1: float | None = Field(default=None, description="mean of `f1` over the classes that have it")
+
+
+class Clean(ClassScores):
     """Performance on unmodified images of the audit split."""
 
     accuracy: Interval
     recall: dict[str, float | None] = Field(description="per class; None where the class has no image")
     ece: float | None = Field(description="expected calibration error, 15 equal-width bins; None: not measured")
     n: int
-    confusion: list[list[int]] | None = Field(
-        default=None, description="images by true class (rows) and answer (columns), in the order of the classes"
-    )
 
 
 class CascadeStage(Row):
@@ -179,8 +194,8 @@ class CascadeStage(Row):
     standing: int = Field(description="images still classified correctly after it")
 
 
-class Attack(Row):
-    """Robust accuracy under one attack."""
+class Attack(ClassScores):
+    """Robust accuracy under one attack, and what is answered to its images."""
 
     robust_accuracy: Interval
     eps: float = Field(description="radius in pixel units")
@@ -209,6 +224,9 @@ class Attack(Row):
     )
     source: str | None = Field(
         default=None, description="package and version that the attack comes from; None: this package"
+    )
+    extent: str | None = Field(
+        default=None, description="what bounds an attack that no norm bounds: `eps` is 1 then, which is no bound"
     )
 
 
@@ -284,6 +302,9 @@ class AdversarialExample(Row):
     adversarial_image: str
     perturbation_image: str = Field(description="perturbation times `scale` around middle grey")
     scale: float
+    distance: float | None = Field(
+        default=None, description="size of the perturbation, of an image shown because it is among the smallest"
+    )
 
 
 class Corruption(Row):
@@ -353,7 +374,7 @@ class Robust(Row):
     corruptions: Corruptions | None = None
     shift: Clean | None = Field(None, description="performance on a second set of the same classes")
     examples: list[AdversarialExample] = Field(
-        default_factory=list, description="the first fooled images of the attacked order"
+        default_factory=list, description="the first fooled images of the attacked order, then the most fragile ones"
     )
     vulnerability: Vulnerability | None = None
 

@@ -10,6 +10,7 @@ _ATTACK = r"robust\.(?:(?:pgd|ensemble)(?:_l2)?|attacks\.[^.]+)\."
 _CORRUPTION = r"robust\.corruptions\."
 _VULNERABILITY = r"robust\.vulnerability\."
 _REGION = r"(?:counterfactuals|robust\.vulnerability)\.regions\..+\."
+_CLASSES = r"macro_f1|(?:recall|precision|f1)\..+"
 _CHANCES = "mass|area|p_value|rank_accuracy|pointing|iou|auc"
 UNBOUNDED = (-math.inf, math.inf)
 FROM_ZERO = (0.0, math.inf)
@@ -23,9 +24,9 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
         (r"components\.\w+", SHARE),
         (r"(?:.+\.)?(?:n|n_real|skipped|standing|attacked|steps|restarts|step|flip_step)", FROM_ZERO),
         (r"left_out(?:_by_inversion)?(?:\..+)?", FROM_ZERO),
-        (r"(?:clean|robust\.shift)\.(?:accuracy|ece|recall\..+)", SHARE),
+        (rf"(?:clean|robust\.shift)\.(?:accuracy|ece|{_CLASSES})", SHARE),
         (rf"{_ATTACK}.+\.(?:eps|without_gradient)", FROM_ZERO),
-        (rf"{_ATTACK}.+\.recall\..+", SHARE),
+        (rf"{_ATTACK}.+\.(?:{_CLASSES})", SHARE),
         (rf"{_ATTACK}(?!.+\.[a-z]).+|{_ATTACK}.+\.robust_accuracy", SHARE),
         (r"robust\.checks\..+", FROM_ZERO),
         (r"robust\.distances\..+", FROM_ZERO),

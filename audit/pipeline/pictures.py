@@ -157,6 +157,7 @@ def example_rows(found: Sequence[Fooled], folder: str) -> list[AdversarialExampl
             adversarial_image=f"{folder}/attacked-{name}-adversarial.png",
             perturbation_image=f"{folder}/attacked-{name}-perturbation.png",
             scale=0.5 / float((one.adversarial - one.image).abs().max()),
+            distance=one.distance,
         )
         for name, one in zip(file_names(tuple(one.id for one in found)), found, strict=True)
     ]

@@ -105,7 +105,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
         confused=[m for m in models if m.clean.confusion is not None and len(m.clean.confusion) == len(result.classes)],
         told=classes.told_of_classes(models, verdict.told_column(result)),
         clean_counts=robustness.counts(m.clean.n for m in models if m.clean.n),
-        attacked=_attacked(models, folder),
+        attacked={fragile: _attacked(models, folder, fragile) for fragile in (False, True)},
         staged=list(robustness.cascades(models)),
         distances=any(m.robust.distances for m in models),
         metrics=robustness.difference_metrics(result.differences),
@@ -160,13 +160,13 @@ def _mean_edits(models: Sequence[ModelResult], edits: dict[str, NDArray[np.uint8
 
 
 def _attacked(
-    models: Sequence[ModelResult], folder: Path
+    models: Sequence[ModelResult], folder: Path, fragile: bool
 ) -> list[tuple[ModelResult, list[tuple[AdversarialExample, list[tuple[str, str]]]]]]:
-    """Return every model's attacked images, each with its three pictures and what they show."""
+    """Return every model's first fooled or its most `fragile` images, each with three pictures and what they show."""
     rows = []
     for model in models:
         cells = []
-        for one in model.robust.examples:
+        for one in (one for one in model.robust.examples if (one.distance is not None) is fragile):
             files = {"Image": one.image, "Perturbation of": one.perturbation_image, "Attacked": one.adversarial_image}
             shown = [(figures.image_uri(figures.read_image(folder, file)), what) for what, file in files.items()]
             cells.append((one, shown))

@@ -1,11 +1,11 @@
-"""The report's tables of classes: recall with and without an attack, and which classes are confused."""
+"""The report's tables of classes: recall, precision and F1 with and without an attack, and which are confused."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from audit.report.robustness import Column
 from audit.report.text import finite
-from audit.results import AuditResult, Interval, ModelResult
+from audit.results import AuditResult, ClassScores, Interval, ModelResult
 
 MOST_ROWS = 30
 """Classes shown; of more, those that are hardest to recognise."""
@@ -62,9 +62,22 @@ def attacked_counts(models: Sequence[ModelResult], column: Column | None, name: 
     return sorted({interval.n for interval in found if interval is not None})
 
 
-def mistakes(model: ModelResult, classes: Sequence[str]) -> list[Mistake]:
-    """Return the commonest confusions of a model, the most frequent first."""
-    rows = model.clean.confusion or []
+def answered(model: ModelResult, column: Column | None) -> list[tuple[str, ClassScores]]:
+    """Return what is known class by class of a model's answers: to clean images, and to attacked ones where told."""
+    attack = column.attack(model) if column is not None else None
+    found: list[tuple[str, ClassScores]] = [("clean", model.clean)]
+    return found if attack is None or attack.confusion is None else [*found, ("attacked", attack)]
+
+
+def score_kinds(models: Sequence[ModelResult]) -> list[tuple[str, str]]:
+    """Return (field, heading) of the scores that the results hold: none in those of earlier versions."""
+    kinds = [("precision", "Precision: share of the answers of each class that are right"), ("f1", "F1 of each class")]
+    return [(field, title) for field, title in kinds if any(getattr(model.clean, field) for model in models)]
+
+
+def mistakes(scores: ClassScores, classes: Sequence[str]) -> list[Mistake]:
+    """Return the commonest confusions, the most frequent first."""
+    rows = scores.confusion or []
     found = [
         Mistake(classes[i], classes[j], count, sum(row))
         for i, row in enumerate(rows[: len(classes)])

@@ -11,6 +11,7 @@ from audit.results import (
     ENSEMBLE,
     NORMS,
     PGD,
+    AdversarialExample,
     Attack,
     AuditResult,
     Difference,
@@ -37,6 +38,13 @@ class Column:
     title: str
     radius: str
     eps: float
+    bounded: bool = True
+    """Whether a norm bounds it; if not, what does stands as its radius."""
+
+    @property
+    def size(self) -> str:
+        """How strong it is, in words."""
+        return f"eps {self.radius}" if self.bounded else self.radius
 
     @property
     def metric(self) -> str:
@@ -63,7 +71,7 @@ def attack_columns(models: Sequence[ModelResult]) -> list[Column]:
     """Return the attacks, PGD and the ensemble first, then by radius."""
     tables = [table for model in models for table in model.robust.tables()]
     found = {
-        Column(table.path, table.attack, table.norm, table.title, radius, attack.eps)
+        Column(table.path, table.attack, table.norm, table.title, radius, attack.eps, attack.extent is None)
         for table in tables
         for radius, attack in table.radii.items()
     }
@@ -75,10 +83,11 @@ def attack_columns(models: Sequence[ModelResult]) -> list[Column]:
 def headline_columns(models: Sequence[ModelResult]) -> list[Column]:
     """Return one attack for each L-inf radius: the ensemble where it was made, for PGD alone flatters; else PGD.
 
-    Where there is no L-inf radius, those of L2.
+    Where there is no L-inf radius, those of L2. An attack that no norm bounds stands there only if no other was made.
     """
     columns = attack_columns(models)
-    return _strongest([column for column in columns if column.norm == "Linf"] or columns)
+    bounded = [column for column in columns if column.bounded]
+    return _strongest([column for column in bounded if column.norm == "Linf"] or bounded or columns)
 
 
 def _strongest(columns: Sequence[Column]) -> list[Column]:
@@ -192,11 +201,19 @@ def radius_text(check: TrustCheck, models: Sequence[ModelResult]) -> str:
     if check.eps is None:
         return ""
     l2 = check.norm == "L2"
-    written = {column.eps: column.radius for column in attack_columns(models) if column.norm == check.norm}
+    columns = [column for column in attack_columns(models) if column.norm == check.norm and column.bounded]
+    written = {column.eps: column.radius for column in columns}
     levels = 255 * check.eps
     whole = not l2 and abs(levels - round(levels)) < 1e-6
     text = written.get(check.eps) or (f"{levels:.0f}/255" if whole else f"{check.eps:g}")
     return f"{text} in L2" if l2 else text
+
+
+def distance_text(example: AdversarialExample) -> str:
+    """Return how small the perturbation of a fragile image is: in L-inf in 255ths as well."""
+    distance = example.distance or 0.0
+    norm = example.metric.rpartition(".")[2]
+    return f"{distance:.4f} in L-inf ({255 * distance:.2f}/255)" if norm == "Linf" else f"{distance:.3f} in {norm}"
 
 
 def counts(numbers: Iterable[int]) -> str:

@@ -133,7 +133,7 @@ def _robust_verdict(result: AuditResult) -> Markup:
     ]
     fit = [one for one in shown if not guesses(one.model, result)]
     sound = [one for one in fit if not one.attack.untrusted]
-    place = f"under {_attack_name(column)} at eps{_SPACE}{column.radius}"
+    place = f"under {_attack_name(column)} {'at' if column.bounded else 'of'} {column.size.replace(' ', _SPACE)}"
     best, rivals = _best(sound, result, column)
     fallen = [one for one in fit if _falls(one)]
     leading = [] if best is None or best in fallen else [best, *rivals]
@@ -151,14 +151,17 @@ def _robust_verdict(result: AuditResult) -> Markup:
 
 
 def told_column(result: AuditResult) -> Column | None:
-    """Return the attack that most models met; L-inf before L2, the largest radius first, the ensemble before PGD."""
+    """Return the attack that most models met; L-inf before L2, the largest radius first, the ensemble before PGD.
 
-    def weight(column: Column) -> tuple[bool, int, float, int]:
+    One that no norm bounds comes last.
+    """
+
+    def weight(column: Column) -> tuple[bool, bool, int, float, int]:
         attacks = [column.attack(model) for model in result.models if model.failed is None]
         met = sum(attack is not None and finite(attack.robust_accuracy.value) for attack in attacks)
-        return (column.norm == "Linf", met, column.eps, column.strength)
+        return (column.bounded, column.norm == "Linf", met, column.eps, column.strength)
 
-    columns = [column for column in attack_columns(result.models) if weight(column)[1]]
+    columns = [column for column in attack_columns(result.models) if weight(column)[2]]
     return max(columns, key=weight, default=None)
 
 

@@ -6,6 +6,7 @@ Expected calibration error: Guo et al. 2017, eq. 3, with 15 equal-width bins.
 from collections.abc import Sequence
 from functools import partial
 from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,15 +67,30 @@ def device_of(classifier: nn.Module) -> torch.device:
     return torch.device("cpu") if first is None else first.device
 
 
-def _confusion(labels: Tensor, predicted: Tensor, k: int) -> list[list[int]]:
-    """Count the images by true class (rows) and answer (columns)."""
-    counts: list[list[int]] = torch.bincount(labels * k + predicted, minlength=k * k).reshape(k, k).tolist()
-    return counts
+def class_scores(answers: Tensor, labels: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return confusion matrix, precision and F1 of each class and their mean for `answers` and `labels`, int64 `[N]`.
+
+    The keys are those of the results; all is missing where an answer is none of the classes. A class that is never
+    answered has no precision, and one that has no image either no F1.
+    """
+    k = len(class_names)
+    if len(answers) == 0 or int(answers.max()) >= k:
+        return {}
+    counts = torch.bincount(labels * k + answers, minlength=k * k).reshape(k, k)
+    hits, given, there = counts.diag().tolist(), counts.sum(0).tolist(), counts.sum(1).tolist()
+    f1 = [2 * h / (g + t) if g + t else None for h, g, t in zip(hits, given, there, strict=True)]
+    known = [value for value in f1 if value is not None]
+    return {
+        "confusion": counts.tolist(),
+        "precision": {name: h / g if g else None for name, h, g in zip(class_names, hits, given, strict=True)},
+        "f1": dict(zip(class_names, f1, strict=True)),
+        "macro_f1": sum(known) / len(known),
+    }
 
 
 def clean_of_logits(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Clean:
-    """Accuracy, recall per class, calibration and confusions of `logits` `[N, K]` for `labels` `[N]`."""
-    predicted, k = logits.argmax(dim=1), len(class_names)
+    """Accuracy, calibration, and what is answered to each class: of `logits` `[N, K]` for `labels` `[N]`."""
+    predicted = logits.argmax(dim=1)
     correct = predicted == labels
     recall = {
         name: float(correct[labels == c].float().mean()) if bool((labels == c).any()) else None
@@ -85,7 +101,7 @@ def clean_of_logits(logits: Tensor, labels: Tensor, class_names: Sequence[str]) 
         recall=recall,
         ece=expected_calibration_error(logits.softmax(dim=1), labels),
         n=len(labels),
-        confusion=_confusion(labels, predicted, k) if logits.shape[1] == k else None,
+        **(class_scores(predicted, labels, class_names) if logits.shape[1] == len(class_names) else {}),
     )
 
 

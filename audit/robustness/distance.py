@@ -63,13 +63,13 @@ def minimal_distances(
     steps: int,
     generator: torch.Generator,
     sight: Sight | None = None,
-) -> Tensor:
-    """Return how far each of `images` `[N, C, H, W]` is from its nearest adversarial image found, `[N]`, pixel units.
+) -> tuple[Tensor, Tensor]:
+    """Return how far each of `images` `[N, C, H, W]` is from its nearest adversarial image found, and these images.
 
-    0: misclassified as it is; inf: nothing within `largest` fools. `steps` are those of FAB for each target class and
-    of each of the `bisections` runs of gradient ascent. Random starts come from `generator`, `sight` takes the account
-    of the gradients, the classifier keeps its mode. Raises MetricError on images, labels or numbers out of range, and
-    ClassifierError on logits or gradients that are not finite.
+    The distances `[N]` are in pixel units; 0: misclassified as it is; inf: nothing within `largest` fools. `steps` are
+    those of FAB for each target class and of each of the `bisections` runs of gradient ascent. Random starts come from
+    `generator`, `sight` takes the account of the gradients, the classifier keeps its mode. Raises MetricError on
+    images, labels or numbers out of range, and ClassifierError on logits or gradients that are not finite.
     """
     target = Target("the search for minimal distances", classifier, images, labels, norm, sight)
     target.check_eps(largest)
@@ -100,7 +100,7 @@ def minimal_distances(
             eps = (stood_at + reached) / 2
             stood = attempt(bounded, nearest, eps)
             stood_at[stood] = eps[stood]
-    return reached
+    return reached, nearest
 
 
 def median_distance(distances: Tensor, largest: float, level: float = 0.95) -> Interval:

@@ -8,7 +8,7 @@ image is run once, and its distances tell both the accuracy at every radius and 
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -31,8 +31,8 @@ from audit.results import (
     Robust,
     attack_path,
 )
-from audit.robustness.accuracy import device_of
-from audit.robustness.attacks.ball import Norm, distance
+from audit.robustness.accuracy import class_scores, device_of
+from audit.robustness.attacks.ball import Norm, distance, per_image
 from audit.robustness.attacks.blind import Account
 from audit.robustness.attacks.checks import checked_logits, name_of
 from audit.robustness.attacks.guard import AttackFault
@@ -41,7 +41,7 @@ from audit.robustness.attacks.registry import ChosenAttack, choose, others_of, r
 from audit.robustness.attacks.sight import Sight
 from audit.robustness.distance import median_distance, minimal_distances
 from audit.robustness.ensemble import Cascade, StageCache, run_cascade
-from audit.robustness.examples import EXAMPLES, Fooled, first_fooled, still_fooled
+from audit.robustness.examples import EXAMPLES, Fooled, first_fooled, most_fragile, still_fooled
 from audit.robustness.trust.verdict import Evidence, check_trust
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
@@ -54,8 +54,9 @@ BEFORE, SMALLER = 0, 1
 class Attacked:
     """Robust accuracies, and which images stood: bool `[n]` by the number's path, for instance 'robust.pgd.8/255'.
 
-    `examples` are the first images of the attacked order that the first attack fools; `accounts` say by the same paths
-    what each attack saw of its images; `missing` says which attacks of other packages failed.
+    `examples` are the first images of the attacked order that the first attack fools, then the most fragile ones;
+    `accounts` say by the same paths what each attack saw of its images; `missing` says which attacks of other packages
+    failed.
     """
 
     robust: Robust
@@ -70,19 +71,37 @@ class _Met:
     """What one attack did to one batch.
 
     `standing` is bool `[N]`; `fell` int64 `[N]` is the place in the outcomes of what became of each attacked image, -1
-    elsewhere; `images` `[N, C, H, W]` are as the attack left them; `sight` is its account of gradients.
+    elsewhere; `images` `[N, C, H, W]` are as the attack left them, and `answers` `[N]` the classes given to these;
+    `sight` is its account of gradients.
     """
 
     standing: Tensor
     fell: Tensor
     images: Tensor
+    answers: Tensor
     sight: Sight
     stages: list[CascadeStage] = field(default_factory=list)
+
+    @classmethod
+    def none(cls, images: Tensor, labels: Tensor) -> "_Met":
+        """Return what stands before the first attack: nothing has fallen."""
+        stands = torch.ones(len(images), dtype=torch.bool, device=images.device)
+        return cls(stands, torch.full_like(labels, -1), images, labels, Sight.of(len(images), images.device))
+
+    def after(self, earlier: "_Met") -> "_Met":
+        """Return what has become of the batch by now: what fell `earlier`, and was not attacked again, is as it was."""
+        attacked = earlier.standing
+        return replace(
+            self,
+            fell=torch.where(attacked, self.fell, earlier.fell),
+            images=torch.where(per_image(attacked, self.images), self.images, earlier.images),
+            answers=torch.where(attacked, self.answers, earlier.answers),
+        )
 
 
 @dataclass
 class _Tally:
-    """What became of all images under one attack: `standing` and `blind` bool `[n]`, `fell` int64 `[n]`.
+    """What became of all images under one attack: `standing` and `blind` bool `[n]`, `fell` and `answers` int64 `[n]`.
 
     `seen` says whether the attack took any gradient.
     """
@@ -90,19 +109,21 @@ class _Tally:
     standing: Tensor
     blind: Tensor
     fell: Tensor
+    answers: Tensor
     stages: list[CascadeStage] = field(default_factory=list)
     seen: bool = False
 
     @classmethod
     def of(cls, n: int) -> "_Tally":
-        return cls(torch.zeros(n, dtype=torch.bool), torch.zeros(n, dtype=torch.bool), torch.full((n,), -1))
+        none = torch.zeros(n, dtype=torch.bool)
+        return cls(none, none.clone(), torch.full((n,), -1), torch.zeros(n, dtype=torch.int64))
 
-    def enter(self, rows: Tensor, met: _Met, active: Tensor, earlier: Tensor) -> None:
-        """Enter a batch's `rows`, of which `active` were attacked; what the others are is in `earlier`."""
-        self.standing[rows] = met.standing.cpu()
+    def enter(self, rows: Tensor, met: _Met, earlier: _Met) -> None:
+        """Enter what became of a batch's `rows`, of which those were attacked that stood `earlier`."""
+        self.standing[rows], self.answers[rows] = met.standing.cpu(), met.answers.cpu()
         self.blind[rows] = (met.sight.blind & met.standing).cpu()
-        known = torch.where(earlier == BEFORE, BEFORE, SMALLER)
-        self.fell[rows] = torch.where(active, met.fell, known).cpu()
+        known = torch.where(earlier.fell == BEFORE, BEFORE, SMALLER)
+        self.fell[rows] = torch.where(earlier.standing, met.fell, known).cpu()
         self.stages += met.stages
         self.seen |= bool(met.sight.taken.any())
 
@@ -114,10 +135,12 @@ class Ball:
     attack: str
     norm: Norm
     radius: str
+    extent: str | None = None
+    """What bounds an attack that no norm bounds; it stands in the place of the radius."""
 
     @property
     def eps(self) -> float:
-        return eps_value(self.radius)
+        return eps_value(self.radius) if self.extent is None else 1.0
 
     @property
     def metric(self) -> str:
@@ -172,13 +195,18 @@ class _Task:
 
     def curves(self) -> list[list[Ball]]:
         """Return the balls to attack: one list for each attack and norm, the radii rising."""
-        return [
-            [Ball(attack, norm, radius) for radius in sorted(texts, key=eps_value)]
-            for attack in self.config.attacks
-            for norm, texts in radii_of(self.config).items()
-            if attack not in self.others
-            or (norm in self.others[attack].spec.norms and not self.others[attack].spec.minimal)
-        ]
+        found = []
+        for attack in self.config.attacks:
+            other = self.others.get(attack)
+            if other is not None and (extent := other.extent) is not None:
+                found.append([Ball(attack, "Linf", extent, extent)])
+            elif other is None or not other.spec.minimal:
+                found += [
+                    [Ball(attack, norm, radius) for radius in sorted(texts, key=eps_value)]
+                    for norm, texts in radii_of(self.config).items()
+                    if other is None or norm in other.spec.norms
+                ]
+        return found
 
     def cascade(self, batch: "_Batch", attack: str, norm: Norm, eps: float) -> Cascade:
         """Attack the images of `batch` by what `attack` is made of."""
@@ -221,11 +249,12 @@ def _pgd(task: _Task, batch: _Batch, active: Tensor, ball: Ball) -> _Met:
         **chosen.options,
     )
     with preserve_mode(task.classifier), torch.no_grad():
-        standing = active & (checked_logits(task.classifier, adversarial).argmax(dim=1) == labels)
+        answers = checked_logits(task.classifier, adversarial).argmax(dim=1)
+    standing = active & (answers == labels)
     # PGD gives back as it came what is misclassified anyway.
     changed = (adversarial != images).flatten(1).any(dim=1)
     fell = torch.where(standing, -1, torch.where(changed, task.outcomes.index(PGD), BEFORE))
-    return _Met(standing, fell, adversarial, sight)
+    return _Met(standing, fell, adversarial, answers, sight)
 
 
 def _attack(task: _Task, batch: _Batch, active: Tensor, ball: Ball) -> _Met:
@@ -242,7 +271,21 @@ def _attack(task: _Task, batch: _Batch, active: Tensor, ball: Ball) -> _Met:
     places = torch.tensor([task.outcomes.index(one.attack) for one in cascade.stages] + [-1], device=images.device)
     fell[rows] = places[cascade.fell]  # -1 takes the last
     before = cascade.stages[0].model_copy(update={"attacked": len(images)})
-    return _Met(standing, fell, adversarial, sight, [before, *cascade.stages[1:]])
+    answers = torch.zeros_like(batch.labels)
+    answers[rows] = _answers(task.classifier, cascade, batch.labels[rows])
+    return _Met(standing, fell, adversarial, answers, sight, [before, *cascade.stages[1:]])
+
+
+def _answers(classifier: nn.Module, cascade: Cascade, labels: Tensor) -> Tensor:
+    """Return the class `[n]` given to each image of `cascade`: its label where it stands, else the likeliest other one.
+
+    Which images stand was told in other batches, where sums may round otherwise.
+    """
+    if not len(labels):
+        return labels
+    with preserve_mode(classifier), torch.no_grad():
+        logits = checked_logits(classifier, cascade.images).scatter(1, labels[:, None], -torch.inf)
+    return torch.where(cascade.standing, labels, logits.argmax(dim=1))
 
 
 def _takes_gradients(task: _Task, attack: str, seen: bool) -> bool:
@@ -285,6 +328,8 @@ def _summary(task: _Task, ball: Ball, tally: _Tally, chosen: AuditSet) -> Attack
             for row_id, place in zip(chosen.row_ids, tally.fell.tolist(), strict=True)
         },
         source=None if whole else first.source,
+        extent=ball.extent,
+        **class_scores(tally.answers, chosen.row_labels, chosen.class_names),
     )
 
 
@@ -328,19 +373,18 @@ def robust_accuracy(
             batch = _Batch(images.to(device), labels.to(device), int(rows[0]))
             found: list[Fooled] = []
             for curve in curves:
-                active = torch.ones(len(images), dtype=torch.bool, device=device)
-                fell = torch.full((len(images),), -1, device=device)
+                earlier = _Met.none(batch.images, batch.labels)
                 for ball in curve:
+                    active = earlier.standing
                     try:
-                        met = sparing(classifier, partial(_attack, task, batch, active, ball))
+                        met = sparing(classifier, partial(_attack, task, batch, active, ball)).after(earlier)
                     except AttackFault as fault:
                         faults[ball.attack] = str(fault)
                         break
-                    tallies[ball].enter(rows, met, active, fell)
+                    tallies[ball].enter(rows, met, earlier)
                     if ball.attack == config.attacks[0] and ball.norm == balls[0].norm and len(examples) < EXAMPLES:
                         found += first_fooled(batch.images, met.images, active & ~met.standing, rows, ball.metric)
-                    fell = torch.where(active, met.fell, fell)
-                    active = met.standing
+                    earlier = met
                     advance(len(images))
             curves = [curve for curve in curves if curve[0].attack not in faults]
             examples = sorted(examples + found, key=lambda one: one.row)[:EXAMPLES]
@@ -388,6 +432,7 @@ def _enter_minimal(task: _Task, measured: Attacked, attack: ChosenAttack, norm: 
             met = sparing(task.classifier, partial(task.cascade, batch, attack.name, norm, largest))
             reached = torch.where(met.standing, torch.inf, distance(met.images, batch.images, norm))
             found[rows], tally.blind[rows] = reached.cpu(), met.sight.blind.cpu()
+            tally.answers[rows] = _answers(task.classifier, met, batch.labels).cpu()
             tally.seen |= bool(met.sight.taken.any())
             advance(len(images))
     place, smaller = task.outcomes.index(attack.name), 0.0
@@ -396,7 +441,8 @@ def _enter_minimal(task: _Task, measured: Attacked, attack: ChosenAttack, norm: 
         stands = found > ball.eps
         fell = torch.where(found <= smaller, SMALLER, torch.where(stands, -1, place))
         fell[found == 0] = BEFORE
-        _enter(task, measured, ball, _Tally(stands, tally.blind & stands, fell, seen=tally.seen), chosen)
+        answers = torch.where(stands, chosen.row_labels, tally.answers)
+        _enter(task, measured, ball, _Tally(stands, tally.blind & stands, fell, answers, seen=tally.seen), chosen)
         smaller = ball.eps
     row = _distance_row(chosen, found, norm, largest, attack.name)
     measured.robust.distances.append(row)
@@ -427,8 +473,9 @@ def measured_robustness(
     chosen = attacked_rows(dataset, config.n, seed)
     evidence = Evidence(robust, measured.standing, dict(measured.accounts))
     for norm in () if config.distance is None else config.distance.norms:
-        row, account = _distances(classifier, chosen, config, norm, seed)
+        row, account, fragile = _distances(classifier, chosen, config, norm, seed)
         robust.distances.append(row)
+        measured.examples.extend(fragile)
         evidence.accounts[row.path] = account
     check_trust(classifier, chosen, config, seed, evidence)
     return measured
@@ -460,21 +507,23 @@ def _distance_account(kind: str, where: str, found: Tensor, blind: Tensor) -> Ac
 
 def _distances(
     classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, norm: Norm, seed: int
-) -> tuple[MinimalDistance, Account]:
+) -> tuple[MinimalDistance, Account, list[Fooled]]:
+    """Search the nearest adversarial images; returns their distances, what the search saw, and the most fragile."""
     settings = config.distance
     assert settings is not None
     rows = chosen.select(range(min(settings.n, len(chosen))))
     largest = eps_value(settings.largest_linf) if norm == "Linf" else settings.largest_l2
     device = device_of(classifier)
     found, blind = torch.empty(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
+    fragile: list[Fooled] = []
     with stage_progress(f"minimal distances of {name_of(classifier)}", len(rows)) as advance:
         for images, labels, at in rows.batches(config.batch_size):
 
             def measure(
                 images: Tensor = images, labels: Tensor = labels, first: int = int(at[0])
-            ) -> tuple[Tensor, Tensor]:
+            ) -> tuple[Tensor, Tensor, Tensor]:
                 sight = Sight.of(len(images), device)
-                distances = minimal_distances(
+                distances, nearest = minimal_distances(
                     classifier,
                     images.to(device),
                     labels.to(device),
@@ -485,9 +534,19 @@ def _distances(
                     generator=stage_generator(seed, f"robustness/distance/{norm}/{first}"),
                     sight=sight,
                 )
-                return distances.cpu(), sight.blind.cpu()
+                return distances.cpu(), sight.blind.cpu(), nearest.cpu()
 
-            found[at], blind[at] = sparing(classifier, measure)
+            found[at], blind[at], nearest = sparing(classifier, measure)
+            fragile = most_fragile([*fragile, *_reached(images, nearest, found[at], at, f"robust.distances.{norm}")])
             advance(len(images))
     where = f"The search for minimal distances in {_said(norm)}"
-    return _distance_row(rows, found, norm, largest), _distance_account("distance", where, found, blind)
+    row, account = _distance_row(rows, found, norm, largest), _distance_account("distance", where, found, blind)
+    return row, account, still_fooled(classifier, fragile, rows, device)
+
+
+def _reached(images: Tensor, nearest: Tensor, distances: Tensor, rows: Tensor, metric: str) -> list[Fooled]:
+    """Return the images of a batch that the smallest perturbations fool, with these and their sizes."""
+    order = [i for i in distances.argsort(stable=True).tolist() if 0 < distances[i] < torch.inf][:EXAMPLES]
+    return [
+        Fooled(int(rows[i]), images[i].clone(), nearest[i].clone(), metric, distance=float(distances[i])) for i in order
+    ]

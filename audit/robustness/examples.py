@@ -1,7 +1,8 @@
 """A few attacked images to look at: what was added, and what the classifier then answers.
 
 They are the first images of the attacked order that the classifier decides rightly and the attack fools, whatever they
-look like: nobody chose them.
+look like: nobody chose them. Where minimal distances are measured, the most fragile images come after them: those that
+the smallest perturbation fools.
 """
 
 from collections.abc import Sequence
@@ -22,7 +23,8 @@ EXAMPLES = 4
 class Fooled:
     """One image `[C, H, W]` before and after the attack named `metric`, on the CPU.
 
-    `row` is its place in the attacked order; `label` and `predicted` are class names.
+    `row` is its place in the attacked order; `label` and `predicted` are class names; `distance` is the size of the
+    perturbation of an image that was chosen for it.
     """
 
     row: int
@@ -32,6 +34,7 @@ class Fooled:
     id: str = ""
     label: str = ""
     predicted: str = ""
+    distance: float | None = None
 
 
 def first_fooled(images: Tensor, adversarial: Tensor, fooled: Tensor, rows: Tensor, metric: str) -> list[Fooled]:
@@ -45,6 +48,11 @@ def first_fooled(images: Tensor, adversarial: Tensor, fooled: Tensor, rows: Tens
         Fooled(int(rows[i]), images[i].detach().cpu(), adversarial[i].detach().cpu(), metric)
         for i in (fooled & changed).nonzero().flatten().tolist()[:EXAMPLES]
     ]
+
+
+def most_fragile(found: Sequence[Fooled]) -> list[Fooled]:
+    """Return the few that the smallest perturbations fool, the most fragile first; equal ones in the attacked order."""
+    return sorted(found, key=lambda one: (one.distance or 0.0, one.row))[:EXAMPLES]
 
 
 def still_fooled(

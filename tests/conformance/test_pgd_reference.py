@@ -72,3 +72,19 @@ def test_calibration_error_agrees_with_torchmetrics() -> None:
     labels = torch.randint(4, (500,), generator=generator)
     reference = calibration.multiclass_calibration_error(probabilities, labels, num_classes=4, n_bins=15, norm="l1")
     assert expected_calibration_error(probabilities, labels) == pytest.approx(float(reference), abs=1e-5)
+
+
+def test_scores_of_the_classes_agree_with_torchmetrics() -> None:
+    reference = pytest.importorskip("torchmetrics.functional.classification")
+    from audit.robustness.accuracy import class_scores
+
+    generator = torch.Generator().manual_seed(0)
+    answers, labels = (torch.randint(4, (300,), generator=generator) for _ in range(2))
+    found = class_scores(answers, labels, ("a", "b", "c", "d"))
+    matrix = reference.multiclass_confusion_matrix(answers, labels, num_classes=4)
+    assert found["confusion"] == matrix.tolist()
+    for key, function in (("precision", reference.multiclass_precision), ("f1", reference.multiclass_f1_score)):
+        expected = function(answers, labels, num_classes=4, average=None)
+        assert list(found[key].values()) == pytest.approx(expected.tolist(), abs=1e-6)
+    macro = reference.multiclass_f1_score(answers, labels, num_classes=4, average="macro")
+    assert found["macro_f1"] == pytest.approx(float(macro), abs=1e-6)

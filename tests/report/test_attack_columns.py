@@ -10,6 +10,7 @@ from audit.gate.evaluate import Policy, evaluate_gate
 from audit.gate.policy import attack_of, doubts_of, metrics_of
 from audit.report.build import render_report
 from audit.report.robustness import attack_columns, headline_columns, metric_title
+from audit.report.verdict import told_column, verdict
 from audit.results import AuditResult, Interval, MinimalDistance
 
 CW = "torchattacks:CW"
@@ -70,3 +71,24 @@ def test_the_gate_bounds_it_and_hears_its_doubts(results: AuditResult) -> None:
     rule = {"metric": f"robust.attacks.{CW}_l2.1.5", "models": [model.name], "min": 0.0}
     (check,) = evaluate_gate(results, parse_config(Policy, {"rule": [rule]}, "the test")).checks
     assert "It saw nothing." in check.sentence
+
+
+def test_an_attack_that_no_norm_bounds_has_a_column_and_leads_nothing(results: AuditResult) -> None:
+    audit = results.model_copy(deep=True)
+    for model in audit.models:
+        template = next(iter(model.robust.pgd.values()))
+        update = {"eps": 1.0, "extent": "30deg,10%", "steps": None, "restarts": None}
+        model.robust.table("rotation-translation", "Linf")["30deg,10%"] = template.model_copy(update=update)
+    column = next(one for one in attack_columns(audit.models) if not one.bounded)
+    assert (column.title, column.size) == ("Rotation and translation", "30deg,10%")
+    assert column not in headline_columns(audit.models)
+    assert told_column(audit) != column
+    metric = "robust.attacks.rotation-translation.30deg,10%"
+    assert metrics_of(audit.models[0])[metric].value == audit.models[0].robust.pgd["2/255"].robust_accuracy.value
+    for model in audit.models:
+        for table in ("pgd", "pgd_l2", "ensemble", "ensemble_l2"):
+            getattr(model.robust, table).clear()
+        model.robust.attacks = {"rotation-translation": model.robust.attacks["rotation-translation"]}
+        model.index = model.rank = None
+    assert headline_columns(audit.models) == [told_column(audit)] == [column]
+    assert "under Rotation and translation of 30deg,10%" in str(verdict(audit))

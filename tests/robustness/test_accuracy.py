@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audit.errors import MetricError
 from audit.robustness import accuracy as clean
-from audit.robustness.accuracy import clean_metrics, expected_calibration_error, predict
+from audit.robustness.accuracy import class_scores, clean_metrics, expected_calibration_error, predict
 from audit.runtime.progress import Advance
 
 
@@ -33,6 +33,19 @@ def test_clean_metrics_by_hand() -> None:
     assert clean.recall == {"dark": 1.0, "bright": 0.5, "absent": None}
     assert clean.n == 4
     assert clean.confusion == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert clean.precision == {"dark": pytest.approx(2 / 3), "bright": 1.0, "absent": None}
+    assert clean.f1 == {"dark": pytest.approx(0.8), "bright": pytest.approx(2 / 3), "absent": None}
+    assert clean.macro_f1 == pytest.approx((0.8 + 2 / 3) / 2)
+
+
+def test_a_class_that_is_never_answered_has_no_precision_and_an_f1_of_zero() -> None:
+    scores = class_scores(torch.tensor([0, 0]), torch.tensor([0, 1]), ("a", "b"))
+    assert scores["precision"] == {"a": 0.5, "b": None}
+    assert scores["f1"] == {"a": pytest.approx(2 / 3), "b": 0.0}
+
+
+def test_answers_that_are_none_of_the_classes_have_no_scores() -> None:
+    assert class_scores(torch.tensor([0, 2]), torch.tensor([0, 1]), ("a", "b")) == {}
 
 
 def test_predictions_show_a_bar_and_trainings_scores_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,11 @@ import torch
 from PIL import Image
 from support_models import Brightness, grey_levels
 
-from audit.config import EnsembleConfig, RobustnessConfig
+from audit.config import DistanceConfig, EnsembleConfig, RobustnessConfig
 from audit.pipeline.pictures import example_rows, save_examples
 from audit.results import AuditResult, Components, Environment, ModelResult
 from audit.robustness.accuracy import clean_metrics
-from audit.robustness.evaluate import Attacked, attacked_rows, robust_accuracy
+from audit.robustness.evaluate import Attacked, attacked_rows, measured_robustness, robust_accuracy
 from audit.robustness.examples import EXAMPLES
 
 LEVELS = [0.45, 0.40, 0.49, 0.55, 0.60, 0.95, 0.48, 0.52, 0.9]
@@ -58,6 +58,37 @@ def test_recall_under_attack_by_hand() -> None:
     assert (recall["bright"].value, recall["bright"].n) == (pytest.approx(3 / 4), 4)
     total = sum((interval.value or 0) * interval.n for interval in recall.values())
     assert total / 9 == pytest.approx(robust.pgd["0.03"].robust_accuracy.value)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"attacks": ("ensemble",), "ensemble": {"stages": ("square",), "square_queries": 50}}]
+)
+def test_what_is_answered_under_attack_by_hand(settings: dict[str, object]) -> None:
+    robust = attacked(**settings).robust
+    small, large = (robust.ensemble or robust.pgd).values()
+    # Fooled within 0.03: 0.49, 0.48 (dark) and 0.52 (bright); 0.9 is labelled dark and is called bright as it is.
+    assert small.confusion == [[2, 3], [1, 3]]
+    assert small.precision == {"dark": pytest.approx(2 / 3), "bright": 0.5}
+    assert small.f1 == {"dark": pytest.approx(0.5), "bright": pytest.approx(0.6)}
+    assert large.confusion == [[0, 5], [3, 1]]
+    assert small.robust_accuracy.value == pytest.approx(5 / 9)
+
+
+def test_the_most_fragile_images_come_after_the_first_ones() -> None:
+    config = RobustnessConfig(
+        n=9, eps=("0.03",), steps=8, batch_size=2, trust=None, distance=DistanceConfig(largest_linf="0.08")
+    )
+    found = measured_robustness(Brightness(), grey_levels(LEVELS, LABELS), config, seed=0).examples
+    fragile = [one for one in found if one.distance is not None]
+    assert found[-len(fragile) :] == fragile
+    assert fragile[0].id == "2"
+    assert {one.id for one in fragile[1:3]} == {"6", "7"}
+    assert fragile[3].id in ("0", "3")
+    for one in fragile:
+        assert one.distance == pytest.approx(abs(LEVELS[int(one.id)] - 0.5), abs=2e-3)
+        assert one.metric == "robust.distances.Linf"
+        assert float((one.adversarial - one.image).abs().max()) == pytest.approx(one.distance, abs=1e-6)
+    assert [row.distance for row in example_rows(found, "x")] == [one.distance for one in found]
 
 
 def test_pictures_are_written_beside_the_results(tmp_path: Path) -> None:

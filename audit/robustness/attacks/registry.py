@@ -17,6 +17,8 @@ from audit.robustness.attacks.apgd import apgd_attack, apgd_targeted_attack
 from audit.robustness.attacks.ball import Norm
 from audit.robustness.attacks.fab import fab_attack
 from audit.robustness.attacks.pgd import pgd_attack
+from audit.robustness.attacks.spatial import NAME as SPATIAL
+from audit.robustness.attacks.spatial import SpatialGrid, grid_of, spatial_attack
 from audit.robustness.attacks.spec import AttackSpec
 from audit.robustness.attacks.square import square_attack
 from audit.runtime.registry import Registry
@@ -63,6 +65,14 @@ ATTACKS: Registry[AttackSpec] = Registry(
         ),
         "fab-t": AttackSpec(fab_attack, scale_free=True, takes=frozenset({"sight"}), settings=_fab_settings),
         "square": AttackSpec(square_attack, gradients=False, settings=_square_settings),
+        SPATIAL: AttackSpec(
+            spatial_attack,
+            norms=(),
+            gradients=False,
+            scale_free=True,
+            extent=lambda options: grid_of(options).extent,
+            options=frozenset(SpatialGrid.model_fields),
+        ),
     },
 )
 
@@ -78,6 +88,11 @@ class ChosenAttack:
     spec: AttackSpec
     options: Mapping[str, Any]
     source: str | None = None
+
+    @property
+    def extent(self) -> str | None:
+        """What bounds an attack that no norm bounds; None: a norm does. Raises ConfigError on its options."""
+        return None if self.spec.extent is None else self.spec.extent(dict(self.options))
 
 
 def choose(name: str, config: RobustnessConfig, key: str = "robustness.attacks") -> ChosenAttack:
@@ -126,7 +141,7 @@ def check_attacks(config: RobustnessConfig) -> None:
     """
     radii = radii_of(config)
     for chosen in (choose(name, config) for name in config.attacks if name != ENSEMBLE):
-        if not chosen.spec.minimal and not set(radii) & set(chosen.spec.norms):
+        if chosen.extent is None and not chosen.spec.minimal and not set(radii) & set(chosen.spec.norms):
             raise ConfigError(
                 f"Attack '{chosen.name}' of robustness.attacks works in {' and '.join(chosen.spec.norms)} only, where "
                 "no radius is given: set robustness.eps (Linf) or robustness.l2_eps (L2)."

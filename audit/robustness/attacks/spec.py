@@ -36,6 +36,10 @@ class AttackSpec:
     """Whether its loss cannot saturate when the logits are large."""
     minimal: bool = False
     """Whether it looks for the nearest adversarial image, whatever `eps` is: then distances are measured."""
+    extent: Callable[[dict[str, Any]], str] | None = None
+    """Of an attack that no norm bounds (`norms` is empty): what bounds it, in words, by its options; raises ConfigError
+    on options that are not valid. It is made once, with `eps` 1 in L-inf, which holds every image; the words stand
+    where a radius stands."""
     fewest_classes: int = 2
     takes: frozenset[Literal["sight", "batch_size"]] = frozenset()
     """What else `run` is given: `sight`, the account of gradients, by an attack that keeps it itself (for any other the

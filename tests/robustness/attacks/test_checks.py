@@ -38,7 +38,7 @@ ATTACKS: dict[str, Call] = {
     ),
     "distance": lambda m, x, y, eps: minimal_distances(
         m, x, y, norm="Linf", largest=eps, bisections=2, steps=2, generator=_rng()
-    ),
+    )[1],
     "trust": lambda m, x, y, eps: trust_checks(m, x, y, SHORT, norm="Linf", eps=eps, seed=0),
 }
 
