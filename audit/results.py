@@ -464,6 +464,7 @@ class RegionShare(Row):
     n: int = Field(description="counterfactuals with a non-empty mask and a non-zero edit")
     skipped: int
     mass: float | None = Field(description="mean share of the edit map inside the region")
+    mass_interval: tuple[float, float] | None = Field(default=None, description="of the mean over images, 95 %")
     area: float | None = Field(description="mean share of the image that the region covers")
     lift: float | None = Field(description="mass over area share")
     p_value: float | None = Field(default=None, description="permutation test of lift > 1 by random torus shifts")
@@ -471,6 +472,13 @@ class RegionShare(Row):
     pointing: float | None = None
     iou: float | None = None
     auc: float | None = None
+    alone: Interval | None = Field(
+        default=None,
+        description="share of the flips that stay where only the part of the edit inside the region is made",
+    )
+    undone: Interval | None = Field(
+        default=None, description="share of the flips that stay where the part of the edit inside the region is undone"
+    )
 
 
 class ConfounderShare(Row):
@@ -499,6 +507,12 @@ class Counterfactuals(Row):
         description="share that flip of those that the model misclassifies as they are; None: there are none",
     )
     reached: float = Field(description="share at the operating point: as confident as on a typical real target image")
+    explained: Interval | None = Field(
+        default=None, description="share that flip without spoiling their image; None: the file is older"
+    )
+    unexplained: str | None = Field(
+        default=None, description="why no edit within the generator's range explains the model; None: most of them do"
+    )
     method: str | None = Field(default=None, description="name of the counterfactual method; None: the file is older")
     method_package: str | None = Field(
         default=None, description="package and version that give the method; None: it is built in"
@@ -568,6 +582,11 @@ class QueryRow(Row):
         description="whether the edit had stopped to shrink when the search ended; None: it was not shrunk",
     )
     aligned: Aligned | None = Field(default=None, description="the edit before it was shrunk; None: it was not shrunk")
+    ruined: bool = Field(
+        default=False,
+        description="the edit is as large as exchanging the image for the nearest real one of the target class, and "
+        "brings it no nearer to any of those",
+    )
     perceptual: float | None = None
     mass: dict[str, float | None] = Field(default_factory=dict, description="share of the edit in each named region")
     area: dict[str, float | None] = Field(default_factory=dict)

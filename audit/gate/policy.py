@@ -121,7 +121,7 @@ def _list_key(item: Row) -> str | None:
 
 _NO_NUMBERS = {
     "distances_by_image", "outcomes", "source", "attack", "confusion", "input", "failed", "method", "method_package",
-    "weights_sha256", "vetoes", "veto", "extent",
+    "weights_sha256", "vetoes", "veto", "extent", "mass_interval", "unexplained",
 }  # fmt: skip
 """Parts of the results that hold nothing to gate on: single images and decisions, how a model was read or explained."""
 
@@ -150,6 +150,8 @@ def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
         children = [(key, item) for item in node if isinstance(item, Row) and (key := _list_key(item)) is not None]
     for key, child in children:
         _flatten(child, f"{path}.{key}" if path else key, table)
+    if isinstance(node, RegionShare) and node.mass_interval is not None:
+        table[f"{path}.mass"] = Measured(node.mass, *node.mass_interval)
 
 
 def attack_of(model: ModelResult, metric: str) -> Attack | None:
@@ -179,7 +181,9 @@ class Doubts:
 def doubts_of(model: ModelResult, metric: str) -> Doubts:
     """Return the doubts about the number at the path `metric`: those of the attack or search it is the outcome of."""
     if metric.split(".")[0] in MEANINGFULNESS and model.counterfactuals is not None:
-        return Doubts(tuple(model.counterfactuals.untrusted))
+        why = model.counterfactuals.unexplained
+        ruin = () if why is None else (f"No edit within the generator's range explains {model.name}: {why}.",)
+        return Doubts((*model.counterfactuals.untrusted, *ruin))
     attack: Attack | MinimalDistance | None = attack_of(model, metric)
     table = table_of(model, metric)
     kind = "distance" if table is None else table.attack

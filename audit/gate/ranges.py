@@ -11,7 +11,7 @@ _CORRUPTION = r"robust\.corruptions\."
 _VULNERABILITY = r"robust\.vulnerability\."
 _REGION = r"(?:counterfactuals|robust\.vulnerability)\.regions\..+\."
 _CLASSES = r"macro_f1|(?:recall|precision|f1)\..+"
-_CHANCES = "mass|area|p_value|rank_accuracy|pointing|iou|auc"
+_CHANCES = "mass|area|p_value|rank_accuracy|pointing|iou|auc|alone|undone"
 UNBOUNDED = (-math.inf, math.inf)
 FROM_ZERO = (0.0, math.inf)
 SHARE = (0.0, 1.0)
@@ -39,7 +39,7 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
         # What is saved of a length can be less than nothing where the pixels that are kept weigh more.
         (rf"{_VULNERABILITY}l2_saved", (-math.inf, 1.0)),
         (
-            r"counterfactuals\.(?:flip_ratio|corrected|reached|converged|feature_target_flips|confidence|l1"
+            r"counterfactuals\.(?:flip_ratio|corrected|reached|explained|converged|feature_target_flips|confidence|l1"
             r"|changed_share)",
             SHARE,
         ),

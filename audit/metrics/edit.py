@@ -6,8 +6,9 @@ Against the query image the error of the inversion would be counted as an edit.
 import torch
 from torch import Tensor
 
-from audit.embeddings.embedding import check_images, check_pair
+from audit.embeddings.embedding import check_embeddings, check_images, check_pair
 from audit.errors import MetricError
+from audit.metrics.cmmd import unit_norm
 
 VISIBLE = 4 / 255
 """A pixel counts as changed above this difference, in pixel units."""
@@ -53,3 +54,16 @@ def nearest_distance(queries: Tensor, real: Tensor, chunk: int = 256) -> Tensor:
     for part in real.flatten(1).split(chunk):
         best = torch.minimum(best, (torch.cdist(flat, part.to(flat), p=1) / flat.shape[1]).amin(1))
     return best
+
+
+def ruins(l1: Tensor, nearest_l1: Tensor, edited: Tensor, inverted: Tensor, real: Tensor) -> Tensor:
+    """Say `[N]` which edits spoil an image instead of leading it to its target class.
+
+    Such an edit is as large as exchanging the image for the nearest real one of the target class (`l1 >= nearest_l1`,
+    both `[N]`), and yet brings it no nearer to any of those. Large edits that do (another exposure, another person) are
+    none. Nearness is between vectors of unit length of counterfactuals and inversions `[N, d]` and `real` `[m, d]`.
+    """
+    check_embeddings(edited, real, 1, "Nearness to real images")
+    target = unit_norm(real)
+    after, before = (torch.cdist(unit_norm(one), target).amin(1) for one in (edited, inverted))
+    return (nearest_l1 > 0) & (l1 >= nearest_l1) & (after >= before)

@@ -5,6 +5,7 @@ pp. 2635-2650, method 10. The mean of a number per image: percentile bootstrap, 
 """
 
 import math
+from statistics import NormalDist
 
 import torch
 from scipy.stats import binomtest
@@ -68,6 +69,18 @@ def _corrected_phi(both: int, only_a: int, only_b: int, neither: int) -> float:
     n = both + only_a + only_b + neither
     product = both * neither - only_a * only_b
     return (max(product - n / 2, 0) if product > 0 else product) / math.sqrt(margins)
+
+
+def mean_interval(values: Tensor, level: float = 0.95) -> Interval:
+    """Mean of `values` `[N]` with its normal-approximation interval."""
+    finite = values[values.isfinite()].double()
+    if len(finite) == 0:
+        return Interval(value=None, level=level)
+    mean = float(finite.mean())
+    if len(finite) < 2:
+        return Interval(value=mean, level=level, n=1)
+    half = NormalDist().inv_cdf((1 + level) / 2) * float(finite.std()) / len(finite) ** 0.5
+    return Interval(value=mean, low=mean - half, high=mean + half, level=level, n=len(finite))
 
 
 def bootstrap_mean(values: Tensor, generator: torch.Generator, level: float = 0.95, resamples: int = 2000) -> Interval:

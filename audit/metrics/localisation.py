@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from audit.errors import MetricError
+from audit.metrics.intervals import mean_interval
 from audit.results import RegionShare
 
 
@@ -104,11 +105,13 @@ def region_share(region: str, edit: Tensor, mask: Tensor, permutations: int, gen
         return float(finite.mean()) if len(finite) else None
 
     mass, area = mean("mass"), mean("area")
+    between = mean_interval(values["mass"])
     return RegionShare(
         region=region,
         n=n,
         skipped=len(edit) - n,
         mass=mass,
+        mass_interval=None if between.low is None else (max(between.low, 0.0), min(between.high or 0.0, 1.0)),
         area=area,
         lift=mass / area if mass is not None and area else None,
         p_value=permutation_p(edit, mask, permutations, generator) if n and permutations else None,

@@ -17,6 +17,7 @@ from audit.errors import ClassifierError, ModelFault
 from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
 from audit.metrics.edit import mean_absolute
+from audit.metrics.intervals import mean_interval
 from audit.metrics.transfer import fit_judge
 from audit.pipeline.compare import Compared, compare
 from audit.pipeline.context import Context
@@ -27,7 +28,7 @@ from audit.pipeline.pairing import Group
 from audit.pipeline.queries import Queries, Selection, choose_queries, invert_queries, null_edits, stable_groups
 from audit.pipeline.rank import Ranking, rank_models
 from audit.pipeline.reference import Reference, build_reference, embed_with_bar
-from audit.pipeline.score import Scored, mean_interval, score_model
+from audit.pipeline.score import Scored, score_model
 from audit.pipeline.transfer import (
     Panel,
     all_verdicts,

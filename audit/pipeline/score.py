@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -22,13 +21,14 @@ from audit.metrics.components import (
 )
 from audit.metrics.confounder import confounder_share, veto
 from audit.metrics.distribution import EmbeddedSets, Measure, canonical_kinds, distribution_row
-from audit.metrics.edit import changed_share, edit_map, mean_absolute
-from audit.metrics.intervals import wilson_interval
+from audit.metrics.edit import changed_share, edit_map, mean_absolute, ruins
+from audit.metrics.intervals import mean_interval, wilson_interval
 from audit.metrics.kernels import KERNELS
 from audit.metrics.localisation import localise, region_share
 from audit.metrics.perceptual import perceptual_all
 from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scores
 from audit.pipeline.context import Context
+from audit.pipeline.edit_parts import flips_by_part
 from audit.pipeline.explain import Explained
 from audit.pipeline.rank import bootstrap_weights
 from audit.pipeline.reference import Reference
@@ -38,28 +38,16 @@ from audit.results import (
     Axioms,
     ConfounderShare,
     Distribution,
-    Interval,
     NotComputed,
     Perceptual,
     QueryRow,
+    RegionShare,
 )
 from audit.results import Counterfactuals as CounterfactualSummary
 
 PERMUTATIONS = 999
 OWN_CLASS = "the images explained are misclassified and belong to their target class as they are"
 """Why what asks whether an edit leads into another class is not measured."""
-
-
-def mean_interval(values: Tensor, level: float = 0.95) -> Interval:
-    """Mean of `values` `[N]` with its normal-approximation interval."""
-    finite = values[values.isfinite()].double()
-    if len(finite) == 0:
-        return Interval(value=None, level=level)
-    mean = float(finite.mean())
-    if len(finite) < 2:
-        return Interval(value=mean, level=level, n=1)
-    half = NormalDist().inv_cdf((1 + level) / 2) * float(finite.std()) / len(finite) ** 0.5
-    return Interval(value=mean, low=mean - half, high=mean + half, level=level, n=len(finite))
 
 
 @dataclass(frozen=True)
@@ -131,10 +119,12 @@ def score_model(
     edit, l1 = edit_map(found.images, inversions), mean_absolute(found.images, inversions)
     embedded = embed_all(networks.embedding, found.images, 256, context.device)
     tables, kernels, missing, reasons = _distributions(context, reference, explained, embedded)
-    nearest = torch.empty(len(targets))
+    nearest, ruined = torch.empty(len(targets)), torch.zeros(len(targets), dtype=torch.bool)
     for target in targets.unique().tolist():
-        rows = targets == target
-        nearest[rows] = reference.real[target].nearest[rows]
+        rows, real = targets == target, reference.real[target]
+        nearest[rows] = real.nearest[rows]
+        before = reference.embedded_inversions[rows]
+        ruined[rows] = ruins(l1[rows], nearest[rows], embedded[rows], before, real.embedded)
     local = {region: localise(edit, mask) for region, mask in reference.regions.items()}
     main = local.get(MAIN_REGION)
     if main is None or not main["mass"].isfinite().any():
@@ -157,6 +147,11 @@ def score_model(
     lpips = None if networks.lpips is None else networks.lpips.distance_all(found.images, inversions)
     generator = context.rng("permutation")
     aimed = found.feature_target_flips
+
+    def parts(row: RegionShare) -> RegionShare:
+        alone, undone = flips_by_part(explained, inversions, reference.regions[row.region], context.device)
+        return row.model_copy(update={"alone": alone, "undone": undone})
+
     summary = CounterfactualSummary(
         n=len(targets),
         method=method.name,
@@ -164,6 +159,8 @@ def score_model(
         flip_ratio=wilson_interval(int(found.flipped.sum()), len(targets)),
         corrected=wilson_interval(int(found.flipped[~away].sum()), int((~away).sum())) if not away.all() else None,
         reached=float(found.reached.float().mean()),
+        explained=wilson_interval(int((found.flipped & ~ruined).sum()), len(targets)),
+        unexplained=_unexplained(found, ruined),
         feature_target_flips=None if aimed is None else float(aimed.float().mean()),
         operating_point={reference.class_names[t]: float(operating_point[t]) for t in targets.unique().tolist()},
         operating_point_cap=context.config.counterfactual.operating_point_cap,
@@ -174,7 +171,8 @@ def score_model(
         lpips=None if networks.lpips is None or lpips is None else _perceptual(lpips, networks.lpips),
         perceptual=_perceptual(distance, networks.perceptual),
         regions=[
-            region_share(region, edit, mask, PERMUTATIONS, generator) for region, mask in reference.regions.items()
+            parts(region_share(region, edit, mask, PERMUTATIONS, generator))
+            for region, mask in reference.regions.items()
         ],
         confounder=confounder,
         judges=[judge_row(one, targets[away], found.flipped[away]) for one in judges],
@@ -202,6 +200,7 @@ def score_model(
             steps=_last(found, i),
             converged=None if found.converged is None else bool(found.converged[i]),
             aligned=_aligned(found, i),
+            ruined=bool(ruined[i]),
             perceptual=float(distance[i]),
             mass={region: _or_none(values["mass"][i]) for region, values in local.items()},
             area={region: _or_none(values["area"][i]) for region, values in local.items()},
@@ -235,6 +234,24 @@ def _confounder(
     if isinstance(share, str):
         return NotComputed(what="edits in confounders", why=share, paths=["counterfactuals.confounder"])
     return share
+
+
+def _unexplained(found: Counterfactuals, ruined: Tensor) -> str | None:
+    """Say why no edit explains the model, where fewer than half of the images flip without being spoilt; else None."""
+    n, spoilt, held = len(ruined), ruined & found.flipped, ~found.flipped
+    if 2 * int((spoilt | held).sum()) <= n:
+        return None
+    reasons = []
+    if held.any():
+        reasons.append(f"{int(held.sum())} do not flip")
+    if spoilt.any():
+        reasons.append(
+            f"{int(spoilt.sum())} flip only by an edit as large as exchanging the image for the nearest real one of "
+            "the target class, which brings it no nearer to any of those"
+        )
+    going = 0 if found.converged is None else int((~found.converged & (spoilt | held)).sum())
+    more = f"; the search for {going} of them had not ended, and more steps may find one" if going else ""
+    return f"of {n} query images {' and '.join(reasons)}{more}"
 
 
 def _way_back(explained: Explained, inversions: Tensor) -> dict[str, Any]:

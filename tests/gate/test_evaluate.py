@@ -323,6 +323,27 @@ def test_counterfactuals_that_a_blind_search_made_pass_no_bound(results: AuditRe
     assert evaluate_gate(blind, policy({"models": ["trades"], "above": "shortcut"})).exit_status == 2
 
 
+def test_numbers_of_a_model_that_no_edit_explains_pass_no_bound(results: AuditResult):
+    found = results.models[0].counterfactuals.model_copy(update={"unexplained": "of 8 query images 6 do not flip"})
+    ruined = with_model(results, "trades", counterfactuals=found)
+    for metric, bound in (("index", 99), ("counterfactuals.regions.marker.mass", 0.9)):
+        (check,) = evaluate_gate(ruined, policy({"metric": metric, "models": ["trades"], "max": bound})).checks
+        assert check.status == "not measured"
+        assert "explains trades: of 8 query images 6 do not flip." in check.sentence
+
+
+def test_a_share_of_the_edit_can_be_asked_for_at_the_end_of_its_interval(results: AuditResult):
+    regions = [
+        row.model_copy(update={"mass": 0.3, "mass_interval": (0.2, 0.4)})
+        for row in results.models[0].counterfactuals.regions
+    ]
+    found = results.models[0].counterfactuals.model_copy(update={"regions": regions})
+    wide = with_model(results, "trades", counterfactuals=found)
+    rule = {"metric": "counterfactuals.regions.region.mass", "models": ["trades"], "min": 0.25}
+    assert evaluate_gate(wide, policy(rule)).exit_status == 0
+    assert evaluate_gate(wide, policy(rule | {"use": "low"})).exit_status == 1
+
+
 def test_two_models_of_one_name_pass_nothing(results: AuditResult):
     twice = results.model_copy(update={"models": [*results.models, results.models[0]]})
     assert evaluate_gate(twice, policy({"metric": "clean.accuracy", "min": 0.1})).exit_status == 2

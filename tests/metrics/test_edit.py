@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from audit.errors import MetricError
-from audit.metrics.edit import changed_share, edit_map, mean_absolute, nearest_distance
+from audit.metrics.edit import changed_share, edit_map, mean_absolute, nearest_distance, ruins
 
 
 def test_map_size_and_extent_of_a_known_edit() -> None:
@@ -30,3 +30,13 @@ def test_no_or_other_real_images_are_refused() -> None:
     for real in (torch.zeros(0, 1, 5, 5), torch.zeros(3, 1, 6, 6)):
         with pytest.raises(MetricError):
             nearest_distance(torch.zeros(2, 1, 5, 5), real)
+
+
+def test_an_edit_spoils_an_image_where_it_is_as_large_as_an_exchange_and_leads_no_nearer() -> None:
+    real = torch.tensor([[1.0, 0.0], [0.9, 0.1]])
+    inverted = torch.tensor([[0.0, 1.0]] * 4)
+    edited = torch.tensor([[0.0, -1.0], [1.0, 0.2], [0.0, -1.0], [0.0, -1.0]])
+    large, small = 0.3, 0.1
+    l1, nearest = torch.tensor([large, large, small, large]), torch.tensor([0.2, 0.2, 0.2, 0.0])
+    # Far and away; far but near to real ones; small; an image that is a real target image itself.
+    assert ruins(l1, nearest, edited, inverted, real).tolist() == [True, False, False, False]

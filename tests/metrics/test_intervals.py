@@ -5,10 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import norm
 from torch import Tensor
 
 from audit.errors import MetricError
-from audit.metrics.intervals import bootstrap_mean, paired_difference, wilson_interval
+from audit.metrics.intervals import bootstrap_mean, mean_interval, paired_difference, wilson_interval
 
 COUNTS = st.tuples(*[st.integers(0, 40)] * 4).filter(lambda counts: sum(counts) > 0)
 
@@ -110,3 +111,18 @@ def test_bootstrap_mean_has_the_width_of_the_standard_error() -> None:
     assert interval == bootstrap_mean(values, torch.Generator().manual_seed(1))
     assert bootstrap_mean(values[:0], torch.Generator()).value is None
     assert bootstrap_mean(torch.ones(3), torch.Generator()).low == 1
+
+
+@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
+def test_a_mean_has_an_interval_of_the_level_that_was_asked_for(level: float) -> None:
+    values = torch.tensor([0.1, 0.4, 0.2, float("nan"), 0.9])
+    found = mean_interval(values, level)
+    low, high = norm.interval(level, loc=0.4, scale=values[[0, 1, 2, 4]].double().std() / 2)
+    assert (found.value, found.level, found.n) == (pytest.approx(0.4), level, 4)
+    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_one_value_has_no_interval_and_none_has_no_value() -> None:
+    one, none = mean_interval(torch.tensor([0.3])), mean_interval(torch.tensor([float("nan")]))
+    assert (one.value, one.low, one.high, one.n) == (pytest.approx(0.3), None, None, 1)
+    assert (none.value, none.n) == (None, 0)

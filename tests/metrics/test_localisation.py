@@ -110,6 +110,8 @@ def test_region_summary_counts_what_it_skipped() -> None:
     assert row.mass is not None
     assert row.area is not None
     assert row.lift == pytest.approx(row.mass / row.area)
+    assert row.mass_interval is not None
+    assert 0 <= row.mass_interval[0] < row.mass < row.mass_interval[1] <= 1
     nothing = region_share("marker", edit, torch.zeros_like(mask), 20, torch.Generator().manual_seed(0))
     assert (nothing.n, nothing.mass, nothing.lift, nothing.p_value, nothing.auc) == (0, None, None, None, None)
 

@@ -1,32 +1,20 @@
 """Summaries of one model's counterfactuals."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from scipy.stats import norm
 from support_small_audit import by_brightness, configured
 
+from audit.counterfactual.answers import judged
+from audit.counterfactual.methods import ChosenMethod
+from audit.counterfactual.protocol import Counterfactuals
 from audit.embeddings.embedding import embed_all
 from audit.metrics.transfer import Verdicts
+from audit.pipeline.edit_parts import flips_by_part
 from audit.pipeline.explain import WayBack, equal_edits, explain_model
 from audit.pipeline.reference import build_reference
-from audit.pipeline.score import OWN_CLASS, mean_interval, score_model
-
-
-@pytest.mark.parametrize("level", [0.5, 0.9, 0.95, 0.99])
-def test_a_mean_has_an_interval_of_the_level_that_was_asked_for(level: float) -> None:
-    values = torch.tensor([0.1, 0.4, 0.2, float("nan"), 0.9])
-    found = mean_interval(values, level)
-    low, high = norm.interval(level, loc=0.4, scale=values[[0, 1, 2, 4]].double().std() / 2)
-    assert (found.value, found.level, found.n) == (pytest.approx(0.4), level, 4)
-    assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
-
-
-def test_one_value_has_no_interval_and_none_has_no_value() -> None:
-    one, none = mean_interval(torch.tensor([0.3])), mean_interval(torch.tensor([float("nan")]))
-    assert (one.value, one.low, one.high, one.n) == (pytest.approx(0.3), None, None, 1)
-    assert (none.value, none.n) == (None, 0)
+from audit.pipeline.score import OWN_CLASS, score_model
 
 
 def test_one_models_counterfactuals_by_hand(small) -> None:
@@ -102,6 +90,47 @@ def test_what_is_misclassified_is_corrected_and_counts_for_no_distance_to_its_ow
     assert scored.summary.fid == []
     assert "FID and MMD" in [note.what for note in scored.not_computed]
     assert scored.summary.judges[0].agreement is None
+
+
+def test_the_part_of_an_edit_that_carries_the_flip_is_told_from_the_rest(small) -> None:
+    explained = small.explained(small.subject(by_brightness("left")))
+    half = torch.zeros(6, 16, 16, dtype=torch.bool)
+    half[:5, :, :8] = True  # one image does not show the region
+    before, device = small.queries.inversion.images, torch.device("cpu")
+    alone, undone = flips_by_part(explained, before, half, device)
+    assert (alone.value, undone.value, alone.n, undone.n) == (1.0, 0.0, 5, 5)
+    alone, undone = flips_by_part(explained, before, ~half, device)
+    assert (alone.value, undone.value) == (pytest.approx(1 / 6), pytest.approx(5 / 6))
+    nothing, _ = flips_by_part(explained, before, torch.zeros_like(half), device)
+    assert (nothing.value, nothing.n) == (None, 0)
+
+
+@dataclass(frozen=True)
+class Striped:
+    """A method whose counterfactuals flip by a broad stripe that no real image has."""
+
+    def explain(self, subject, networks, queries, targets, advance) -> Counterfactuals:
+        stripe = (torch.arange(16) < 4).float().expand(len(targets), 1, 16, 16)
+        made = torch.where((targets == 1)[:, None, None, None], 1 - stripe, stripe)
+        return judged(subject, queries, targets, made)
+
+
+def test_a_model_that_only_ruins_flip_is_not_explained(small) -> None:
+    striped = replace(small, method=ChosenMethod("striped", "outside 1.0", 0, Striped()))
+    subject = small.subject(by_brightness("whole"))
+    embedded = embed_all(small.networks.embedding, small.calibration.images())
+    reference = build_reference(small.context, small.networks, small.queries, small.calibration, embedded, {0: 3, 1: 3})
+    yes = Verdicts("judge", 1.0, small.queries.labels, small.queries.labels, 1.0)
+
+    def scored(one):
+        return score_model(small.context, reference, one.explained(subject), [yes], one.method)
+
+    ruined = scored(striped)
+    summary = ruined.summary
+    assert (summary.flip_ratio.value, summary.explained.value) == (1.0, 0.0)
+    assert all(row.ruined for row in ruined.rows)
+    assert summary.unexplained.startswith("of 6 query images 6 flip only by an edit as large as exchanging the image")
+    assert scored(small).summary.unexplained is None
 
 
 def test_distances_of_all_models_rest_on_equally_many_edits(small) -> None:
