@@ -623,7 +623,10 @@ class ModelResult(Row):
     """Everything measured for one classifier."""
 
     name: str
-    rank: int | None = Field(description="1 is best; models that cannot be told apart share a rank; None: no index")
+    rank: int | None = Field(
+        description="1 + the models in higher tiers; a tier ends where all models so far are surely above all that "
+        "follow; None: no index"
+    )
     index: float | None = Field(description="meaningfulness index, 0 to 100")
     index_interval: tuple[float, float] | None
     veto: str | None = Field(
@@ -669,6 +672,11 @@ class Comparison(Row):
     a: str
     b: str
     probability: float
+    images_needed: int | None = Field(
+        default=None,
+        description="query images on which the two would be told apart if they differ by as much as on these; None: "
+        "they are told apart, or do not differ, or the file is older",
+    )
     paired: bool = Field(default=True, description="both are explained on the same images, which are drawn together")
 
 

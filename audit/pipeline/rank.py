@@ -8,14 +8,17 @@ Every draw takes the same images for all models, so what makes an image hard or 
 that is explained on images of its own is drawn by itself, and never changes what the index of the others rests on:
 where it lacks a component of theirs, it has no index. A model with a veto has the index 0, in every draw.
 
-Model A is *above* B when A's index is the higher one in at least `separation` of the draws (ties count half). A model's
-rank is 1 + the number of models above it: models that cannot be told apart share a rank. "Cannot be told apart" is not
-transitive - a first model may be above the third but not above the second - and counting the models above needs no such
-thing: a rank is a statement about a model and those that beat it.
+Model A is *surely above* B when A's index is the higher one in at least `separation` of the draws (ties count half).
+Ordered by index, a *tier* ends where every model so far is surely above every model still to come; a model's rank is 1
++ the number of models in higher tiers. "Cannot be told apart" is not transitive - a first model may be surely above the
+third but not above the second - so models that hang together by such a chain share a tier, and ranks never contradict
+the order of the indices.
 """
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -79,10 +82,31 @@ def probability_above(a: Tensor, b: Tensor) -> float:
     return float(((a > b).double() + 0.5 * (a == b).double()).mean())
 
 
-def shared_ranks(above: Tensor, separation: float) -> list[int]:
-    """Ranks from `above` `[M, M]`, the probability that the row's model beats the column's: 1 + models surely above."""
-    sure = above >= separation  # the diagonal is 0.5 and separation above that: no model is above itself
-    return [1 + int(count) for count in sure.sum(0)]
+def tier_ranks(index: Tensor, above: Tensor, separation: float) -> list[int]:
+    """Return the ranks of models by the tiers that they fall into.
+
+    `above` `[M, M]` is the probability that the row's model beats the column's; `index` `[M]` orders the models.
+    """
+    order = index.argsort(descending=True, stable=True)
+    sure = above[order][:, order] >= separation
+    ranks, first = [1] * len(index), 1
+    for place, model in enumerate(order.tolist()):
+        first = place + 1 if bool(sure[:place, place:].all()) else first
+        ranks[model] = first
+    return ranks
+
+
+def images_needed(difference: float, draws: Tensor, n: int, separation: float) -> int | None:
+    """Return how many query images would tell two models apart, if their indices differ by as much as on these `n`.
+
+    `draws` `[B]` are the bootstrap's differences; `difference` is that of the estimates. Their spread s falls with the
+    square root of n, and a normal difference d is above 0 in a share `separation` of the draws where d = z s, z the
+    normal quantile: n (z s / d)^2 images. None where d is 0.
+    """
+    if difference == 0:
+        return None
+    z = NormalDist().inv_cdf(separation)
+    return max(math.ceil(n * (z * float(draws.std()) / difference) ** 2), n + 1)
 
 
 def _interval(draws: Tensor) -> tuple[float, float]:
@@ -139,13 +163,22 @@ def rank_models(
     index = {i: allowed[i] * weighted_index({k: estimates[i][k] for k in used}, weights) for i in placed}
     redrawn = [allowed[i] * weighted_index({k: draws[i][k] for k in used}, weights) for i in placed]
     above = torch.tensor([[probability_above(a, b) for b in redrawn] for a in redrawn]).view(len(placed), len(placed))
-    ranks = dict(zip(placed, shared_ranks(above, config.separation), strict=True))
+    values = torch.tensor([float(index[i]) for i in placed])
+    ranks = dict(zip(placed, tier_ranks(values, above, config.separation), strict=True))
     intervals = dict(zip(placed, map(_interval, redrawn), strict=True))
     comparisons = [
         Comparison(
             a=models[i].name,
             b=models[j].name,
             probability=float(above[first, second]),
+            images_needed=None
+            if max(above[first, second], above[second, first]) >= config.separation
+            else images_needed(
+                float(index[i] - index[j]),
+                redrawn[first] - redrawn[second],
+                min(len(models[i].flipped), len(models[j].flipped)),
+                config.separation,
+            ),
             paired=not {models[i].name, models[j].name} & set(unpaired),
         )
         for first, i in enumerate(placed)

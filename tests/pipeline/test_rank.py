@@ -9,7 +9,14 @@ from pydantic import ValidationError
 from audit.config import RankingConfig
 from audit.errors import MetricError
 from audit.metrics.components import ModelScores
-from audit.pipeline.rank import bootstrap_weights, probability_above, rank_models, shared_ranks, weighted_index
+from audit.pipeline.rank import (
+    bootstrap_weights,
+    images_needed,
+    probability_above,
+    rank_models,
+    tier_ranks,
+    weighted_index,
+)
 from audit.results import COMPONENTS
 
 CONFIG = RankingConfig(bootstrap=300)
@@ -104,10 +111,41 @@ def test_pairing_separates_what_single_intervals_do_not() -> None:
     assert (first.rank, second.rank) == (2, 1)
 
 
-def test_rank_counts_the_models_surely_above_though_that_is_not_transitive() -> None:
-    above = torch.tensor([[0.5, 0.8, 0.99], [0.2, 0.5, 0.8], [0.01, 0.2, 0.5]])
-    assert shared_ranks(above, 0.95) == [1, 1, 2]
+def test_models_that_hang_together_by_a_chain_share_a_tier() -> None:
+    index = torch.tensor([60.0, 50.0, 40.0, 10.0])
+    above = torch.tensor([[0.5, 0.8, 0.99, 1], [0.2, 0.5, 0.8, 1], [0.01, 0.2, 0.5, 1], [0, 0, 0, 0.5]])
+    assert tier_ranks(index, above, 0.95) == [1, 1, 1, 4]
+    shuffled = torch.tensor([3, 1, 0, 2])
+    assert tier_ranks(index[shuffled], above[shuffled][:, shuffled], 0.95) == [4, 1, 1, 1]
     assert probability_above(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 1.0, 4.0])) == pytest.approx(0.5)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 100), st.floats(0.1, 30)), min_size=1, max_size=8), st.integers(0, 99))
+def test_ranks_never_contradict_the_order_of_the_indices(models: list[tuple[float, float]], seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    draws = [level + spread * torch.randn(200, generator=generator) for level, spread in models]
+    above = torch.tensor([[probability_above(a, b) for b in draws] for a in draws])
+    index = torch.tensor([level for level, _ in models])
+    ranks = torch.tensor(tier_ranks(index, above, 0.95))
+    assert (ranks[:, None] <= ranks)[index[:, None] > index].all()
+    assert (above >= 0.95)[ranks[:, None] < ranks].all()
+    assert all(int(rank) == 1 + int((ranks < rank).sum()) for rank in ranks)
+
+
+def test_images_needed_to_tell_two_models_apart_in_closed_form() -> None:
+    # An index of one mean: its paired difference has the standard error sd / sqrt(n), so (z sd / mean)^2 images decide.
+    only = RankingConfig(bootstrap=4000, validity=0, realism=0, sparsity=1, localisation=0, transfer=0)
+    gaps = 0.02 + 0.2 * torch.linspace(-1, 1, 40, dtype=torch.float64)
+    base = torch.full((40,), 0.5, dtype=torch.float64)
+    ones = torch.ones(40, dtype=torch.bool)
+    (found,) = rank_models([ModelScores("a", ones, base + gaps), ModelScores("b", ones, base)], only, 0).comparisons
+    expected = (1.6449 * float(gaps.std(correction=0)) / 0.02) ** 2
+    assert found.images_needed == pytest.approx(expected, rel=0.05)
+    (same,) = rank_models([ModelScores("a", ones, base), ModelScores("b", ones, base)], only, 0).comparisons
+    (apart,) = rank_models([ModelScores("a", ones, base + 0.1), ModelScores("b", ones, base)], only, 0).comparisons
+    assert (same.images_needed, apart.images_needed, apart.probability) == (None, None, 1.0)
+    assert images_needed(1.0, torch.tensor([0.9, 1.1]), 40, 0.95) == 41  # never fewer than did not suffice
 
 
 def test_a_component_missing_for_one_model_is_left_out_for_all_but_still_printed() -> None:
