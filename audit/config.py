@@ -506,7 +506,12 @@ class RankingConfig(Section):
     validity: float = Field(1.0, ge=0, description="weight in the index")
     realism: float = Field(1.0, ge=0, description="weight in the index")
     sparsity: float = Field(1.0, ge=0, description="weight in the index")
-    localisation: float = Field(1.0, ge=0, description="weight in the index")
+    localisation: float = Field(
+        4.0,
+        ge=0,
+        description="weight in the index; by default that of the four others together: it alone says what a decision "
+        "rests on, they say how good a counterfactual is",
+    )
     transfer: float = Field(1.0, ge=0, description="weight in the index")
     bootstrap: int = Field(1000, ge=100, description="draws of query images behind intervals and order")
     separation: float = Field(0.95, gt=0.5, lt=1, description="probability above which two models do not share a rank")

@@ -282,7 +282,9 @@ def audit(members: tuple[Member, ...], family: str, out: Path, queries: int, see
 def localised(model: ModelResult, folder: Path, rows: Sequence[Query]) -> float:
     """Share of the model's visible edit (above 4/255) that lies in the queries' region, over all queries together."""
     inside, whole = 0.0, 0.0
-    for query, row in zip(rows, model.queries, strict=True):
+    by_id = {query.id: query for query in rows}
+    for row in model.queries:  # an unpaired model has images of its own
+        query = by_id[row.query]
         edit = (read(folder / str(row.counterfactual_image)) - read(folder / str(query.inversion_image))).abs()
         edit = edit * (edit > VISIBLE)
         inside += float((edit * read(folder / query.region_images[MAIN_REGION]).gt(0.5)).sum())

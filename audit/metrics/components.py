@@ -4,8 +4,8 @@ validity      share of counterfactuals that flip the decision;
 realism       share of the gap to real target images that the edit closes, (d(inv) - d(cf)) / (d(inv) - floor), with d
               the unbiased squared distance of the chosen kernel (`kernels.py`);
 sparsity      1 - L1(cf, inv) / L1(query, nearest real target image);
-localisation  (mass - area) / (1 - area): excess of the edit inside the region over chance;
-transfer      share of independent judges that agree with the flip.
+localisation  (mass - area) / (1 - area): excess inside the region, over chance, of what is seen of the edit;
+transfer      how far independent judges follow the flip.
 
 All are clipped to [0, 1]. One rule holds for all: an edit that does not flip the decision earns nothing, so a model
 cannot look sparse or well localised by failing.
@@ -147,8 +147,11 @@ def sparsity_scores(edit_l1: Tensor, nearest_l1: Tensor, flipped: Tensor) -> Ten
 
 
 def localisation_scores(mass: Tensor, area: Tensor, flipped: Tensor) -> Tensor:
-    """Localisation per image, float64 `[N]`, from `localise`'s mass and area; NaN for an empty or a full mask."""
-    scores = ((mass.double() - area.double()) / (1 - area.double())).clamp(0, 1)
+    """Localisation per image, float64 `[N]`, from `localise`'s mass and area; NaN for an empty or a full mask.
+
+    An edit that nobody sees has no mass anywhere (NaN), and lies nowhere: 0.
+    """
+    scores = ((mass.double() - area.double()) / (1 - area.double())).nan_to_num(0.0).clamp(0, 1)
     return torch.where(flipped, scores, 0.0).masked_fill(~(area < 1), torch.nan)
 
 

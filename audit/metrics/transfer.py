@@ -4,10 +4,14 @@ Adversarial noise convinces nobody else; a real change of the thing does. Judges
 predictor fitted on real images in a domain embedding, so that the audit of a single model has a judge too. A judge
 that never says no is no evidence: each is weighted by its *power*, and an image on which a judge already calls the
 unedited inversion the target is left out for that judge.
+
+A judge agrees by degrees: by how far the edit brings it, in log-odds, from where it stands on the unedited inversion to
+its own operating point. The smallest edit convinces its own model just enough, and whether it carries a judge over its
+boundary depends on how sharp the two are; a judge that moves half of its way has seen something all the same.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -23,14 +27,25 @@ from audit.errors import MetricError
 from audit.results import Judge
 
 NEIGHBOURS = 15
+SURE = 1e-6
+"""Confidences are read within this distance of 0 and 1, or one certain judge would have infinite log-odds."""
+LEAST_WAY = 0.1
+"""Log-odds that a judge's way has at least: from a shorter one any little change would be all of it."""
 
 
 @dataclass(frozen=True)
 class EmbeddingJudge:
-    """A predictor of the class from embeddings of real images; `predict` maps `[N, d]` to labels `[N]` of int64."""
+    """A predictor of the class from embeddings of real images.
+
+    `confidences` maps `[N, d]` to probabilities `[N, C]` of float64, C - 1 being the largest label it was fitted on.
+    """
 
     name: str
-    predict: Callable[[Tensor], Tensor]
+    confidences: Callable[[Tensor], Tensor]
+
+    def predict(self, embeddings: Tensor) -> Tensor:
+        """Return labels `[N]` of int64 for embeddings `[N, d]`."""
+        return self.confidences(embeddings).argmax(1)
 
 
 def fit_judge(
@@ -53,10 +68,13 @@ def fit_judge(
         model = KNeighborsClassifier(n_neighbors=min(NEIGHBOURS, len(real)), metric="cosine")
     model.fit(_numpy(real), labels.cpu().numpy())
 
-    def predict(embeddings: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(model.predict(_numpy(embeddings)), dtype=np.int64))
+    known = torch.from_numpy(np.asarray(model.classes_, dtype=np.int64))
 
-    return EmbeddingJudge(f"{kind} on {embedding}", predict)
+    def confidences(embeddings: Tensor) -> Tensor:
+        found = torch.from_numpy(np.asarray(model.predict_proba(_numpy(embeddings)), dtype=np.float64))
+        return torch.zeros(len(found), int(known.max()) + 1, dtype=torch.float64).index_copy_(1, known, found)
+
+    return EmbeddingJudge(f"{kind} on {embedding}", confidences)
 
 
 def _numpy(embeddings: Tensor) -> np.ndarray:
@@ -64,9 +82,28 @@ def _numpy(embeddings: Tensor) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+class Confidences:
+    """A judge's confidence `[N]` in the target: before the edit, after it, and at its own operating point."""
+
+    before: Tensor
+    after: Tensor
+    goal: Tensor
+
+    def way(self) -> Tensor:
+        """Share of the way from `before` to `goal` that the edit has gone, in log-odds, float64 `[N]` in [0, 1]."""
+        before, after, goal = (torch.logit(p.double(), eps=SURE) for p in (self.before, self.after, self.goal))
+        return ((after - before) / (goal - before).clamp_min(LEAST_WAY)).clamp(0, 1)
+
+    def at(self, rows: Tensor) -> "Confidences":
+        """Return those of some images."""
+        return Confidences(self.before[rows], self.after[rows], self.goal[rows])
+
+
+@dataclass(frozen=True)
 class Verdicts:
     """What one judge says about one model's counterfactuals: predicted labels `[N]` in the order of the queries.
 
+    `confidences` are by how much; a judge that has none goes all of its way or none of it.
     `accuracy` is on real images of the audit split; `rejects_adversarial` the share of pixel-space adversarial examples
     towards a target that the judge does not call the target, None where not measured. For comparable weights measure
     it on one set of adversarial examples for all the models that are compared. `is_copy`: the judge is an independently
@@ -80,6 +117,16 @@ class Verdicts:
     rejects_adversarial: float | None = None
     weights_sha256: str | None = None
     is_copy: bool = False
+    confidences: Confidences | None = None
+
+    def at(self, rows: Tensor) -> "Verdicts":
+        """Return those of some images."""
+        found = replace(self, counterfactuals=self.counterfactuals[rows], inversions=self.inversions[rows])
+        return found if self.confidences is None else replace(found, confidences=self.confidences.at(rows))
+
+    def way(self, targets: Tensor) -> Tensor:
+        """Share of its way to the target that the edit brings the judge, float64 `[N]` in [0, 1]."""
+        return (self.counterfactuals == targets).double() if self.confidences is None else self.confidences.way()
 
 
 def rejection(predicted: Tensor, targets: Tensor) -> float:
@@ -120,7 +167,7 @@ def judge_row(verdicts: Verdicts, targets: Tensor, flipped: Tensor) -> Judge:
 
 
 def transfer_scores(verdicts: Sequence[Verdicts], targets: Tensor, flipped: Tensor) -> Tensor:
-    """Power-weighted share of the judges that agree with the flip, per image: float64 `[N]` in [0, 1].
+    """How far the judges follow the flip, per image: power-weighted mean share of their ways, float64 `[N]` in [0, 1].
 
     A counterfactual that does not flip its own model scores 0. A judge counts for an image only if it does not call
     the unedited inversion the target already; a flip that no judge with power can speak about is NaN.
@@ -130,6 +177,6 @@ def transfer_scores(verdicts: Sequence[Verdicts], targets: Tensor, flipped: Tens
     for one in verdicts:
         counts = power(one, targets) * (one.inversions != targets).double() if len(targets) else total
         total += counts
-        agreed += counts * agreement(one.counterfactuals, targets, flipped)
+        agreed += counts * one.way(targets)
     scores = torch.where(total > 0, agreed / total, torch.nan)
     return torch.where(flipped, scores, 0.0)

@@ -38,7 +38,7 @@ def compare(context: Context, method: ChosenMethod, reference: Reference, panel:
             explained = explain_model(context, method, reference.networks, audited.queries, subject)
         stage = "metrics"
         with context.watch.stage(stage):
-            verdicts = panel.on(subject.name, explained.counterfactuals.images)
+            verdicts = panel.on(subject.name, explained.counterfactuals.images, explained.targets)
             scored = score_model(context, reference.of(audited.queries), explained, verdicts, method)
             values, missing = components(scored.scores, torch.ones(1, len(explained.targets), dtype=torch.float64))
     except Exception as error:  # noqa: BLE001 - whatever another method fails by, the audit is complete without it

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from audit.counterfactual.iterates import operating_points
 from audit.counterfactual.methods import ChosenMethod
 from audit.embeddings.embedding import named
 from audit.errors import ClassifierError, ModelFault
@@ -36,6 +37,7 @@ from audit.pipeline.transfer import (
     classifier_judge,
     decisions,
     domain_judge,
+    goals_of,
 )
 from audit.results import MEANINGFULNESS, Failure, InversionSummary, NotComputed, Perceptual
 from audit.runtime.faults import stage_kept, tried
@@ -272,13 +274,20 @@ def _panel(
 ) -> Panel:
     """What the judges of every model say: the other models, those of the configuration, one in the domain embedding."""
     assert images.calibration is not None
-    network, device, audited = reference.networks.embedding, context.device, images.audited
-    domain = fit_judge(network.name, embedded, images.calibration.row_labels)
-    subjects = [one.subject for one in explained]
-    judges = [classifier_judge(one.classifier, one.clean.accuracy.value or 0.0, device) for one in subjects]
-    judges += checkpoint_judges(context, reference.networks.judges, audited)
+    network, device, audited, known = reference.networks.embedding, context.device, images.audited, images.calibration
+    domain = fit_judge(network.name, embedded, known.row_labels)
+    judges = [
+        classifier_judge(
+            one.classifier, one.clean.accuracy.value or 0.0, goals_of(context, one.calibrated.operating_point), device
+        )
+        for one in (each.subject for each in explained)
+    ]
+    judges += checkpoint_judges(context, reference.networks.judges, audited, known)
     real = embed_with_bar(network, audited, device, "embedding audited images")
-    judges.append(domain_judge(domain, network, real, audited.row_labels, device))
+    accuracy = float((domain.predict(real) == audited.row_labels).float().mean())
+    usual = domain.confidences(embedded)
+    goals = goals_of(context, operating_points(usual, known.row_labels, usual.argmax(1)))
+    judges.append(domain_judge(network, domain, accuracy, goals, device))
     return Panel(tuple(judges), all_verdicts(context, explained, judges, reference.queries))
 
 

@@ -1,7 +1,7 @@
 """From counterfactuals to numbers: one model's rows, summaries and the arrays that its index is drawn from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from audit.metrics.components import (
 )
 from audit.metrics.confounder import confounder_share, veto
 from audit.metrics.distribution import EmbeddedSets, Measure, canonical_kinds, distribution_row
-from audit.metrics.edit import changed_share, edit_map, mean_absolute, ruins
+from audit.metrics.edit import changed_share, edit_map, mean_absolute, ruins, visible
 from audit.metrics.intervals import mean_interval, wilson_interval
 from audit.metrics.kernels import KERNELS
 from audit.metrics.localisation import localise, region_share
@@ -125,16 +125,16 @@ def score_model(
         nearest[rows] = real.nearest[rows]
         before = reference.embedded_inversions[rows]
         ruined[rows] = ruins(l1[rows], nearest[rows], embedded[rows], before, real.embedded)
+    seen = localise(visible(edit), reference.regions[MAIN_REGION]) if MAIN_REGION in reference.regions else None
     local = {region: localise(edit, mask) for region, mask in reference.regions.items()}
-    main = local.get(MAIN_REGION)
-    if main is None or not main["mass"].isfinite().any():
+    if seen is None or not seen["area"].isfinite().any():
         reasons["localisation"] = "the data give no region (mask or box) for the query images"
     confounder = _confounder(context, reference, edit, found.flipped)
     if isinstance(confounder, NotComputed):
         missing.append(confounder)
         confounder = None
     away = ~explained.wrong
-    heard = [replace(v, counterfactuals=v.counterfactuals[away], inversions=v.inversions[away]) for v in verdicts]
+    heard = [one.at(away) for one in verdicts]
     judges, copies = ([one for one in heard if one.is_copy is kind] for kind in (False, True))
     transfer = torch.full((len(targets),), torch.nan, dtype=torch.float64)
     if not judges:
@@ -213,7 +213,7 @@ def score_model(
         name=explained.subject.name,
         flipped=found.flipped,
         sparsity=sparsity_scores(l1, nearest, found.flipped),
-        localisation=None if main is None else localisation_scores(main["mass"], main["area"], found.flipped),
+        localisation=None if seen is None else localisation_scores(seen["mass"], seen["area"], found.flipped),
         transfer=transfer if judges else None,
         realism=kernels,
         reasons=reasons,

@@ -16,9 +16,10 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.slices import sparing
+from audit.counterfactual.iterates import operating_points
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import Embedder, embed_all
-from audit.metrics.transfer import EmbeddingJudge, Verdicts
+from audit.metrics.transfer import Confidences, EmbeddingJudge, Verdicts
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained
 from audit.pipeline.queries import Queries
@@ -33,16 +34,22 @@ JUDGE_STEPS = 20
 
 @dataclass(frozen=True)
 class Judge:
-    """A predictor of labels `[N]` from images `[N, C, H, W]`; `accuracy` is on real images of the audit split.
+    """Predicts probabilities `[N, K]` from images `[N, C, H, W]`; `accuracy` is on real images of the audit split.
 
+    `goals` `[K]` are its operating points: its usual confidence on calibration images of a class that it gets right.
     `weights_sha256` is that of a classifier which is not audited; `copy_of` the name of the model that it is a copy of.
     """
 
     name: str
     accuracy: float
-    decide: Callable[[Tensor], Tensor]
+    confidences: Callable[[Tensor], Tensor]
+    goals: Tensor
     weights_sha256: str | None = None
     copy_of: str | None = None
+
+    def decide(self, images: Tensor) -> Tensor:
+        """Return the labels `[N]` of images `[N, C, H, W]`."""
+        return self.confidences(images).argmax(1)
 
     def judges(self, model: str) -> bool:
         """Whether it says anything of the counterfactuals of `model`."""
@@ -56,43 +63,68 @@ class Panel:
     judges: tuple[Judge, ...]
     verdicts: Mapping[str, list[Verdicts]]
 
-    def on(self, model: str, images: Tensor) -> list[Verdicts]:
+    def on(self, model: str, images: Tensor, targets: Tensor) -> list[Verdicts]:
         """Return the verdicts on other counterfactuals `[N, C, H, W]` that explain `model` on the same queries."""
         by_name = {judge.name: judge for judge in self.judges}
-        return [replace(one, counterfactuals=by_name[one.judge].decide(images)) for one in self.verdicts[model]]
+        found = []
+        for one in self.verdicts[model]:
+            after = by_name[one.judge].confidences(images)
+            assert one.confidences is not None
+            confidences = replace(one.confidences, after=_of(after, targets))
+            found.append(replace(one, counterfactuals=after.argmax(1), confidences=confidences))
+        return found
+
+
+def _of(confidences: Tensor, targets: Tensor) -> Tensor:
+    return confidences.gather(1, targets[:, None])[:, 0]
 
 
 @torch.no_grad()
-def decisions(classifier: Classifier, images: Tensor, device: torch.device) -> Tensor:
-    """Labels `[N]` that a classifier gives to `images` `[N, C, H, W]`, in batches."""
+def confidences_of(classifier: Classifier, images: Tensor, device: torch.device) -> Tensor:
+    """Probabilities `[N, K]` of float64 that a classifier gives to `images` `[N, C, H, W]`, in batches."""
     with preserve_mode(classifier):
         parts = [sparing(classifier, partial(classifier, part.to(device))) for part in images.split(128)]
-        return torch.cat([logits.argmax(1).cpu() for logits in parts])
+        return torch.cat([logits.cpu().double().softmax(1) for logits in parts])
 
 
-def classifier_judge(classifier: Classifier, accuracy: float, device: torch.device) -> Judge:
+def decisions(classifier: Classifier, images: Tensor, device: torch.device) -> Tensor:
+    """Labels `[N]` that a classifier gives to `images` `[N, C, H, W]`, in batches."""
+    return confidences_of(classifier, images, device).argmax(1)
+
+
+def goals_of(context: Context, points: Tensor) -> Tensor:
+    """Return a judge's operating points `[K]` as they are asked of a model, and the most of it where there is none."""
+    cap = context.config.counterfactual.operating_point_cap
+    return points.clamp(max=cap).nan_to_num(cap)
+
+
+def classifier_judge(classifier: Classifier, accuracy: float, goals: Tensor, device: torch.device) -> Judge:
     """Wrap an audited classifier as a judge."""
-    return Judge(classifier.name, accuracy, lambda images: decisions(classifier, images, device))
+    return Judge(classifier.name, accuracy, lambda images: confidences_of(classifier, images, device), goals)
 
 
-def checkpoint_judges(context: Context, classifiers: Sequence[Classifier], audited: AuditSet) -> list[Judge]:
+def checkpoint_judges(
+    context: Context, classifiers: Sequence[Classifier], audited: AuditSet, calibration: AuditSet
+) -> list[Judge]:
     """Wrap the classifiers of `judge_checkpoints`, with their accuracy on the `audited` images."""
     copied = {one.name: one.copy_of for one in context.config.judge_checkpoints}
+    batch = context.config.robustness.batch_size
     judges = []
     for one in classifiers:
-        logits = predict(one, audited, context.config.robustness.batch_size, context.device)
+        logits = predict(one, audited, batch, context.device)
         accuracy = float((logits.argmax(1) == audited.row_labels).float().mean())
-        judge = classifier_judge(one, accuracy, context.device)
+        usual = predict(one, calibration, batch, context.device).double().softmax(1)
+        points = operating_points(usual, calibration.row_labels, usual.argmax(1))
+        judge = classifier_judge(one, accuracy, goals_of(context, points), context.device)
         judges.append(replace(judge, weights_sha256=one.weights_sha256, copy_of=copied[one.name]))
     return judges
 
 
 def domain_judge(
-    judge: EmbeddingJudge, network: Embedder, images: Tensor, labels: Tensor, device: torch.device
+    network: Embedder, judge: EmbeddingJudge, accuracy: float, goals: Tensor, device: torch.device
 ) -> Judge:
-    """The predictor in the domain embedding, with its accuracy on the embedded real `images` `[N, d]`."""
-    accuracy = float((judge.predict(images) == labels).float().mean())
-    return Judge(judge.name, accuracy, lambda made: judge.predict(embed_all(network, made, 256, device)))
+    """Wrap the predictor in the domain embedding."""
+    return Judge(judge.name, accuracy, lambda made: judge.confidences(embed_all(network, made, 256, device)), goals)
 
 
 def adversarial_examples(context: Context, classifier: Classifier, queries: Queries) -> Tensor:
@@ -131,14 +163,23 @@ def all_verdicts(
     ]
     verdicts: dict[str, list[Verdicts]] = {one.subject.name: [] for one in explained}
     for judge in judges:
-        on_inversions = judge.decide(queries.inversion.images)
+        on_inversions = judge.confidences(queries.inversion.images)
         others = [(one, a[w], one.targets[w]) for one, a, w in zip(explained, adversarial, works, strict=True)]
         others = [entry for entry in others if judge.judges(entry[0].subject.name)]
         rejected = [judge.decide(images) != targets for _, images, targets in others if len(images)]
         share = float(torch.cat(rejected).float().mean()) if rejected else None
         for one, _, _ in others:
-            on_made, before = judge.decide(one.counterfactuals.images), on_inversions[queries.places_of(one.queries)]
-            verdict = Verdicts(judge.name, judge.accuracy, on_made, before, share)
-            verdict = replace(verdict, weights_sha256=judge.weights_sha256, is_copy=judge.copy_of is not None)
+            after, before = judge.confidences(one.counterfactuals.images), on_inversions[queries.places_of(one.queries)]
+            targets = one.targets
+            verdict = Verdicts(
+                judge.name,
+                judge.accuracy,
+                after.argmax(1),
+                before.argmax(1),
+                rejects_adversarial=share,
+                weights_sha256=judge.weights_sha256,
+                is_copy=judge.copy_of is not None,
+                confidences=Confidences(_of(before, targets), _of(after, targets), judge.goals[targets].double()),
+            )
             verdicts[one.subject.name].append(verdict)
     return verdicts

@@ -124,6 +124,8 @@ def test_sparsity_and_localisation_closed_forms() -> None:
     local = localisation_scores(mass, area, flipped)
     assert local[:4].tolist() == pytest.approx([1, 0.5, 0, 0])
     assert torch.isnan(local[4])
+    unseen = localisation_scores(torch.tensor([torch.nan]), torch.tensor([0.1]), torch.ones(1, dtype=torch.bool))
+    assert unseen.tolist() == [0.0]  # it has an area, and nothing that could be seen in it
     assert torch.isnan(localisation_scores(torch.ones(1), torch.ones(1), torch.ones(1, dtype=torch.bool))).all()
 
 

@@ -1,10 +1,13 @@
 """Transfer: judges fitted on real embeddings, their power, and who agrees with whom."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from audit.errors import MetricError
 from audit.metrics.transfer import (
+    Confidences,
     Verdicts,
     fit_judge,
     judge_row,
@@ -60,6 +63,23 @@ def test_scores_are_weighted_shares_and_unflipped_is_zero() -> None:
     weights = torch.tensor([0.9, 0.4])
     expected = [weights[0] / weights.sum(), 1, 0, weights[1] / weights.sum(), 1, 0]
     assert scores.tolist() == pytest.approx([float(value) for value in expected])
+
+
+def test_a_judge_is_heard_by_how_far_it_goes_to_its_own_operating_point() -> None:
+    before, goal = torch.full((6,), 0.1), torch.full((6,), 0.9)
+    after = torch.tensor([0.1, 0.5, 0.9, 0.99, 0.01, 0.9])
+    judge = replace(verdicts([1, 1, 0, 0, 1, 0]), confidences=Confidences(before, after, goal))
+    assert judge.way(TARGETS).tolist() == pytest.approx([0, 0.5, 1, 1, 0, 1])  # log-odds -2.2, 0, 2.2
+    assert transfer_scores([judge], TARGETS, FLIPPED).tolist() == pytest.approx([0, 0.5, 1, 1, 0, 0])
+    assert judge.at(torch.tensor([1, 2])).way(TARGETS[:2]).tolist() == pytest.approx([0.5, 1])
+    for scale in (0.1, 3.0):  # a judge that is as sharp in all it says is heard as before
+        odds = [torch.sigmoid(scale * torch.logit(p.double())) for p in (before, after, goal)]
+        assert Confidences(*odds).way().tolist() == pytest.approx(judge.way(TARGETS).tolist())
+
+
+def test_a_short_way_and_a_certain_judge_have_finite_scores() -> None:
+    sure = Confidences(torch.tensor([0.0, 0.5, 0.9]), torch.tensor([1.0, 0.51, 0.8]), torch.tensor([1.0, 0.5, 0.5]))
+    assert sure.way().tolist() == pytest.approx([1.0, 0.4, 0.0], abs=1e-3)
 
 
 def test_a_judge_that_never_says_no_changes_nothing() -> None:
