@@ -762,6 +762,11 @@ class AuditResult(Row):
     realism_kernel: Literal["energy", "cmmd"] = Field(
         default="cmmd", description="kernel of realism's distance; files of earlier versions do not name it"
     )
+    component_definitions: Literal[1, 2] = Field(
+        default=1,
+        description="2: localisation counts what is seen of an edit, transfer how far judges follow it; 1, in files "
+        "that do not say: the whole edit, and judges that say yes or no",
+    )
     judged_by_steering: list[str] = Field(
         default_factory=list,
         description="dotted paths of numbers that rest on the very network which inversion or search minimised a "

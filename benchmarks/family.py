@@ -33,7 +33,7 @@ from torch.nn.functional import fold, unfold
 from torchvision.transforms.functional import gaussian_blur
 
 from audit.classifiers.load import load_classifier
-from audit.config import ClassifierConfig, RobustnessConfig, load_config, parse_config
+from audit.config import ClassifierConfig, RegionsConfig, RobustnessConfig, load_config, parse_config
 from audit.data.demo import demo_config
 from audit.data.phantom import CLASS_NAMES, HEALTHY, NORMAL, draw_exogenous, marker_presence, mechanisms
 from audit.data.phantom_render import SIZE, render
@@ -270,6 +270,7 @@ def audit(members: tuple[Member, ...], family: str, out: Path, queries: int, see
             "classifiers": classifiers,
             "queries": base.queries.model_copy(update={"n": queries}),
             "data": base.data.model_copy(update={"phantom": base.data.phantom.model_copy(update={"audit": 2000})}),
+            "regions": RegionsConfig(),  # no veto: the index has to find the marker by itself
             "metrics": base.metrics.model_copy(update={"canonical": "off", "axioms": 0}),
             "judge_checkpoints": (),
             # Robust accuracy has no part in the index, and is measured on a single image because an audit has to.

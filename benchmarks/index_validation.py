@@ -7,8 +7,9 @@ tells which embedding orders the models rightly (the perceptual term of inversio
 
 For every seed (other images, other queries) it prints each model's index, rank, realism, transfer and pairwise
 probabilities, and what only the phantom knows: how far each edit is from the *true* one, which leads to the query's
-healthy twin (1: as far as no edit at all). The order that the models were made to have is trades above plain above
-shortcut.
+healthy twin (1: as far as no edit at all). The shortcut model has to be last. No order is asked of the three others: by
+intervention (`family.py`) the adversarially trained ones do not decide more by the finding than the plain one. The
+demonstration names the marker as a confounder; here no veto helps.
 """
 
 import argparse
@@ -19,7 +20,15 @@ import numpy as np
 import torch
 from PIL import Image
 
-from audit.config import AuditConfig, MetricsConfig, RobustnessConfig, embedding_path, load_config, parse_config
+from audit.config import (
+    AuditConfig,
+    MetricsConfig,
+    RegionsConfig,
+    RobustnessConfig,
+    embedding_path,
+    load_config,
+    parse_config,
+)
 from audit.data.demo import demo_config
 from audit.data.load import load_data
 from audit.data.phantom import twins
@@ -27,7 +36,7 @@ from audit.pipeline.runner import run_audit
 from audit.results import AuditResult
 from audit.runtime.seeds import stage_seed
 
-EXPECTED = (("trades", "plain"), ("trades-small", "plain"), ("plain", "shortcut"))
+EXPECTED = (("plain", "shortcut"), ("trades", "shortcut"), ("trades-small", "shortcut"))
 
 
 def read(path: Path) -> torch.Tensor:
@@ -64,6 +73,7 @@ def main() -> None:
     # Robust accuracy has no part in the index, and is measured on a single image only because an audit has to.
     base = base.model_copy(
         update={
+            "regions": RegionsConfig(),
             "metrics": parse_config(
                 MetricsConfig, {"embedding": args.embedding, "canonical": "off", "axioms": 0}, "--embedding"
             ),

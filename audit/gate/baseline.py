@@ -17,6 +17,7 @@ from audit.config import (
     MetricsConfig,
     QueryConfig,
     RankingConfig,
+    RegionsConfig,
     RobustnessConfig,
 )
 from audit.gate.policy import attack_of
@@ -27,6 +28,7 @@ Difference = str | None
 
 _SECTIONS: Mapping[str, type[BaseModel]] = {
     "data": DataConfig,
+    "regions": RegionsConfig,
     "queries": QueryConfig,
     "inversion": InversionConfig,
     "counterfactual": CounterfactualConfig,
@@ -130,9 +132,11 @@ def _other_explanation(new: ModelResult, old: ModelResult, now: AuditResult, bef
             return "it rests on another embedding"
     if now.realism_kernel != before.realism_kernel:
         return f"metrics.realism_kernel was {before.realism_kernel} there and is {now.realism_kernel} here"
+    if now.component_definitions != before.component_definitions:
+        return "localisation and transfer are defined otherwise since: run the baseline again with this version"
     if now.data.get("calibration_sha256") != before.data.get("calibration_sha256"):
         return "it was calibrated on other images"
-    sections = ("data", "queries", "inversion", "counterfactual", "metrics", "ranking")
+    sections = ("data", "regions", "queries", "inversion", "counterfactual", "metrics", "ranking")
     differences = (_other_settings(now, before, section) for section in sections)
     return (
         next((found for found in differences if found is not None), None)

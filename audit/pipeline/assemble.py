@@ -98,6 +98,7 @@ def _second_half(config: AuditConfig, second: Meaningfulness) -> dict[str, Any]:
         "perceptual_embedding": named(networks.perceptual),
         "realism_embedding": named(networks.embedding),
         "realism_kernel": config.metrics.realism_kernel,
+        "component_definitions": 2,
         "judged_by_steering": judged_by_steering(config, networks),
     }
 

@@ -179,12 +179,19 @@ def test_change_against_another_model_of_the_baseline(results: AuditResult):
         ({"generator_sha256": "other"}, "another generator"),
         ({"realism_embedding": None}, "another embedding"),
         ({"realism_kernel": "energy"}, "metrics.realism_kernel was energy there and is cmmd here"),
+        ({"component_definitions": 2}, "localisation and transfer are defined otherwise"),
     ],
 )
 def test_a_baseline_of_another_instrument_is_refused(results: AuditResult, changes: dict, words: str):
     outcome = evaluate_gate(results, policy({"metric": "index", "max_drop": 50}), results.model_copy(update=changes))
     assert outcome.exit_status == 2
     assert words in outcome.checks[0].sentence
+
+
+def test_an_index_without_the_veto_is_another_one(results: AuditResult):
+    vetoing = results.model_copy(update={"config": results.config | {"regions": {"confounder": ["marker"]}}})
+    (check,) = evaluate_gate(results, policy({"metric": "index", "max_drop": 50, "models": ["plain"]}), vetoing).checks
+    assert "regions.confounder was ['marker'] there and is [] here" in check.sentence
 
 
 def test_flips_shared_with_other_copies_are_not_compared(results: AuditResult):
