@@ -596,6 +596,25 @@ class ClassifierConfig(Section):
         None, ge=8, description="side the model wants; default: timm's, else the data's"
     )
     channels: Literal[1, 3] | None = Field(None, description="channels it wants; default: timm's, else the data's")
+    output: str | Annotated[int, Field(strict=True)] | None = Field(
+        None, description="name or place of the tensor to read where the network returns several; default: found"
+    )
+    head: str | None = Field(None, min_length=1, description="the one of several heads, by its name in that output")
+    scale: Literal["logits", "probabilities"] | None = Field(
+        None, description="what its numbers are; default: found by running it"
+    )
+    threshold: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="probability of the second class from which a classifier of two decides for it; default: 0.5",
+    )
+    features: str | None = Field(
+        None,
+        min_length=1,
+        description="module whose output are the features, such as 'layer4'; default: the input of the final linear "
+        "layer, and of a network without one its logits",
+    )
 
     @model_validator(mode="after")
     def _one_source(self) -> "ClassifierConfig":

@@ -129,6 +129,8 @@ class ModelInput(Row):
     classes: list[str] = Field(description="classes in the order of the network's own outputs")
     weights: str = Field(description="file, and the entry of the file that was read")
     origins: dict[str, Origin] = Field(description="by the name of a field above; default: nobody gave any")
+    answer: str = Field("logits", description="what is read of what the network returns, and what is made of it")
+    features: str | None = Field(None, description="where the features that counterfactuals go by come from")
 
 
 class Reading(Row):

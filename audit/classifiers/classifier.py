@@ -7,6 +7,8 @@ audit works on exists for every network. Grey to RGB repeats the channel; RGB to
 import copy
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audit.classifiers.mode import preserve_mode
+from audit.classifiers.outputs import AnswerSettings, ToLogits
 from audit.classifiers.probe import (
     BATCHES,
     Behaviour,
@@ -24,7 +27,7 @@ from audit.classifiers.probe import (
     same,
 )
 from audit.classifiers.slices import Output, Slices
-from audit.classifiers.trace import linear_of, trace_network
+from audit.classifiers.trace import HookedNetwork, linear_of, trace_network
 from audit.data.colour import luma
 from audit.errors import ClassifierError, ModelFault, Terminated
 from audit.results import ModelInput, Notice, Origin
@@ -34,6 +37,23 @@ from audit.runtime.seeds import stage_generator
 PROBE_IMAGES = 4
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class LocalHead:
+    """What N images' logits do when their features change a little, for networks that do not end in a linear layer.
+
+    `weight` `[N, K, d]` is the gradient of each logit by each feature, at each position of it by the same amount;
+    `features` `[N, d]` and `logits` `[N, K]` are the images' own.
+    """
+
+    weight: Tensor
+    features: Tensor
+    logits: Tensor
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return the logits `[N, K]` at `features` `[N, d]`, to first order."""
+        return self.logits + torch.einsum("nkd,nd->nk", self.weight, features - self.features)
 
 
 def class_order(model_classes: Sequence[str], data_classes: Sequence[str], name: str) -> tuple[int, ...]:
@@ -91,15 +111,19 @@ def _per_channel(values: Sequence[float] | None, default: float, channels: int, 
     return tensor
 
 
+Head = nn.Linear | LocalHead
+"""How logits follow from features; `weight` is `[K, d]`, or `[N, K, d]` where it is another for each of N images."""
+
+
 class Classifier(nn.Module):
     """A trained network behind the pixel contract: float32 images `[N, 1 or 3, h, w]` in [0, 1], logits `[N, K]`.
 
-    `network` takes normalised images of `input_shape` (C, H, W) and returns logits straight from a linear layer.
+    `network` takes normalised images of `input_shape` (C, H, W); `answer` says how to read what it returns.
     `class_names` are those of the data, in the data's order; `order[k]` is the position of class k in the network's
     output (None: the same order). `mean` and `std` are in pixel units, one per channel (None: no normalisation).
     `source` and `weights` name architecture, file and entry, `origins` who said so, for `input`.
     `notices` are what a reader of its numbers has to know, found by its loader.
-    The network is run on random images to find its final linear layer; it keeps its mode and its gradients flags.
+    The network is run on random images to find its logits and features; it keeps its mode and its gradients flags.
     `slices` divides large batches to bound the memory (None: they are taken whole).
     Raises ClassifierError if the network does not fit this.
     """
@@ -121,6 +145,7 @@ class Classifier(nn.Module):
         source: str = "memory",
         weights: str = "memory",
         origins: Mapping[str, Origin] | None = None,
+        answer: AnswerSettings | None = None,
     ) -> None:
         super().__init__()
         self.slices: Slices | None = None
@@ -144,13 +169,21 @@ class Classifier(nn.Module):
         parameter = next(network.parameters(), None)
         if parameter is not None:
             self.mean, self.std = self.mean.to(parameter.device), self.std.to(parameter.device)
-        self.network = trace_network(network, self._probe(), name)
+        answer = answer or AnswerSettings()
+        traced = trace_network(network, self._probe(), name, answer, self.num_classes)
+        self.network = traced.network
         self._channels_last = False
-        if self.network.head.out_features != self.num_classes:
+        if (traced.width, self.num_classes) != (1, 2) and traced.width != self.num_classes:
             raise ClassifierError(
-                f"Classifier '{name}' has {self.network.head.out_features} outputs for {self.num_classes} classes "
+                f"Classifier '{name}' has {traced.width} outputs for {self.num_classes} classes "
                 f"({', '.join(self.class_names)}): load a checkpoint for these classes, or give its own in 'classes'."
             )
+        if answer.threshold is not None and self.num_classes != 2:
+            raise ClassifierError(
+                f"Classifier '{name}' has {self.num_classes} classes, and a threshold is for two: remove it."
+            )
+        self.answer = ToLogits(traced.scale, answer.threshold, single=traced.width == 1)
+        self._picked = traced.picked
         self._reversed = False
         self.register_buffer("order", None, persistent=False)
         self._set_order(order)
@@ -158,11 +191,16 @@ class Classifier(nn.Module):
     def _set_order(self, order: Sequence[int] | None) -> None:
         kept = order is None or list(order) == list(range(self.num_classes))
         self.order = None if kept else torch.tensor(order, device=self.mean.device)
-        self._ordered_head: nn.Linear | None = None
-        if not kept:
-            found = self.network.head
-            rows = found.weight[self.order], None if found.bias is None else found.bias[self.order]
-            self._ordered_head = linear_of(*rows)
+        self._own_head: nn.Linear | None = None
+        rows = self.order if self.order is not None else torch.arange(self.num_classes, device=self.mean.device)
+        found = self.network.head
+        if isinstance(self.network, HookedNetwork):
+            return
+        if found is None:
+            self._own_head = linear_of(torch.eye(self.num_classes, device=self.mean.device)[rows], None)
+        elif not kept or self.answer.changes:
+            weight, bias = self.answer.of_layer(found)
+            self._own_head = linear_of(weight[rows], None if bias is None else bias[rows])
 
     @property
     def is_program(self) -> bool:
@@ -188,12 +226,36 @@ class Classifier(nn.Module):
             classes=[own[place] for place in range(self.num_classes)],
             weights=self._weights,
             origins=self._origins,
+            answer=self._answer_in_words(),
+            features=self.network.features_of,
         )
 
+    def _answer_in_words(self) -> str:
+        """What is read of the network's answer, and what is made of it."""
+        picked = [] if not self._picked else [f"'{'.'.join(map(str, self._picked))}' of what it returns"]
+        inside = [] if self.network.behind is None else [f"in front of its {self.network.behind}"]
+        return ", ".join([*picked, self.answer.in_words, *inside])
+
     @property
-    def head(self) -> nn.Linear:
-        """The final linear layer, its rows in the order of `class_names`."""
-        return self.network.head if self._ordered_head is None else self._ordered_head
+    def head(self) -> nn.Linear | None:
+        """The linear layer between features and logits, its rows in the order of `class_names`; None: there is none."""
+        return self.network.head if self._own_head is None else self._own_head
+
+    def head_at(self, images: Tensor) -> Head:
+        """Return how the logits of `images` `[N, C, h, w]` follow from their features: exactly, else to first order."""
+        if self.head is not None:
+            return self.head
+        assert isinstance(self.network, HookedNetwork)
+        with torch.enable_grad():
+            features, logits = self.features_and_logits(images)
+            shift = torch.zeros_like(features).requires_grad_()
+            _, moved = self._call(partial(self.network.features_and_logits, shift=shift), images)
+            moved = self._in_order(self.answer(moved))
+            rows = [
+                torch.autograd.grad(column.sum(), shift, retain_graph=True, materialize_grads=True)[0]
+                for column in moved.unbind(dim=1)
+            ]
+        return LocalHead(torch.stack(rows, dim=1), features.detach(), logits.detach())
 
     def prepare(self, images: Tensor) -> Tensor:
         """Return `images` `[N, 1 or 3, h, w]` in [0, 1] as the network wants them: channels, size, normalised."""
@@ -217,7 +279,11 @@ class Classifier(nn.Module):
         return self._sliced(self._logits, images)
 
     def _logits(self, images: Tensor) -> Tensor:
-        return self._in_order(self._call(self.network, images))
+        return self._in_order(self._call(self.outputs, images))
+
+    def outputs(self, prepared: Tensor) -> Tensor:
+        """Logits `[N, K]` of images as `prepare` gives them, in the network's own order."""
+        return self.answer(self.network(prepared))
 
     def _sliced(self, network: Callable[[Tensor], Output], images: Tensor) -> Output:
         # A network in training mode may look at the whole batch.
@@ -227,16 +293,18 @@ class Classifier(nn.Module):
         return self.slices(network, images, graded and torch.is_grad_enabled())
 
     def features(self, images: Tensor) -> Tensor:
-        """Penultimate features `[N, d]` of `images`: the input of the final linear layer (Litsos 2025, section 5.1)."""
+        """Features `[N, d]` of `images`: the input of the final linear layer where there is one (Litsos 2025, §5.1)."""
         return self.features_and_logits(images)[0]
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Penultimate features `[N, d]` and logits `[N, K]` of `images`, in one pass."""
+        """Features `[N, d]` and logits `[N, K]` of `images`, in one pass."""
         return self._sliced(self._features_and_logits, images)
 
     def _features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = self._call(self.network.features_and_logits, images)
-        return features, self._in_order(logits)
+        features, values = self._call(self.network.features_and_logits, images)
+        logits = self.answer(values)
+        # Without a layer the features are the logits, in the network's own order, as the input of a layer is.
+        return logits if features is values else features, self._in_order(logits)
 
     def _call(self, function: Callable[[Tensor], T], images: Tensor) -> T:
         """Run the network on prepared `images`; whatever it raises becomes a ModelFault, except lack of memory."""
@@ -329,8 +397,3 @@ class Classifier(nn.Module):
         changed = {"mean": mean, "std": std, "size": size, "classes": classes}
         other._origins = self._origins | {key: "configuration" for key, value in changed.items() if value is not None}
         return other
-
-    def head_logits(self, features: Tensor) -> Tensor:
-        """Logits `[N, K]` of penultimate features `[N, d]`: the final linear layer alone."""
-        logits: Tensor = self.head(features)
-        return logits

@@ -24,6 +24,7 @@ from audit.classifiers.input_settings import (
     settings_of_metadata,
     settings_of_timm,
 )
+from audit.classifiers.outputs import AnswerSettings
 from audit.classifiers.probe import first_line
 from audit.config import ClassifierConfig, is_shipped, why_not_pixel_units
 from audit.errors import ClassifierError
@@ -197,6 +198,36 @@ def _notices_of_input(
         )
 
 
+def _notices_of_answer(classifier: Classifier) -> Iterator[tuple[str, str]]:
+    answer, behind, (first, second) = classifier.answer, classifier.network.behind, classifier.input.classes[:2]
+    above = f"probability {0.5 if answer.threshold is None else answer.threshold:g}"
+    if answer.single:
+        yield (
+            "single-logit",
+            f"it gives one number per image, which is taken to speak for '{second}', the second of its classes: above "
+            f"{above} it decides for that, else for '{first}'. Where it speaks for '{first}', set classes = "
+            f'["{second}", "{first}"]',
+        )
+    if answer.threshold is not None:
+        yield (
+            "threshold",
+            f"it decides for '{second}' above {above}: the logit of that class is moved by {answer.shift:+.3g}, the "
+            "log-odds of the threshold, and all probabilities are those of the moved logits",
+        )
+    if behind is not None:
+        yield (
+            "logits-in-front",
+            f"it gives the {behind} of a linear layer's output: its logits are read in front of that, where they do "
+            "not saturate. Its decisions are the same",
+        )
+    if answer.scale == "probabilities":
+        yield (
+            "probabilities",
+            "it gives probabilities: their logarithms are taken for logits. Where they saturate at 0 or 1 they have no "
+            "gradient, and attacks see less; give the network without its last softmax or sigmoid if you can",
+        )
+
+
 def _notices_of_behaviour(classifier: Classifier) -> Iterator[tuple[str, str]]:
     seen = classifier.behaviour()
     mode = "; it was exported in training mode, it seems: export it after model.eval()" if classifier.is_program else ""
@@ -263,11 +294,13 @@ def load_classifier(
         source=loaded.source,
         weights=loaded.weights,
         origins=origins,
+        answer=AnswerSettings(config.output, config.head, config.scale, config.threshold, config.features),
     )
     classifier.eval().prefer_channels_last()
     found = (
         *loaded.notices,
         *_notices_of_input(classifier, settings, image_shape),
+        *_notices_of_answer(classifier),
         *_notices_of_behaviour(classifier),
     )
     classifier.notices = tuple(Notice(subject=config.name, kind=kind, text=f"{text}.") for kind, text in found)

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from audit.classifiers.outputs import AnswerSettings, Picked, answer_path, at_path, tensors_of
 from audit.errors import ClassifierError
 from audit.runtime.memory import out_of_memory
 from audit.runtime.seeds import lent_randomness, stage_seed
 
-HOW = "return the output of the final nn.Linear, one logit per class."
+HOW = "return one logit per class."
 
 BATCHES = (3, 1)
 """Batch sizes that are tried beside the probe's own: the last batch of a set may have any size."""
@@ -39,7 +40,9 @@ def first_line(error: BaseException) -> str:
 
 def is_program(network: nn.Module) -> bool:
     """Whether the network runs outside Python, from a TorchScript or torch.export file."""
-    inner = network.network if isinstance(network, InDtype) else network
+    inner: object = network
+    while isinstance(inner, InDtype | Picked):
+        inner = inner.network
     return isinstance(inner, torch.jit.ScriptModule | GraphModule)
 
 
@@ -49,7 +52,7 @@ def at_least_float(values: Tensor) -> Tensor:
 
 
 class InDtype(nn.Module):
-    """A network that wants its images in another number type than float32; its output is float32 again."""
+    """A network that wants its images in another number type than float32; a tensor it returns is float32 again."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
@@ -92,7 +95,7 @@ def _takes(network: nn.Module, images: Tensor) -> bool:
         out = run(network, images)
     except Exception:  # noqa: BLE001 - foreign code may raise anything
         return False
-    return isinstance(out, Tensor) and out.ndim == 2 and len(out) == len(images)
+    return any(one.ndim and len(one) == len(images) for one in tensors_of(out).values())
 
 
 def in_its_dtype(network: nn.Module, probe: Tensor) -> nn.Module:
@@ -143,28 +146,49 @@ def _why_it_fails(network: nn.Module, images: Tensor, name: str, error: Exceptio
     )
 
 
-def logits_of(network: nn.Module, images: Tensor, name: str) -> Tensor:
-    """Return finite logits `[N, K]` of normalised `images`; raises ClassifierError with the cause for anything else."""
+def answering(
+    network: nn.Module, images: Tensor, name: str, settings: AnswerSettings, num_classes: int | None
+) -> nn.Module:
+    """Return `network`, wrapped so that it gives the numbers of the classes `[N, K]` alone where it gives more.
+
+    Raises ClassifierError with the cause where it fails on normalised `images` or answers something else.
+    """
     try:
-        logits = run(network, images)
+        answer: object = run(network, images)
     except Exception as error:
         if out_of_memory(error):
             raise
         raise ClassifierError(_why_it_fails(network, images, name, error)) from error
-    if not isinstance(logits, Tensor):
-        raise ClassifierError(f"Classifier '{name}' returns a {type(logits).__name__} where a tensor is needed: {HOW}")
-    if logits.ndim != 2 or len(logits) != len(images):
+    path, n = answer_path(answer, len(images), num_classes, settings, name), len(images)
+    values = at_path(answer, path)
+    assert isinstance(values, Tensor)
+    if values.ndim == 2 and len(values) == n and not path:
+        return network
+    if values.ndim == 0 or len(values) != n or values.numel() == 0:
         raise ClassifierError(
-            f"Classifier '{name}' returns shape {list(logits.shape)} for a batch of {len(images)} where "
-            f"[{len(images)}, number of classes] is needed: {HOW}"
+            f"Classifier '{name}' returns shape {list(values.shape)} for a batch of {n} where [{n}, number of classes] "
+            f"is needed: {HOW}"
         )
-    if not logits.is_floating_point():
-        raise ClassifierError(f"Classifier '{name}' returns {logits.dtype} where logits are needed: {HOW}")
-    if not torch.isfinite(logits).all():
+    if values[0].numel() != (values.shape[1] if values.ndim > 1 else 1):
+        raise ClassifierError(
+            f"Classifier '{name}' returns shape {list(values.shape)} for a batch of {n}, as a segmentation or a map of "
+            "features is, and not one number per class: give a network that classifies whole images."
+        )
+    if isinstance(network, InDtype):
+        return InDtype(Picked(network.network, path), network.dtype)
+    return Picked(network, path)
+
+
+def checked_values(network: nn.Module, images: Tensor, name: str) -> Tensor:
+    """Return the finite numbers `[N, K]` that `network` gives to `images`; raises ClassifierError for others."""
+    values = run(network, images)
+    if not values.is_floating_point():
+        raise ClassifierError(f"Classifier '{name}' returns {values.dtype} where logits are needed: {HOW}")
+    if not torch.isfinite(values).all():
         raise ClassifierError(
             f"Classifier '{name}' returns NaN or infinite logits on a random image: check its weights, mean and std."
         )
-    return logits
+    return values
 
 
 def check_batches(network: nn.Module, probe: Tensor, name: str, sizes: Iterable[int] = BATCHES) -> None:

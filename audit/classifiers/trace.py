@@ -1,26 +1,35 @@
-"""Find a network's final linear layer and penultimate features x = C(I) by running it, never by a layer's name.
+"""Find a network's features x = C(I) by running it: the input of its final linear layer, never by a layer's name.
 
 Networks in Python are observed: a hook on every linear layer tells whose output the logits are. Networks from a
 TorchScript or torch.export file run outside Python and call no hooks; there the weight W `[K, d]` of the final layer is
 *widened* to `[W; I]`, so that the same forward pass returns the logits and, unchanged, the features: (Wx + b, x). Both
 ways one pass gives both, gradients flow through either, and the result is accepted only if head(x) equals the logits.
+
+A network in Python may put a softmax or a sigmoid behind that layer: its logits are then read in front of it, where
+they do not saturate. Where the logits come from no linear layer, the features are the output of a module that the user
+names, and without one the logits themselves.
 """
 
+import difflib
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from audit.classifiers.mode import preserve_mode
+from audit.classifiers.outputs import AnswerSettings, Picked, Scale, are_probabilities
 from audit.classifiers.probe import (
     HALVES,
-    HOW,
+    InDtype,
+    answering,
     at_least_float,
     check_batches,
+    checked_values,
     in_its_dtype,
     is_program,
-    logits_of,
     run,
     same,
     same_draws,
@@ -31,15 +40,39 @@ REVERSAL = -3.0
 """The final layer's output is also tried times this: a rectifier or clamp behind it may do nothing on the probe."""
 
 
-class ObservedNetwork(nn.Module):
-    """A network in Python whose layer `final` (one of its own submodules) produces the logits."""
+BEHIND: dict[str, Callable[[Tensor], Tensor]] = {
+    "softmax": lambda out: out.softmax(dim=1),
+    "logarithm of a softmax": lambda out: out.log_softmax(dim=1),
+    "sigmoid": torch.sigmoid,
+}
+"""What may follow the final linear layer without changing a decision."""
 
-    def __init__(self, network: nn.Module, final: nn.Module, head: nn.Linear | None) -> None:
+FAR = (1.0, 0.0, 100.0, -100.0)
+"""The probe is tried times these where one number in [0, 1] is a probability, or a logit that happens to be small."""
+
+
+class ObservedNetwork(nn.Module):
+    """A network in Python whose layer `final` (one of its own submodules, called `place`) produces the logits.
+
+    `behind` names what follows the layer, in front of which the logits are then read.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        final: nn.Module,
+        head: nn.Linear | None,
+        *,
+        place: str = "",
+        behind: str | None = None,
+    ) -> None:
         super().__init__()
         self.network = network
         # In a tuple, because as an attribute the layer would be registered a second time under another name.
         self._final = (final,)
         self._own_head = head
+        self.behind = behind
+        self.features_of = f"input of the final linear layer '{place}'"
 
     @property
     def head(self) -> nn.Linear:
@@ -52,22 +85,106 @@ class ObservedNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, K]` of normalised images."""
-        return at_least_float(self.network(images))
+        return at_least_float(self.network(images)) if self.behind is None else self.features_and_logits(images)[1]
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features `[N, d]` and logits `[N, K]` of normalised images, in one pass."""
-        seen: list[Tensor] = []
-        handle = self._final[0].register_forward_hook(lambda _, args, __: seen.append(args[0]))
+        seen: list[tuple[Tensor, Tensor]] = []
+        handle = self._final[0].register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
         try:
             logits: Tensor = self.network(images)
         finally:
             handle.remove()
-        logits = at_least_float(logits)
-        return seen[-1].reshape(len(logits), -1).to(logits.dtype), logits
+        features, out = seen[-1]
+        logits = at_least_float(logits if self.behind is None else out.reshape(logits.shape))
+        return features.reshape(len(logits), -1).to(logits.dtype), logits
+
+
+class HookedNetwork(nn.Module):
+    """A network in Python whose features are what its module `place` gives, averaged over positions.
+
+    Its logits follow from them in a way that nothing is known of.
+    """
+
+    head = None
+    behind = None
+
+    def __init__(self, network: nn.Module, module: nn.Module, place: str) -> None:
+        super().__init__()
+        self.network = network
+        self.features_of = f"output of '{place}'"
+        self._module = (module,)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Values `[N, K]` of normalised images."""
+        return at_least_float(self.network(images))
+
+    def features_and_logits(self, images: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features `[N, d]` and values `[N, K]` of normalised images, in one pass.
+
+        `shift` `[N, d]` is added to the features at every position, and is not in those that are returned.
+        """
+        seen: list[Tensor] = []
+
+        def hook(_: nn.Module, __: object, out: Tensor) -> Tensor | None:
+            seen.append(out)
+            return None if shift is None else out + _over_positions(shift.to(out.dtype), out)
+
+        handle = self._module[0].register_forward_hook(hook)
+        try:
+            values = at_least_float(self.network(images))
+        finally:
+            handle.remove()
+        return _pooled(seen[-1]).to(values.dtype), values
+
+
+def _pooled(out: Tensor) -> Tensor:
+    """Maps `[N, d, H, W]` and tokens `[N, T, d]` averaged over positions; anything else flattened to `[N, d]`."""
+    if out.ndim == 4:
+        return out.mean(dim=(2, 3))
+    return out.mean(dim=1) if out.ndim == 3 else out.flatten(1)
+
+
+def _over_positions(features: Tensor, out: Tensor) -> Tensor:
+    """Return `features` `[N, d]` in a shape that is added to `out` at each of the positions `_pooled` averages."""
+    if out.ndim == 4:
+        return features[:, :, None, None]
+    return features[:, None] if out.ndim == 3 else features.reshape(out.shape)
+
+
+class OutputNetwork(nn.Module):
+    """A network whose features are its output, for want of others."""
+
+    head = None
+    behind = None
+    features_of = "logits"
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def train(self, mode: bool = True) -> "OutputNetwork":
+        """Pass the mode on, except to modules of torch.export, which have one fixed mode and refuse the call."""
+        self.training = mode
+        with suppress(NotImplementedError):
+            self.network.train(mode)
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Values `[N, K]` of normalised images."""
+        return at_least_float(self.network(images))
+
+    def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """The values `[N, K]` twice."""
+        values = self(images)
+        return values, values
 
 
 class WidenedNetwork(nn.Module):
     """A TorchScript or exported network whose widened final weight returns logits and features side by side."""
+
+    behind = None
+    features_of = "input of the final linear layer"
 
     def __init__(self, network: nn.Module, head: nn.Linear) -> None:
         super().__init__()
@@ -93,7 +210,7 @@ class WidenedNetwork(nn.Module):
         return out[:, num_classes:].reshape(len(out), -1), out[:, :num_classes].reshape(len(out), -1)
 
 
-TracedNetwork = ObservedNetwork | WidenedNetwork
+TracedNetwork = ObservedNetwork | WidenedNetwork | HookedNetwork | OutputNetwork
 
 
 def _is_final(module: nn.Module, num_classes: int) -> bool:
@@ -122,32 +239,45 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
-def _observe(network: nn.Module, probe: Tensor, num_classes: int) -> ObservedNetwork | None:
-    """Trace a Python network; None if no linear layer's output is the logits."""
-    calls: list[tuple[nn.Module, Tensor, Tensor]] = []
-    final = [module for module in network.modules() if _is_final(module, num_classes)]
-    handles = [m.register_forward_hook(lambda m, args, out: calls.append((m, args[0], out))) for m in final]
+def _observe(
+    network: nn.Module, modules: dict[str, nn.Module], probe: Tensor, *, through: bool
+) -> ObservedNetwork | None:
+    """Trace a Python network with these `modules`; None if no linear layer's output is the logits.
+
+    `through`: a softmax or sigmoid behind the layer is seen through.
+    """
+    num_outputs = run(network, probe).shape[1]
+    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    final = [(place, module) for place, module in modules.items() if _is_final(module, num_outputs)]
+    handles = [m.register_forward_hook(lambda m, args, out, p=p: calls.append((p, m, args[0], out))) for p, m in final]
     try:
         logits = run(network, probe)
     finally:
         for handle in handles:
             handle.remove()
-    for module, x, out in reversed(calls):
-        if out.numel() != logits.numel() or not same(out.reshape(logits.shape).to(logits.dtype), logits, out.dtype):
+    ways: dict[str | None, Callable[[Tensor], Tensor]] = {None: lambda out: out}
+    if through:
+        ways.update(BEHIND)
+    for place, module, x, out in reversed(calls):
+        if out.numel() != logits.numel():
             continue
+        flat = out.reshape(logits.shape).to(logits.dtype)
         weight: Tensor = module.weight  # type: ignore[assignment]
         bias: Tensor | None = module.bias  # type: ignore[assignment]
-        # A layer in another number type than the logits' cannot be given features in theirs: its copy can.
-        whole = isinstance(module, nn.Linear) and out.dtype == weight.dtype == logits.dtype
-        own = None if whole else linear_of(weight, bias).to(logits.dtype)
-        traced = ObservedNetwork(network, module, own)
-        handle = module.register_forward_hook(lambda _, __, out: REVERSAL * out)
-        try:
-            reversed_too = same(run(network, probe), REVERSAL * logits, out.dtype)
-        finally:
-            handle.remove()
-        if reversed_too and x.numel() == len(logits) * traced.head.in_features:
-            return traced
+        for behind, follows in ways.items():
+            if not same(follows(flat), logits, out.dtype):
+                continue
+            # A layer in another number type than the logits' cannot be given features in theirs: its copy can.
+            whole = isinstance(module, nn.Linear) and out.dtype == weight.dtype == logits.dtype
+            own = None if whole else linear_of(weight, bias).to(logits.dtype)
+            traced = ObservedNetwork(network, module, own, place=place, behind=behind)
+            handle = module.register_forward_hook(lambda _, __, out: REVERSAL * out)
+            try:
+                reversed_too = same(run(network, probe), follows(REVERSAL * flat), out.dtype)
+            finally:
+                handle.remove()
+            if reversed_too and x.numel() == len(logits) * traced.head.in_features:
+                return traced
     return None
 
 
@@ -187,48 +317,110 @@ def _widen(network: nn.Module, probe: Tensor, logits: Tensor) -> WidenedNetwork 
     return None
 
 
-def _why_no_head(network: nn.Module, logits: Tensor, name: str) -> str:
-    ones = torch.ones(len(logits), dtype=logits.dtype, device=logits.device)
-    if bool((logits >= 0).all()) and torch.allclose(logits.sum(dim=1), ones, atol=1e-3):
-        return f"Classifier '{name}' returns probabilities (rows sum to 1) where logits are needed: {HOW}"
-    if bool((logits <= 0).all()) and torch.allclose(logits.exp().sum(dim=1), ones, atol=1e-3):
-        return f"Classifier '{name}' returns log-probabilities where logits are needed: {HOW}"
-    if isinstance(network, torch.jit.ScriptModule) and not dict(network.named_parameters()):
-        return f"Classifier '{name}' is a frozen TorchScript file without parameters: save it before torch.jit.freeze."
-    return (
-        f"Classifier '{name}' has no final linear layer whose output is the logits (something follows it, or there is "
-        f"none): {HOW}"
-    )
+@dataclass(frozen=True)
+class Traced:
+    """A network, of which it is known where its features come from, and what the values that it gives are.
+
+    There are `width` of them an image; `picked` is their path in what its forward returns.
+    """
+
+    network: TracedNetwork
+    scale: Scale
+    width: int
+    picked: tuple[str | int, ...] = ()
 
 
-def trace_network(network: nn.Module, probe: Tensor, name: str) -> TracedNetwork:
-    """Find the final linear layer of `network` by running `probe` `[N >= 2, C, H, W]`, normalised images.
+def trace_network(
+    network: nn.Module,
+    probe: Tensor,
+    name: str,
+    settings: AnswerSettings | None = None,
+    num_classes: int | None = None,
+) -> Traced:
+    """Find features and logits of `network` by running `probe` `[N >= 2, C, H, W]`, normalised images.
 
     Networks from TorchScript or torch.export are changed for good (their final weight is widened); others are left
-    untouched. Raises ClassifierError if the output is not finite logits `[N, K]` straight from a linear layer.
+    untouched. `num_classes` tells the right one of several outputs. Raises ClassifierError if the network fails or
+    returns nothing that can be read as one number per class.
     """
+    settings = settings or AnswerSettings()
     buffers = [(buffer, buffer.clone()) for buffer in network.buffers()]
     with preserve_mode(network), torch.no_grad():
-        fitting = in_its_dtype(network, probe)
-        logits = logits_of(fitting, probe, name)
+        fitting = answering(in_its_dtype(network, probe), probe, name, settings, num_classes)
+        values = checked_values(fitting, probe, name)
         check_batches(fitting, probe, name)
-        if not same(run(fitting, probe), logits):
+        if not same(run(fitting, probe), values):
             raise ClassifierError(
                 f"Classifier '{name}' draws at random in its forward, and not from torch's generator: its features "
                 "cannot be found; draw from torch, or give the network without its noise."
             )
-        widened = is_program(fitting)
-        traced = _widen(fitting, probe, logits) if widened else _observe(fitting, probe, logits.shape[1])
-        if traced is None:
-            raise ClassifierError(_why_no_head(network, logits, name))
+        traced = _traced(fitting, network, probe, name, settings)
         with same_draws(probe):
             x, again = traced.features_and_logits(probe)
-        if not same(traced.head(x), again, _coarsest(network)):
-            raise ClassifierError(f"Classifier '{name}' has a final layer that does not reproduce its logits: {HOW}")
+        if traced.head is not None and not same(traced.head(x), again, _coarsest(network)):
+            traced = OutputNetwork(fitting)
+        scale = settings.scale if traced.behind is None and settings.scale else _scale_of(traced, probe)
+        if scale == "probabilities" and not bool(((values >= 0) & (values <= 1)).all()):
+            raise ClassifierError(
+                f"Classifier '{name}' returns numbers outside [0, 1], which are no probabilities: remove scale."
+            )
         for buffer, value in buffers:
             # A batch norm in training mode counts along, even of random images.
             buffer.copy_(value)
-    return traced
+    return Traced(traced, scale, values.shape[1], _path_of(fitting))
+
+
+def _traced(
+    fitting: nn.Module, network: nn.Module, probe: Tensor, name: str, settings: AnswerSettings
+) -> TracedNetwork:
+    """Find the final linear layer, or take the module that the user names; else the output."""
+    if is_program(fitting):
+        if settings.features is not None:
+            raise ClassifierError(
+                f"Classifier '{name}' is a file of TorchScript or torch.export, whose modules cannot be looked into: "
+                "remove features, or give the network by architecture or factory."
+            )
+        return _widen(fitting, probe, run(fitting, probe)) or OutputNetwork(fitting)
+    modules = {place: module for place, module in network.named_modules() if place or not list(network.children())}
+    by_layer = _observe(fitting, modules, probe, through=settings.scale != "logits")
+    if settings.features is None:
+        return by_layer or OutputNetwork(fitting)
+    if settings.features not in modules:
+        near = difflib.get_close_matches(settings.features, modules, n=1, cutoff=0.0)
+        raise ClassifierError(f"Classifier '{name}' has no module '{settings.features}': did you mean '{near[0]}'?")
+    hooked = HookedNetwork(fitting, modules[settings.features], settings.features)
+    try:
+        with same_draws(probe):
+            found, _ = hooked.features_and_logits(probe)
+        fits = found.ndim == 2 and len(found) == len(probe)
+    except (IndexError, AttributeError, TypeError, RuntimeError):
+        fits = False
+    if not fits:
+        raise ClassifierError(
+            f"Module '{settings.features}' of classifier '{name}' gives no tensor with one row per image: name another."
+        )
+    if by_layer is not None:
+        with same_draws(probe):
+            x, _ = by_layer.features_and_logits(probe)
+        # The user has named what is the input of the final layer: with it, the head is known.
+        if same(x, found):
+            return by_layer
+    return hooked
+
+
+def _path_of(network: nn.Module) -> tuple[str | int, ...]:
+    inner = network.network if isinstance(network, InDtype) else network
+    return inner.path if isinstance(inner, Picked) else ()
+
+
+def _scale_of(traced: TracedNetwork, probe: Tensor) -> Scale:
+    """What the values are: of a linear layer logits, else probabilities where they look like them."""
+    if traced.head is not None:
+        return "logits"
+    values = run(traced, probe)
+    if values.shape[1] == 1:
+        values = torch.cat([run(traced, factor * probe) for factor in FAR])
+    return "probabilities" if are_probabilities(values) else "logits"
 
 
 def _coarsest(network: nn.Module) -> torch.dtype:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from audit.classifiers.classifier import Head
 from audit.config import CounterfactualConfig
 from audit.counterfactual.hurdle import fit_hurdle
 from audit.counterfactual.mixture import fit_mixture
@@ -120,21 +121,24 @@ def feature_scale(features: Tensor) -> Tensor:
 
 
 def expected_features(
-    calibration: Calibration, head: nn.Linear, x: Tensor, source: Tensor, target: Tensor
+    calibration: Calibration, head: Head, x: Tensor, source: Tensor, target: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Return the counterfactual features `x' [N, d]`, and which were replaced, bool `[N, d]` (Litsos 2025, §5.3).
 
     `x [N, d]` are the query images' features, `source` and `target` classes `[N]`. The weight of the sign filter is
-    `w[target] - w[source]` ("contrast") or `w[target]` ("target"). A replacement must also move the feature along that
-    weight (Litsos 2025, §5.1.1, step 3: only if it brings the model closer to the target): under a very skewed
-    distribution a value in the upper tail can still lie below the mean.
+    `w[target] - w[source]` ("contrast") or `w[target]` ("target"); of a network without a linear head, w is the
+    gradient of the logits by the features at each query. A replacement must also move the feature along that weight
+    (Litsos 2025, §5.1.1, step 3: only if it brings the model closer to the target): under a very skewed distribution a
+    value in the upper tail can still lie below the mean.
     """
-    weights = head.weight.detach()
+    weights = head.weight.detach().cpu().double()
     values = x.detach().cpu().double()
     source, target = source.cpu(), target.cpu()
-    contrast = weights.cpu().double()[target]
+    weights = weights.expand(len(values), *weights.shape[-2:])
+    rows = torch.arange(len(values))
+    contrast = weights[rows, target]
     if calibration.sign_filter == "contrast":
-        contrast = contrast - weights.cpu().double()[source]
+        contrast = contrast - weights[rows, source]
     result = values.clone()
     replaced = torch.zeros_like(values, dtype=torch.bool)
     for index in target.unique().tolist():

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from audit.classifiers.classifier import Head
 from audit.config import CounterfactualConfig
 from audit.counterfactual.answers import chosen
 from audit.counterfactual.batches import Batch
@@ -33,9 +34,11 @@ def edit(
     classifier, calibration = subject.classifier, subject.calibration
     with torch.no_grad():
         x = classifier.features(batch.queries)
-        expected, replaced = expected_features(calibration, classifier.head, x, batch.sources, batch.targets)
-        last = before_the_flip(subject, x, torch.where(replaced, expected, torch.nan), batch.sources, batch.targets)
-        flips = classifier.head_logits(expected).argmax(dim=1) == batch.targets
+        head = classifier.head_at(batch.queries)
+        expected, replaced = expected_features(calibration, head, x, batch.sources, batch.targets)
+        aims = torch.where(replaced, expected, torch.nan)
+        last = before_the_flip(subject, head, x, aims, batch.sources, batch.targets)
+        flips = head(expected).argmax(dim=1) == batch.targets
     sigma = calibration.sigma.to(x)
 
     def distance(features: Tensor, aim: Tensor) -> Tensor:
@@ -64,9 +67,9 @@ def edit(
 
 
 def before_the_flip(
-    subject: CalibratedClassifier, x: Tensor, replacements: Tensor, sources: Tensor, targets: Tensor
+    subject: CalibratedClassifier, head: Head, x: Tensor, replacements: Tensor, sources: Tensor, targets: Tensor
 ) -> Tensor:
-    """Return `x [N, d]` with the most replacements, in order, with which the head still decides for `sources [N]`.
+    """Return `x [N, d]` with the most replacements, in order, with which `head` still decides for `sources [N]`.
 
     `replacements [N, d]` are NaN where a feature is kept. The order is that of the probabilities under `targets [N]`.
     """
@@ -78,7 +81,7 @@ def before_the_flip(
         column = order[:, place]
         more = staying & exceptional[rows, column]
         current[rows[more], column[more]] = replacements[rows[more], column[more]]
-        staying &= subject.classifier.head_logits(current).argmax(dim=1) == sources
+        staying &= head(current).argmax(dim=1) == sources
         result = torch.where((more & staying)[:, None], current, result)
     return result
 

@@ -95,14 +95,19 @@ class _Batch:
 
 
 @torch.no_grad()
-def _seen(subject: CalibratedClassifier, networks: SearchNetworks, batch: Batch) -> _Batch:
-    """Add what classifier and perceptual network see in a batch, and what they are to see."""
+def _seen(subject: CalibratedClassifier, networks: SearchNetworks, batch: Batch) -> tuple[_Batch, Tensor]:
+    """Add what classifier and perceptual network see in a batch, and what they are to see.
+
+    Also returns which images the head alone assigns to their target class by the features that they are to have.
+    """
     classifier, perceptual = subject.classifier, networks.perceptual
     features = classifier.features(batch.queries)
-    expected, _ = expected_features(subject.calibration, classifier.head, features, batch.sources, batch.targets)
+    head = classifier.head_at(batch.queries)
+    expected, _ = expected_features(subject.calibration, head, features, batch.sources, batch.targets)
     maps = None if perceptual is None else unit_channels(perceptual.maps(batch.queries))
     edits = Edits(batch.inversions, batch.pivots, batch.deltas, batch.targets, batch.goals)
-    return _Batch(batch.queries, batch.sources, edits, features, expected, maps)
+    flips = head(expected).argmax(dim=1) == batch.targets
+    return _Batch(batch.queries, batch.sources, edits, features, expected, maps), flips
 
 
 def _explain_batch(
@@ -112,10 +117,8 @@ def _explain_batch(
     images: Batch,
     advance: Advance,
 ) -> Counterfactuals:
-    batch = _seen(subject, networks, images)
+    batch, feature_flips = _seen(subject, networks, images)
     iterates = _align(subject, networks, batch, config, advance)
-    with torch.no_grad():
-        feature_flips = subject.classifier.head_logits(batch.expected).argmax(dim=1) == images.targets
     aligned = replace(chosen(iterates), feature_target_flips=feature_flips.cpu(), steps=iterates.last.cpu())
     if not config.shrink:
         return aligned

@@ -1,17 +1,18 @@
 """The classifiers of an audit, loaded; one that cannot be loaded leaves the others to be audited."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from audit.classifiers.checkpoint import existing_file
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.load import load_classifier
 from audit.classifiers.slices import Slices
+from audit.classifiers.trace import HookedNetwork, OutputNetwork
 from audit.config import ClassifierConfig, is_shipped
 from audit.errors import ClassifierError, ConfigError, Terminated
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images
-from audit.results import Failure
+from audit.results import Failure, Notice
 from audit.runtime.faults import reason
 
 
@@ -51,7 +52,28 @@ def _load(config: ClassifierConfig, context: Context, images: Images) -> Classif
     found = load_classifier(config, images.all.image_shape, images.all.class_names, context.base)
     classifier = found.to(context.device)
     classifier.slices = Slices(config.name, context.config.max_memory)
+    if context.config.generator is not None:
+        classifier.notices += tuple(_notices_of_features(classifier))
     return classifier
+
+
+def _notices_of_features(classifier: Classifier) -> Iterator[Notice]:
+    """Yield what counterfactuals go by where that is not the input of a linear layer."""
+    if isinstance(classifier.network, OutputNetwork):
+        yield Notice(
+            subject=classifier.name,
+            kind="features-are-logits",
+            text="its logits come from no linear layer, so that its features are the logits themselves: "
+            "counterfactuals are aligned with what is usual for these. Set features to the name of a module to go by "
+            "its output.",
+        )
+    if isinstance(classifier.network, HookedNetwork):
+        yield Notice(
+            subject=classifier.name,
+            kind="features-by-name",
+            text=f"its features are the {classifier.network.features_of}, from which its logits do not follow by one "
+            "linear layer: which features speak for a class is told by the gradient at each image.",
+        )
 
 
 def _check_files(config: ClassifierConfig) -> None:

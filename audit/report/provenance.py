@@ -46,6 +46,8 @@ def settings(given: ModelInput) -> list[Setting]:
         "std": ("Std", numbers(given.std)),
         "classes": ("Classes, in the order of its outputs", classes(given.classes)),
         "weights": ("Weights", given.weights),
+        "answer": ("What is read of its answer", given.answer),
+        "features": ("Features", given.features or ""),
     }
     return [
         Setting(heading, value, ORIGINS.get(given.origins.get(key, ""), "")) for key, (heading, value) in shown.items()
@@ -62,13 +64,14 @@ def input_line(model: ModelResult) -> str:
     """Return one line for a console: what the model was given and where each part of that came from; '' if unknown."""
     if model.input is None:
         return ""
-    size, channels, mean, std, order, weights = settings(model.input)
+    size, channels, mean, std, order, weights, answer, _ = settings(model.input)
     parts = [
         (size.value, size),
         (f"{channels.value} channel{'s' if model.input.channels > 1 else ''}", channels),
         *([] if mean.origin == std.origin else [(f"mean {mean.value}", mean)]),
         (f"std {std.value}" if mean.origin != std.origin else f"mean {mean.value}, std {std.value}", std),
         (f"classes {order.value}", order),
+        *([] if answer.value == "logits" else [(f"read is {answer.value}", answer)]),
     ]
     told = [words + (f" ({one.origin})" if one.origin else "") for words, one in parts]
     return f"Input of {model.name}: {'; '.join([*told, f'weights {weights.value}'])}"

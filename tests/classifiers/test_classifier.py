@@ -44,7 +44,7 @@ def test_one_pass_agrees_with_each_part() -> None:
     assert it.head.in_features == x.shape[1] == 5
     assert torch.equal(it.features(images()), x)
     assert torch.allclose(it(images()), logits)
-    assert torch.allclose(it.head_logits(x), logits, atol=1e-6)
+    assert torch.allclose(it.head(x), logits, atol=1e-6)
 
 
 def test_grey_is_repeated_and_colour_becomes_luma() -> None:
@@ -93,7 +93,7 @@ def test_class_order_is_the_datas() -> None:
     plain, ordered = classifier(), classifier(order=(2, 0, 1))
     assert torch.equal(ordered(images()), plain(images())[:, [2, 0, 1]])
     x, logits = ordered.features_and_logits(images())
-    assert torch.allclose(ordered.head_logits(x), logits, atol=1e-6)
+    assert torch.allclose(ordered.head(x), logits, atol=1e-6)
     assert torch.equal(ordered.head.weight, plain.head.weight[[2, 0, 1]])
     assert ordered.weights_sha256 == plain.weights_sha256
 

@@ -165,7 +165,7 @@ def test_other_timm_families(architecture: str, args: dict[str, Any], tmp_path: 
     it = load(architecture=architecture, architecture_args=args, checkpoint=file, input_size=args.get("img_size", 64))
     given = images().requires_grad_()
     x, logits = it.features_and_logits(given)
-    assert torch.allclose(it.head_logits(x), logits, atol=1e-5)
+    assert torch.allclose(it.head(x), logits, atol=1e-5)
     assert float(torch.autograd.grad(x.sum() + logits.sum(), given)[0].abs().sum()) > 0
 
 
@@ -183,7 +183,7 @@ def test_script_and_export_files(tmp_path: Path) -> None:
         assert it.weights_sha256 == eager.weights_sha256
         assert torch.allclose(it(images(3)), eager(images(3)), atol=1e-6)
         assert torch.allclose(it.features(images(3)), eager.features(images(3)), atol=1e-6)
-        assert torch.allclose(it.head_logits(it.features(images(3))), it(images(3)), atol=1e-6)
+        assert torch.allclose(it.head(it.features(images(3))), it(images(3)), atol=1e-6)
 
 
 def load_state(network: nn.Module, folder: Path) -> Any:
@@ -324,8 +324,6 @@ def test_bad_factories_end_in_one_sentence(factory_file: Path, tmp_path: Path) -
         assert "\n" not in str(caught.value)
     with pytest.raises(ClassifierError, match="give the arguments it takes"):
         load(factory=f"{factory_file}:make", factory_args={"depth": 3}, checkpoint=file)
-    with pytest.raises(ClassifierError, match="returns probabilities"):
-        load(factory=f"{factory_file}:make", factory_args={"after": True}, checkpoint=file)
     with pytest.raises(ClassifierError, match="3 outputs for 2 classes"):
         load(("a", "b"), factory=f"{factory_file}:make", checkpoint=file)
 

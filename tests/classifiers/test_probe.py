@@ -155,7 +155,7 @@ def test_files_of_another_number_type_are_fed_in_it(dtype: torch.dtype) -> None:
     features, logits = it.features_and_logits(given)
     assert features.dtype == logits.dtype == it(given).dtype == torch.float32
     assert torch.allclose(logits, expected, atol=0.05)
-    assert torch.allclose(it.head_logits(features), logits, atol=0.05)
+    assert torch.allclose(it.head(features), logits, atol=0.05)
     assert float(torch.autograd.grad(logits.sum(), given)[0].abs().sum()) > 0
 
 
@@ -165,7 +165,7 @@ def test_a_python_network_that_casts_for_itself_is_fed_in_its_type() -> None:
     it = classifier(network)
     features, logits = it.features_and_logits(images())
     assert features.dtype == logits.dtype == torch.float32
-    assert torch.allclose(it.head_logits(features), logits, atol=0.05)
+    assert torch.allclose(it.head(features), logits, atol=0.05)
 
 
 def asserting(network: Tutorial, x: Tensor) -> object:
@@ -233,7 +233,7 @@ def test_another_reading_of_the_input_shares_the_network() -> None:
     expected = colour(larger.flip(1) * 255)[:, [1, 2, 0]]
     assert torch.allclose(other(given), expected, atol=1e-3)
     x, logits = other.features_and_logits(given)
-    assert torch.allclose(other.head_logits(x), logits, atol=1e-3)
+    assert torch.allclose(other.head(x), logits, atol=1e-3)
     assert torch.equal(it(given), before)
     assert torch.equal(it.with_input()(given), before)
     assert it.with_input(classes=CLASSES[::-1]).with_input(classes=CLASSES)(given).equal(before)

@@ -6,9 +6,8 @@ import pytest
 import timm
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from audit.classifiers.trace import ObservedNetwork, WidenedNetwork, same, trace_network
+from audit.classifiers.trace import ObservedNetwork, OutputNetwork, WidenedNetwork, same, trace_network
 from audit.errors import ClassifierError
 
 
@@ -46,7 +45,7 @@ def test_timm_families(architecture: str, side: int, args: dict[str, int], head:
         torch.manual_seed(0)
         network = timm.create_model(architecture, num_classes=5, **args)
     network.train()
-    traced = trace_network(network, probe(3, side), architecture)
+    traced = trace_network(network, probe(3, side), architecture).network
     assert isinstance(traced, ObservedNetwork)
     assert traced.head is network.get_submodule(head)
     assert network.training
@@ -85,9 +84,9 @@ def test_files_give_the_same_features_logits_and_gradients(how: str, kind: str, 
     }
     network = Small(heads[kind]).eval()
     images = probe(n=4)
-    observed = trace_network(network, images, "eager")
+    observed = trace_network(network, images, "eager").network
     file = saved(network, how, tmp_path, images)
-    traced = trace_network(file, images, how)
+    traced = trace_network(file, images, how).network
     assert isinstance(traced, WidenedNetwork)
     traced.train()
     traced.eval()
@@ -112,18 +111,18 @@ def test_a_timm_network_survives_the_way_through_a_file(tmp_path: Path) -> None:
         torch.manual_seed(0)
         network = timm.create_model("convnext_atto", num_classes=3, depths=(1, 1, 1, 1), dims=(8, 8, 16, 16)).eval()
     images = probe(3, 32)
-    x, logits = trace_network(network, images, "eager").features_and_logits(images)
+    x, logits = trace_network(network, images, "eager").network.features_and_logits(images)
     for how in ("trace", "export"):
-        x_file, logits_file = trace_network(saved(network, how, tmp_path, images), images, how).features_and_logits(
-            images
-        )
+        x_file, logits_file = trace_network(
+            saved(network, how, tmp_path, images), images, how
+        ).network.features_and_logits(images)
         assert torch.allclose(x_file, x, atol=1e-5)
         assert torch.allclose(logits_file, logits, atol=1e-5)
 
 
 def test_convolution_as_head() -> None:
     head = nn.Sequential(nn.Unflatten(1, (6, 1, 1)), nn.Conv2d(6, 3, 1), nn.Flatten())
-    traced = trace_network(Small(head).eval(), probe(), "convolution")
+    traced = trace_network(Small(head).eval(), probe(), "convolution").network
     x, logits = traced.features_and_logits(probe())
     assert x.shape == (4, 6)
     assert torch.allclose(traced.head(x), logits, atol=1e-6)
@@ -144,17 +143,16 @@ class Returns(nn.Module):
 @pytest.mark.parametrize(
     ("network", "sentence"),
     [
-        (Small(nn.Linear(6, 3), nn.Softmax(dim=1)), "returns probabilities"),
-        (Small(nn.Linear(6, 3), nn.LogSoftmax(dim=1)), "returns log-probabilities"),
-        (Small(nn.Linear(6, 3), nn.BatchNorm1d(3, eps=1.0)), "something follows it"),
-        (Small(nn.Linear(6, 3), nn.ReLU()), "something follows it"),
         (Small(nn.Conv1d(6, 3, 1)), "fails on a batch of shape"),
-        (Returns(lambda m, images: (m.layer(images.flatten(1)), images)), "returns a tuple"),
-        (Returns(lambda m, images: images), "returns shape"),
-        (Returns(lambda m, images: m.layer(images.flatten(1)).sum(1)), "returns shape"),
+        (Returns(lambda m, images: images), "as a segmentation or a map of features is"),
+        (Returns(lambda m, images: m.layer(images.flatten(1)).sum()), "returns shape"),
         (Returns(lambda m, images: m.layer(images.flatten(1)) / 0.0), "NaN or infinite logits"),
-        (Returns(lambda m, images: functional.linear(images.flatten(1), m.layer.weight)), "no final linear layer"),
         (Returns(lambda m, images: m.layer(images.reshape(4, -1))), "4 but not of 3 .* keep the batch dimension"),
+        (Returns(lambda m, images: {}), "returns a dict without tensors"),
+        (
+            Returns(lambda m, images: (images, images)),
+            r"no tensor \[4, number of classes\] for 4 images but '0' \[4, 1, 8, 8\]",
+        ),
     ],
 )
 def test_what_is_no_classifier_is_named(network: nn.Module, sentence: str) -> None:
@@ -163,20 +161,22 @@ def test_what_is_no_classifier_is_named(network: nn.Module, sentence: str) -> No
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize(("after", "sentence"), [(nn.Softmax(1), "probabilities"), (nn.Tanh(), "something follows")])
-def test_files_with_something_after_the_head_are_named_and_left_alone(after: nn.Module, sentence: str) -> None:
+@pytest.mark.parametrize("after", [nn.Softmax(1), nn.Tanh()])
+def test_files_with_something_after_the_head_have_no_features_and_are_left_alone(after: nn.Module) -> None:
     script = torch.jit.script(Small(nn.Linear(6, 3), after).eval())
     before = {key: value.clone() for key, value in script.state_dict().items()}
-    with pytest.raises(ClassifierError, match=sentence):
-        trace_network(script, probe(), "it")
+    traced = trace_network(script, probe(), "it")
+    assert isinstance(traced.network, OutputNetwork)
+    assert traced.scale == ("probabilities" if isinstance(after, nn.Softmax) else "logits")
     assert all(torch.equal(value, before[key]) for key, value in script.state_dict().items())
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_frozen_and_static_files_are_named() -> None:
+def test_a_frozen_file_has_no_features_and_a_static_one_is_named() -> None:
     network = Small(nn.Linear(6, 3)).eval()
-    with pytest.raises(ClassifierError, match=r"before torch\.jit\.freeze"):
-        trace_network(torch.jit.freeze(torch.jit.script(network)), probe(), "it")
+    frozen = trace_network(torch.jit.freeze(torch.jit.script(network)), probe(), "it").network
+    assert isinstance(frozen, OutputNetwork)
+    assert torch.allclose(frozen(probe()), network(probe()))
     for n in (1, 4):
         with pytest.raises(ClassifierError, match="dynamic batch dimension"):
             trace_network(torch.export.export(network, (probe(n=n),)).module(), probe(), "it")

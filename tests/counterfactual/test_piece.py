@@ -44,7 +44,7 @@ def test_the_least_probable_are_replaced_first_and_the_last_before_the_flip_is_k
         [3.0, torch.nan, torch.nan, torch.nan],  # the only one flips at once: nothing is replaced
     ])  # fmt: skip
     sources = torch.zeros(3, dtype=torch.int64)
-    kept = before_the_flip(subject, x, new, sources, 1 - sources)
+    kept = before_the_flip(subject, subject.classifier.head, x, new, sources, 1 - sources)
     expected = torch.tensor([[0.04, 1, 0.03, 1], [0.04, 1, 0.03, 1], [0.04, 0.01, 0.03, 0.02]])
     torch.testing.assert_close(kept, expected)
 

@@ -87,8 +87,8 @@ def _answers(classifier: Classifier, view: View, images: Tensor) -> Answers:
         pixels = view.of(classifier, images)
         # Past the classifier's own forward, which changes the layout of the weights where a batch fails.
         if classifier.slices is None:
-            return classifier.network(pixels)
-        return classifier.slices(classifier.network, pixels, False)
+            return classifier.outputs(pixels)
+        return classifier.slices(classifier.outputs, pixels, False)
 
     try:
         logits = sparing(classifier, run)

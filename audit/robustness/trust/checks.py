@@ -101,6 +101,8 @@ def _softmax_output(case: Case) -> TrustCheck:
     rows = (outputs >= 0).all(dim=1) & ((outputs.sum(dim=1) - 1).abs() <= PROBABILITY_TOLERANCE)
     value = float(rows.float().mean())
     passed = value <= PROBABILITY_LIMIT
+    taken = getattr(getattr(case.classifier, "answer", None), "scale", "logits") == "probabilities"
+    right = "the network gives probabilities, and their logarithms were attacked" if taken else "they are logits"
     return TrustCheck(
         name="softmax-output",
         passed=passed,
@@ -108,7 +110,7 @@ def _softmax_output(case: Case) -> TrustCheck:
         limit=PROBABILITY_LIMIT,
         n=len(case.images),
         finding=f"{value:.0%} of the outputs are non-negative and sum to 1: "
-        + ("they are logits." if passed else "they are probabilities, not logits, which hides the gradient."),
+        + (f"{right}." if passed else "they are probabilities, not logits, which hides the gradient."),
         attacks=case.marks.every,
     )
 
