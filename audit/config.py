@@ -418,7 +418,8 @@ class RobustnessConfig(Section):
     attacks: tuple[AttackName, ...] = Field(
         ("pgd",),
         min_length=1,
-        description="pgd, ensemble, a single attack of the ensemble, torchattacks:CLASS, or one of another package",
+        description="pgd, ensemble, a single attack of the ensemble, rotation-translation, transfer (the images "
+        "made for the other models), torchattacks:CLASS, or one of another package",
     )
     eps: tuple[Eps, ...] = Field(("2/255", "8/255"), description="L-inf radii")
     l2_eps: tuple[EpsL2, ...] = Field((), description="L2 radii, Euclidean over all pixels of an image in [0, 1]")

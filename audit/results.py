@@ -17,7 +17,7 @@ COMPONENTS = ("validity", "realism", "sparsity", "localisation", "transfer")
 """The index's parts, in the order in which they are shown."""
 Norm = Literal["Linf", "L2"]
 NORMS: tuple[Norm, ...] = ("Linf", "L2")
-PGD, ENSEMBLE = "pgd", "ensemble"
+PGD, ENSEMBLE, TRANSFER = "pgd", "ensemble", "transfer"
 ATTACK_TITLES = {
     PGD: "PGD",
     ENSEMBLE: "Ensemble",
@@ -27,6 +27,7 @@ ATTACK_TITLES = {
     "fab-t": "FAB, targeted",
     "square": "Square",
     "rotation-translation": "Rotation and translation",
+    TRANSFER: "Transfer",
 }
 """Headings of our own attacks, by the name in the configuration; any other is called by its name."""
 EDIT_FULL_SCALE = 0.25
@@ -232,6 +233,18 @@ class Attack(ClassScores):
     )
 
 
+class Transferred(Row):
+    """What the images that an attack made for another model do to this one."""
+
+    source: str = Field(description="name of the model that was attacked")
+    metric: str = Field(description="dotted path of the attack there, for instance 'robust.pgd.8/255'")
+    accuracy: Interval = Field(description="share of the images that this model decides rightly, as they are and so")
+    fooled: Interval = Field(
+        description="share that fool this model of those that fool the other one and that this one decides rightly as "
+        "they are"
+    )
+
+
 class AttackTable(NamedTuple):
     """Everything that one attack measured in one norm: `path` in the results, name, and numbers by radius."""
 
@@ -369,6 +382,10 @@ class Robust(Row):
     ensemble_l2: dict[str, Attack] = Field(default_factory=dict)
     attacks: dict[str, dict[str, Attack]] = Field(
         default_factory=dict, description="other attacks of robustness.attacks, by name (in L2 with '_l2' behind it)"
+    )
+    transfers: list[Transferred] = Field(
+        default_factory=list,
+        description="what the images made for each of the other models do; 'transfer': all together",
     )
     trusted: bool | None = Field(None, description="False: a check failed; None: not all checks were made")
     checks: list[TrustCheck] = Field(default_factory=list)

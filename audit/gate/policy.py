@@ -30,6 +30,7 @@ from audit.results import (
     Perceptual,
     RegionShare,
     Row,
+    Transferred,
     TrustCheck,
     VulnerabilityShare,
 )
@@ -115,6 +116,8 @@ def _list_key(item: Row) -> str | None:
             return f"{item.share:g}"
         case CascadeStage():
             return item.attack
+        case Transferred():
+            return f"{item.source}.{item.metric}"
         case _:
             return None
 

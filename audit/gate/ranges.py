@@ -30,6 +30,7 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
         (rf"{_ATTACK}(?!.+\.[a-z]).+|{_ATTACK}.+\.robust_accuracy", SHARE),
         (r"robust\.checks\..+", FROM_ZERO),
         (r"robust\.distances\..+", FROM_ZERO),
+        (r"robust\.transfers\..+\.(?:accuracy|fooled)", SHARE),
         (rf"{_CORRUPTION}(?:mean_accuracy|clean_accuracy|corruptions\..+\.(?:mean|accuracy\.\d))", SHARE),
         (rf"{_REGION}(?:{_CHANCES})", SHARE),
         (rf"{_REGION}lift", FROM_ZERO),

@@ -19,7 +19,18 @@ from audit.errors import MetricError
 from audit.metrics.intervals import bootstrap_mean, paired_difference
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images
-from audit.results import Clean, Corruptions, Difference, Failure, Interval, NotComputed, Notice, Robust, TrustCheck
+from audit.results import (
+    TRANSFER,
+    Clean,
+    Corruptions,
+    Difference,
+    Failure,
+    Interval,
+    NotComputed,
+    Notice,
+    Robust,
+    TrustCheck,
+)
 from audit.robustness.accuracy import clean_of_logits, predict
 from audit.robustness.attacks.blind import without_gradient
 from audit.robustness.corruptions.run import corruption_accuracies
@@ -27,6 +38,7 @@ from audit.robustness.ensemble import StageCache
 from audit.robustness.evaluate import Attacked, attacked_rows, measured_robustness
 from audit.robustness.examples import Fooled
 from audit.robustness.sanity.doubts import answer_notices
+from audit.robustness.transfer import Onlookers, Shown, transfer_attack
 from audit.robustness.trust.batch_dependence import IMAGES, batch_dependence, one_class
 from audit.robustness.trust.batch_dependence import NAME as BATCH_DEPENDENCE
 from audit.robustness.trust.verdict import doubt_all
@@ -91,7 +103,15 @@ def measure_models(context: Context, images: Images, classifiers: Sequence[Class
     settings, watch = context.config.robustness, context.watch
     lost: list[NotComputed] = []
     models = [_clean(context, images.audited, one) for one in classifiers]
-    models = [_attacked(context, images.audited, one, lost) if one.failed is None else one for one in models]
+    onlookers = _onlookers(context, images.audited, models)
+    models = [
+        _attacked(context, images.audited, one, lost, onlookers.get(one.name)) if one.failed is None else one
+        for one in models
+    ]
+    if onlookers:
+        step = partial(_transferred, context, images.audited, models, onlookers)
+        with watch.stage("transfer"):
+            models = _each(models, "transfer", step, stage_kept("transfer", lost, [f"robust.attacks.{TRANSFER}"]))
     if settings.corruptions is not None:
         with watch.stage("corruptions"), stage_kept("corruptions", lost, ["robust.corruptions"]):
             models = _corrupted(context, images.audited, models)
@@ -154,13 +174,69 @@ def _clean(context: Context, audited: AuditSet, classifier: Classifier) -> Measu
     return model
 
 
-def _attacked(context: Context, audited: AuditSet, model: Measured, lost: list[NotComputed]) -> Measured:
+def _onlookers(context: Context, audited: AuditSet, models: Sequence[Measured]) -> dict[str, Onlookers]:
+    """Return, by model, the others that see its attacked images; empty where no transfer is asked for."""
+    settings = context.config.robustness
+    if TRANSFER not in settings.attacks:
+        return {}
+    able = {one.name: one.classifier for one in models if one.failed is None}
+    n = len(attacked_rows(audited, settings.n, context.config.seed))
+    return {name: Onlookers({other: network for other, network in able.items() if other != name}, n) for name in able}
+
+
+def _transferred(
+    context: Context,
+    audited: AuditSet,
+    models: Sequence[Measured],
+    onlookers: Mapping[str, Onlookers],
+    model: Measured,
+) -> Measured:
+    """Add what the images made for the other models do to this one."""
+    chosen = attacked_rows(audited, context.config.robustness.n, context.config.seed)
+    places = {row_id: i for i, row_id in enumerate(audited.row_ids)}
+    clean = model.predicted[[places[row_id] for row_id in chosen.row_ids]]
+    shown, failed = [], []
+    for other in models:
+        seen = onlookers.get(other.name)
+        if seen is None or other.name == model.name:
+            continue
+        failed += [seen.failed[model.name].why] if model.name in seen.failed else []
+        for (name, ball), answers in seen.answers.items():
+            attack = other.robust.table(ball.attack, ball.norm).get(ball.radius)
+            if name == model.name and attack is not None and model.name not in seen.failed:
+                fell = torch.tensor([attack.outcomes[row_id] not in (None, "before") for row_id in chosen.row_ids])
+                shown.append(Shown(other.name, ball, answers, fell))
+    if not shown:
+        why = failed[0] if failed else "there is no other model whose attacked images it could be shown"
+        note = NotComputed(what="transfer", why=why, paths=[f"robust.attacks.{TRANSFER}", "robust.transfers"])
+        return replace(model, not_computed=(*model.not_computed, note))
+    found = transfer_attack(chosen, clean, shown)
+    robust = model.robust.model_copy(update={"transfers": found.rows})
+    for ball, attack in found.attacks.items():
+        doubtful = {
+            "untrusted": [check.finding for check in model.checks if check.passed is False],
+            "unchecked": [check.finding for check in model.checks if check.passed is None],
+        }
+        robust.table(TRANSFER, ball.norm)[ball.radius] = attack.model_copy(update=doubtful)
+    return replace(model, robust=robust, outcomes={**model.outcomes, **found.standing})
+
+
+def _attacked(
+    context: Context, audited: AuditSet, model: Measured, lost: list[NotComputed], onlookers: Onlookers | None
+) -> Measured:
     config, classifier, failed = context.config, model.classifier, None
     cache = None if context.store is None else StageCache(context.store, {"source": classifier.source})
     # What comes after the attacks may fail, and their numbers stay.
     measured = [Attacked(model.robust, {})]
     attack = partial(
-        measured_robustness, classifier, audited, config.robustness, config.seed, cache, keep=measured.append
+        measured_robustness,
+        classifier,
+        audited,
+        config.robustness,
+        config.seed,
+        cache,
+        keep=measured.append,
+        witness=None if onlookers is None else onlookers.see,
     )
     kept = stage_kept(f"robust accuracy of {model.name}", lost, ["robust"])
     with context.watch.stage("robust accuracy"), kept:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from audit.errors import ResultsError
-from audit.report import classes, figures, methods, provenance, robustness, text, verdict
+from audit.report import classes, figures, methods, provenance, robustness, text, transfer, verdict
 from audit.results import AdversarialExample, AuditResult, Distribution, ModelResult, Query, QueryRow, read_results
 from audit.storage.files import atomic_write_text
 
@@ -107,6 +107,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
         clean_counts=robustness.counts(m.clean.n for m in models if m.clean.n),
         attacked={fragile: _attacked(models, folder, fragile) for fragile in (False, True)},
         staged=list(robustness.cascades(models)),
+        transfers=transfer.transfer_tables(models),
         distances=any(m.robust.distances for m in models),
         metrics=robustness.difference_metrics(result.differences),
         pairs=list(dict.fromkeys((d.a, d.b) for d in result.differences)),

@@ -17,7 +17,7 @@ from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import check_images
 from audit.errors import MetricError
 from audit.metrics.intervals import wilson_interval
-from audit.results import Clean
+from audit.results import Clean, Interval
 from audit.robustness.attacks.checks import check_labels, checked_logits, name_of
 from audit.runtime.progress import Advance, stage_progress
 
@@ -86,6 +86,12 @@ def class_scores(answers: Tensor, labels: Tensor, class_names: Sequence[str]) ->
         "f1": dict(zip(class_names, f1, strict=True)),
         "macro_f1": sum(known) / len(known),
     }
+
+
+def standing_recall(standing: Tensor, rows: AuditSet) -> dict[str, Interval]:
+    """Return the share of each class's images among `rows` that is `standing`, bool `[n]`."""
+    of_class = {name: rows.row_labels == c for c, name in enumerate(rows.class_names)}
+    return {name: wilson_interval(int(standing[its].sum()), int(its.sum())) for name, its in of_class.items()}
 
 
 def clean_of_logits(logits: Tensor, labels: Tensor, class_names: Sequence[str]) -> Clean:

@@ -24,6 +24,7 @@ from audit.results import (
     ATTACK_TITLES,
     ENSEMBLE,
     PGD,
+    TRANSFER,
     Attack,
     CascadeStage,
     MinimalDistance,
@@ -31,13 +32,13 @@ from audit.results import (
     Robust,
     attack_path,
 )
-from audit.robustness.accuracy import class_scores, device_of
+from audit.robustness.accuracy import class_scores, device_of, standing_recall
 from audit.robustness.attacks.ball import Norm, distance, per_image
 from audit.robustness.attacks.blind import Account
 from audit.robustness.attacks.checks import checked_logits, name_of
 from audit.robustness.attacks.guard import AttackFault
 from audit.robustness.attacks.pgd import pgd_attack
-from audit.robustness.attacks.registry import ChosenAttack, choose, others_of, radii_of, stages_of
+from audit.robustness.attacks.registry import ChosenAttack, choose, others_of, radii_of, shown_attack, stages_of
 from audit.robustness.attacks.sight import Sight
 from audit.robustness.distance import median_distance, minimal_distances
 from audit.robustness.ensemble import Cascade, StageCache, run_cascade
@@ -148,6 +149,10 @@ class Ball:
         return f"{attack_path(self.attack, self.norm)}.{self.radius}"
 
 
+Witness = Callable[[Ball, Tensor, Tensor], None]
+"""Is shown a batch as the attack of a ball left it: the places in the attacked order, and the images."""
+
+
 def attacked_rows(dataset: AuditSet, n: int, seed: int) -> AuditSet:
     """Return the first `n` images of a seeded order: the same ones for every model and radius."""
     order = torch.randperm(len(dataset), generator=stage_generator(seed, "robustness/order"))
@@ -196,7 +201,7 @@ class _Task:
     def curves(self) -> list[list[Ball]]:
         """Return the balls to attack: one list for each attack and norm, the radii rising."""
         found = []
-        for attack in self.config.attacks:
+        for attack in (name for name in self.config.attacks if name != TRANSFER):
             other = self.others.get(attack)
             if other is not None and (extent := other.extent) is not None:
                 found.append([Ball(attack, "Linf", extent, extent)])
@@ -318,10 +323,7 @@ def _summary(task: _Task, ball: Ball, tally: _Tally, chosen: AuditSet) -> Attack
         stages=[CascadeStage(attack=name, attacked=attacked[name], standing=left[name]) for name in attacked]
         if whole
         else [],
-        recall={
-            name: wilson_interval(int(standing[chosen.row_labels == c].sum()), int((chosen.row_labels == c).sum()))
-            for c, name in enumerate(chosen.class_names)
-        },
+        recall=standing_recall(standing, chosen),
         without_gradient=int(tally.blind.sum()) if _takes_gradients(task, ball.attack, tally.seen) else None,
         outcomes={
             row_id: task.outcomes[place] if place >= 0 else None
@@ -352,13 +354,15 @@ def robust_accuracy(
     cache: StageCache | None = None,
     *,
     stage: str = "attacks",
+    witness: Witness | None = None,
 ) -> Attacked:
     """Measure accuracy under every attack and radius of `config` on `config.n` images of `dataset`.
 
     Images and random starts depend on `seed`, radius and `config.batch_size` only, so models are compared on equal
-    terms; `stage` labels the progress bar. With `cache` the stages of an ensemble that were finished in a killed run
-    are read back. An attack of another package that fails is left out, and said to be. No trust check is made: that is
-    `measured_robustness`. Raises MetricError if `dataset` is empty, and ConfigError as `check_attacks` does.
+    terms; `stage` labels the progress bar, and `witness` is shown the images that the attack of `shown_attack` leaves.
+    With `cache` the stages of an ensemble that were finished in a killed run are read back. An attack of another
+    package that fails is left out, and said to be. No trust check is made: that is `measured_robustness`. Raises
+    MetricError if `dataset` is empty, and ConfigError as `check_attacks` does.
     """
     task = _Task(classifier, config, seed, cache)
     chosen = attacked_rows(dataset, config.n, seed)
@@ -366,6 +370,7 @@ def robust_accuracy(
     curves = task.curves()
     balls = [ball for curve in curves for ball in curve]
     tallies = {ball: _Tally.of(len(chosen)) for ball in balls}
+    first, seen = next(name for name in config.attacks if name != TRANSFER), shown_attack(config)
     examples: list[Fooled] = []
     faults: dict[str, str] = {}
     with stage_progress(stage, len(chosen) * len(balls)) as advance:
@@ -382,8 +387,10 @@ def robust_accuracy(
                         faults[ball.attack] = str(fault)
                         break
                     tallies[ball].enter(rows, met, earlier)
-                    if ball.attack == config.attacks[0] and ball.norm == balls[0].norm and len(examples) < EXAMPLES:
+                    if ball.attack == first and ball.norm == balls[0].norm and len(examples) < EXAMPLES:
                         found += first_fooled(batch.images, met.images, active & ~met.standing, rows, ball.metric)
+                    if witness is not None and ball.attack == seen:
+                        witness(ball, rows, met.images)
                     earlier = met
                     advance(len(images))
             curves = [curve for curve in curves if curve[0].attack not in faults]
@@ -460,14 +467,16 @@ def measured_robustness(
     cache: StageCache | None = None,
     *,
     keep: Callable[[Attacked], None] = lambda _: None,
+    witness: Witness | None = None,
 ) -> Attacked:
     """Measure robust accuracy as `robust_accuracy` does, check whether it may be believed, and measure distances.
 
     A failed check puts its finding beside every number that it concerns, and so does an attack that never had a
-    gradient, whatever checks are switched off. `keep` is given what was measured as soon as the attacks are done;
-    distances and checks are added to it. Raises as `robust_accuracy` does.
+    gradient, whatever checks are switched off. `witness` is as there. `keep` is given what was measured as soon as the
+    attacks are done; distances and checks are added to it. Raises as `robust_accuracy` does.
     """
-    measured = robust_accuracy(classifier, dataset, config, seed, cache, stage=f"attacks on {name_of(classifier)}")
+    stage = f"attacks on {name_of(classifier)}"
+    measured = robust_accuracy(classifier, dataset, config, seed, cache, stage=stage, witness=witness)
     keep(measured)
     robust = measured.robust
     chosen = attacked_rows(dataset, config.n, seed)

@@ -1,5 +1,6 @@
 """The steps of robustness by hand: a model that fails keeps what was measured, and costs the others nothing."""
 
+import pytest
 import torch
 from support_small_audit import Small, by_brightness, small_audit
 from torch import Tensor, nn
@@ -86,3 +87,21 @@ def test_models_are_compared_in_what_both_have():
     pgd = next(name for name in models[0].outcomes if name.startswith("robust.pgd"))
     means = [float(m.outcomes[pgd].double().mean()) for m in models]
     assert torch.tensor(by_metric[pgd]).isclose(torch.tensor(means[0] - means[1]), atol=1e-6)
+
+
+def test_every_model_is_shown_the_images_made_for_the_others():
+    small = with_robustness(attacks=("pgd", "transfer"))
+    models = measure_models(small.context, small.images, [by_brightness("one"), by_brightness("other")]).models
+    for model, source in zip(models, ("other", "one"), strict=True):
+        assert {row.source for row in model.robust.transfers} == {source}
+        # Two equal models: what fools one fools the other, up to rounding on the border.
+        for radius, attack in model.robust.attacks["transfer"].items():
+            assert attack.robust_accuracy.value == pytest.approx(model.robust.pgd[radius].robust_accuracy.value)
+        assert any(path.startswith("robust.attacks.transfer.") for path in model.outcomes)
+
+
+def test_a_model_alone_has_no_transfer_and_is_told_why():
+    small = with_robustness(attacks=("pgd", "transfer"))
+    (model,) = measure_models(small.context, small.images, [by_brightness("alone")]).models
+    assert not model.robust.attacks
+    assert "no other model" in model.not_computed[-1].why

@@ -8,10 +8,11 @@ import pytest
 from audit.config import parse_config
 from audit.gate.evaluate import Policy, evaluate_gate
 from audit.gate.policy import attack_of, doubts_of, metrics_of
+from audit.gate.ranges import range_of
 from audit.report.build import render_report
 from audit.report.robustness import attack_columns, headline_columns, metric_title
 from audit.report.verdict import told_column, verdict
-from audit.results import AuditResult, Interval, MinimalDistance
+from audit.results import AuditResult, Interval, MinimalDistance, Transferred
 
 CW = "torchattacks:CW"
 
@@ -92,3 +93,19 @@ def test_an_attack_that_no_norm_bounds_has_a_column_and_leads_nothing(results: A
         model.index = model.rank = None
     assert headline_columns(audit.models) == [told_column(audit)] == [column]
     assert "under Rotation and translation of 30deg,10%" in str(verdict(audit))
+
+
+def test_what_the_images_of_one_model_do_to_the_others_has_a_table(results: AuditResult, folder: Path) -> None:
+    audit = results.model_copy(deep=True)
+    first, second, *_ = audit.models
+    share = Interval(value=0.25, low=0.1, high=0.5, n=20)
+    second.robust.transfers = [Transferred(source=first.name, metric="robust.pgd.8/255", accuracy=share, fooled=share)]
+    (folder / "results.json").write_text(audit.model_dump_json())
+    page = render_report(folder / "results.json").read_text(encoding="utf-8")
+    table = page[page.index("Whom do the attacked images") :].split("</table>")[0]
+    assert "PGD 8/255" in table
+    assert "25.0 %" in table.replace("\N{NO-BREAK SPACE}", " ")
+    assert "itself" in table
+    metric = f"robust.transfers.{first.name}.robust.pgd.8/255.fooled"
+    assert metrics_of(second)[metric].value == 0.25
+    assert range_of(metric) == (0.0, 1.0)

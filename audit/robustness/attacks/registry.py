@@ -11,7 +11,7 @@ from typing import Any
 
 from audit.config import RobustnessConfig
 from audit.errors import ConfigError
-from audit.results import ENSEMBLE, PGD
+from audit.results import ENSEMBLE, PGD, TRANSFER
 from audit.robustness.attacks import from_torchattacks
 from audit.robustness.attacks.apgd import apgd_attack, apgd_targeted_attack
 from audit.robustness.attacks.ball import Norm
@@ -124,8 +124,15 @@ def stages_of(config: RobustnessConfig) -> list[ChosenAttack]:
 
 
 def others_of(config: RobustnessConfig) -> list[ChosenAttack]:
-    """Return the attacks of `robustness.attacks` besides PGD and the ensemble; raises ConfigError."""
-    return [choose(name, config) for name in config.attacks if name not in (PGD, ENSEMBLE)]
+    """Return the attacks of `robustness.attacks` with a row of their own, PGD's left out; raises ConfigError."""
+    return [choose(name, config) for name in config.attacks if name not in (PGD, ENSEMBLE, TRANSFER)]
+
+
+def shown_attack(config: RobustnessConfig) -> str | None:
+    """Return the attack whose images the other models are shown: PGD if it is made, else the first with radii."""
+    bounded = [one.name for one in others_of(config) if one.spec.norms and not one.spec.minimal]
+    able = [name for name in config.attacks if name in (PGD, ENSEMBLE, *bounded)]
+    return min(able, key=lambda name: name != PGD, default=None)
 
 
 def radii_of(config: RobustnessConfig) -> dict[Norm, Sequence[str]]:
@@ -140,7 +147,12 @@ def check_attacks(config: RobustnessConfig) -> None:
     Meant for the start of a run, before data are read.
     """
     radii = radii_of(config)
-    for chosen in (choose(name, config) for name in config.attacks if name != ENSEMBLE):
+    if TRANSFER in config.attacks and shown_attack(config) is None:
+        raise ConfigError(
+            "Attack 'transfer' of robustness.attacks shows every model the images that another attack made for the "
+            'others: name one with a radius, for instance "pgd".'
+        )
+    for chosen in (choose(name, config) for name in config.attacks if name not in (ENSEMBLE, TRANSFER)):
         if chosen.extent is None and not chosen.spec.minimal and not set(radii) & set(chosen.spec.norms):
             raise ConfigError(
                 f"Attack '{chosen.name}' of robustness.attacks works in {' and '.join(chosen.spec.norms)} only, where "

@@ -10,7 +10,7 @@ from support_outside import install
 
 from audit.config import DistanceConfig, EnsembleConfig, RobustnessConfig, TrustConfig
 from audit.errors import ConfigError
-from audit.results import ATTACK_TITLES, ENSEMBLE
+from audit.results import ATTACK_TITLES, ENSEMBLE, TRANSFER
 from audit.robustness.attacks.registry import ATTACKS, check_attacks
 from audit.robustness.evaluate import Attacked, measured_robustness, robust_accuracy
 from audit.robustness.trust.case import Marks
@@ -62,7 +62,7 @@ def test_every_attack_of_the_table_can_be_made_alone(name: str) -> None:
 
 
 def test_every_attack_has_a_title() -> None:
-    assert {*ATTACKS.builtin, ENSEMBLE} == set(ATTACK_TITLES)
+    assert {*ATTACKS.builtin, ENSEMBLE, TRANSFER} == set(ATTACK_TITLES)
 
 
 @pytest.mark.usefixtures("outside")
