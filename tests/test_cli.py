@@ -59,19 +59,22 @@ def test_progress_of_a_log_goes_to_standard_error(tmp_path, monkeypatch, capsys)
         '[[classifiers]]\nname = "plain"\ncheckpoint = "shipped:plain"\narchitecture = "small-convnext"\n'
         '[robustness]\nn = 4\neps = ["2/255"]\nsteps = 1\n' + PHANTOM
     )
-    for asked, first in ((("--progress", "none"), None), ((), "text"), (("--log-json",), "json")):
-        monkeypatch.setattr(progress, "_shown", progress._Shown())
-        arguments = ["spruce-audit", "run", str(tmp_path / "audit.toml"), "--no-cache", "--out", str(tmp_path / "out")]
-        monkeypatch.setattr("sys.argv", [*arguments, *asked])
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
+    for asked, form in (("--progress=none", None), ("--progress=plain", "text"), ("--log-json", "json")):
+        out = tmp_path / "out"
+        monkeypatch.setattr(
+            "sys.argv", ["spruce-audit", "run", str(tmp_path / "audit.toml"), "--no-cache", "--out", str(out), asked]
+        )
         with pytest.raises(SystemExit):
             main()
-        out, err = capsys.readouterr()
-        assert "Report:" in out
-        if first is None:
-            assert err == ""
+        shown = capsys.readouterr()
+        assert "Report:" in shown.out
+        if form is None:
+            assert shown.err == ""
         else:
-            line = err.splitlines()[0]
-            assert (json.loads(line)["done"] == 0) if first == "json" else re.fullmatch(r".+: 0 of \d+", line), err
+            line = shown.err.splitlines()[0]
+            said = json.loads(line)["done"] == 0 if form == "json" else re.fullmatch(r".+: 0 of \d+", line)
+            assert said, shown.err
 
 
 def test_train_generator_then_its_encoder(run, tmp_path):

@@ -5,7 +5,6 @@ there is no terminal, because a job of CI that prints nothing for long is taken 
 """
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -31,17 +30,17 @@ T = TypeVar("T")
 Style = Literal["none", "plain", "rich", "json"]
 
 LINE_SECONDS = 30.0
-"""Least time between two lines that a stage prints before its end."""
-SHORT_SECONDS = 5.0
+"""Time without a line after which one is printed, and at the soonest; a command that ends sooner may print none."""
+SHORT_SECONDS = 10.0
 """A stage that took less prints no line at its end."""
 
 
 @dataclass
 class _Shown:
-    """How this process shows progress (None: as `_current` says), and when it printed its last line."""
+    """How this process shows progress (None: as `_current` says), and when it began to or printed its last line."""
 
     style: Style | None = None
-    last_line: float = -math.inf
+    last_line: float = 0.0
 
 
 _shown = _Shown()
@@ -50,6 +49,7 @@ _shown = _Shown()
 def choose_style(style: Style | None) -> None:
     """Say how progress is shown from now on; None: bars where standard error is a terminal, lines elsewhere."""
     _shown.style = style or ("rich" if _on_terminal() else "plain")
+    _shown.last_line = time.monotonic()
 
 
 def _on_terminal() -> bool:
