@@ -10,7 +10,17 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from audit.errors import ResultsError
-from audit.report import classes, figures, methods, provenance, robustness, text, transfer, verdict
+from audit.report import (
+    accounts,
+    classes,
+    figures,
+    methods,
+    provenance,
+    robustness,
+    text,
+    transfer,
+    verdict,
+)
 from audit.results import AdversarialExample, AuditResult, Distribution, ModelResult, Query, QueryRow, read_results
 from audit.storage.files import atomic_write_text
 
@@ -28,6 +38,7 @@ class Cell:
     counterfactual: str | None
     semifactual: str | None
     edit: str | None
+    trace: Markup
 
 
 @dataclass(frozen=True)
@@ -124,6 +135,8 @@ def report_html(result: AuditResult, folder: Path) -> str:
         examples=_vulnerability_examples(models, folder),
         ranked=any(text.finite(m.index) for m in models),
         explained=any(m.counterfactuals is not None for m in models),
+        accounts=accounts.accounts(result, models, folder),
+        method_names=list(dict.fromkeys(accounts.method_name(m.counterfactuals) for m in models if m.counterfactuals)),
         queries=_query_views(result, models, folder, edits, scale),
         visible=VISIBLE_QUERIES,
         scale=scale,
@@ -144,7 +157,9 @@ def report_html(result: AuditResult, folder: Path) -> str:
 
 def _read_edits(models: Sequence[ModelResult], folder: Path) -> dict[str, NDArray[np.uint8]]:
     """Read all edit maps once, as bytes by file name: the common scale needs them before the first one is drawn."""
-    names = [row.edit_image for model in models for row in model.queries if row.edit_image is not None]
+    names = [
+        row.edit_image for model in models for row in model.queries if row.edit_image is not None and not row.ruined
+    ]
     return {name: np.asarray(figures.read_image(folder, name).convert("L")) for name in names}
 
 
@@ -152,7 +167,8 @@ def _mean_edits(models: Sequence[ModelResult], edits: dict[str, NDArray[np.uint8
     """Return every model's mean edit map over the query images, drawn to one scale, and that scale."""
     means: dict[str, NDArray[np.float64]] = {}
     for model in models:
-        maps = [edits[row.edit_image] for row in model.queries if row.edit_image is not None]
+        named = [row.edit_image for row in model.queries if row.edit_image is not None]
+        maps = [edits[name] for name in named if name in edits]
         if maps and len({m.shape for m in maps}) == 1:
             means[model.name] = np.mean(maps, axis=0)
     scale = figures.common_scale([np.rint(mean).astype(np.uint8) for mean in means.values()])
@@ -223,13 +239,15 @@ def _query_views(
             if row is None:
                 cells.append(None)
                 continue
-            made, last, edit = row.counterfactual_image, row.semifactual_image, row.edit_image
+            pictures = (row.counterfactual_image, row.semifactual_image, row.edit_image)
+            made, last, edit = pictures if not row.ruined else (None, None, None)
             cells.append(
                 Cell(
                     model=model.name,
                     row=row,
                     counterfactual=None if made is None else figures.image_uri(figures.read_image(folder, made)),
                     semifactual=None if last is None else figures.image_uri(figures.read_image(folder, last)),
+                    trace=accounts.trace_of(row, model),
                     edit=None if edit is None else figures.heat_uri(edits[edit] / 255 * figures.EDIT_FULL_SCALE, scale),
                 )
             )

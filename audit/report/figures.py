@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from audit.errors import ResultsError
 from audit.results import EDIT_FULL_SCALE
@@ -51,6 +51,17 @@ def image_uri(image: Image.Image) -> str:
     if len(data) > _LARGEST_PNG:
         data, kind = _encode(image.convert("RGB"), "WEBP", quality=92), "webp"
     return f"data:image/{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def framed_uri(image: Image.Image, box: tuple[int, int, int, int]) -> str:
+    """Return an image as data URI, large enough to be looked at, with a frame around the pixels inside `box`."""
+    grow = max(1, -(-192 // max(image.size)))
+    large = image.convert("RGB").resize((image.width * grow, image.height * grow), Image.Resampling.NEAREST)
+    left, top, right, bottom = (grow * side for side in box)
+    width = max(2, max(large.size) // 96)
+    edge = (left, top, min(right, large.width - 1), min(bottom, large.height - 1))
+    ImageDraw.Draw(large).rectangle(edge, outline=(255, 190, 60), width=width)
+    return image_uri(large)
 
 
 def _encode(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -189,6 +200,32 @@ def trace_chart(traces: Sequence[Sequence[float]], operating_point: float | None
 def _goal(value: float) -> str:
     y = 8 + 100 * (1 - min(max(value, 0.0), 1.0))
     return f'<line class="goal" x1="36" x2="250" y1="{y:.1f}" y2="{y:.1f}"/>'
+
+
+def spark_line(trace: Sequence[float], marks: tuple[int | None, int | None], goal: float | None, label: str) -> Markup:
+    """Return one trace without axes: probability 0 to 1 over its steps, the goal dashed.
+
+    `marks` are the steps of the flip (a line) and of the counterfactual (a dot); '' where there is nothing to draw.
+    """
+    line = np.clip(np.asarray(trace, dtype=np.float64), 0, 1)
+    if len(line) < 2 or not np.isfinite(line).all():
+        return Markup("")
+    last = len(line) - 1
+    keep = np.unique(np.linspace(0, last, min(last + 1, 61)).round().astype(int))
+    points = " ".join(f"{120 * i / last:.0f},{30 - 28 * line[i]:.0f}" for i in keep)
+    flip, chosen = (None if step is None else 120 * min(max(step, 0), last) / last for step in marks)
+    parts = ['<line class="grid" x1="0" x2="120" y1="30" y2="30"/>']
+    if goal is not None and np.isfinite(goal):
+        y = 30 - 28 * min(max(goal, 0.0), 1.0)
+        parts.append(f'<line class="goal" x1="0" x2="120" y1="{y:.0f}" y2="{y:.0f}"/>')
+    if flip is not None:
+        parts.append(f'<line class="flip" x1="{flip:.0f}" x2="{flip:.0f}" y1="1" y2="31"/>')
+    parts.append(f'<polyline class="mean" points="{points}"/>')
+    if chosen is not None:
+        at = line[min(max(marks[1] or 0, 0), last)]
+        parts.append(f'<circle cx="{chosen:.0f}" cy="{30 - 28 * at:.0f}" r="2.4"/>')
+    head = f'<svg class="trace spark" viewBox="-3 -2 126 36" role="img" aria-label="{escape(label)}">'
+    return Markup(f"{head}{''.join(parts)}</svg>")
 
 
 DASHES = ("", "7 3", "2 3", "10 3 2 3", "4 2", "1.5 2.5")

@@ -176,27 +176,16 @@ def findings(result: AuditResult) -> list[Markup]:
             Markup("<strong>The audit did not finish.</strong> What is missing is listed under “Not computed”.")
         )
     notes += explained_images(result)
-    ranked = [model for model in in_order(result) if is_ranked(model)]
-    trailing = [model for model in ranked if model.rank == ranked[-1].rank]
-    told = trailing[0] if len(trailing) == 1 else None  # the verdict has already said where its edits lie
-    for model in in_order(result):
-        wrong, scores = wrong_region(model), model.counterfactuals
-        if model.veto is not None:
-            notes.append(Markup("{} cannot be called meaningful: {}.").format(names([model]), model.veto))
-        elif wrong is not None and model is not told:
-            main = region_of(model, MAIN_REGION)
-            against = f", against {percent(main.mass, 0)} in the region" if main and finite(main.mass) else ""
-            notes.append(
-                Markup("{} decides by the {}: {} of its edit lies there, on {} of the image{}.").format(
-                    names([model]), wrong.region, percent(wrong.mass, 0), percent(wrong.area), against
-                )
-            )
-        if scores and finite(scores.flip_ratio.value) and (scores.flip_ratio.value or 0) < 0.9:
-            notes.append(
-                Markup("{} was flipped on {} of the query images only; its other scores rest on those.").format(
-                    names([model]), percent(scores.flip_ratio.value, 0)
-                )
-            )
+    notes += [
+        Markup("{} cannot be called meaningful: {}.").format(names([model]), model.veto)
+        for model in in_order(result)
+        if model.veto is not None
+    ]
+    notes += [
+        Markup("<strong>No edit within the generator's range explains {}.</strong>").format(names([model]))
+        for model in in_order(result)
+        if model.counterfactuals is not None and model.counterfactuals.unexplained is not None
+    ]
     weak = {
         judge.name
         for model in result.models

@@ -306,6 +306,8 @@ def _index(model: ModelResult) -> str:
 
 def _explain_last(last: ModelResult, best: ModelResult) -> str:
     """Return the most telling difference between the last model and the best."""
+    if last.counterfactuals is not None and last.counterfactuals.unexplained is not None:
+        return "no edit within the generator's range explains it"
     wrong = wrong_region(last)
     if wrong is not None:
         return f"{percent(wrong.mass, 0)} of its edit lies on the {wrong.region}"

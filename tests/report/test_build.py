@@ -112,6 +112,9 @@ def test_contents_of_a_full_audit(pages: dict[str, Path]):
     shown = Page(pages["four"].read_text(encoding="utf-8")).text.replace("\N{NO-BREAK SPACE}", " ")
     for words in (
         "shortcut is last: 71 % of its edit lies on the marker",
+        "What does each model decide by?",
+        "Its edits keep to the region that carries the class: 62 % of the edit lies there, on 8.0 % of the image.",
+        "counterfactuals by an unnamed method",
         "61 [56, 66]",
         "How sure is the order?",
         "healthy 95 %",
@@ -160,8 +163,17 @@ def test_every_counterfactual_has_its_semifactual_on_demand(pages: dict[str, Pat
     html = pages["four"].read_text()
     alts = [alt for alt in re.findall(r'alt="([^"]*)"', html) if alt.startswith("Semifactual of ")]
     assert len(alts) == len([alt for alt in re.findall(r'alt="([^"]*)"', html) if alt.startswith("Counterfactual of ")])
-    assert html.count("<summary>semifactual</summary>") == len(alts) > 0
+    assert html.count("<summary>semifactual and trace</summary>") == len(alts) > 0
     assert "the last opacity before it flips at step 22" in html
+
+
+def test_a_ruin_is_told_and_not_shown(support_results: ModuleType, tmp_path: Path):
+    results = support_results.example_audit(tmp_path, models=["plain"], n_queries=2, size=16)
+    results.models[0].queries[1].ruined = True
+    shown = shown_text(support_results, tmp_path, results)
+    assert shown.count("no edit within the generator's range") == 1
+    alts = re.findall(r'alt="([^"]*)"', (tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert sum(alt.startswith("Counterfactual of plain ") for alt in alts) == 1
 
 
 def test_robustness_only_says_what_is_missing(pages: dict[str, Path]):

@@ -1,5 +1,6 @@
 """The sentence on top: right for every shape of an audit, never stronger than its numbers, no undue praise."""
 
+import html
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,7 +33,8 @@ RADII = {"2/255": 2 / 255, "8/255": 8 / 255}
 
 
 def words(markup: str) -> str:
-    return re.sub(r"<[^>]+>", "", markup).replace("\N{NO-BREAK SPACE}", " ").replace("\N{EN DASH}", "-")
+    shown = html.unescape(re.sub(r"<[^>]+>", "", markup))
+    return shown.replace("\N{NO-BREAK SPACE}", " ").replace("\N{EN DASH}", "-")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +73,15 @@ def test_verdict_without_regions_names_the_weakest_part(results: AuditResult):
         if m.counterfactuals
     }
     assert plain(change(results, **bare)).endswith("shortcut is last: its localisation is 0.00, against 0.59.")
+
+
+def test_a_last_model_that_no_edit_explains_is_said_to_be_so(results: AuditResult):
+    found = results.models[3].counterfactuals
+    assert found is not None
+    ruined = change(
+        results, shortcut={"counterfactuals": found.model_copy(update={"unexplained": "of 8 6 do not flip"})}
+    )
+    assert plain(ruined).endswith("shortcut is last: no edit within the generator's range explains it.")
 
 
 def test_verdict_of_one_model(support_results: ModuleType, tmp_path: Path):
