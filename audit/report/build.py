@@ -143,6 +143,8 @@ def report_html(result: AuditResult, folder: Path) -> str:
         means=means,
         mean_scale=mean_scale,
         probability=_probabilities(result),
+        needed=_images_needed(result),
+        tiers=_tiers(models),
         separation=_separation(result),
         weights=text.weights(result),
         curves=robustness.accuracy_curves(models),
@@ -289,6 +291,21 @@ def _probabilities(result: AuditResult) -> dict[tuple[str, str], float]:
     """Return P(row above column) for both directions of every comparison."""
     table = {(c.a, c.b): c.probability for c in result.comparisons if text.finite(c.probability)}
     return {**{(b, a): 1 - p for (a, b), p in table.items()}, **table}
+
+
+def _images_needed(result: AuditResult) -> dict[tuple[str, str], str]:
+    """Return for both directions of a comparison how many query images would tell the two apart, where it is known."""
+    found = {(c.a, c.b): accounts.about(c.images_needed) for c in result.comparisons if c.images_needed is not None}
+    return {**found, **{(b, a): images for (a, b), images in found.items()}}
+
+
+def _tiers(models: Sequence[ModelResult]) -> list[tuple[str, float, float | None, float | None, int]]:
+    """Return the rows of the chart of indices."""
+    return [
+        (model.name, model.index, *(model.index_interval or (None, None)), model.rank)
+        for model in models
+        if model.index is not None and text.finite(model.index) and model.rank is not None
+    ]
 
 
 def _separation(result: AuditResult) -> float:

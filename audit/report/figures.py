@@ -155,6 +155,41 @@ def interval_bar(value: float, low: float | None, high: float | None, label: str
     ).format(label=label, low=x[1], width=max(x[2] - x[1], 0.4), tick=min(max(x[0] - 0.7, 0), 98.6))
 
 
+def interval_chart(rows: Sequence[tuple[str, float, float | None, float | None, int]], label: str) -> Markup:
+    """Return indices of 0 to 100 with their intervals, one row a model, and a line between the tiers.
+
+    Rows are (name, index, lower end, upper end, rank), best first.
+    """
+    if not rows:
+        return Markup("")
+    left = min(20 + _LETTER * max(len(name) for name, *_ in rows), 250.0)
+    room = int((left - 10) / _LETTER)
+
+    def x(value: float) -> float:
+        return left + (620 - left) * min(max(value, 0.0), 100.0) / 100
+
+    height = 20 * len(rows) + 26
+    parts = [
+        f'<line class="grid" x1="{x(tick):.0f}" x2="{x(tick):.0f}" y1="4" y2="{height - 20}"/>'
+        f'<text x="{x(tick):.0f}" y="{height - 6}" text-anchor="middle">{tick}</text>'
+        for tick in (0, 25, 50, 75, 100)
+    ]
+    for i, (name, value, low, high, rank) in enumerate(rows):
+        y = 16 + 20 * i
+        ends = [end if end is not None and np.isfinite(end) else value for end in (low, high)]
+        if i and rank != rows[i - 1][4]:
+            parts.append(f'<line class="between" x1="0" x2="620" y1="{y - 10}" y2="{y - 10}"/>')
+        short = name if len(name) <= room else f"{name[: room - 1]}\N{HORIZONTAL ELLIPSIS}"
+        parts.append(
+            f'<text x="0" y="{y + 4}">{escape(short)}</text>'
+            f'<line class="reach" x1="{x(ends[0]):.1f}" x2="{x(ends[1]):.1f}" y1="{y}" y2="{y}"/>'
+            f'<circle cx="{x(value):.1f}" cy="{y}" r="3.6"/>'
+        )
+    return Markup(
+        f'<svg class="tiers" viewBox="0 0 632 {height}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
+    )
+
+
 def share_bar(share: float, label: str, mark: float | None = None) -> Markup:
     """Return a bar of a share in [0, 1]; `mark` sets a tick, for instance where the share of the area lies."""
     tick = Markup("")

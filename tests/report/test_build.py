@@ -116,7 +116,7 @@ def test_contents_of_a_full_audit(pages: dict[str, Path]):
         "Its edits keep to the region that carries the class: 62 % of the edit lies there, on 8.0 % of the image.",
         "counterfactuals by an unnamed method",
         "61 [56, 66]",
-        "How sure is the order?",
+        "Who is surely above whom?",
         "healthy 95 %",
         "not flipped",
         "less sure than asked",
@@ -416,6 +416,8 @@ PROBE = """<script>addEventListener('load', () => setTimeout(() => {
     width: innerWidth, page: document.documentElement.scrollWidth, images: images.length,
     broken: failed.reduce((a, b) => a + b, 0) + images.filter(i => !i.naturalWidth).length,
     outlines: [...document.querySelectorAll('svg.outline use')].filter(u => u.getBBox().width > 0).length,
+    trust: (t => t ? t.scrollWidth - t.clientWidth : 0)(document.querySelector('#trust .scroll')),
+    index: (c => c ? c.getBoundingClientRect().right : 0)(document.querySelector('.ranking td.index')),
     scrolled: [...document.querySelectorAll('.scroll')].filter(s => s.scrollWidth > s.clientWidth).length,
     fetched: performance.getEntriesByType('resource').filter(e => !e.name.startsWith('data:')).length,
     name: NAME}, '*'));
@@ -431,7 +433,7 @@ def test_page_is_whole_in_a_browser(pages: dict[str, Path], tmp_path: Path):
         html = re.sub(r"<meta http-equiv=[^>]*>", "", file.read_text(encoding="utf-8"))
         probed = tmp_path / f"{shape}.html"
         probed.write_text(html.replace("</body>", PROBE.replace("NAME", json.dumps(shape))), encoding="utf-8")
-        widths = (360, 420, 1400) if shape in ("four", "twelve") else (360, 1280, 1600) if shape == TEN else (360,)
+        widths = (360, 390, 1280) if shape in ("four", "twelve") else (360, 1280, 1600) if shape == TEN else (360,)
         frames += [f'<iframe src="{probed.as_uri()}" style="width:{w}px;height:800px"></iframe>' for w in widths]
     host = tmp_path / "host.html"
     host.write_text(
@@ -455,6 +457,10 @@ def test_page_is_whole_in_a_browser(pages: dict[str, Path], tmp_path: Path):
     for report in reports:
         assert report["broken"] == report["fetched"] == 0, report
         assert report["page"] <= report["width"], report
+        if report["width"] >= 390:  # rank, model and index are seen without scrolling
+            assert report["index"] <= report["width"], report
+        if report["width"] >= 1280:
+            assert report["trust"] <= 0, report
         if report["name"] != "robust":
             assert report["images"] > 0
         if report["name"] == TEN and report["width"] >= 1280:

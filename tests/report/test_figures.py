@@ -102,6 +102,30 @@ def test_trouble_with_an_image_is_named(tmp_path: Path):
             figures.read_image(tmp_path / "in", name)
 
 
+def test_intervals_stand_by_tiers():
+    rows = [("<a>", 68.0, 66.0, 71.0, 1), ("b" * 60, 63.0, 60.0, 67.0, 2), ("c", 62.0, None, float("nan"), 2)]
+    chart = figures.interval_chart(rows, "intervals")
+    assert chart.count('class="between"') == 1  # under the first model, and not between those that share a tier
+    assert "&lt;a&gt;" in chart
+    assert "nan" not in chart
+    centres = [float(x) for x in re.findall(r'<circle cx="([\d.]+)"', chart)]
+    spans = [(float(a), float(b)) for a, b in re.findall(r'class="reach" x1="([\d.]+)" x2="([\d.]+)"', chart)]
+    assert centres == sorted(centres, reverse=True)
+    assert all(a <= x <= b for x, (a, b) in zip(centres, spans, strict=True))
+    assert figures.interval_chart([], "none") == ""
+
+
+def test_one_trace_is_drawn_with_its_goal_flip_and_end():
+    line = figures.spark_line([0.0, 0.2, 0.8, 0.9], (2, 3), 0.9, "trace")
+    assert all(f'class="{kind}"' in line for kind in ("goal", "flip", "mean"))
+    assert '<circle cx="120"' in line
+    bare = figures.spark_line([0.0, 0.1], (None, 1), None, "trace")
+    assert not re.search(r'class="(goal|flip)"', bare)
+    assert (
+        figures.spark_line([0.5], (0, 0), None, "x") == figures.spark_line([float("nan"), 1], (0, 1), None, "x") == ""
+    )
+
+
 def test_charts_survive_missing_and_broken_numbers():
     nan = float("nan")
     assert figures.trace_chart([], 0.9, "none") == figures.trace_chart([[nan, 1.0], [0.5]], None, "none") == ""
