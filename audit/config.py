@@ -151,7 +151,14 @@ class DataConfig(Section):
         "lies there",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="settings for a format of another package")
-    classes: tuple[str, ...] | None = Field(None, description="class names in label order; default: as the data says")
+    task: Literal["auto", "single-label", "multi-label"] = Field(
+        "auto",
+        description="single-label: every image is of one class; multi-label: it has any number of labels; auto: as the "
+        "data look",
+    )
+    classes: tuple[str, ...] | None = Field(
+        None, description="names of classes or labels in their order; default: as the data says"
+    )
     image_size: int | None = Field(None, ge=8, le=1024, description="resize (antialiased) to this side; default: as is")
     channels: Literal[1, 3] | None = Field(None, description="convert to grey (1) or RGB (3); default: as the data is")
     white: float | None = Field(
@@ -429,6 +436,11 @@ class RobustnessConfig(Section):
     restarts: int = Field(1, ge=1, description="starts of PGD")
     batch_size: int = Field(128, ge=1, description="most images given to a model together")
     ensemble: EnsembleConfig = EnsembleConfig()
+    label_weights: dict[str, Annotated[float, Field(ge=0)]] = Field(
+        default_factory=dict,
+        description="multi-label: what the fall of a label counts in the attack on all labels together; of those that "
+        "are not named nothing, where any is named; default: 1 for each",
+    )
     options: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="keyword arguments of an attack, by its name: of torchattacks, the class's"
     )
@@ -575,6 +587,9 @@ def why_not_pixel_units(mean: Sequence[float] | None, std: Sequence[float] | Non
     return f"{written} {verb} in units of 0 to {scale} where pixels are in [0, 1]: set {right}"
 
 
+Threshold = Annotated[float, Field(gt=0, lt=1)]
+
+
 class ClassifierConfig(Section):
     """One trained classifier: timm name + checkpoint, TorchScript / torch.export file, or factory."""
 
@@ -604,11 +619,10 @@ class ClassifierConfig(Section):
     scale: Literal["logits", "probabilities"] | None = Field(
         None, description="what its numbers are; default: found by running it"
     )
-    threshold: float | None = Field(
+    threshold: Threshold | dict[str, Threshold] | None = Field(
         None,
-        gt=0,
-        lt=1,
-        description="probability of the second class from which a classifier of two decides for it; default: 0.5",
+        description="probability of the second class from which a classifier of two decides for it; of labels, from "
+        "which each is said to be there, one number or one by label; default: 0.5",
     )
     features: str | None = Field(
         None,

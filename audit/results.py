@@ -13,6 +13,8 @@ SCHEMA_VERSION = "1.1"
 
 MAIN_REGION = "region"
 """Name of the region that carries the class's meaning; every other region is something an edit should not need."""
+UNKNOWN_LABEL = -1
+"""What stands in multi-hot labels, beside 1 and 0, where it is not known whether an image has a label."""
 COMPONENTS = ("validity", "realism", "sparsity", "localisation", "transfer")
 """The index's parts, in the order in which they are shown."""
 Norm = Literal["Linf", "L2"]
@@ -512,6 +514,70 @@ class ConfounderShare(Row):
     vetoes: bool = Field(description="the interval of `ahead` is above 0 and the excess at least 0.1")
 
 
+class LabelResult(Row):
+    """What was measured of one label of a multi-label model: whether an image has it is a question of two classes.
+
+    Images of which it is not known are left out. `clean` and `robust` are those of a classifier of the two classes
+    "no LABEL" and "LABEL".
+    """
+
+    n: int = Field(description="audited images of which it is known whether they have the label")
+    positives: int = Field(description="of these, images that have it")
+    threshold: float = Field(description="probability above which the model says that an image has the label")
+    auroc: Interval = Field(description="area under the ROC curve; None: all images have it, or none has")
+    average_precision: Interval
+    f1: Interval = Field(description="at the threshold")
+    ece: float | None = Field(description="expected calibration error of the label's probability, 15 bins")
+    brier: float | None = Field(description="mean squared difference between probability and truth")
+    clean: Clean
+    robust: Robust = Field(default_factory=Robust)
+    unreliable: list[str] = Field(default_factory=list, description="as of a model")
+    failed: Failure | None = Field(default=None, description="None: every stage was completed")
+    not_computed: list["NotComputed"] = Field(default_factory=list)
+
+
+class AnyLabel(Row):
+    """What one attack does to all labels of an image, each of which it was aimed at in turn."""
+
+    right: Interval = Field(description="share of images on which every known label is decided rightly under attack")
+    falls: Interval = Field(description="share of images on which some label falls that is decided rightly as it is")
+
+
+class JointAttack(Row):
+    """What one perturbation does that is aimed at all labels of an image together."""
+
+    eps: float = Field(description="radius in pixel units")
+    norm: Norm = "Linf"
+    steps: int
+    weights: dict[str, float] = Field(description="by label, what its fall counts")
+    kept: Interval = Field(description="weighted share of an image's labels that are decided rightly, mean over images")
+    before: float = Field(description="the same without an attack")
+    by_label: dict[str, Interval] = Field(description="share of the images decided rightly under it, by label")
+
+
+class LabelSummary(Row):
+    """What was measured of all labels of a multi-label model together; macro: the mean over labels."""
+
+    auroc: Interval = Field(description="macro")
+    average_precision: Interval = Field(description="macro")
+    f1: Interval = Field(description="macro")
+    accuracy: Interval = Field(description="macro")
+    ece: float | None = Field(description="macro")
+    brier: float | None = Field(description="macro")
+    exact: Interval = Field(description="share of images on which every known label is decided rightly")
+    any_label: dict[str, AnyLabel] = Field(default_factory=dict, description="by attack and radius: 'pgd.8/255'")
+    joint: dict[str, JointAttack] = Field(default_factory=dict, description="by norm and radius: '8/255', 'l2.0.5'")
+
+
+class LabelCounts(Row):
+    """How often labels occur in the audited images, alone and together."""
+
+    n: int
+    positives: dict[str, int]
+    unknown: dict[str, int] = Field(description="images of which it is not known")
+    together: list[list[int]] = Field(description="images that have both labels, in the order of the labels")
+
+
 class Counterfactuals(Row):
     """Scores of one model's counterfactuals over its query images, which all models share that are not unpaired.
 
@@ -671,6 +737,10 @@ class ModelResult(Row):
     )
     clean: Clean
     robust: Robust
+    labels: dict[str, LabelResult] = Field(
+        default_factory=dict, description="of a multi-label model; its own `clean` and `robust` are empty then"
+    )
+    label_summary: LabelSummary | None = Field(default=None, description="of a multi-label model")
     counterfactuals: Counterfactuals | None = None
     queries: list[QueryRow] = Field(default_factory=list)
     methods: dict[str, ComparedMethod] = Field(
@@ -769,6 +839,7 @@ class AuditResult(Row):
         "`calibration_sha256`: hash of the ids and labels of the calibration images, where there are any"
     )
     data_read: DataRead | None = None
+    label_counts: LabelCounts | None = Field(default=None, description="None: every image is of one class")
     models: list[ModelResult]
     notices: list[Notice] = Field(default_factory=list)
     comparisons: list[Comparison] = Field(default_factory=list)

@@ -111,6 +111,14 @@ def _per_channel(values: Sequence[float] | None, default: float, channels: int, 
     return tensor
 
 
+def two_classes(logits: Tensor, label: int, limit: float) -> Tensor:
+    """Return logits `[N, 2]` of "without the label", which is 0, and "with it", from those of all labels `[N, L]`.
+
+    `limit` is the logit from which on the label is said to be there.
+    """
+    return functional.pad(logits[:, label, None] - limit, (1, 0))
+
+
 Head = nn.Linear | LocalHead
 """How logits follow from features; `weight` is `[K, d]`, or `[N, K, d]` where it is another for each of N images."""
 
@@ -125,12 +133,16 @@ class Classifier(nn.Module):
     `notices` are what a reader of its numbers has to know, found by its loader.
     The network is run on random images to find its logits and features; it keeps its mode and its gradients flags.
     `slices` divides large batches to bound the memory (None: they are taken whole).
+    Where an image may have any number of labels, K is their number, and `limits` are the logits from which on each is
+    said to be there (empty: 0); `of_label` is the view of one.
     Raises ClassifierError if the network does not fit this.
     """
 
     mean: Tensor
     std: Tensor
     order: Tensor | None
+    label: Tensor | None
+    """Of a view of one label: its place among the labels, and the logit from which on the label is said to be there."""
 
     def __init__(
         self,
@@ -149,6 +161,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         self.slices: Slices | None = None
+        self.limits: tuple[float, ...] = ()
         self.name = name
         self.class_names = tuple(class_names)
         self.input_shape = input_shape
@@ -173,19 +186,21 @@ class Classifier(nn.Module):
         traced = trace_network(network, self._probe(), name, answer, self.num_classes)
         self.network = traced.network
         self._channels_last = False
-        if (traced.width, self.num_classes) != (1, 2) and traced.width != self.num_classes:
+        single = traced.width == 1 and self.num_classes == 2 and not answer.independent
+        if not single and traced.width != self.num_classes:
             raise ClassifierError(
                 f"Classifier '{name}' has {traced.width} outputs for {self.num_classes} classes "
                 f"({', '.join(self.class_names)}): load a checkpoint for these classes, or give its own in 'classes'."
             )
-        if answer.threshold is not None and self.num_classes != 2:
+        if answer.threshold is not None and (self.num_classes != 2 or answer.independent):
             raise ClassifierError(
                 f"Classifier '{name}' has {self.num_classes} classes, and a threshold is for two: remove it."
             )
-        self.answer = ToLogits(traced.scale, answer.threshold, single=traced.width == 1)
+        self.answer = ToLogits(traced.scale, answer.threshold, single=single, independent=answer.independent)
         self._picked = traced.picked
         self._reversed = False
         self.register_buffer("order", None, persistent=False)
+        self.register_buffer("label", None, persistent=False)
         self._set_order(order)
 
     def _set_order(self, order: Sequence[int] | None) -> None:
@@ -272,7 +287,11 @@ class Classifier(nn.Module):
         return ((bridged - self.mean) / self.std).contiguous()
 
     def _in_order(self, logits: Tensor) -> Tensor:
-        return logits if self.order is None else logits.index_select(1, self.order)
+        ordered = logits if self.order is None else logits.index_select(1, self.order)
+        if self.label is None:
+            return ordered
+        place, limit = self.label
+        return two_classes(ordered, int(place), float(limit))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, K]` of `images` `[N, 1 or 3, h, w]` in [0, 1], in the order of `class_names`."""
@@ -396,4 +415,23 @@ class Classifier(nn.Module):
             other._set_order(class_order(classes, self.class_names, self.name))
         changed = {"mean": mean, "std": std, "size": size, "classes": classes}
         other._origins = self._origins | {key: "configuration" for key, value in changed.items() if value is not None}
+        return other
+
+    def of_label(self, label: int, names: tuple[str, str], limit: float = 0.0) -> "Classifier":
+        """Return this classifier of labels as one of two classes called `names`: without `label`, and with it.
+
+        The logit of the first is 0, that of the second the label's own less `limit`, the logit from which on the label
+        is said to be there. Network and features are shared.
+        """
+        other = copy.copy(self)
+        other._modules, other._buffers = dict(self._modules), dict(self._buffers)
+        other.class_names = names
+        other.label = self.mean.new_tensor([label, limit])
+        if self.head is not None:
+            bias = self.head.weight.new_zeros(self.num_classes) if self.head.bias is None else self.head.bias
+            rows = (
+                functional.pad(self.head.weight[[label]], (0, 0, 1, 0)),
+                functional.pad(bias[[label]] - limit, (1, 0)),
+            )
+            other._own_head = linear_of(*rows)
         return other

@@ -4,6 +4,7 @@ Each input setting (size, channels, mean, std, classes) is taken from the first 
 the checkpoint's metadata, timm's configuration of an unchanged architecture, the data.
 """
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -199,19 +200,19 @@ def _notices_of_input(
 
 
 def _notices_of_answer(classifier: Classifier) -> Iterator[tuple[str, str]]:
-    answer, behind, (first, second) = classifier.answer, classifier.network.behind, classifier.input.classes[:2]
+    answer, behind, names = classifier.answer, classifier.network.behind, classifier.input.classes
     above = f"probability {0.5 if answer.threshold is None else answer.threshold:g}"
     if answer.single:
         yield (
             "single-logit",
-            f"it gives one number per image, which is taken to speak for '{second}', the second of its classes: above "
-            f"{above} it decides for that, else for '{first}'. Where it speaks for '{first}', set classes = "
-            f'["{second}", "{first}"]',
+            f"it gives one number per image, which is taken to speak for '{names[1]}', the second of its classes: "
+            f"above {above} it decides for that, else for '{names[0]}'. Where it speaks for '{names[0]}', set "
+            f'classes = ["{names[1]}", "{names[0]}"]',
         )
     if answer.threshold is not None:
         yield (
             "threshold",
-            f"it decides for '{second}' above {above}: the logit of that class is moved by {answer.shift:+.3g}, the "
+            f"it decides for '{names[1]}' above {above}: the logit of that class is moved by {answer.shift:+.3g}, the "
             "log-odds of the threshold, and all probabilities are those of the moved logits",
         )
     if behind is not None:
@@ -223,7 +224,8 @@ def _notices_of_answer(classifier: Classifier) -> Iterator[tuple[str, str]]:
     if answer.scale == "probabilities":
         yield (
             "probabilities",
-            "it gives probabilities: their logarithms are taken for logits. Where they saturate at 0 or 1 they have no "
+            f"it gives probabilities: their {'log-odds' if answer.independent else 'logarithms'} are taken for logits. "
+            "Where they saturate at 0 or 1 they have no "
             "gradient, and attacks see less; give the network without its last softmax or sigmoid if you can",
         )
 
@@ -245,16 +247,31 @@ def _notices_of_behaviour(classifier: Classifier) -> Iterator[tuple[str, str]]:
         )
 
 
+def _limits(config: ClassifierConfig, labels: Sequence[str]) -> tuple[float, ...]:
+    """Return the log-odds of the threshold of each of the `labels`; raises ClassifierError for a name that is none."""
+    given = config.threshold
+    of_label = given if isinstance(given, dict) else dict.fromkeys(labels, 0.5 if given is None else given)
+    for name in of_label:
+        if name not in labels:
+            raise ClassifierError(
+                f"Threshold of classifier '{config.name}' names '{name}', which is no label: {', '.join(labels)}."
+            )
+    return tuple(math.log(p) - math.log1p(-p) for p in (of_label.get(name, 0.5) for name in labels))
+
+
 def load_classifier(
     config: ClassifierConfig,
     image_shape: tuple[int, int, int],
     class_names: Sequence[str],
     folder: Path | None = None,
+    *,
+    independent: bool = False,
 ) -> Classifier:
     """Load the classifier that `config` names, on the CPU and in evaluation mode, for the data it is to be audited on.
 
     `image_shape` (C, H, W) and `class_names` are the data's; logits come out in the order of `class_names`. A factory
-    finds modules in `folder`, the configuration's. Raises ClassifierError naming file, tensor or setting, and
+    finds modules in `folder`, the configuration's. Where the classes are `independent`, an image may have any number of
+    them. Raises ClassifierError naming file, tensor or setting, and
     ConfigError for shipped weights that do not exist.
     """
     given = InputSettings(config.classes, config.mean, config.std, config.input_size, config.channels).with_origin(
@@ -273,6 +290,12 @@ def load_classifier(
     half = [p for p in network.parameters() if p.is_floating_point() and p.dtype != torch.float32]
     if half and not isinstance(network, torch.fx.GraphModule):
         network.float()
+    threshold = None if independent else config.threshold
+    if isinstance(threshold, dict):
+        raise ClassifierError(
+            f"Classifier '{config.name}' has thresholds of single labels, where every image is of one class: give one "
+            "number."
+        )
     order = None if settings.classes is None else class_order(settings.classes, class_names, config.name)
     height, width = image_shape[1:] if settings.input_size is None else (settings.input_size, settings.input_size)
     origins: dict[str, Origin] = {
@@ -294,8 +317,9 @@ def load_classifier(
         source=loaded.source,
         weights=loaded.weights,
         origins=origins,
-        answer=AnswerSettings(config.output, config.head, config.scale, config.threshold, config.features),
+        answer=AnswerSettings(config.output, config.head, config.scale, threshold, config.features, independent),
     )
+    classifier.limits = _limits(config, class_names) if independent else ()
     classifier.eval().prefer_channels_last()
     found = (
         *loaded.notices,

@@ -31,7 +31,8 @@ class AnswerSettings:
 
     `output` and `head` are names or places in what the forward returns, the one inside the other; `scale` says what its
     numbers are, `threshold` from which probability of the second output a binary classifier decides for it, and
-    `features` which module's output are the features.
+    `features` which module's output are the features. `independent` outputs are those of labels of which an image may
+    have any number.
     """
 
     output: str | int | None = None
@@ -39,6 +40,7 @@ class AnswerSettings:
     scale: Scale | None = None
     threshold: float | None = None
     features: str | None = None
+    independent: bool = False
 
     @property
     def path(self) -> tuple[str | int, ...]:
@@ -158,16 +160,21 @@ def _literal(step: str | int) -> str:
     return f'"{step}"' if isinstance(step, str) else str(step)
 
 
-def are_probabilities(values: Tensor) -> bool:
-    """Whether rows `[n, K]` are probabilities of classes that exclude each other or, of one number, are in [0, 1]."""
+def are_probabilities(values: Tensor, independent: bool = False) -> bool:
+    """Whether rows `[n, K]` are probabilities of classes that exclude each other.
+
+    Of one number, and of `independent` labels, whether all are in [0, 1].
+    """
     if not bool(((values >= 0) & (values <= 1)).all()):
         return False
-    return values.shape[1] == 1 or bool(((values.sum(dim=1) - 1).abs() <= ROWS_SUM_TO).all())
+    return independent or values.shape[1] == 1 or bool(((values.sum(dim=1) - 1).abs() <= ROWS_SUM_TO).all())
 
 
 @dataclass(frozen=True)
 class ToLogits:
     """Makes logits `[N, K]` of a network's values: `scale` is what they are, `single` whether they are one an image.
+
+    Those of `independent` labels are log-odds, each for itself.
 
     Where `threshold` is given, the second of two logits is moved by its log-odds, so that the larger one decides.
     """
@@ -175,6 +182,7 @@ class ToLogits:
     scale: Scale = "logits"
     threshold: float | None = None
     single: bool = field(default=False, kw_only=True)
+    independent: bool = field(default=False, kw_only=True)
 
     @property
     def shift(self) -> float:
@@ -191,6 +199,8 @@ class ToLogits:
         """What the network gives, and what is made of it."""
         if self.single:
             given = "one probability p as [0, log(p / (1 - p))]" if self.scale != "logits" else "one logit z as [0, z]"
+        elif self.independent:
+            given = "log-odds of its probabilities" if self.scale != "logits" else "logits"
         else:
             given = "logarithms of its probabilities" if self.scale != "logits" else "logits"
         return (
@@ -215,7 +225,7 @@ class ToLogits:
         if self.scale == "probabilities":
             smallest = torch.finfo(torch.float32).tiny
             logits = values.clamp_min(smallest).log()
-            if self.single:
+            if self.single or self.independent:
                 logits = logits - torch.log1p(-values.clamp(smallest, LARGEST_PROBABILITY))
         if self.single:
             logits = functional.pad(logits, (1, 0))

@@ -359,7 +359,8 @@ def trace_network(
             x, again = traced.features_and_logits(probe)
         if traced.head is not None and not same(traced.head(x), again, _coarsest(network)):
             traced = OutputNetwork(fitting)
-        scale = settings.scale if traced.behind is None and settings.scale else _scale_of(traced, probe)
+        stated = settings.scale if traced.behind is None else None
+        scale = stated or _scale_of(traced, probe, settings.independent)
         if scale == "probabilities" and not bool(((values >= 0) & (values <= 1)).all()):
             raise ClassifierError(
                 f"Classifier '{name}' returns numbers outside [0, 1], which are no probabilities: remove scale."
@@ -413,14 +414,14 @@ def _path_of(network: nn.Module) -> tuple[str | int, ...]:
     return inner.path if isinstance(inner, Picked) else ()
 
 
-def _scale_of(traced: TracedNetwork, probe: Tensor) -> Scale:
+def _scale_of(traced: TracedNetwork, probe: Tensor, independent: bool) -> Scale:
     """What the values are: of a linear layer logits, else probabilities where they look like them."""
     if traced.head is not None:
         return "logits"
     values = run(traced, probe)
-    if values.shape[1] == 1:
+    if values.shape[1] == 1 or independent:
         values = torch.cat([run(traced, factor * probe) for factor in FAR])
-    return "probabilities" if are_probabilities(values) else "logits"
+    return "probabilities" if are_probabilities(values, independent) else "logits"
 
 
 def _coarsest(network: nn.Module) -> torch.dtype:

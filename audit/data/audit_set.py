@@ -21,6 +21,8 @@ MaskReader = Callable[[int], "np.ndarray | None"]
 class AuditSet:
     """Images with labels, ids, splits and optional regions; the pixel contract is float32 `[N, C, H, W]` in [0, 1].
 
+    `labels` are `[N]`, the place of each image's class in `class_names`. Of a multi-label set they are `[N, L]`, and
+    `class_names` are the names of the L labels, of which an image may have any number (`audit.data.multilabel`).
     `regions` maps a region's name to a reader of masks. The region called `"region"` is the one that carries the
     class's meaning (a lesion, a cell); any other name is a further place worth measuring (such as a marker).
     `reading` says how the images were read and what was left out; None where they were made in memory.
@@ -47,12 +49,27 @@ class AuditSet:
         assert self.rows is not None
         return self.rows
 
+    @property
+    def row_numbers(self) -> np.ndarray:
+        """Where the selected rows stand in the whole set, int `[N]`."""
+        return self._rows()
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether an image may have any number of labels."""
+        return np.ndim(self.labels) == 2
+
     def __len__(self) -> int:
         return len(self._rows())
 
+    def has(self, label: int) -> np.ndarray:
+        """Which images of the whole set are of class `label`, or have it among their labels: bool `[N]`."""
+        found: np.ndarray = self.labels[:, label] == 1 if self.is_multi_label else self.labels == label
+        return found
+
     @property
     def row_labels(self) -> Tensor:
-        """Labels of the selected rows, int64 `[N]`."""
+        """Labels of the selected rows, int64 `[N]`; of a multi-label set `[N, L]`."""
         return torch.from_numpy(np.asarray(self.labels)[self._rows()].astype(np.int64))
 
     @property

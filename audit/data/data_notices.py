@@ -60,9 +60,8 @@ def _names(examples: Sequence[str], n: int) -> str:
     return ", ".join(examples) + (", ..." if n > len(examples) else "")
 
 
-def of_copies(read: DataRead) -> list[Notice]:
-    """Audited images that stand in another split, twice, or under two labels."""
-    audited = sum(read.splits[read.audit_split].values())
+def of_copies(read: DataRead, audited: int) -> list[Notice]:
+    """Of `audited` images those that stand in another split, twice, or under two labels."""
     notices = []
     for row in read.copies:
         pairs = _names([f"{a} = {b}" for a, b in row.examples], row.n)
@@ -247,7 +246,7 @@ def of_mask_folder(
         notices.append(_notice("masks-unused", text))
     inside = data.splits == audited
     for region, has in given.items():
-        of_class = {name: inside & (data.labels == label) for label, name in enumerate(data.class_names)}
+        of_class = {name: inside & data.has(label) for label, name in enumerate(data.class_names)}
         partly = {name: rows & ~has for name, rows in of_class.items() if (rows & has).any() and (rows & ~has).any()}
         if partly:
             counts = ", ".join(f"{_images(int(r.sum()), int(of_class[n].sum()))} of {n}" for n, r in partly.items())

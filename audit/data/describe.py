@@ -15,6 +15,7 @@ import numpy as np
 from audit.data import data_notices as say
 from audit.data.audit_set import AuditSet
 from audit.data.copies import find_copies, keys_by_bytes
+from audit.data.multilabel import combinations
 from audit.data.reading import Look, Reading, left_out
 from audit.errors import DataError
 from audit.results import Copies, DataRead, Notice, PixelRange
@@ -53,7 +54,7 @@ def describe(data: AuditSet, audited: str, calibration: str | None) -> Described
     read.pixels = _pixel_range(looks)
     notices = [
         *say.of_left_out(read),
-        *say.of_copies(read),
+        *say.of_copies(read, int((data.splits == audited).sum())),
         *say.of_pixels(read, looks),
         *say.of_shapes(data, reading),
         *say.of_headers(read, reading, data.ids),
@@ -113,7 +114,9 @@ def _sampled(data: AuditSet) -> list[Notice]:
 def _counts(data: AuditSet) -> dict[str, dict[str, int]]:
     table = {}
     for split in dict.fromkeys(map(str, data.splits)):
-        counts = np.bincount(data.labels[data.splits == split], minlength=len(data.class_names))
+        labels = data.labels[data.splits == split]
+        classes = len(data.class_names)
+        counts = (labels == 1).sum(axis=0) if data.is_multi_label else np.bincount(labels, minlength=classes)
         table[split] = {name: int(count) for name, count in zip(data.class_names, counts, strict=True)}
     return table
 
@@ -163,7 +166,7 @@ def _look(data: AuditSet, reading: Reading, read: DataRead) -> list[Look]:
 
 
 def _copies(keys: Mapping[int, Hashable], data: AuditSet, read: DataRead) -> list[Copies]:
-    return find_copies(keys, data.splits, data.labels, data.ids, read.audit_split)
+    return find_copies(keys, data.splits, combinations(data.labels), data.ids, read.audit_split)
 
 
 def _sample(rows: np.ndarray, pixels: np.ndarray) -> np.ndarray:

@@ -19,6 +19,7 @@ from audit.config import DataConfig
 from audit.data.archive import Member
 from audit.data.audit_set import AuditSet, MaskReader
 from audit.data.images import Conversion, Header, ImageFile, KeepingReader, decode_stored, read_header, read_image
+from audit.data.multilabel import SEPARATOR, cells_to_labels, check_every_label, lists_to_labels, notices, strata
 from audit.data.reading import Look, Reading, digest, look_at
 from audit.data.regions import Box, check_boxes, check_mask_file, read_mask, read_region
 from audit.errors import DataError
@@ -46,6 +47,8 @@ class Listing:
     masks: Mapping[str, tuple[Path | None, ...]] = field(default_factory=dict)
     boxes: tuple[tuple[Box, ...] | None, ...] | None = None
     left_out: tuple[LeftOut, ...] = ()
+    label_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Of multi-label data with a column for every label: its cells, by the label. `labels` are empty then."""
 
 
 def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -63,8 +66,11 @@ def nearest(name: str, valid: Sequence[str]) -> str:
 def seeded_split(labels: np.ndarray, ids: Sequence[str], seed: int) -> np.ndarray:
     """Divide rows into 'calibration' and 'test', 50/50 within each class (the odd one goes to 'test').
 
-    Depends on the seed, the labels and the set of ids, not on the order of rows.
+    Of labels `[N, L]` the rarest that an image has counts as its class. Depends on the seed, the labels and the set of
+    ids, not on the order of rows.
     """
+    if labels.ndim == 2:
+        labels = strata(labels)
     generator = stage_generator(seed, "data/split")
     splits = np.full(len(labels), "test", dtype="<U11")
     order = np.array(sorted(range(len(ids)), key=lambda row: natural_key(ids[row])), dtype=np.int64)
@@ -130,14 +136,43 @@ def resolve_labels(
     return labels, names
 
 
-def check_classes(classes: tuple[str, ...] | None) -> None:
+def _is_multi_label(listing: Listing, config: DataConfig) -> bool:
+    if config.task != "auto":
+        return config.task == "multi-label"
+    named = any(SEPARATOR in name for name in config.classes or ())
+    return bool(listing.label_columns) or (not named and any(SEPARATOR in text for text in listing.labels))
+
+
+def _resolve_label_sets(listing: Listing, config: DataConfig) -> tuple[np.ndarray, tuple[str, ...], str]:
+    """Return multi-hot labels int64 `[N, L]`, the labels' names, and what tells that there may be several."""
+    if listing.label_columns:
+        names = config.classes or tuple(listing.label_columns)
+        for name in names:
+            if name not in listing.label_columns:
+                columns = ", ".join(listing.label_columns)
+                raise DataError(f"Label '{name}' of data.classes has no column in {listing.source}: it has {columns}.")
+        cells_of = [listing.label_columns[name] for name in names]
+        labels, told = cells_to_labels(cells_of, names, listing.where), "It has a column for every label"
+    else:
+        cells = [[part for one in text.split(SEPARATOR) if (part := one.strip())] for text in listing.labels]
+        names = config.classes or tuple(sorted({name for cell in cells for name in cell}, key=natural_key))
+        for cell, place in zip(cells, listing.where, strict=True):
+            for name in cell:
+                if name not in names:
+                    raise DataError(f"Label '{name}' in {place} is not in the class list: {nearest(name, names)}")
+        labels, told = lists_to_labels(cells, names), f"Its labels are lists, divided by '{SEPARATOR}'"
+    check_every_label(labels, names, listing.source)
+    return labels, names, told
+
+
+def check_classes(classes: tuple[str, ...] | None, fewest: int = 2) -> None:
     """Raise DataError if a configured class list is too short or names a class twice."""
     if classes is None:
         return
     twice = sorted({name for name in classes if classes.count(name) > 1})
     if twice:
         raise DataError(f"data.classes names '{twice[0]}' twice: every class needs its own name.")
-    if len(classes) < 2:
+    if len(classes) < fewest:
         raise DataError("data.classes names fewer than two classes: an audit needs at least two.")
 
 
@@ -186,7 +221,11 @@ def _region_readers(listing: Listing, headers: Sequence[Header], side: int | Non
 
 def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool) -> AuditSet:
     """Check every row of `listing` and return the lazy AuditSet; `numbers`: labels may be integers without names."""
-    labels, names = resolve_labels(listing, config.classes, numbers)
+    told = None
+    if _is_multi_label(listing, config):
+        labels, names, told = _resolve_label_sets(listing, config)
+    else:
+        labels, names = resolve_labels(listing, config.classes, numbers)
     headers = [read_header(path) for path in track(listing.paths, "Reading image headers", len(listing.paths))]
     _check_headers(listing, headers, config)
     _check_regions(listing, headers)
@@ -212,6 +251,7 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
             bytes_key=partial(bytes_key, paths=listing.paths),
             white=config.white,
         ),
+        notices=() if told is None else notices(labels, names, told if config.task == "auto" else None),
     )
 
 

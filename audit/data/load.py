@@ -16,6 +16,7 @@ from audit.data.images import KeepingReader, convert_image
 from audit.data.listing import check_classes, nearest
 from audit.data.manifest import load_manifest
 from audit.data.masks import with_masks
+from audit.data.multilabel import without_labels
 from audit.data.npz import load_npz
 from audit.data.outside import Loader, load_outside
 from audit.data.phantom import phantom_set
@@ -146,9 +147,14 @@ def _check_masks_lie_outside(config: DataConfig, kind: str) -> None:
 
 
 def _load(config: DataConfig, seed: int, labelled: bool) -> AuditSet:
-    check_classes(config.classes)
+    check_classes(config.classes, fewest=1 if config.task == "multi-label" else 2)
     kind = detect_format(config.path) if config.format == "auto" else config.format
     load, package = FORMATS.get(kind, "data.format"), FORMATS.origin(kind)
+    if config.task == "multi-label" and kind in ("folder", "zip", "phantom"):
+        raise DataError(
+            f"Data of format '{kind}' give every image one class, and data.task is \"multi-label\": give a CSV "
+            "manifest or an .npz, or remove data.task."
+        )
     _check_masks_lie_outside(config, kind)
     if package is not None:
         dataset = converted(load_outside(load, config, seed, package), config.image_size, config.channels)
@@ -165,7 +171,8 @@ def load_images(config: DataConfig, seed: int) -> AuditSet:
 
     Splits are checked when one is asked for. Raises DataError.
     """
-    return _load(config, seed, labelled=False)
+    found = _load(config, seed, labelled=False)
+    return without_labels(found) if found.is_multi_label else found
 
 
 def load_data(config: DataConfig, seed: int) -> AuditSet:
@@ -175,7 +182,7 @@ def load_data(config: DataConfig, seed: int) -> AuditSet:
     none, and draws the phantom. Raises DataError with one sentence naming file or row and the remedy.
     """
     dataset = _load(config, seed, labelled=True)
-    if len(dataset.class_names) < 2:
+    if len(dataset.class_names) < 2 and not dataset.is_multi_label:
         raise DataError(f"There is one class only in {dataset.source}: an audit needs at least two.")
     _check_split(config.audit_split, "audit_split", dataset)
     if config.calibration_split is not None:

@@ -1,5 +1,8 @@
 """A CSV manifest: `image,label[,mask|box][,split][,id][,mask:NAME ...]`, one row an image.
 
+Images with any number of labels have a list in `label`, divided by ';', or a column for every label: `label:NAME`, or
+any column that `data.classes` names. In those 1 is present, 0 absent, and -1 or nothing unknown.
+
 Paths are relative to the CSV. `mask` or `box` ("x0 y0 x1 y1", half-open pixels, several separated by ';') is the region
 that carries the class's meaning; `mask:NAME` gives further named regions; an empty cell means none. Row numbers in
 messages count as a spreadsheet does: the header is row 1. Columns of other names are ignored, unless they look like a
@@ -8,18 +11,20 @@ misspelling of one of these.
 
 import csv
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from audit.config import DataConfig
 from audit.data.audit_set import AuditSet
 from audit.data.listing import Listing, to_audit_set
+from audit.data.multilabel import SEPARATOR
 from audit.data.regions import Box, is_region_name, parse_boxes
 from audit.errors import DataError
 from audit.results import MAIN_REGION
 
-REQUIRED = ("image", "label")
 OPTIONAL = ("mask", "box", "split")
+LABEL = "label:"
+"""What the column of one label begins with."""
 MISSPELT = 0.8
 
 
@@ -44,11 +49,20 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, list[str]]]]:
     return header, filled
 
 
-def _check_header(header: Sequence[str], path: Path) -> None:
-    for required in REQUIRED:
-        if required not in header:
-            present = ", ".join(header) or "none"
-            raise DataError(f"Manifest '{path}' has no column '{required}' (its columns: {present}): add it.")
+def _check_header(header: Sequence[str], of_labels: Mapping[str, str], path: Path) -> None:
+    present = ", ".join(header) or "none"
+    if "image" not in header:
+        raise DataError(f"Manifest '{path}' has no column 'image' (its columns: {present}): add it.")
+    if "label" not in header and not of_labels:
+        raise DataError(
+            f"Manifest '{path}' has no column 'label' (its columns: {present}): add it, or name the columns of labels "
+            "in data.classes if an image may have several."
+        )
+    if "label" in header and of_labels:
+        raise DataError(
+            f"Manifest '{path}' has a column 'label' and columns for single labels ({', '.join(of_labels.values())}): "
+            "remove one or the others."
+        )
     for name in header:
         if header.count(name) > 1 and name:
             raise DataError(f"Manifest '{path}' has the column '{name}' twice: remove one.")
@@ -103,16 +117,30 @@ def _check_filled(cells: Sequence[str], column: str, where: Sequence[str]) -> No
             raise DataError(f"The cell '{column}' is empty in {place}: fill it or remove the row.")
 
 
-def list_manifest(path: Path) -> Listing:
+def _label_columns(header: Sequence[str], config: DataConfig) -> dict[str, str]:
+    """Return the columns that hold a label each, by its name; none where every image is of one class."""
+    if config.task == "single-label":
+        return {}
+    marked = {name.removeprefix(LABEL): name for name in header if name.startswith(LABEL)}
+    named = {name: name for name in config.classes or () if name in header and name not in marked}
+    return marked | (named if "label" not in header else {})
+
+
+def list_manifest(path: Path, config: DataConfig) -> Listing:
     """List the rows of a manifest; raises DataError naming the row for anything missing, misspelt or doubled."""
     header, rows = _read_rows(path)
-    _check_header(header, path)
+    of_labels = _label_columns(header, config)
+    _check_header(header, of_labels, path)
     if not rows:
         raise DataError(f"Manifest '{path}' has no rows below its header: add one row per image.")
     where = tuple(f"row {number} of '{path}'" for number, _ in rows)
     columns = {name: tuple(row[index] for _, row in rows) for index, name in enumerate(header) if name}
+    # An image of a list of labels may have none.
+    lists = config.task != "single-label" and (
+        config.task == "multi-label" or any(SEPARATOR in cell for cell in columns.get("label", ()))
+    )
     for column in ("image", "label", "split", "id"):
-        if column in columns:
+        if column in columns and not (column == "label" and lists):
             _check_filled(columns[column], column, where)
 
     def files(column: str) -> tuple[Path | None, ...]:
@@ -138,7 +166,8 @@ def list_manifest(path: Path) -> Listing:
     return Listing(
         source=f"manifest '{path}'",
         paths=images,
-        labels=columns["label"],
+        labels=columns.get("label", ()),
+        label_columns={label: columns[name] for label, name in of_labels.items()},
         ids=ids,
         where=where,
         splits=columns.get("split"),
@@ -152,4 +181,4 @@ def load_manifest(config: DataConfig, seed: int) -> AuditSet:
     path = Path(config.path)
     if not path.is_file():
         raise DataError(f"Manifest '{path}' does not exist: check data.path and data.format.")
-    return to_audit_set(list_manifest(path), config, seed, numbers=True)
+    return to_audit_set(list_manifest(path, config), config, seed, numbers=True)

@@ -1,7 +1,8 @@
 """Arrays in one `.npz` of MedMNIST layout: `{split}_images` and `{split}_labels` for train, val, test or others.
 
 Images are `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or floating point in [0, 1]; with `data.white` also
-other integers and floating point up to that number. Labels are `[N]` or `[N, 1]`.
+other integers and floating point up to that number. Labels are `[N]` or `[N, 1]`, or `[N, L]` of 0 and 1 where an
+image may have any number of L labels, as in ChestMNIST.
 The archive is compressed, so it cannot be mapped: images are held as stored (uint8) and converted row by row.
 Pickled objects are never loaded. Layout: Yang et al. 2023, MedMNIST v2, https://medmnist.com.
 """
@@ -19,10 +20,11 @@ from audit.data.audit_set import AuditSet
 from audit.data.depth import Stored, chosen_white, stored_array, to_unit
 from audit.data.images import Conversion
 from audit.data.listing import MOST_CLASSES, check_every_class, default_names, natural_key
+from audit.data.multilabel import check_every_label, is_multi_hot, multi_hot, notices
 from audit.data.reading import Look, Reading, digest, left_out, look_at
 from audit.data.regions import is_region_name
 from audit.errors import DataError
-from audit.results import MAIN_REGION, LeftOut
+from audit.results import MAIN_REGION, LeftOut, Notice
 
 CHUNK = 4096
 
@@ -108,7 +110,8 @@ def _check_labels(labels: np.ndarray, name: str, path: Path, count: int, classes
     if labels.ndim == 2 and ((labels == 0) | (labels == 1)).all() and (labels.sum(axis=1) == 1).all():
         raise DataError(
             f"Array '{name}' of '{path}' has shape {labels.shape}, one column per class: store "
-            "labels.argmax(axis=1), one whole number per image."
+            'labels.argmax(axis=1), one whole number per image, or set data.task to "multi-label" if an image may '
+            "have several."
         )
     if labels.ndim != 1:
         raise DataError(f"Array '{name}' of '{path}' has shape {labels.shape}: it must hold one label per image, [N].")
@@ -130,6 +133,36 @@ def _check_labels(labels: np.ndarray, name: str, path: Path, count: int, classes
             f"it must lie between 0 and {limit - 1}{names}."
         )
     return labels.astype(np.int64)
+
+
+def _is_multi_label(arrays: Sequence[np.ndarray], config: DataConfig) -> bool:
+    """Whether images have any number of labels; where every one has exactly one, the data must say it."""
+    if config.task != "auto":
+        return config.task == "multi-label"
+    return all(map(is_multi_hot, arrays)) and any((array.sum(axis=1) != 1).any() for array in arrays)
+
+
+def _label_sets(
+    arrays: Mapping[str, np.ndarray], counts: Sequence[int], config: DataConfig, path: Path
+) -> tuple[np.ndarray, tuple[str, ...], tuple[Notice, ...]]:
+    """Return multi-hot labels int64 `[N, L]`, their names, and notices; raises DataError naming the array.
+
+    `counts` are the images that each of the `arrays` tells the labels of.
+    """
+    tables = {
+        name: multi_hot(array, count, f"Array '{name}' of '{path}'")
+        for (name, array), count in zip(arrays.items(), counts, strict=True)
+    }
+    widths = {name: table.shape[1] for name, table in tables.items()}
+    count = len(config.classes) if config.classes is not None else next(iter(widths.values()))
+    for name, width in widths.items():
+        if width != count:
+            raise DataError(f"Array '{name}' of '{path}' has {width} columns where there are {count} labels.")
+    labels = np.concatenate(list(tables.values()))
+    names = config.classes or tuple(f"label {column}" for column in range(count))
+    check_every_label(labels, names, f"'{path}'")
+    told = "Its label arrays have several columns of 0 and 1" if config.task == "auto" else None
+    return labels, names, notices(labels, names, told)
 
 
 def _split_names(arrays: Mapping[str, np.ndarray], path: Path) -> list[str]:
@@ -164,14 +197,19 @@ def load_npz(config: DataConfig, seed: int) -> AuditSet:
                 f"{images[0].shape[1:]} as in '{splits[0]}_images': give all splits one shape."
             )
     counts = [len(array) for array in images]
-    labels = np.concatenate(
-        [
-            _check_labels(arrays[f"{split}_labels"], f"{split}_labels", path, count, config.classes)
-            for split, count in zip(splits, counts, strict=True)
-        ]
-    )
-    names = config.classes or default_names(labels)
-    check_every_class(labels, names, f"'{path}'")
+    of_splits = {f"{split}_labels": arrays[f"{split}_labels"] for split in splits}
+    found: tuple[Notice, ...] = ()
+    if _is_multi_label(list(of_splits.values()), config):
+        labels, names, found = _label_sets(of_splits, counts, config, path)
+    else:
+        labels = np.concatenate(
+            [
+                _check_labels(array, name, path, count, config.classes)
+                for (name, array), count in zip(of_splits.items(), counts, strict=True)
+            ]
+        )
+        names = config.classes or default_names(labels)
+        check_every_class(labels, names, f"'{path}'")
     channels = config.channels or (3 if images[0].ndim == 4 else 1)
     height, width = (config.image_size,) * 2 if config.image_size else images[0].shape[1:3]
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
@@ -195,6 +233,7 @@ def load_npz(config: DataConfig, seed: int) -> AuditSet:
             left_out=tuple(_left_out(_without_masks(others, config.mask_arrays, splits), arrays, splits)),
             white=config.white,
         ),
+        notices=found,
     )
 
 

@@ -16,9 +16,11 @@ from audit.data.audit_set import AuditSet
 from audit.data.depth import Stored, stored_array, to_unit
 from audit.data.folder import check_unique
 from audit.data.listing import check_every_class
+from audit.data.multilabel import check_every_label
 from audit.data.reading import Look, Reading, digest, look_at
 from audit.data.regions import is_region_name
 from audit.errors import AuditError, DataError, Terminated
+from audit.results import UNKNOWN_LABEL
 from audit.runtime.faults import reason
 
 Loader = Callable[[DataConfig, int], AuditSet]
@@ -68,14 +70,19 @@ def _check(dataset: AuditSet, what: str) -> None:
     rows = len(dataset.ids)
     if rows == 0:
         raise DataError(f"{what} has no image: correct data.path or data.options.")
-    for name, values in (("labels", dataset.labels), ("splits", dataset.splits)):
-        if not isinstance(values, np.ndarray) or values.shape != (rows,):
-            raise DataError(f"{what} needs an array '{name}' of shape ({rows},), one for every id: mend the package.")
-    check_unique(dataset.ids, dataset.source)
     labels, classes = dataset.labels, len(dataset.class_names)
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
-        raise DataError(f"{what} needs labels that are whole numbers from 0 to {classes - 1}: mend the package.")
-    check_every_class(labels, dataset.class_names, dataset.source)
+    for name, values, wanted in (
+        ("labels", labels, (rows, classes) if dataset.is_multi_label else (rows,)),
+        ("splits", dataset.splits, (rows,)),
+    ):
+        if not isinstance(values, np.ndarray) or values.shape != wanted:
+            raise DataError(f"{what} needs an array '{name}' of shape {wanted}, one for every id: mend the package.")
+    check_unique(dataset.ids, dataset.source)
+    smallest, largest = (UNKNOWN_LABEL, 1) if dataset.is_multi_label else (0, classes - 1)
+    if labels.dtype.kind not in "iu" or labels.min() < smallest or labels.max() > largest:
+        raise DataError(f"{what} needs labels that are whole numbers from {smallest} to {largest}: mend the package.")
+    check = check_every_label if dataset.is_multi_label else check_every_class
+    check(labels, dataset.class_names, dataset.source)
     shape = dataset.image_shape
     if len(shape) != 3 or shape[0] not in (1, 3) or min(shape) < 1:
         raise DataError(f"{what} has image_shape {shape} where (1 or 3, height, width) is needed: mend the package.")

@@ -20,7 +20,7 @@ from audit.config import (
     RegionsConfig,
     RobustnessConfig,
 )
-from audit.gate.policy import attack_of
+from audit.gate.policy import attack_of, part_of
 from audit.results import MEANINGFULNESS, Attack, AuditResult, ModelResult
 
 Difference = str | None
@@ -179,17 +179,21 @@ def other_instrument(
         return "its flips were shown to other copies"
     if (found := _other_images(now, before)) is not None:
         return found
-    if not metric.startswith("robust."):
+    (part_of_new, path), (part_of_old, _) = part_of(new, metric), part_of(old, metric)
+    if path.startswith("label_summary."):
+        return _other_settings(now, before, "robustness") or _other_seed(now, before)
+    if not path.startswith("robust."):
         return None
     attack, other = attack_of(new, metric), attack_of(old, metric)
     if attack is not None and other is not None and (found := _other_attack(attack, other, now, before)) is not None:
         return found
-    part = metric.split(".")[1]
+    part = path.split(".")[1]
     if part == "shift":
-        sizes = [None if m.robust.shift is None else m.robust.shift.n for m in (old, new)]
+        sizes = [None if m.robust.shift is None else m.robust.shift.n for m in (part_of_old, part_of_new)]
         return None if sizes[0] == sizes[1] else f"the second set had {sizes[0]} images there and {sizes[1]} here"
     if part == "corruptions":
-        lists = [None if m.robust.corruptions is None else m.robust.corruptions.constants for m in (old, new)]
+        found_in = [m.robust.corruptions for m in (part_of_old, part_of_new)]
+        lists = [None if corruptions is None else corruptions.constants for corruptions in found_in]
         if lists[0] != lists[1]:
             return f"the severities are those of {lists[0]} there and of {lists[1]} here"
     if part in ("distances", "corruptions", "vulnerability", "checks"):

@@ -8,6 +8,7 @@ that failed a trust check, or whose checks were not made, passes no bound unless
 """
 
 import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -25,6 +26,7 @@ from audit.results import (
     Distribution,
     Interval,
     Judge,
+    LabelResult,
     MinimalDistance,
     ModelResult,
     Perceptual,
@@ -157,12 +159,21 @@ def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
         table[f"{path}.mass"] = Measured(node.mass, *node.mass_interval)
 
 
+def part_of(model: ModelResult, metric: str) -> tuple[ModelResult | LabelResult, str]:
+    """Return the label that the path `metric` names, with the path below it; else the model, with all of it."""
+    named = [name for name in model.labels if metric.startswith(f"labels.{name}.")]
+    if not named:
+        return model, metric
+    name = max(named, key=len)
+    return model.labels[name], metric.removeprefix(f"labels.{name}.")
+
+
 def attack_of(model: ModelResult, metric: str) -> Attack | None:
     """Return the attack that the path `metric` ('robust.pgd.8/255' or a number below it) belongs to, if it does."""
     table = table_of(model, metric)
     if table is None:
         return None
-    rest = metric.removeprefix(f"{table.path}.")
+    rest = part_of(model, metric)[1].removeprefix(f"{table.path}.")
     # The longest: '1' begins '1.5' as well.
     radius = max((one for one in table.radii if f"{rest}.".startswith(f"{one}.")), key=len, default=None)
     return None if radius is None else table.radii[radius]
@@ -170,7 +181,8 @@ def attack_of(model: ModelResult, metric: str) -> Attack | None:
 
 def table_of(model: ModelResult, metric: str) -> AttackTable | None:
     """Return the numbers of the attack, in its norm, that the path `metric` belongs to."""
-    return next((table for table in model.robust.tables() if metric.startswith(f"{table.path}.")), None)
+    part, path = part_of(model, metric)
+    return next((table for table in part.robust.tables() if path.startswith(f"{table.path}.")), None)
 
 
 @dataclass(frozen=True)
@@ -187,17 +199,29 @@ def doubts_of(model: ModelResult, metric: str) -> Doubts:
         why = model.counterfactuals.unexplained
         ruin = () if why is None else (f"No edit within the generator's range explains {model.name}: {why}.",)
         return Doubts((*model.counterfactuals.untrusted, *ruin))
+    joined = re.fullmatch(r"label_summary\.(?:any_label|joint)\.(.+)\.(?:right|falls|kept|by_label\..+)", metric)
+    if joined is not None:
+        # They are made of the attacks on the single labels, or tell of the same gradients.
+        kind = joined[1] if ".any_label." in metric else f"pgd{'_' if joined[1].startswith('l2.') else '.'}{joined[1]}"
+        found = [doubts_of(model, f"labels.{name}.robust.{kind}") for name in model.labels]
+        return Doubts(
+            tuple(dict.fromkeys(reason for one in found for reason in one.untrusted)),
+            tuple(dict.fromkeys(reason for one in found for reason in one.unchecked)),
+        )
+    part, path = part_of(model, metric)
+    if isinstance(part, LabelResult) and part.unreliable:
+        return Doubts(tuple(part.unreliable))
     attack: Attack | MinimalDistance | None = attack_of(model, metric)
     table = table_of(model, metric)
     kind = "distance" if table is None else table.attack
-    for row in model.robust.distances:
-        if f"{metric}.".startswith(f"{row.path}."):
+    for row in part.robust.distances:
+        if f"{path}.".startswith(f"{row.path}."):
             attack, kind = row, row.attack or kind
     if attack is None:
         return Doubts()
     unchecked = list(attack.unchecked)
-    unchecked += [check.finding for check in model.robust.checks if check.passed is None and kind in check.attacks]
-    if not unchecked and model.robust.trusted is None:
+    unchecked += [check.finding for check in part.robust.checks if check.passed is None and kind in check.attacks]
+    if not unchecked and part.robust.trusted is None:
         unchecked.append("Not all of the trust checks of this model were made.")
     return Doubts(tuple(attack.untrusted), tuple(dict.fromkeys(unchecked)))
 
@@ -210,4 +234,8 @@ def metrics_of(model: ModelResult) -> dict[str, Measured]:
     table["index"] = Measured(model.index, low, high)
     for name, (low, high) in model.component_intervals.items():
         table[f"components.{name}"] = Measured(getattr(model.components, name, None), low, high)
-    return {path: number for path, number in table.items() if not path.startswith(("component_intervals", "index_int"))}
+    return {
+        path: number
+        for path, number in table.items()
+        if not path.startswith(("component_intervals", "index_int")) and path != "label_summary"
+    }

@@ -12,6 +12,8 @@ _VULNERABILITY = r"robust\.vulnerability\."
 _REGION = r"(?:counterfactuals|robust\.vulnerability)\.regions\..+\."
 _CLASSES = r"macro_f1|(?:recall|precision|f1)\..+"
 _CHANCES = "mass|area|p_value|rank_accuracy|pointing|iou|auc|alone|undone"
+_OF_LABEL, _PARTS = r"(?:n|positives|threshold|auroc|average_precision|f1|ece|brier)", r"(?:clean|robust)\."
+"""What follows the name of a label: its own numbers, and those that are the same as of a model."""
 UNBOUNDED = (-math.inf, math.inf)
 FROM_ZERO = (0.0, math.inf)
 SHARE = (0.0, 1.0)
@@ -21,6 +23,13 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
     for pattern, bounds in (
         (r"index", (0.0, 100.0)),
         (r"rank", (1.0, math.inf)),
+        (r"label_summary\.(?:auroc|average_precision|f1|accuracy|ece|brier|exact)", SHARE),
+        (
+            r"label_summary\.any_label\..+\.(?:right|falls)|label_summary\.joint\..+\.(?:kept|before|by_label\..+)",
+            SHARE,
+        ),
+        (r"label_summary\.joint\..+\.(?:eps|weights\..+)|positives", FROM_ZERO),
+        (r"threshold|auroc|average_precision|f1|ece|brier", SHARE),
         (r"components\.\w+", SHARE),
         (r"(?:.+\.)?(?:n|n_real|skipped|standing|attacked|steps|restarts|step|flip_step)", FROM_ZERO),
         (r"left_out(?:_by_inversion)?(?:\..+)?", FROM_ZERO),
@@ -66,6 +75,7 @@ def range_of(metric: str) -> tuple[float, float] | None:
 
     A value that has no bound is infinite.
     """
+    metric = re.sub(rf"labels\..+?\.(?={_OF_LABEL}$|{_PARTS})", "", metric)
     metric = re.sub(r"methods\.[^.]+\.(?=components\.|counterfactuals\.)", "", metric)
     return next((bounds for pattern, bounds in _RANGES if pattern.fullmatch(metric)), None)
 

@@ -14,11 +14,20 @@ from audit.pipeline.calibrate import Calibrated
 from audit.pipeline.context import Context
 from audit.pipeline.first_look import Look
 from audit.pipeline.images import Images
+from audit.pipeline.labels import (
+    Labelled,
+    label_counts,
+    label_differences,
+    label_notices,
+    label_rows,
+    label_summary,
+)
 from audit.pipeline.meaningfulness import STAGE, Meaningfulness
 from audit.pipeline.models import Models
 from audit.pipeline.networks import judged_by_steering
 from audit.pipeline.pictures import (
     example_rows,
+    label_folder,
     method_folder,
     picture_folder,
     query_rows,
@@ -39,13 +48,26 @@ from audit.pipeline.robustness import (
     notices_of_answers,
     unreliable,
 )
-from audit.results import MEANINGFULNESS, AuditResult, Components, Failure, ModelResult, NotComputed, Notice, Robust
+from audit.results import (
+    MEANINGFULNESS,
+    AuditResult,
+    Components,
+    Difference,
+    Failure,
+    ModelResult,
+    NotComputed,
+    Notice,
+    Robust,
+)
 from audit.storage.pictures import file_names
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What the stages of an audit found; `meaningfulness` is None without a generator."""
+    """What the stages of an audit found; `meaningfulness` is None without a generator.
+
+    Where images have any number of labels, all numbers are in `labels`, and `robustness` says only what failed.
+    """
 
     images: Images
     models: Models
@@ -53,6 +75,7 @@ class Findings:
     calibrated: Mapping[str, Calibrated | Failure]
     robustness: Robustness
     meaningfulness: Meaningfulness | None
+    labels: Labelled | None = None
 
     @property
     def lost(self) -> list[NotComputed]:
@@ -74,9 +97,10 @@ def assemble(context: Context, findings: Findings) -> AuditResult:
         classes=list(images.all.class_names),
         data=_data(config, images),
         data_read=images.read,
+        label_counts=None if findings.labels is None else label_counts(images.audited),
         models=rows,
         notices=_notices(config, findings),
-        differences=differences(findings.robustness.models, config.seed),
+        differences=_differences(findings, config.seed),
         not_computed=[*((no_generator,) if second is None else second.notes), *findings.lost],
         environment=context.watch.environment(context.device),
         **({} if second is None else _second_half(config, second)),
@@ -109,9 +133,14 @@ def save_all(result: AuditResult, findings: Findings, folder: Path) -> None:
     if second is not None and second.reference is not None and result.queries:
         save_pictures(result, second.reference, second.explained, folder)
         save_compared(result, second.explained, second.compared, folder)
-    save_examples(result, {one.name: one.examples for one in findings.robustness.models}, folder)
-    maps = {one.name: one.maps for one in findings.robustness.models if one.maps is not None}
-    save_maps(result, maps, findings.images.audited, folder)
+    rows = {model.name: model for model in result.models}
+    for one in findings.robustness.models:
+        made = [(rows[one.name].robust, one, findings.images)]
+        if findings.labels is not None:
+            made = [(rows[one.name].labels[run.name].robust, m, run.images) for run, m in findings.labels.of(one.name)]
+        for robust, measured, images in made:
+            save_examples(robust, measured.examples, folder)
+            save_maps(robust, measured.maps, images.audited, folder)
 
 
 def _data(config: AuditConfig, images: Images) -> dict[str, Any]:
@@ -135,10 +164,17 @@ def _notices(config: AuditConfig, findings: Findings) -> list[Notice]:
         *(notice for one in models for notice in one.classifier.notices),
         *(notice for look in findings.looks.values() for notice in look.notices),
         *(notice for one in models for notice in (*notices_of_answers(one, audited), *model_notices(one))),
+        *(() if findings.labels is None else label_notices(findings.labels)),
         *(() if second is None else second.networks.notices),
         *_divided(findings.models.classifiers),
         *(Notice(subject="audit", kind="stage-failed", text=f"{n.what}: {n.why}") for n in findings.lost),
     ]
+
+
+def _differences(findings: Findings, seed: int) -> list[Difference]:
+    if findings.labels is not None:
+        return label_differences(findings.labels, seed)
+    return differences(findings.robustness.models, seed)
 
 
 def _spelling(config: AuditConfig) -> list[Notice]:
@@ -167,7 +203,23 @@ def _model_rows(context: Context, findings: Findings) -> list[ModelResult]:
             rows.append(_unloaded(one, findings.models.failed[one.name], findings.images.all.class_names))
         else:
             rows.append(_row(findings, measured[one.name], picture_folder(one.name, position)))
-    return rows
+    return rows if findings.labels is None else [_with_labels(context, findings, row) for row in rows]
+
+
+def _with_labels(context: Context, findings: Findings, row: ModelResult) -> ModelResult:
+    """Return the row of a model with what was measured of its labels."""
+    assert findings.labels is not None
+    position = [one.name for one in context.config.classifiers].index(row.name)
+    runs = findings.labels.of(row.name)
+    if not runs:
+        return row
+    labels = label_rows(findings.labels, row.name)
+    for place, (run, model) in enumerate(runs):
+        folder = label_folder(picture_folder(row.name, position), run.name, place)
+        robust = _robust(run.models, run.images, model, folder)
+        labels[run.name] = labels[run.name].model_copy(update={"robust": robust})
+    summary = label_summary(context, findings.labels, row.name)
+    return row.model_copy(update={"labels": labels, "label_summary": summary})
 
 
 def _unloaded(config: ClassifierConfig, failed: Failure, class_names: Sequence[str]) -> ModelResult:
@@ -205,21 +257,21 @@ def _row(findings: Findings, model: Measured, folder: str) -> ModelResult:
         failed=failed,
         unreliable=unreliable(model),
         clean=model.clean,
-        robust=_robust(findings, model, folder),
+        robust=_robust(findings.robustness.models, findings.images, model, folder),
         not_computed=list(model.not_computed),
     )
     second = findings.meaningfulness
     return row if second is None else row.model_copy(update=_explained(second, model, row, folder))
 
 
-def _robust(findings: Findings, model: Measured, folder: str) -> Robust:
-    """Return what was measured of the model's robustness, with the names of its pictures."""
+def _robust(models: Sequence[Measured], images: Images, model: Measured, folder: str) -> Robust:
+    """Return what was measured of the robustness of one of `models`, with the names of its pictures."""
     update: dict[str, Any] = {"examples": example_rows(model.examples, folder)}
     summary = model.robust.vulnerability
     if model.maps is not None and summary is not None:
-        ids = findings.images.audited.row_ids
+        ids = images.audited.row_ids
         files = dict(zip(ids, file_names(ids), strict=True))
-        shared = shared_ids(one.maps for one in findings.robustness.models if one.maps is not None)
+        shared = shared_ids(one.maps for one in models if one.maps is not None)
         update["vulnerability"] = with_maps(summary, model.maps, shared, files, folder)
     return model.robust.model_copy(update=update)
 

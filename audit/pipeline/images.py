@@ -22,7 +22,8 @@ CALIBRATION_PER_CLASS = 4000
 class Images:
     """All images, and of them the `audited` ones, with their hash.
 
-    `calibration` is None where no stage needs it, and `foreign` where there is no second source.
+    `calibration` is None where no stage needs it, and `foreign` where there is no second source. `attacked` are those
+    to attack; None: the first of the audited ones in a seeded order.
     """
 
     all: AuditSet
@@ -32,6 +33,7 @@ class Images:
     foreign: AuditSet | None
     read: DataRead
     notices: tuple[Notice, ...]
+    attacked: AuditSet | None = None
 
 
 def read_images(context: Context) -> Images:
@@ -44,6 +46,7 @@ def read_images(context: Context) -> Images:
         usual = calibration_split(config.data, images)
         calibration = _at_most_per_class(context, images.split(usual))
     _check_confounders(config, images)
+    _check_labels(config, images)
     if config.generator is not None:
         source_classes(config.queries, images.class_names)  # fails here, before the long stages
     foreign = None if config.data.shift is None else load_shift(config.data, config.seed, audited)
@@ -69,8 +72,26 @@ def _check_confounders(config: AuditConfig, images: AuditSet) -> None:
         raise ConfigError(f"regions.confounder names the region '{wrong[0]}', {what}: {hint}.")
 
 
+def _check_labels(config: AuditConfig, images: AuditSet) -> None:
+    """Raise ConfigError for settings that do not fit images of one class, or of several labels."""
+    weights, names = config.robustness.label_weights, images.class_names
+    if weights and not images.is_multi_label:
+        raise ConfigError("Key 'robustness.label_weights' is for images of several labels: remove it.")
+    for name in weights:
+        if name not in names:
+            raise ConfigError(f"Key 'robustness.label_weights' names '{name}', which is no label: {', '.join(names)}.")
+    if weights and not any(weights.values()):
+        raise ConfigError("Key 'robustness.label_weights' leaves no label to attack: give one a weight above 0.")
+    if images.is_multi_label and config.generator is not None:
+        raise ConfigError(
+            "Counterfactuals of images with several labels are not made: remove [generator] for an audit of robustness."
+        )
+
+
 def _at_most_per_class(context: Context, calibration: AuditSet) -> AuditSet:
     labels = calibration.row_labels
     order = torch.randperm(len(labels), generator=context.rng("calibration"))
+    if calibration.is_multi_label:
+        return calibration.select(order[: 2 * CALIBRATION_PER_CLASS].sort().values)
     rows = [order[labels[order] == c][:CALIBRATION_PER_CLASS] for c in range(len(calibration.class_names))]
     return calibration.select(torch.cat(rows).sort().values)

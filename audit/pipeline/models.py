@@ -49,7 +49,8 @@ def load_models(context: Context, images: Images) -> Models:
 
 
 def _load(config: ClassifierConfig, context: Context, images: Images) -> Classifier:
-    found = load_classifier(config, images.all.image_shape, images.all.class_names, context.base)
+    data = images.all
+    found = load_classifier(config, data.image_shape, data.class_names, context.base, independent=data.is_multi_label)
     classifier = found.to(context.device)
     classifier.slices = Slices(config.name, context.config.max_memory)
     if context.config.generator is not None:

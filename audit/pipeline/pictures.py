@@ -18,6 +18,7 @@ from audit.results import (
     NotComputed,
     Query,
     QueryRow,
+    Robust,
     Vulnerability,
     VulnerabilityExample,
 )
@@ -32,6 +33,11 @@ EXAMPLE_MAPS = 6
 def picture_folder(model: str, position: int) -> str:
     """Folder of the pictures of the model at `position` in the results, relative to the results' folder."""
     return f"images/{folder_name(model, position)}"
+
+
+def label_folder(folder: str, label: str, position: int) -> str:
+    """Folder of the pictures of one label, inside the `folder` of its model."""
+    return f"{folder}/labels/{folder_name(label, position)}"
 
 
 def method_folder(folder: str, method: str, position: int) -> str:
@@ -130,19 +136,17 @@ def with_maps(
     return summary.model_copy(update={"map_image": f"{folder}/vulnerability.png", "examples": examples})
 
 
-def save_maps(result: AuditResult, maps: Mapping[str, VulnerabilityMaps], audited: AuditSet, folder: Path) -> None:
-    """Write the named maps `[H, W]`, white where a pixel is always needed, and the images they belong to."""
+def save_maps(robust: Robust, made: VulnerabilityMaps | None, audited: AuditSet, folder: Path) -> None:
+    """Write one model's named maps `[H, W]`, white where a pixel is always needed, and the images they belong to."""
+    named = robust.vulnerability
+    if made is None or named is None or named.map_image is None:
+        return
     rows = {row_id: i for i, row_id in enumerate(audited.row_ids)}
-    for model in result.models:
-        one = maps.get(model.name)
-        named = model.robust.vulnerability
-        if one is None or named is None or named.map_image is None:
-            continue
-        save_image(one.maps.mean(0, keepdim=True), folder / named.map_image)
-        places = {row_id: i for i, row_id in enumerate(one.ids)}
-        for example in named.examples:
-            save_image(one.maps[places[example.id]][None], folder / example.map_image)
-            save_image(audited.images(torch.tensor([rows[example.id]]))[0], folder / example.image)
+    save_image(made.maps.mean(0, keepdim=True), folder / named.map_image)
+    places = {row_id: i for i, row_id in enumerate(made.ids)}
+    for example in named.examples:
+        save_image(made.maps[places[example.id]][None], folder / example.map_image)
+        save_image(audited.images(torch.tensor([rows[example.id]]))[0], folder / example.image)
 
 
 def example_rows(found: Sequence[Fooled], folder: str) -> list[AdversarialExample]:
@@ -163,14 +167,13 @@ def example_rows(found: Sequence[Fooled], folder: str) -> list[AdversarialExampl
     ]
 
 
-def save_examples(result: AuditResult, made: Mapping[str, Sequence[Fooled]], folder: Path) -> None:
-    """Write the named pictures of attacked images: as they were, what was added, and as they are."""
-    for model in result.models:
-        for example, one in zip(model.robust.examples, made.get(model.name, ()), strict=True):
-            save_image(one.image, folder / example.image)
-            save_image(one.adversarial, folder / example.adversarial_image)
-            added = (one.adversarial - one.image) * example.scale + 0.5
-            save_image(added, folder / example.perturbation_image)
+def save_examples(robust: Robust, made: Sequence[Fooled], folder: Path) -> None:
+    """Write the named pictures of one model's attacked images: as they were, what was added, and as they are."""
+    for example, one in zip(robust.examples, made, strict=True):
+        save_image(one.image, folder / example.image)
+        save_image(one.adversarial, folder / example.adversarial_image)
+        added = (one.adversarial - one.image) * example.scale + 0.5
+        save_image(added, folder / example.perturbation_image)
 
 
 def without_pictures(result: AuditResult) -> AuditResult:
@@ -182,9 +185,10 @@ def without_pictures(result: AuditResult) -> AuditResult:
     for model in bare.models:
         for row in (*model.queries, *(one for method in model.methods.values() for one in method.queries)):
             row.counterfactual_image = row.semifactual_image = row.edit_image = None
-        if model.robust.vulnerability is not None:
-            model.robust.vulnerability.map_image = None
-            model.robust.vulnerability.examples = []
-        model.robust.examples = []
+        for robust in (model.robust, *(label.robust for label in model.labels.values())):
+            if robust.vulnerability is not None:
+                robust.vulnerability.map_image = None
+                robust.vulnerability.examples = []
+            robust.examples = []
     bare.not_computed.append(NotComputed(what="pictures", why="the audit ended before they were written"))
     return bare

@@ -95,21 +95,26 @@ class Robustness:
 Step = Callable[[Measured], Measured]
 
 
-def measure_models(context: Context, images: Images, classifiers: Sequence[Classifier]) -> Robustness:
+def measure_models(
+    context: Context, images: Images, classifiers: Sequence[Classifier], logits: Mapping[str, Tensor] | None = None
+) -> Robustness:
     """Measure accuracy and robustness of every classifier on the audited images, as `config.robustness` says.
+
+    `logits` `[N, K]` of these images are given, by the name of a classifier, where they are known already.
 
     Raises what ends the first stage, such as DataError for an image that cannot be read.
     """
     settings, watch = context.config.robustness, context.watch
     lost: list[NotComputed] = []
-    models = [_clean(context, images.audited, one) for one in classifiers]
-    onlookers = _onlookers(context, images.audited, models)
+    models = [_clean(context, images.audited, one, (logits or {}).get(one.name)) for one in classifiers]
+    attacked = images.attacked or images.audited
+    onlookers = _onlookers(context, attacked, models)
     models = [
-        _attacked(context, images.audited, one, lost, onlookers.get(one.name)) if one.failed is None else one
+        _attacked(context, attacked, one, lost, onlookers.get(one.name)) if one.failed is None else one
         for one in models
     ]
     if onlookers:
-        step = partial(_transferred, context, images.audited, models, onlookers)
+        step = partial(_transferred, context, images, models, onlookers)
         with watch.stage("transfer"):
             models = _each(models, "transfer", step, stage_kept("transfer", lost, [f"robust.attacks.{TRANSFER}"]))
     if settings.corruptions is not None:
@@ -146,13 +151,17 @@ def _each(models: Sequence[Measured], stage: str, step: Step, kept: AbstractCont
     return done
 
 
-def _clean(context: Context, audited: AuditSet, classifier: Classifier) -> Measured:
-    """Measure accuracy, and check the model as a whole: dependence on the batch, answers of one class, no gradient."""
+def _clean(context: Context, audited: AuditSet, classifier: Classifier, known: Tensor | None) -> Measured:
+    """Measure accuracy, and check the model as a whole: dependence on the batch, answers of one class, no gradient.
+
+    `known` are its logits, where they have been computed.
+    """
     model = Measured(classifier, nothing_measured(audited.class_names))
     some = attacked_rows(audited, IMAGES, context.config.seed)
 
     def answered(model: Measured) -> Measured:
-        logits = predict(classifier, audited, context.config.robustness.batch_size, context.device)
+        size = context.config.robustness.batch_size
+        logits = predict(classifier, audited, size, context.device) if known is None else known
         clean = clean_of_logits(logits, audited.row_labels, audited.class_names)
         return replace(
             model, logits=logits, clean=clean, outcomes={"clean.accuracy": logits.argmax(1) == audited.row_labels}
@@ -186,14 +195,14 @@ def _onlookers(context: Context, audited: AuditSet, models: Sequence[Measured]) 
 
 def _transferred(
     context: Context,
-    audited: AuditSet,
+    images: Images,
     models: Sequence[Measured],
     onlookers: Mapping[str, Onlookers],
     model: Measured,
 ) -> Measured:
     """Add what the images made for the other models do to this one."""
-    chosen = attacked_rows(audited, context.config.robustness.n, context.config.seed)
-    places = {row_id: i for i, row_id in enumerate(audited.row_ids)}
+    chosen = attacked_rows(images.attacked or images.audited, context.config.robustness.n, context.config.seed)
+    places = {row_id: i for i, row_id in enumerate(images.audited.row_ids)}
     clean = model.predicted[[places[row_id] for row_id in chosen.row_ids]]
     shown, failed = [], []
     for other in models:

@@ -15,8 +15,9 @@ from audit.pipeline.assemble import Findings, assemble, save_all
 from audit.pipeline.calibrate import Calibrated, calibrate_models
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Subject
-from audit.pipeline.first_look import first_looks
+from audit.pipeline.first_look import Look, first_looks
 from audit.pipeline.images import read_images
+from audit.pipeline.labels import measure_labels
 from audit.pipeline.meaningfulness import explain_models
 from audit.pipeline.models import load_models, none_left
 from audit.pipeline.networks import check_embeddings, load_networks
@@ -71,6 +72,12 @@ def _run(context: Context, output: Output | None) -> AuditResult:
     with watch.stage("classifiers"):
         models = load_models(context, images)
         networks = None if config.generator is None else load_networks(config, images.all, context.device)
+    if images.all.is_multi_label:
+        labelled = measure_labels(context, images, models.classifiers)
+        if not labelled.answered:
+            raise none_left([*models.failed.values(), *(m.failed for m in labelled.models if m.failed is not None)])
+        looks = {one.name: Look() for one in models.classifiers}
+        return _finished(context, Findings(images, models, looks, {}, labelled.overview, None, labelled), output)
     with watch.stage("sanity"):
         looks = first_looks(models.classifiers, config, images.audited, context.device)
     calibrated: dict[str, Calibrated | Failure] = {}
@@ -86,10 +93,13 @@ def _run(context: Context, output: Output | None) -> AuditResult:
         meaningfulness = explain_models(
             context, images, subjects, replace(networks, judges=models.judges), method, compared
         )
-    findings = Findings(images, models, looks, calibrated, robustness, meaningfulness)
+    return _finished(context, Findings(images, models, looks, calibrated, robustness, meaningfulness), output)
+
+
+def _finished(context: Context, findings: Findings, output: Output | None) -> AuditResult:
     result = assemble(context, findings)
     if output is not None:
-        write_audit(result, output, partial(save_all, result, findings), watch)
+        write_audit(result, output, partial(save_all, result, findings), context.watch)
     return result
 
 

@@ -14,6 +14,7 @@ from audit.report import (
     accounts,
     classes,
     figures,
+    labels,
     methods,
     provenance,
     robustness,
@@ -84,7 +85,7 @@ def _check_place(target: Path) -> None:
 
 def report_html(result: AuditResult, folder: Path) -> str:
     """Return the page for `result`, whose images lie in `folder`."""
-    models = text.in_order(result)
+    models, labelled = text.in_order(result), result.label_counts is not None
     edits = _read_edits(models, folder)
     scale = figures.common_scale(list(edits.values()))
     means, mean_scale = _mean_edits(models, edits)
@@ -104,8 +105,15 @@ def report_html(result: AuditResult, folder: Path) -> str:
         gradient=Markup(figures.gradient_css()),
         figures=figures,
         text=text,
-        verdict=verdict.verdict(result),
-        findings=[*robustness.distrust(result), *verdict.cautions(result), *text.findings(result)],
+        verdict=labels.verdict(result) if labelled else verdict.verdict(result),
+        findings=[
+            *(labels.distrust(result) if labelled else robustness.distrust(result)),
+            *(verdict.unfinished(result) if labelled else verdict.cautions(result)),
+            *text.findings(result),
+        ],
+        labelled=labelled,
+        labels=labels,
+        label_pictures=labels.attacked(models, folder),
         regions=_region_names(models, result.queries),
         robustness=robustness,
         provenance=provenance,
@@ -184,11 +192,8 @@ def _attacked(
     """Return every model's first fooled or its most `fragile` images, each with three pictures and what they show."""
     rows = []
     for model in models:
-        cells = []
-        for one in (one for one in model.robust.examples if (one.distance is not None) is fragile):
-            files = {"Image": one.image, "Perturbation of": one.perturbation_image, "Attacked": one.adversarial_image}
-            shown = [(figures.image_uri(figures.read_image(folder, file)), what) for what, file in files.items()]
-            cells.append((one, shown))
+        found = [one for one in model.robust.examples if (one.distance is not None) is fragile]
+        cells = [(one, figures.attacked_pictures(folder, one)) for one in found]
         if cells:
             rows.append((model, cells))
     return rows

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from audit.errors import ResultsError
-from audit.results import EDIT_FULL_SCALE
+from audit.results import EDIT_FULL_SCALE, AdversarialExample
 
 _LARGEST_SIDE = 320
 _LARGEST_PNG = 60_000
@@ -38,6 +38,12 @@ def read_image(folder: Path, name: str) -> Image.Image:
             return image.copy()
     except (UnidentifiedImageError, OSError, SyntaxError) as error:
         raise ResultsError(f"Image '{name}' in '{folder}' cannot be read ({error}): run the audit again.") from None
+
+
+def attacked_pictures(folder: Path, one: AdversarialExample) -> list[tuple[str, str]]:
+    """Return the three pictures of an attacked image, each with what it shows."""
+    files = {"Image": one.image, "Perturbation of": one.perturbation_image, "Attacked": one.adversarial_image}
+    return [(image_uri(read_image(folder, file)), what) for what, file in files.items()]
 
 
 def image_uri(image: Image.Image) -> str:

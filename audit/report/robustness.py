@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from markupsafe import Markup
 
@@ -19,6 +20,7 @@ from audit.results import (
     ModelResult,
     Norm,
     RegionShare,
+    Robust,
     TrustCheck,
     Vulnerability,
     attack_path,
@@ -26,6 +28,12 @@ from audit.results import (
 
 MOST_REASONS = 2
 """Reasons of distrust that are told before the numbers."""
+
+
+class HasRobust(Protocol):
+    """A model, or one label of a multi-label model."""
+
+    robust: Robust
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Column:
         """The ensemble before PGD, for PGD alone flatters; what any other attack is worth is not known."""
         return {ENSEMBLE: 2, PGD: 1}.get(self.attack_name, 0)
 
-    def attack(self, model: ModelResult) -> Attack | None:
+    def attack(self, model: HasRobust) -> Attack | None:
         """Return what `model` kept under this attack, None where it was not made."""
         tables = (table.radii for table in model.robust.tables() if table.path == self.table)
         return next(tables, {}).get(self.radius)
@@ -67,7 +75,7 @@ def stage_title(name: str) -> str:
     return ATTACK_TITLES.get(name, name)
 
 
-def attack_columns(models: Sequence[ModelResult]) -> list[Column]:
+def attack_columns(models: Sequence[HasRobust]) -> list[Column]:
     """Return the attacks, PGD and the ensemble first, then by radius."""
     tables = [table for model in models for table in model.robust.tables()]
     found = {
@@ -80,7 +88,7 @@ def attack_columns(models: Sequence[ModelResult]) -> list[Column]:
     return sorted(found, key=lambda column: (order.index(column.table), column.eps))
 
 
-def headline_columns(models: Sequence[ModelResult]) -> list[Column]:
+def headline_columns(models: Sequence[HasRobust]) -> list[Column]:
     """Return one attack for each L-inf radius: the ensemble where it was made, for PGD alone flatters; else PGD.
 
     Where there is no L-inf radius, those of L2. An attack that no norm bounds stands there only if no other was made.
@@ -96,7 +104,7 @@ def _strongest(columns: Sequence[Column]) -> list[Column]:
     return sorted(best.values(), key=lambda column: column.eps)
 
 
-def strongest_columns(models: Sequence[ModelResult]) -> list[Column]:
+def strongest_columns(models: Sequence[HasRobust]) -> list[Column]:
     """Return one attack for each radius of either norm, L-inf first: the ensemble where it was made, else PGD."""
     return headline_columns(models) + _strongest([one for one in attack_columns(models) if one.norm == "L2"])
 

@@ -86,16 +86,20 @@ def guessing_note(model: ModelResult, result: AuditResult) -> Markup:
 
 def cautions(result: AuditResult) -> list[Markup]:
     """Return a sentence on every model that failed half-way or that only guesses, unless a trust check tells it."""
-    notes = [
+    told = {m.name for m in result.models if any(c.name == "one-class" and c.passed is False for c in m.robust.checks)}
+    poor = [model for model in in_order(result) if guesses(model, result) and model.name not in told]
+    return unfinished(result) + [guessing_note(model, result) for model in poor]
+
+
+def unfinished(result: AuditResult) -> list[Markup]:
+    """Return a sentence on every model that failed half-way."""
+    return [
         Markup("<strong>{} could not be audited to the end.</strong> {}: {}").format(
             model.name, model.failed.stage.capitalize(), model.failed.why
         )
         for model in in_order(result)
         if model.failed is not None
     ]
-    told = {m.name for m in result.models if any(c.name == "one-class" and c.passed is False for c in m.robust.checks)}
-    poor = [model for model in in_order(result) if guesses(model, result) and model.name not in told]
-    return notes + [guessing_note(model, result) for model in poor]
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,10 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
 
 
 def predict(classifier: nn.Module, dataset: AuditSet, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
-    """Return the logits `[N, K]` (on the CPU) of `classifier` for all images of `dataset`, behind a progress bar."""
+    """Return the logits `[N, K]` (on the CPU) of `classifier` for all images of `dataset`, behind a progress bar.
+
+    Of a multi-label set they are `[N, L]`, one for each label.
+    """
     with stage_progress(f"predictions {name_of(classifier)}", len(dataset)) as advance:
         return _logits(classifier, dataset, batch_size, device, advance)
 
@@ -47,12 +50,14 @@ def _logits(
     classifier: nn.Module, dataset: AuditSet, batch_size: int, device: torch.device | str, advance: Advance | None
 ) -> Tensor:
     parts = []
+    ask = partial(checked_logits, fewest=1 if dataset.is_multi_label else 2)
     with preserve_mode(classifier), torch.no_grad():
         for images, labels, rows in dataset.batches(batch_size):
             check_images(images, f"images of {dataset.source}")
             ids = dataset.select(rows).row_ids
-            logits = sparing(classifier, partial(checked_logits, classifier, images.to(device), ids)).cpu()
-            check_labels(labels, len(images), logits.shape[1])
+            logits = sparing(classifier, partial(ask, classifier, images.to(device), ids)).cpu()
+            if not dataset.is_multi_label:
+                check_labels(labels, len(images), logits.shape[1])
             parts.append(logits)
             if advance is not None:
                 advance(len(images))

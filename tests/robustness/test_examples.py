@@ -10,7 +10,7 @@ from support_models import Brightness, grey_levels
 
 from audit.config import DistanceConfig, EnsembleConfig, RobustnessConfig
 from audit.pipeline.pictures import example_rows, save_examples
-from audit.results import AuditResult, Components, Environment, ModelResult
+from audit.results import Components, ModelResult
 from audit.robustness.accuracy import clean_metrics
 from audit.robustness.evaluate import Attacked, attacked_rows, measured_robustness, robust_accuracy
 from audit.robustness.examples import EXAMPLES
@@ -98,12 +98,8 @@ def test_pictures_are_written_beside_the_results(tmp_path: Path) -> None:
         name="a model", rank=None, index=None, index_interval=None, components=Components(), weights_sha256="0",
         source="x", clean=clean, robust=found.robust,
     )  # fmt: skip
-    result = AuditResult(
-        name="x", created="", complete=True, config={}, seed=0, classes=["dark", "bright"], data={}, models=[model],
-        environment=Environment(versions={}, device="cpu", platform=""),
-    )  # fmt: skip
     model.robust.examples = example_rows(found.examples, "images/a-model")
-    save_examples(result, {"a model": found.examples}, tmp_path)
+    save_examples(model.robust, found.examples, tmp_path)
     assert len(model.robust.examples) == EXAMPLES
     for example, one in zip(model.robust.examples, found.examples, strict=True):
         image, adversarial, added = (

@@ -17,8 +17,8 @@ def name_of(classifier: nn.Module) -> str:
     return str(getattr(classifier, "name", type(classifier).__name__))
 
 
-def checked_logits(classifier: nn.Module, images: Tensor, ids: Sequence[str] = ()) -> Tensor:
-    """Return the classifier's logits `[N, K]`, K >= 2.
+def checked_logits(classifier: nn.Module, images: Tensor, ids: Sequence[str] = (), *, fewest: int = 2) -> Tensor:
+    """Return the classifier's logits `[N, K]`, K >= `fewest`.
 
     Raises ClassifierError if the network does not take such images (their channels, size or number), or what it returns
     is no such tensor or not finite; with the `ids` of the images the sentence names the one.
@@ -26,10 +26,10 @@ def checked_logits(classifier: nn.Module, images: Tensor, ids: Sequence[str] = (
     name = name_of(classifier)
     with foreign_code(name, images):
         logits: Tensor = classifier(images)
-    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < 2:
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(images) or logits.shape[1] < fewest:
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise ClassifierError(
-            f"Classifier '{name}' returns {found} for {len(images)} images where logits [N, K] of K >= 2 classes are "
+            f"Classifier '{name}' returns {found} for {len(images)} images where logits [N, K] of K >= {fewest} are "
             "expected: give the network that ends in its linear layer."
         )
     if not torch.isfinite(logits).all():

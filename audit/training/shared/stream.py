@@ -16,7 +16,7 @@ from audit.data import phantom
 from audit.data.audit_set import AuditSet
 from audit.data.describe import note_on_training_data
 from audit.data.load import load_data
-from audit.errors import ConfigError
+from audit.errors import ConfigError, DataError
 from audit.runtime.distributed import ALONE, Workers
 from audit.runtime.seeds import stage_generator, stage_seed
 from audit.training.classifier.augmentation import apply, draw
@@ -85,6 +85,11 @@ def phantom_stream(config: ClassifierTrainConfig, workers: Workers = ALONE) -> S
 def set_stream(config: ClassifierTrainConfig, workers: Workers = ALONE) -> Stream:
     """Shuffled passes over the training split of a folder, manifest or npz."""
     whole = load_data(config.data, config.seed)
+    if whole.is_multi_label:
+        raise DataError(
+            f"Images of {whole.source} have several labels, and a classifier is trained on one class per image: set "
+            'data.task to "single-label", or bring a network of your own.'
+        )
     training = whole.split(config.train_split)
     note_on_training_data(training)
     validation = whole.split(config.validation_split)
