@@ -329,7 +329,17 @@ class CounterfactualConfig(Section):
     shrink_steps: int = Field(120, ge=1, description="spruce: most steps of making it smaller")
     steps: int = Field(100, ge=1, description="steps of the search; with shrink until the operating point is reached")
     lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")
-    perceptual_weight: float = Field(0.1, ge=0, description="weight of the perceptual distance to the query image")
+    choose: Literal["reached", "sparsest", "last"] = Field(
+        "reached",
+        description="spruce: which iterate is the counterfactual: reached: the sparsest at the operating point; "
+        "sparsest: the sparsest that flips; last: the last one; the latter two need shrink = false",
+    )
+    perceptual_weight: float | None = Field(
+        None,
+        ge=0,
+        description="spruce: weight of the perceptual distance to the query image; default: 0.1, and 0 with shrink, "
+        "which makes the pixel change small itself",
+    )
     latent_weight: float | None = Field(
         None, ge=0, description="default: 0.9216 (of the mean absolute change of w+); raw: 1e-4 (of the sum, at 14x512)"
     )
@@ -339,6 +349,22 @@ class CounterfactualConfig(Section):
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of an image's gradient")
     batch_size: int = Field(32, ge=1, description="most images explained together")
     min_calibration: int = Field(30, ge=2, description="fewest calibration images that a model assigns to a class")
+
+    @model_validator(mode="after")
+    def _only_edits_at_the_operating_point_shrink(self) -> "CounterfactualConfig":
+        if self.shrink and self.choose != "reached":
+            raise ValueError(
+                "shrink makes the edits at the operating point smaller, which are not those that choose = "
+                f"'{self.choose}' takes: set shrink = false or choose = 'reached'"
+            )
+        return self
+
+    @property
+    def steering_weight(self) -> float:
+        """Weight of the perceptual distance in the search; with 0 no perceptual network is run."""
+        if self.perceptual_weight is not None:
+            return self.perceptual_weight
+        return 0.0 if self.shrink else 0.1
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -670,9 +696,35 @@ class JudgeConfig(ClassifierConfig):
     )
 
 
+PRESETS: dict[str, dict[str, dict[str, Any]]] = {
+    "spruce-thesis": {
+        "counterfactual": {
+            "features": "mixture",
+            "mixture_components": 5,
+            "sign_filter": "target",
+            "loss": "raw",
+            "balance": "fixed",
+            "operating_point_cap": 1.0,
+            "shrink": False,
+            "choose": "last",
+            "perceptual_weight": 0.1,
+            "latent_weight": 1e-4,
+            "image_weight": 1e-6,
+        },
+        "inversion": {"method": "pti", "l2_weight": 1.0, "perceptual_weight": 1.0},
+        "metrics": {"perceptual": "lpips-vgg"},
+    }
+}
+"""Settings by preset and table. "spruce-thesis": Litsos 2025, equations 5.5.8 and 5.6.1 to 5.6.6, to the letter."""
+
+
 class AuditConfig(Section):
     """A whole audit. Relative paths are relative to the configuration file."""
 
+    preset: Literal["spruce-thesis"] | None = Field(
+        None,
+        description="settings that stand in for the defaults of many keys (docs/design.md); a key that is given wins",
+    )
     name: str = Field("audit", description="title of the report")
     seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
     device: str = Field("auto", description="'auto' takes a GPU when there is one; or 'cpu', 'cuda', 'cuda:1', 'mps'")
@@ -694,6 +746,15 @@ class AuditConfig(Section):
     judge_checkpoints: tuple[JudgeConfig, ...] = Field(
         (), description="classifiers that are not audited and only judge the counterfactuals of those that are"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_preset(cls, values: Any) -> Any:
+        preset = PRESETS.get(str(values.get("preset"))) if isinstance(values, dict) else None
+        if preset is None:
+            return values
+        given = {table: values.get(table, {}) for table in preset}
+        return values | {table: preset[table] | own for table, own in given.items() if isinstance(own, dict)}
 
     @model_validator(mode="after")
     def _unique_names(self) -> "AuditConfig":

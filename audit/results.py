@@ -605,6 +605,13 @@ class Counterfactuals(Row):
     feature_target_flips: float | None = Field(
         description="share whose replaced features x' the head itself assigns to c'; None: the method replaces none"
     )
+    reach: float | None = Field(
+        default=None,
+        description="how many times as far as x' the features were carried, mean; None: none is carried further",
+    )
+    carried_target_flips: float | None = Field(
+        default=None, description="as feature_target_flips, of the features carried as far as each image's `reach`"
+    )
     operating_point: dict[str, float] = Field(description="confidence asked for, by target class")
     operating_point_cap: float | None = Field(
         default=None, description="most that is asked for, however sure the model is; None: the file is older"
@@ -672,6 +679,14 @@ class QueryRow(Row):
         description="the edit is as large as exchanging the image for the nearest real one of the target class, and "
         "brings it no nearer to any of those",
     )
+    push: float | None = Field(
+        default=None, description="multiplier of the operating point's constraint that led to the (aligned) edit"
+    )
+    reach: float | None = Field(default=None, description="how many times as far as x' the features were carried")
+    feature_target_flips: bool | None = Field(
+        default=None, description="whether the head itself assigns the replaced features x' to the target class"
+    )
+    carried_target_flips: bool | None = Field(default=None, description="the same of the features carried so far")
     perceptual: float | None = None
     mass: dict[str, float | None] = Field(default_factory=dict, description="share of the edit in each named region")
     area: dict[str, float | None] = Field(default_factory=dict)

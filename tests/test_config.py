@@ -281,3 +281,30 @@ def test_wrong_normalisations_are_refused_with_the_right_value(table: dict[str, 
     with pytest.raises(ConfigError, match=sentence) as caught:
         parse_config(ClassifierConfig, {**CLASSIFIER, **table}, "x")
     assert "\n" not in str(caught.value)
+
+
+def test_a_preset_stands_in_for_defaults_and_a_given_key_wins() -> None:
+    config = _parse(preset="spruce-thesis", counterfactual={"steps": 30})
+    search = config.counterfactual
+    assert (search.loss, search.balance, search.shrink, search.choose) == ("raw", "fixed", False, "last")
+    assert (search.perceptual_weight, search.latent_weight, search.image_weight) == (0.1, 1e-4, 1e-6)
+    assert (search.operating_point_cap, search.steps) == (1.0, 30)
+    assert (config.inversion.perceptual_weight, config.metrics.perceptual) == (1.0, "lpips-vgg")
+    own = {"counterfactual": {"choose": "sparsest"}, "metrics": {"perceptual": "auto"}}
+    changed = _parse(preset="spruce-thesis", **own)
+    assert (changed.counterfactual.choose, changed.metrics.perceptual) == ("sparsest", "auto")
+    assert (changed.counterfactual.loss, changed.inversion.perceptual_weight) == ("raw", 1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"preset": "thesis"}, "Key 'preset' in 'audit.toml' is not valid: Input should be 'spruce-thesis'"),
+        ({"preset": "spruce-thesis", "counterfactual": {"shrink": True}}, "set shrink = false or choose = 'reached'"),
+        ({"preset": "spruce-thesis", "inversion": 3}, "Key 'inversion' in 'audit.toml' is not valid"),
+        ({"counterfactual": {"choose": "last"}}, "set shrink = false or choose = 'reached'"),
+    ],
+)
+def test_what_does_not_go_with_a_preset_is_refused(changes: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        _parse(**changes)

@@ -49,7 +49,7 @@ def chosen(iterates: Iterates, in_latent_space: bool = True) -> Counterfactuals:
         confidence=iterates.confidence.cpu(),
         step=iterates.step.cpu(),
         flip_step=iterates.flip_step.cpu(),
-        trace=torch.stack(iterates.trace, dim=1).cpu(),
+        trace=iterates.trace.cpu(),
         latents=iterates.latents.cpu() if in_latent_space else None,
     )
 

@@ -35,22 +35,21 @@ class Push:
         """Take the log-odds to reach, `[N]`."""
         self.goals = goals
         self.value = torch.ones_like(goals)
-        self.before: Tensor | None = None
+        self.before = torch.full_like(goals, torch.nan)
 
-    def observe(self, logits: Tensor, targets: Tensor) -> None:
-        """Push harder where the target's log-odds are heading short of the goal, and less where past it."""
+    def observe(self, logits: Tensor, targets: Tensor, rows: Tensor) -> None:
+        """Push harder where the target's log-odds are heading short of the goal, and less where past it.
+
+        `logits [n, K]` and `targets [n]` are those of the images at `rows [n]`; the others keep their push.
+        """
         now = log_odds(logits, targets)
-        trend = torch.zeros_like(now) if self.before is None else now - self.before
-        shortfall = self.goals + AIM - now - FORESIGHT * trend
-        self.value = (self.value * RATE ** (shortfall / WIDTH).clamp(-1, 1)).clamp(SMALLEST, LARGEST)
-        self.before = now
+        trend = (now - self.before[rows]).nan_to_num(0)  # NaN: an image's first iterate
+        shortfall = self.goals[rows] + AIM - now - FORESIGHT * trend
+        factor = RATE ** (shortfall / WIDTH).clamp(-1, 1)
+        self.value[rows] = (self.value[rows] * factor).clamp(SMALLEST, LARGEST)
+        self.before[rows] = now
 
-    def keep(self, rows: Tensor) -> None:
-        """Keep only the images at `rows` (indices or a mask)."""
-        self.goals, self.value = self.goals[rows], self.value[rows]
-        self.before = None if self.before is None else self.before[rows]
 
-    @property
-    def reach(self) -> Tensor:
-        """How many times as far as x' the replaced features are carried, `[N]`, at least 1."""
-        return self.value.clamp_min(1) ** OVERSHOOT
+def reach_of(push: Tensor) -> Tensor:
+    """How many times as far as x' the replaced features are carried under `push [N]`, at least 1."""
+    return push.clamp_min(1) ** OVERSHOOT

@@ -6,7 +6,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from audit.counterfactual.iterates import Iterates, goal_of
+from audit.counterfactual.iterates import Choice, Iterates, goal_of
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
 from audit.runtime.memory import allowed, at_once, in_slices
 from audit.runtime.progress import Advance
@@ -24,9 +24,21 @@ class Batch:
     targets: Tensor
     goals: Tensor
 
-    def iterates(self) -> Iterates:
+    def select(self, rows: Tensor) -> "Batch":
+        """Return the images at `rows` (indices or a mask)."""
+        return Batch(
+            queries=self.queries[rows],
+            inversions=self.inversions[rows],
+            pivots=self.pivots[rows],
+            deltas={name: addition[rows] for name, addition in self.deltas.items()},
+            sources=self.sources[rows],
+            targets=self.targets[rows],
+            goals=self.goals[rows],
+        )
+
+    def iterates(self, choose: Choice = "reached") -> Iterates:
         """Return the running choice among the iterates of a search that is about to begin."""
-        return Iterates(self.inversions, self.sources, self.targets, self.goals)
+        return Iterates(self.inversions, self.sources, self.targets, self.goals, choose)
 
 
 Edit = Callable[[CalibratedClassifier, SearchNetworks, Batch, Advance], Counterfactuals]

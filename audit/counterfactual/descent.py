@@ -1,6 +1,6 @@
 """Gradient descent on the w+ codes of a batch, for methods that differ only in what they descend on."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +10,22 @@ from audit.classifiers.classifier import Classifier
 from audit.config import CounterfactualConfig
 from audit.counterfactual.batches import Batch
 from audit.counterfactual.iterates import whole_log_odds
-from audit.counterfactual.spruce import ADAM_EPS, clip_per_image, code_unit
 from audit.generator.protocol import Generator
+from audit.inversion.adam import RowAdam, cosine
+from audit.inversion.codes import spread
+from audit.runtime.seeds import stage_generator
+
+ADAM_EPS = 1e-5
+"""Gradients of an image have norm <= 1: components below this are rounding, and must not be blown up to whole steps."""
+UNIT_CODES = 512
+"""Random codes that the unit of steps is measured on."""
 
 
 @dataclass(frozen=True)
 class Iterate:
-    """The codes `latents [N, L, w]` of one step, the images they draw and what the classifier sees in them."""
+    """One step of the n images at `rows [n]` of a batch: their codes, what these draw and what the classifier sees."""
 
+    rows: Tensor
     images: Tensor
     latents: Tensor
     features: Tensor
@@ -25,34 +33,58 @@ class Iterate:
 
 
 Loss = Callable[[Iterate], Tensor]
-"""What is descended on, `[N]`: one value for each image, so that they do not see each other."""
+"""What is descended on, `[n]`: one value for each image, so that they do not see each other."""
+Watch = Callable[[Iterate], Tensor | None]
+"""Told every iterate, without gradients; returns which of its images are done and take no further step (None: none)."""
 
 
 def descend(
-    classifier: Classifier, generator: Generator, batch: Batch, settings: CounterfactualConfig, loss: Loss
-) -> Iterator[Iterate]:
-    """Yield the pivots and what each of `settings.steps` steps of Adam makes of them, without gradients.
+    classifier: Classifier,
+    generator: Generator,
+    batch: Batch,
+    settings: CounterfactualConfig,
+    loss: Loss,
+    watch: Watch,
+) -> None:
+    """Take `settings.steps` steps of Adam from the pivots, on a cosine; an image's gradient is bounded by itself.
 
-    Step sizes, their cosine schedule and the bound on an image's gradient are those of SPRUCE.
+    There is no decay of weights: it would pull w+ to the origin and not to the pivot.
     """
-    latents = batch.pivots.clone().requires_grad_()
-    optimiser = torch.optim.Adam([latents], lr=settings.lr * code_unit(generator), eps=ADAM_EPS)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=settings.steps)
+    unit, rows = settings.lr * code_unit(generator), torch.arange(len(batch.goals), device=batch.goals.device)
+    latents, deltas = batch.pivots.clone(), batch.deltas
+    adam = RowAdam(latents, eps=ADAM_EPS)
     for step in range(settings.steps + 1):
         last = step == settings.steps
+        codes = latents.clone().requires_grad_()
         with torch.set_grad_enabled(not last):
-            images = generator.images(latents, deltas=batch.deltas)
-            iterate = Iterate(images, latents, *classifier.features_and_logits(images))
-            losses = loss(iterate)
-        yield Iterate(*(value.detach() for value in vars(iterate).values()))
-        if last:
+            images = generator.images(codes, deltas=deltas)
+            iterate = Iterate(rows, images, codes, *classifier.features_and_logits(images))
+        done = watch(Iterate(*(value.detach() for value in vars(iterate).values())))
+        if last or (done is not None and bool(done.all())):
             return
-        (gradient,) = torch.autograd.grad(losses.sum(), latents)
-        latents.grad = clip_per_image(gradient, settings.gradient_clip)
-        optimiser.step()
-        schedule.step()
+        with torch.enable_grad():
+            losses = loss(iterate)
+        (gradient,) = torch.autograd.grad(losses.sum(), codes)
+        adam.update(latents, clip_per_image(gradient, settings.gradient_clip), unit * cosine(step, settings.steps))
+        if done is not None and bool(done.any()):
+            stay = ~done
+            rows, latents = rows[stay], latents[stay]
+            deltas = {name: addition[stay] for name, addition in deltas.items()}
+            adam.keep(stay)
 
 
 def shortfall(logits: Tensor, targets: Tensor, goals: Tensor) -> Tensor:
     """How far the log-odds of the classes `targets [N]` are below `goals [N]`; with a gradient however far it is."""
     return goals - whole_log_odds(logits, targets)
+
+
+def code_unit(generator: Generator) -> float:
+    """Spread of random codes, the unit of steps: `config.lr` thereby carries over to other generators."""
+    return spread(generator.random_codes(UNIT_CODES, stage_generator(0, "counterfactual/unit")))
+
+
+def clip_per_image(gradient: Tensor, largest: float) -> Tensor:
+    """Scale each image's gradient `[N, ...]` down to a norm of at most `largest`, by itself."""
+    norm = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
+    factor = (largest / norm).clamp(max=1)
+    return gradient * factor.view(-1, *[1] * (gradient.ndim - 1))

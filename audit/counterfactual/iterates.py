@@ -5,6 +5,8 @@ Models differ in how confident they ever are, so "convincing" is measured in eac
 model's median confidence on correctly classified real images of that class.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -50,70 +52,80 @@ def whole_log_odds(logits: Tensor, targets: Tensor) -> Tensor:
     return logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
 
 
+Choice = Literal["reached", "sparsest", "last"]
+"""Which iterate is the counterfactual: the sparsest at the operating point, the sparsest that flips, or the last."""
+
+
 class Iterates:
     """Running choice for a batch of N images: the counterfactual, the semifactual and the trace so far.
 
     The counterfactual is the sparsest iterate (smallest mean absolute change against the inversion) that reached the
     goal; without one the most confident iterate that flipped; without one the iterate nearest to the target class.
-    The semifactual is the last iterate assigned to the source class before the first one assigned to the target.
+    With `choose = "sparsest"` each that flipped is good enough, and with "last" each is. The semifactual is the last
+    iterate assigned to the source class before the first one assigned to the target. Every image counts its iterates by
+    itself.
     """
 
-    def __init__(self, inversions: Tensor, sources: Tensor, targets: Tensor, goals: Tensor) -> None:
+    def __init__(
+        self, inversions: Tensor, sources: Tensor, targets: Tensor, goals: Tensor, choose: Choice = "reached"
+    ) -> None:
         """Take the inversions `[N, C, H, W]`, classes `[N]` and log-odds to reach `[N]`."""
         n, device = len(inversions), inversions.device
         self.inversions, self.sources, self.targets, self.goals = inversions, sources, targets, goals
+        self.choose = choose
         self.images, self.semifactuals = inversions.clone(), inversions.clone()
         self.latents = torch.empty(0, device=device)
-        self.level = torch.full((n,), -1, device=device)
-        self.key = torch.full((n,), -torch.inf, device=device)
-        self.confidence = torch.zeros(n, device=device)
+        self.flipped, self.reached = (torch.zeros(n, dtype=torch.bool, device=device) for _ in range(2))
+        self.confidence, self.change = torch.zeros(n, device=device), torch.zeros(n, device=device)
         self.step = torch.zeros(n, dtype=torch.int64, device=device)
-        self.flip_step = torch.full((n,), -1, dtype=torch.int64, device=device)
-        self.last = torch.zeros(n, dtype=torch.int64, device=device)
-        self.trace: list[Tensor] = []
+        self.flip_step, self.last = torch.full_like(self.step, -1), torch.full_like(self.step, -1)
+        self._level, self._key = torch.full_like(self.step, -1), torch.full_like(self.change, -torch.inf)
+        self._confidences: list[tuple[Tensor, Tensor, Tensor]] = []
 
     @property
-    def flipped(self) -> Tensor:
-        """Whether the chosen iterate is assigned to the target class, bool `[N]`."""
-        return self.level >= 1
-
-    @property
-    def reached(self) -> Tensor:
-        """Whether the chosen iterate is at the operating point, bool `[N]`."""
-        return self.level == 2
+    def trace(self) -> Tensor:
+        """Probability of the target class at every iterate, `[N, T + 1]`; after an image's last one it stays."""
+        longest = int(self.last.max()) + 1
+        found = torch.zeros(len(self.last), longest, device=self.last.device)
+        for rows, steps, confidence in self._confidences:
+            found[rows, steps] = confidence
+        return found.gather(1, torch.arange(longest, device=found.device).minimum(self.last[:, None]))
 
     @torch.no_grad()
     def observe(self, images: Tensor, latents: Tensor, logits: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Take the next iterate of the images at `rows` (all when None); return whether it reached the goal, bool.
-
-        An image that is not among `rows` has come to its end: its trace stays at what it was last.
-        """
-        step, targets = len(self.trace), self.targets if rows is None else self.targets[rows]
-        rows = torch.arange(len(self.targets), device=targets.device) if rows is None else rows
+        """Take the next iterate of the images at `rows` (all when None); return whether it reached the goal, bool."""
+        rows = torch.arange(len(self.targets), device=self.targets.device) if rows is None else rows
+        self.last[rows] += 1
+        step, targets = self.last[rows], self.targets[rows]
         decision = logits.argmax(dim=1)
         confidence = logits.softmax(dim=1).gather(1, targets[:, None])[:, 0]
-        self.trace.append(confidence if step == 0 else self.trace[-1].index_copy(0, rows, confidence))
+        self._confidences.append((rows, step, confidence))
         flipped = decision == targets
         reached = is_valid(logits, targets, self.goals[rows])
         unflipped = self.flip_step[rows] < 0
         before_flip = unflipped & ~flipped & (decision == self.sources[rows])
-        _assign(self.semifactuals, images, rows, before_flip if step else torch.ones_like(before_flip))
-        self.flip_step[rows[unflipped & flipped]] = step
-        level = flipped.long() + reached.long()
+        _assign(self.semifactuals, images, rows, before_flip | (step == 0))
+        _assign(self.flip_step, step, rows, unflipped & flipped)
         change = (images - self.inversions[rows]).abs().flatten(1).mean(dim=1)
-        key = torch.where(reached, -change, confidence)
-        better = (level > self.level[rows]) | ((level == self.level[rows]) & (key > self.key[rows]))
-        if step == 0:
+        enough = {"reached": reached, "sparsest": flipped, "last": torch.ones_like(flipped)}[self.choose]
+        level, key = flipped.long() + enough.long(), torch.where(enough, -change, confidence)
+        better = (level > self._level[rows]) | ((level == self._level[rows]) & (key > self._key[rows]))
+        if self.choose == "last":
+            better = enough
+        if not len(self.latents):
             self.latents = latents.clone()
         for kept, new in (
             (self.images, images),
             (self.latents, latents),
-            (self.level, level),
-            (self.key, key),
+            (self.flipped, flipped),
+            (self.reached, reached),
             (self.confidence, confidence),
+            (self.change, change),
+            (self.step, step),
+            (self._level, level),
+            (self._key, key),
         ):
             _assign(kept, new, rows, better)
-        self.step[rows[better]], self.last[rows] = step, step
         return reached
 
 

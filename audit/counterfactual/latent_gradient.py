@@ -40,7 +40,10 @@ def edit(
         return shortfall(iterate.logits, batch.targets, batch.goals + AIM).clamp_min(0) + WEIGHT * change
 
     iterates = batch.iterates()
-    for iterate in descend(subject.classifier, networks.generator, batch, settings, loss):
+
+    def watch(iterate: Iterate) -> None:
         iterates.observe(iterate.images, iterate.latents, iterate.logits)
         advance(len(batch.goals) / (settings.steps + 1))
+
+    descend(subject.classifier, networks.generator, batch, settings, loss, watch)
     return chosen(iterates)

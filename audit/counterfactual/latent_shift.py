@@ -11,9 +11,8 @@ from torch import Tensor
 from audit.config import CounterfactualConfig
 from audit.counterfactual.answers import chosen
 from audit.counterfactual.batches import Batch
-from audit.counterfactual.descent import shortfall
+from audit.counterfactual.descent import code_unit, shortfall
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, SearchNetworks
-from audit.counterfactual.spruce import code_unit
 from audit.runtime.progress import Advance
 
 LENGTHS = tuple(2 ** (half / 2) for half in range(-12, 5))

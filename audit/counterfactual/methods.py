@@ -162,7 +162,7 @@ def _fault(found: object, shape: torch.Size) -> str | None:
             return f"'{name}' as {pixels.dtype} {tuple(pixels.shape)} where floats {tuple(shape)} are expected"
         if float(pixels.min()) < 0 or float(pixels.max()) > 1:
             return f"'{name}' between {float(pixels.min()):.3g} and {float(pixels.max()):.3g} where [0, 1] is expected"
-    for name in ("flipped", "reached", "feature_target_flips", "converged"):
+    for name in ("flipped", "reached", "feature_target_flips", "converged", "carried_target_flips"):
         value = getattr(found, name)
         if value is not None and (value.dtype != torch.bool or value.ndim != 1):
             return f"'{name}' as {value.dtype} {tuple(value.shape)} where bool {tuple(shape[:1])} is expected"

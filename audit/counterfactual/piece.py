@@ -7,7 +7,7 @@ alone would leave the source class: it has come as far as it can in that order, 
 Here the search starts at the inversion's code, and among its iterates the counterfactual is chosen as for all methods.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -46,23 +46,27 @@ def edit(
             return (features - aim).square().sum(dim=1)
         return ((features - aim) / sigma).square().mean(dim=1)
 
-    def drawn_for(aim: Tensor) -> Iterator[tuple[Iterate, Tensor]]:
-        """Search for images with the features `aim`; yield each iterate and how far its features are from them."""
+    def draw(aim: Tensor, watch: Callable[[Iterate, Tensor], object]) -> None:
+        """Search for images with the features `aim`; tell each iterate and how far its features are from them."""
 
         def loss(drawn: Iterate) -> Tensor:
             return distance(drawn.features, aim)
 
-        for iterate in descend(classifier, networks.generator, batch, settings, loss):
+        def watched(drawn: Iterate) -> None:
             advance(len(x) / 2 / (settings.steps + 1))
-            yield iterate, loss(iterate)
+            watch(drawn, loss(drawn))
+
+        descend(classifier, networks.generator, batch, settings, loss, watched)
 
     iterates = batch.iterates()
-    for iterate, _ in drawn_for(expected):
-        iterates.observe(iterate.images, iterate.latents, iterate.logits)
+    draw(expected, lambda drawn, _: iterates.observe(drawn.images, drawn.latents, drawn.logits))
     semifactuals, nearest = batch.inversions.clone(), torch.full_like(batch.goals, torch.inf)
-    for iterate, away in drawn_for(last):
-        nearer = (iterate.logits.argmax(dim=1) == batch.sources) & (away < nearest)
-        semifactuals[nearer], nearest[nearer] = iterate.images[nearer], away[nearer]
+
+    def keep_nearest(drawn: Iterate, away: Tensor) -> None:
+        nearer = (drawn.logits.argmax(dim=1) == batch.sources) & (away < nearest)
+        semifactuals[nearer], nearest[nearer] = drawn.images[nearer], away[nearer]
+
+    draw(last, keep_nearest)
     return replace(chosen(iterates), semifactuals=semifactuals.cpu(), feature_target_flips=flips.cpu())
 
 

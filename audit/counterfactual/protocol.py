@@ -84,7 +84,10 @@ class Counterfactuals:
     already the inversion); `trace [N, T + 1]` the probability of the target class at every iterate from the inversion
     on. `latents [N, L, w]` are the counterfactuals' w+ codes, None where the method has none. `feature_target_flips`
     says whether the head alone assigns the features that the method aims at to the target class (of SPRUCE: the
-    replaced features x', as in the thesis, not carried further); None where it aims at no features.
+    replaced features x', as in the thesis, not carried further); None where it aims at no features. A method that
+    carries them further says in `push` and `reach` by which multiplier and how many times as far as x' it did for the
+    counterfactual (of two phases: where the first one ended), and in `carried_target_flips` whether the head assigns
+    the features so far out to the target class.
 
     An image's iterates may end before T: `steps` is the last one (None: T), and its trace stays at what it was there. A
     method that searches for the smallest change says in `converged` whether it had stopped to shrink; one that does so
@@ -107,6 +110,9 @@ class Counterfactuals:
     aligned_l1: Tensor | None = None
     aligned_confidence: Tensor | None = None
     aligned_steps: Tensor | None = None
+    push: Tensor | None = None
+    reach: Tensor | None = None
+    carried_target_flips: Tensor | None = None
 
 
 class Method(Protocol):

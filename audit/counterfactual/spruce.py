@@ -8,30 +8,29 @@ image I:
 
 where x' and `push` follow the image's own balance (`balance.py`; push = 1 with `balance = "fixed"`). `loss = "raw"`
 takes the thesis' literal sums, as they are at 256 pixels, for all terms but the perceptual one. Images never see each
-other: losses are summed, gradients clipped image by image, and AdamW works element by element. Its weight decay is 0,
-for decay would pull w+ to the origin and not to the pivot.
+other: losses are summed, gradients clipped image by image, and Adam works element by element. The thesis' AdamW would
+also decay w+ to the origin and not to the pivot.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
+from audit.classifiers.classifier import Head
 from audit.config import CounterfactualConfig
 from audit.counterfactual.answers import chosen
-from audit.counterfactual.balance import Push
+from audit.counterfactual.balance import Push, reach_of
 from audit.counterfactual.batches import Batch, InBatches
+from audit.counterfactual.descent import Iterate, descend
 from audit.counterfactual.exceptional import expected_features
 from audit.counterfactual.iterates import Iterates
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
-from audit.counterfactual.shrink import Edits, Shrunk, shrink
-from audit.generator.protocol import Generator
-from audit.inversion.adam import RowAdam, cosine
-from audit.inversion.codes import spread
+from audit.counterfactual.shrink import shrink
 from audit.metrics.perceptual import distance_of_maps, unit_channels
 from audit.runtime.progress import Advance
-from audit.runtime.seeds import stage_generator
 
 REFERENCE_PIXELS = 3 * 256 * 256
 """Image values behind the thesis' lambda_image."""
@@ -41,10 +40,6 @@ IMAGE_WEIGHT = {"standardised": 30.0, "raw": 1e-6}
 """Default lambda_image: of the mean absolute change, and the thesis' of the sum."""
 LATENT_WEIGHT = {"standardised": 0.9216, "raw": 1e-4}
 """Default lambda_latent: of the mean absolute change of the code, and the thesis' of the sum."""
-ADAM_EPS = 1e-5
-"""Gradients of an image have norm <= 1: components below this are rounding, and must not be blown up to whole steps."""
-UNIT_CODES = 512
-"""Random codes that the unit of steps is measured on."""
 
 
 @dataclass(frozen=True)
@@ -73,143 +68,122 @@ class Spruce:
 
 
 @dataclass(frozen=True)
-class _Batch:
-    """Images explained together; `features` are theirs and `expected` those of the target class, both `[N, d]`."""
+class _Aims:
+    """Features of the query images and those of their target classes, `[N, d]`, and the head that they lead to.
 
-    queries: Tensor
-    sources: Tensor
-    edits: Edits
+    `maps` are the perceptual maps of the query images.
+    """
+
+    head: Head
     features: Tensor
     expected: Tensor
     maps: list[Tensor] | None
 
-    def select(self, rows: Tensor) -> "_Batch":
-        return _Batch(
-            self.queries[rows],
-            self.sources[rows],
-            self.edits.select(rows),
-            self.features[rows],
-            self.expected[rows],
-            None if self.maps is None else [one[rows] for one in self.maps],
-        )
+    def carried(self, reach: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+        """Features `[n, d]` to aim at for the images at `rows`: `reach [n]` times as far as x'."""
+        return self.features[rows] + reach[:, None] * (self.expected[rows] - self.features[rows])
 
 
-@torch.no_grad()
-def _seen(subject: CalibratedClassifier, networks: SearchNetworks, batch: Batch) -> tuple[_Batch, Tensor]:
-    """Add what classifier and perceptual network see in a batch, and what they are to see.
+@dataclass(frozen=True)
+class _Aligned:
+    """Where the first phase ended, what it aimed at, and the push `[N]` that led to the iterates chosen."""
 
-    Also returns which images the head alone assigns to their target class by the features that they are to have.
-    """
-    classifier, perceptual = subject.classifier, networks.perceptual
-    features = classifier.features(batch.queries)
-    head = classifier.head_at(batch.queries)
-    expected, _ = expected_features(subject.calibration, head, features, batch.sources, batch.targets)
-    maps = None if perceptual is None else unit_channels(perceptual.maps(batch.queries))
-    edits = Edits(batch.inversions, batch.pivots, batch.deltas, batch.targets, batch.goals)
-    flips = head(expected).argmax(dim=1) == batch.targets
-    return _Batch(batch.queries, batch.sources, edits, features, expected, maps), flips
+    iterates: Iterates
+    aims: _Aims
+    push: Tensor
 
 
 def _explain_batch(
     config: CounterfactualConfig,
     subject: CalibratedClassifier,
     networks: SearchNetworks,
-    images: Batch,
+    batch: Batch,
     advance: Advance,
 ) -> Counterfactuals:
-    batch, feature_flips = _seen(subject, networks, images)
-    iterates = _align(subject, networks, batch, config, advance)
-    aligned = replace(chosen(iterates), feature_target_flips=feature_flips.cpu(), steps=iterates.last.cpu())
-    if not config.shrink:
-        return aligned
-    total = config.steps + config.shrink_steps + 2
-    left = len(images.targets) * (config.shrink_steps + 1)
+    if not config.steering_weight:
+        networks = replace(networks, perceptual=None)
+    images, most = len(batch.goals), config.steps + 1 + (config.shrink_steps + 1 if config.shrink else 0)
+    done = 0.0
 
-    def shrunk(stepped: int) -> None:
-        nonlocal left
-        left -= stepped
-        advance(stepped / total)
+    def advance_to(share: float) -> None:
+        nonlocal done
+        advance(images * (share - done))
+        done = share
 
-    smaller = shrink(networks.generator, subject.classifier, batch.edits, iterates.latents, config.shrink_steps, shrunk)
-    advance(left / total)
-    smaller = Shrunk(**{name: value.cpu() for name, value in vars(smaller).items()})
-    return _both_phases(aligned, smaller, images.inversions.cpu(), total)
+    def stepped(some: int) -> None:
+        advance_to(done + some / images / most)
+
+    aligned = _align(config, subject, networks, batch, stepped)
+    advance_to((config.steps + 1) / most)
+    iterates, said = aligned.iterates, _said_of(config, batch, aligned)
+    if config.shrink:
+        said |= {
+            "aligned_l1": (iterates.images - batch.inversions).abs().flatten(1).mean(dim=1),
+            "aligned_confidence": iterates.confidence.clone(),
+            "aligned_steps": iterates.last.clone(),
+        }
+        classifier, generator = subject.classifier, networks.generator
+        said["converged"] = shrink(generator, classifier, batch, iterates, config.shrink_steps, stepped)
+        advance_to(1)
+    said["steps"] = iterates.last
+    return replace(chosen(iterates), **{name: value.cpu() for name, value in said.items()})
 
 
-def _both_phases(aligned: Counterfactuals, smaller: Shrunk, inversions: Tensor, longest: int) -> Counterfactuals:
-    """Put both phases together: the smaller edits where they are valid, and traces `[N, longest]` of all iterates."""
-    assert aligned.latents is not None
-    assert aligned.steps is not None
-    valid, before = smaller.valid, aligned.steps + 1
-    wide = valid.view(-1, 1, 1, 1)
-    place = torch.arange(longest, device=valid.device)[None]
-    first = aligned.trace.gather(1, place.clamp(max=aligned.trace.shape[1] - 1).expand(len(valid), -1))
-    second = smaller.trace.gather(1, (place - before[:, None]).clamp(0, smaller.trace.shape[1] - 1))
-    late = torch.where(smaller.flip_step >= 0, before + smaller.flip_step, -1)
-    return replace(
-        aligned,
-        images=torch.where(wide, smaller.images, aligned.images),
-        latents=torch.where(wide[..., 0], smaller.latents, aligned.latents),
-        flipped=aligned.flipped | valid,
-        reached=valid,
-        confidence=torch.where(valid, smaller.confidence, aligned.confidence),
-        step=torch.where(valid, before + smaller.step, aligned.step),
-        flip_step=torch.where(aligned.flip_step >= 0, aligned.flip_step, late),
-        trace=torch.where(place < before[:, None], first, second),
-        steps=before + smaller.steps,
-        converged=smaller.converged,
-        aligned_l1=(aligned.images - inversions).abs().flatten(1).mean(dim=1),
-        aligned_confidence=aligned.confidence,
-        aligned_steps=aligned.steps,
-    )
+@torch.no_grad()
+def _said_of(config: CounterfactualConfig, batch: Batch, aligned: _Aligned) -> dict[str, Tensor]:
+    """Say how far the features were carried, and whether the head alone assigns them to the target classes."""
+    reach = reach_of(aligned.push)
+
+    def flips(reach: Tensor) -> Tensor:
+        return aligned.aims.head(aligned.aims.carried(reach)).argmax(dim=1) == batch.targets
+
+    said = {"feature_target_flips": flips(torch.ones_like(reach))}
+    if config.balance == "adaptive":
+        said |= {"push": aligned.push, "reach": reach, "carried_target_flips": flips(reach)}
+    return said
 
 
 def _align(
+    config: CounterfactualConfig,
     subject: CalibratedClassifier,
     networks: SearchNetworks,
-    batch: _Batch,
-    config: CounterfactualConfig,
-    advance: Advance,
-) -> Iterates:
+    batch: Batch,
+    stepped: Callable[[int], None],
+) -> _Aligned:
     """Align the features with those of the target class: the first phase of the search.
 
     Where the second phase follows, an image is done with the first as soon as it has reached the operating point.
     """
-    classifier, generator, perceptual = subject.classifier, networks.generator, networks.perceptual
-    edits, unit = batch.edits, config.lr * code_unit(generator)
-    push, iterates = Push(edits.goals), Iterates(edits.inversions, batch.sources, edits.targets, edits.goals)
-    latents, rows = edits.pivots.clone(), torch.arange(len(edits.goals), device=edits.goals.device)
-    adam, sigma = RowAdam(latents, eps=ADAM_EPS), subject.calibration.sigma.to(batch.features)
-    share = 1 / (config.steps + 1 + (config.shrink_steps + 1 if config.shrink else 0))
-    left = len(rows) * (config.steps + 1)
-    for step in range(config.steps + 1):
-        codes = latents.clone().requires_grad_()
-        with torch.set_grad_enabled(step < config.steps):
-            images = generator.images(codes, deltas=batch.edits.deltas)
-            features, logits = classifier.features_and_logits(images)
-        done = iterates.observe(images.detach(), codes.detach(), logits.detach(), rows)
+    classifier, perceptual = subject.classifier, networks.perceptual
+    with torch.no_grad():
+        features, head = classifier.features(batch.queries), classifier.head_at(batch.queries)
+        expected, _ = expected_features(subject.calibration, head, features, batch.sources, batch.targets)
+        maps = None if perceptual is None else unit_channels(perceptual.maps(batch.queries))
+    aims, sigma = _Aims(head, features, expected, maps), subject.calibration.sigma.to(features)
+    push, iterates = Push(batch.goals), batch.iterates(config.choose)
+    led = push.value.clone()
+
+    def watch(iterate: Iterate) -> Tensor | None:
+        rows = iterate.rows
+        reached = iterates.observe(iterate.images, iterate.latents, iterate.logits, rows)
+        now = rows[iterates.step[rows] == iterates.last[rows]]
+        led[now] = push.value[now]
         if config.balance == "adaptive":
-            push.observe(logits.detach(), batch.edits.targets)
-        advance(len(rows) * share)
-        left -= len(rows)
-        if step == config.steps or (config.shrink and done.all()):
-            break
-        with torch.enable_grad():
-            distance = None
-            if perceptual is not None and batch.maps is not None:
-                distance = distance_of_maps(unit_channels(perceptual.maps(images)), batch.maps)
-            objective = Objective(config, sigma, batch.edits.pivots, batch.queries)
-            aim = batch.features + push.reach[:, None] * (batch.expected - batch.features)
-            loss = objective.features(features, aim) + objective.sparsity(images, codes, distance) / push.value
-        (gradient,) = torch.autograd.grad(loss.sum(), codes)
-        adam.update(latents, clip_per_image(gradient, config.gradient_clip), unit * cosine(step, config.steps))
-        if config.shrink and done.any():
-            stay = ~done
-            rows, latents, batch = rows[stay], latents[stay], batch.select(stay)
-            adam.keep(stay)
-            push.keep(stay)
-    advance(left * share)
-    return iterates
+            push.observe(iterate.logits, batch.targets[rows], rows)
+        stepped(len(rows))
+        return reached if config.shrink else None
+
+    def loss(iterate: Iterate) -> Tensor:
+        rows, distance = iterate.rows, None
+        if perceptual is not None and aims.maps is not None:
+            seen = unit_channels(perceptual.maps(iterate.images))
+            distance = distance_of_maps(seen, [one[rows] for one in aims.maps])
+        objective = Objective(config, sigma, batch.pivots[rows], batch.queries[rows])
+        away = objective.features(iterate.features, aims.carried(reach_of(push.value[rows]), rows))
+        return away + objective.sparsity(iterate.images, iterate.latents, distance) / push.value[rows]
+
+    descend(classifier, networks.generator, batch, config, loss, watch)
+    return _Aligned(iterates, aims, led)
 
 
 @dataclass(frozen=True)
@@ -236,16 +210,4 @@ class Objective:
             image_weight, latent_weight = image_weight * REFERENCE_PIXELS, latent_weight * REFERENCE_LATENTS
         loss = image_weight * (images - self.queries).abs().flatten(1).mean(dim=1)
         loss = loss + latent_weight * (latents - self.pivots).abs().flatten(1).mean(dim=1)
-        return loss if perceptual is None else loss + config.perceptual_weight * perceptual
-
-
-def code_unit(generator: Generator) -> float:
-    """Spread of random codes, the unit of steps: `config.lr` thereby carries over to other generators."""
-    return spread(generator.random_codes(UNIT_CODES, stage_generator(0, "counterfactual/unit")))
-
-
-def clip_per_image(gradient: Tensor, largest: float) -> Tensor:
-    """Scale each image's gradient `[N, ...]` down to a norm of at most `largest`, by itself."""
-    norm = gradient.flatten(1).norm(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny)
-    factor = (largest / norm).clamp(max=1)
-    return gradient * factor.view(-1, *[1] * (gradient.ndim - 1))
+        return loss if perceptual is None else loss + config.steering_weight * perceptual

@@ -14,8 +14,8 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
+from audit.counterfactual.descent import ADAM_EPS, clip_per_image, code_unit
 from audit.counterfactual.protocol import Inverted
-from audit.counterfactual.spruce import ADAM_EPS, clip_per_image, code_unit
 from audit.errors import ConfigError
 from audit.generator.protocol import Generator
 from audit.runtime.memory import allowed, at_once, in_slices

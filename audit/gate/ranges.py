@@ -50,9 +50,10 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
         (rf"{_VULNERABILITY}l2_saved", (-math.inf, 1.0)),
         (
             r"counterfactuals\.(?:flip_ratio|corrected|reached|explained|converged|feature_target_flips|confidence|l1"
-            r"|changed_share)",
+            r"|carried_target_flips|changed_share)",
             SHARE,
         ),
+        (r"counterfactuals\.reach", (1.0, math.inf)),
         (r"counterfactuals\.operating_point(?:_cap|\..+)", SHARE),
         (
             r"counterfactuals\.(?:judges|copies)\..+\.(?:accuracy|agreement|rejects_(?:inversion|adversarial)|power)",

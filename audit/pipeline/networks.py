@@ -92,7 +92,7 @@ def load_networks(config: AuditConfig, data: AuditSet, device: torch.device) -> 
 
 def judged_by_steering(config: AuditConfig, networks: Networks) -> list[str]:
     """Return the dotted paths of numbers that rest on the network whose distance inversion or search minimised."""
-    if not (config.inversion.perceptual_weight or config.counterfactual.perceptual_weight):
+    if not (config.inversion.perceptual_weight or config.counterfactual.steering_weight):
         return []
     same = named(networks.embedding) == named(networks.perceptual)
     return ["counterfactuals.perceptual", *(["components.realism", "counterfactuals.judges"] if same else [])]

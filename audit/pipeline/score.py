@@ -146,7 +146,6 @@ def score_model(
     distance = perceptual_all(networks.perceptual, found.images, inversions, 128, context.device)
     lpips = None if networks.lpips is None else networks.lpips.distance_all(found.images, inversions)
     generator = context.rng("permutation")
-    aimed = found.feature_target_flips
 
     def parts(row: RegionShare) -> RegionShare:
         alone, undone = flips_by_part(explained, inversions, reference.regions[row.region], context.device)
@@ -161,10 +160,12 @@ def score_model(
         reached=float(found.reached.float().mean()),
         explained=wilson_interval(int((found.flipped & ~ruined).sum()), len(targets)),
         unexplained=_unexplained(found, ruined),
-        feature_target_flips=None if aimed is None else float(aimed.float().mean()),
+        feature_target_flips=_mean(found.feature_target_flips),
+        reach=_mean(found.reach),
+        carried_target_flips=_mean(found.carried_target_flips),
         operating_point={reference.class_names[t]: float(operating_point[t]) for t in targets.unique().tolist()},
         operating_point_cap=context.config.counterfactual.operating_point_cap,
-        converged=None if found.converged is None else float(found.converged.float().mean()),
+        converged=_mean(found.converged),
         confidence=mean_interval(found.confidence),
         l1=mean_interval(l1),
         changed_share=float(changed_share(found.images, inversions).mean()),
@@ -201,6 +202,10 @@ def score_model(
             converged=None if found.converged is None else bool(found.converged[i]),
             aligned=_aligned(found, i),
             ruined=bool(ruined[i]),
+            push=None if found.push is None else float(found.push[i]),
+            reach=None if found.reach is None else float(found.reach[i]),
+            feature_target_flips=None if found.feature_target_flips is None else bool(found.feature_target_flips[i]),
+            carried_target_flips=None if found.carried_target_flips is None else bool(found.carried_target_flips[i]),
             perceptual=float(distance[i]),
             mass={region: _or_none(values["mass"][i]) for region, values in local.items()},
             area={region: _or_none(values["area"][i]) for region, values in local.items()},
@@ -273,6 +278,10 @@ def _missing_axioms(explained: Explained, copies: Sequence[Verdicts]) -> list[No
         why = f"no judge checkpoint has copy_of = '{explained.subject.name}'"
         notes.append(NotComputed(what="flips shared by a copy", why=why, paths=["counterfactuals.nafr"]))
     return notes
+
+
+def _mean(values: Tensor | None) -> float | None:
+    return None if values is None else float(values.float().mean())
 
 
 def _last(found: Counterfactuals, row: int) -> int:

@@ -97,4 +97,4 @@ def test_an_image_that_has_come_to_its_end_stays_as_it_was() -> None:
     assert iterates.images.flatten().tolist() == pytest.approx([0.0, 0.3])
     assert iterates.step.tolist() == iterates.last.tolist() == [0, 1]
     assert iterates.flip_step.tolist() == [-1, 1]
-    assert torch.stack(iterates.trace, 1).flatten().tolist() == pytest.approx([0.1, 0.1, 0.2, 0.7])
+    assert iterates.trace.flatten().tolist() == pytest.approx([0.1, 0.1, 0.2, 0.7])

@@ -1,5 +1,8 @@
 """The second phase against the known answer: for linear networks the smallest change is a linear program."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,9 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
-from audit.counterfactual.shrink import Edits, shrink
+from audit.counterfactual.batches import Batch
+from audit.counterfactual.iterates import Iterates
+from audit.counterfactual.shrink import shrink
 
 LAYERS, WIDTH, SIDE = 3, 4, 6
 
@@ -39,7 +44,7 @@ class Answer(nn.Module):
         return torch.stack([torch.zeros_like(odds), odds, odds.new_full(odds.shape, -30.0)], 1)
 
 
-def problem(seed: int, n: int) -> tuple[Linear, Answer, Edits, Tensor]:
+def problem(seed: int, n: int) -> tuple[Linear, Answer, Batch, Tensor]:
     """Edits from class 0 to class 1, and codes that are far past their goals."""
     rng = torch.Generator().manual_seed(seed)
     generator = Linear(rng)
@@ -48,7 +53,8 @@ def problem(seed: int, n: int) -> tuple[Linear, Answer, Edits, Tensor]:
     deltas = {"matrix": 0.001 * torch.randn(n, SIDE * SIDE, LAYERS * WIDTH, generator=rng)}
     inversions = generator.images(pivots, deltas)
     goals = 3 * torch.rand(n, generator=rng)
-    edits = Edits(inversions, pivots, deltas, torch.ones(n, dtype=torch.long), goals)
+    sources, targets = torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.long)
+    edits = Batch(inversions, inversions, pivots, deltas, sources, targets, goals)
     slope = ((generator.matrix + deltas["matrix"]).mT @ classifier.weight).view(n, LAYERS, WIDTH)
     away = torch.randn(pivots.shape, generator=rng)
     uphill = away * (slope * away).flatten(1).sum(1).sign().view(-1, 1, 1)
@@ -56,11 +62,27 @@ def problem(seed: int, n: int) -> tuple[Linear, Answer, Edits, Tensor]:
     return generator, classifier, edits, pivots + (20 / gain).view(-1, 1, 1) * uphill
 
 
-def change_of(images: Tensor, edits: Edits) -> Tensor:
+def shrunk(
+    generator: Linear,
+    classifier: Answer,
+    edits: Batch,
+    start: Tensor,
+    most: int,
+    on_step: Callable[[int], None] = lambda images: None,
+) -> tuple[Iterates, Tensor]:
+    """Make the edits with the codes `start` smaller; return all iterates, these the first, and which converged."""
+    iterates = edits.iterates()
+    with torch.no_grad():
+        images = generator.images(start, edits.deltas)
+        iterates.observe(images, start, classifier(images))
+    return iterates, shrink(generator, classifier, edits, iterates, most, on_step)
+
+
+def change_of(images: Tensor, edits: Batch) -> Tensor:
     return (images - edits.inversions).abs().flatten(1).mean(1)
 
 
-def smallest(generator: Linear, classifier: Answer, edits: Edits) -> Tensor:
+def smallest(generator: Linear, classifier: Answer, edits: Batch) -> Tensor:
     """The smallest mean absolute change of each image that meets its goal: min sum(t), -t <= A d <= t, s A d >= g."""
     found = []
     with torch.no_grad():
@@ -85,8 +107,8 @@ def smallest(generator: Linear, classifier: Answer, edits: Edits) -> Tensor:
 @given(st.integers(0, 10_000))
 def test_no_change_is_smaller_than_the_smallest_and_all_are_valid(seed: int) -> None:
     generator, classifier, edits, start = problem(seed, 3)
-    found = shrink(generator, classifier, edits, start, 400)
-    assert found.valid.all()
+    found, _ = shrunk(generator, classifier, edits, start, 400)
+    assert found.reached.all()
     assert (classifier(found.images)[:, 1] >= edits.goals - 1e-5).all()
     assert (change_of(found.images, edits) >= smallest(generator, classifier, edits) * (1 - 1e-4)).all()
 
@@ -96,8 +118,8 @@ def test_the_smallest_change_of_linear_networks_is_found() -> None:
     ratios = []
     for seed in range(5):
         generator, classifier, edits, start = problem(seed, 8)
-        found = shrink(generator, classifier, edits, start, 400)
-        assert found.converged.all()
+        found, converged = shrunk(generator, classifier, edits, start, 400)
+        assert converged.all()
         ratios.append(change_of(found.images, edits) / smallest(generator, classifier, edits))
     ratio = torch.cat(ratios)
     assert ratio.median() <= 1.05
@@ -106,51 +128,51 @@ def test_the_smallest_change_of_linear_networks_is_found() -> None:
 
 def test_what_is_returned_belongs_together() -> None:
     generator, classifier, edits, start = problem(1, 5)
-    found = shrink(generator, classifier, edits, start, 40)
+    found, _ = shrunk(generator, classifier, edits, start, 40)
     torch.testing.assert_close(generator.images(found.latents, edits.deltas), found.images)
     rows = torch.arange(5)
-    assert found.trace.shape == (5, 41)
+    assert found.trace.shape == (5, 42)
     torch.testing.assert_close(found.trace[rows, found.step], found.confidence)
     torch.testing.assert_close(classifier(found.images).softmax(1)[:, 1], found.confidence)
-    assert (found.step <= found.steps).all()
+    assert (found.step <= found.last).all()
     assert torch.equal(found.flip_step, torch.zeros(5, dtype=torch.long))
-    assert (found.trace[:, -1] == found.trace[rows, found.steps]).all()
+    assert (found.trace[:, -1] == found.trace[rows, found.last]).all()
 
 
 def test_converged_images_leave_the_batch() -> None:
     generator, classifier, edits, start = problem(2, 6)
     steps: list[int] = []
-    together = shrink(generator, classifier, edits, start, 600, steps.append)
-    assert together.converged.all()
-    assert len(together.steps.unique()) > 1
+    together, converged = shrunk(generator, classifier, edits, start, 600, steps.append)
+    assert converged.all()
+    assert len(together.last.unique()) > 1
     assert steps[-1] < 6
-    assert sum(steps) == int((together.steps + 1).sum())
+    assert sum(steps) == int(together.last.sum())
 
 
 def test_a_batch_is_its_images_one_at_a_time() -> None:
     # Few steps: a batch of one rounds differently, and a descent on absolute values amplifies rounding.
     generator, classifier, edits, start = problem(2, 6)
-    together = shrink(generator, classifier, edits, start, 12)
+    together, _ = shrunk(generator, classifier, edits, start, 12)
     for row in range(6):
         one = torch.tensor([row])
-        alone = shrink(generator, classifier, edits.select(one), start[one], 12)
+        alone, _ = shrunk(generator, classifier, edits.select(one), start[one], 12)
         torch.testing.assert_close(alone.images[0], together.images[row], atol=1e-4, rtol=0)
 
 
 def test_repeating_gives_the_same_bits() -> None:
     generator, classifier, edits, start = problem(3, 4)
-    first, again = (shrink(generator, classifier, edits, start, 50) for _ in range(2))
-    for name, value in vars(first).items():
-        assert torch.equal(value, getattr(again, name)), name
+    first, again = (shrunk(generator, classifier, edits, start, 50)[0] for _ in range(2))
+    for name in ("images", "latents", "confidence", "step", "last", "trace"):
+        assert torch.equal(getattr(first, name), getattr(again, name)), name
 
 
 def test_more_steps_never_give_a_larger_change_and_few_have_not_converged() -> None:
     generator, classifier, edits, start = problem(4, 4)
     changes = []
     for most in (0, 5, 40, 300):
-        found = shrink(generator, classifier, edits, start, most)
+        found, converged = shrunk(generator, classifier, edits, start, most)
         changes.append(change_of(found.images, edits).mean())
-        assert found.converged.any() == (most == 300)
+        assert converged.any() == (most == 300)
     assert changes == sorted(changes, reverse=True)
 
 
@@ -158,17 +180,17 @@ def test_a_start_short_of_its_goal_is_pushed_over_it() -> None:
     generator, classifier, edits, start = problem(5, 4)
     short = edits.pivots.lerp(start, 0.02)
     assert (classifier(generator.images(short, edits.deltas)).argmax(1) == 0).all()
-    found = shrink(generator, classifier, edits, short, 300)
-    assert found.valid.all()
+    found, _ = shrunk(generator, classifier, edits, short, 300)
+    assert found.reached.all()
     assert (found.flip_step > 0).all()
     assert (found.step >= found.flip_step).all()
 
 
 def test_where_no_edit_is_valid_the_start_comes_back() -> None:
     generator, _, edits, start = problem(6, 3)
-    found = shrink(generator, Answer(torch.zeros(SIDE * SIDE)), edits, start, 20)
-    assert not found.valid.any()
-    assert not found.converged.any()
+    found, converged = shrunk(generator, Answer(torch.zeros(SIDE * SIDE)), edits, start, 20)
+    assert not found.reached.any()
+    assert not converged.any()
     torch.testing.assert_close(found.latents, start)
     assert (found.step == 0).all()
 
@@ -177,9 +199,9 @@ def test_where_no_edit_is_valid_the_start_comes_back() -> None:
 def test_the_unit_of_the_codes_does_not_matter(factor: float) -> None:
     """Codes of eight times the spread, drawn an eighth as strongly, take the same steps to the same images."""
     generator, classifier, edits, start = problem(7, 3)
-    first = shrink(generator, classifier, edits, start, 30)
+    first, _ = shrunk(generator, classifier, edits, start, 30)
     generator.matrix /= factor
     deltas = {"matrix": edits.deltas["matrix"] / factor}
-    other = Edits(edits.inversions, edits.pivots * factor, deltas, edits.targets, edits.goals)
-    again = shrink(generator, classifier, other, start * factor, 30)
+    other = replace(edits, pivots=edits.pivots * factor, deltas=deltas)
+    again, _ = shrunk(generator, classifier, other, start * factor, 30)
     torch.testing.assert_close(again.images, first.images, atol=1e-4, rtol=0)

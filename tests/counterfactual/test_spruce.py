@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from audit.config import CounterfactualConfig
-from audit.counterfactual import spruce
+from audit.counterfactual import batches
+from audit.counterfactual.balance import OVERSHOOT
+from audit.counterfactual.descent import clip_per_image
 from audit.counterfactual.methods import choose_method
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
-from audit.counterfactual.spruce import Objective, clip_per_image
+from audit.counterfactual.spruce import Objective
 from audit.errors import ClassifierError
 from audit.generator.stylegan2.networks import Generator
 from audit.runtime.memory import limited
@@ -74,7 +76,7 @@ def test_every_image_reaches_the_operating_point(world, found: Counterfactuals) 
 
 def test_trace_and_semifactual_tell_the_way(world, found: Counterfactuals) -> None:
     rows = torch.arange(len(found.step))
-    assert found.trace.shape == (len(rows), world.config.steps + 1 + world.config.shrink_steps + 1)
+    assert found.trace.shape == (len(rows), int(found.steps.max()) + 1)
     torch.testing.assert_close(found.trace[rows, found.step], found.confidence)
     with torch.no_grad():
         start = world.classifier(world.inversion.images).softmax(1)
@@ -100,6 +102,40 @@ def test_repeating_gives_the_same_bits(world, found: Counterfactuals) -> None:
     again = run(world)
     for name, value in vars(found).items():
         assert torch.equal(value, getattr(again, name)), name
+
+
+def test_how_far_the_features_are_carried_is_told(world) -> None:
+    plain, carried = (run(world, balance=balance, steps=20, shrink=False) for balance in ("fixed", "adaptive"))
+    assert (plain.push, plain.reach, plain.carried_target_flips) == (None, None, None)
+    torch.testing.assert_close(carried.reach, carried.push.clamp_min(1) ** OVERSHOOT)
+    assert (carried.reach > 1).any()
+    assert torch.equal(carried.feature_target_flips, plain.feature_target_flips)
+    assert (carried.carried_target_flips >= carried.feature_target_flips).all()
+    both = run(world)
+    assert (both.reach >= 1).all()  # of the first phase: the second one carries no features
+
+
+def test_the_last_or_the_sparsest_flip_is_taken_where_that_is_asked_for(world) -> None:
+    last, sparsest, sure = (
+        run(world, shrink=False, choose=choose, steps=40) for choose in ("last", "sparsest", "reached")
+    )
+    assert (last.step == 40).all()
+    assert torch.equal(last.confidence, last.trace[:, -1])
+    assert sparsest.flipped.all()
+    assert (sparsest.confidence <= sure.confidence + 1e-6).all()
+    assert (sparsest.step >= sparsest.flip_step).all()
+    assert torch.equal(sparsest.reached, sparsest.confidence >= world.points[world.targets])
+
+
+def test_without_weight_the_perceptual_network_is_not_run(world) -> None:
+    class Unused(Edges):
+        def maps(self, images: Tensor) -> list[Tensor]:
+            raise AssertionError("it is run")
+
+    run(world, slice(0, 1), Unused(), steps=2, shrink_steps=1)
+    run(world, slice(0, 1), Unused(), steps=2, shrink=False, perceptual_weight=0.0)
+    with pytest.raises(AssertionError, match="it is run"):
+        run(world, slice(0, 1), Unused(), steps=2, shrink=False)
 
 
 @pytest.mark.parametrize(("factor", "tolerance", "shrink"), [(16.0, 1e-6, True), (10.0, 1e-3, False)])
@@ -211,7 +247,7 @@ def test_the_bar_of_progress_ends_at_the_number_of_images(world) -> None:
 
 
 def test_raw_loss_is_the_literal_sum() -> None:
-    config = CounterfactualConfig(loss="raw")
+    config = CounterfactualConfig(loss="raw", shrink=False)
     x, aim = torch.randn(2, 7), torch.randn(2, 7)
     pivots, queries = torch.randn(2, 14, 512), torch.rand(2, 3, 256, 256)
     latents, images = torch.randn(2, 14, 512), torch.rand(2, 3, 256, 256)
@@ -252,13 +288,13 @@ def test_progress_adds_up_and_a_class_without_operating_point_is_refused(world) 
 
 def test_the_memory_bounds_the_batch_and_not_the_outcome(world, monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    whole = spruce.Iterates.__init__
+    whole = batches.Iterates.__init__
 
-    def noted(self: spruce.Iterates, inversions: Tensor, *more: Tensor) -> None:
+    def noted(self: batches.Iterates, inversions: Tensor, *more: Tensor) -> None:
         sizes.append(len(inversions))
         whole(self, inversions, *more)
 
-    monkeypatch.setattr(spruce.Iterates, "__init__", noted)
+    monkeypatch.setattr(batches.Iterates, "__init__", noted)
     free = run(world, steps=10, batch_size=6)
     with limited("1MB"):
         tight = run(world, steps=10, batch_size=6)
