@@ -13,7 +13,8 @@ from PIL import Image, ImageChops
 
 WIDTH, TALLEST, MARGIN = 1240, 2400, 12
 SHOWN = """<style>
-header > :not(h1, .verdict), footer, details, main > section:not(#ranking, #images), #ranking > :not(h2, :nth-child(2)),
+header > :not(h1, .verdict), footer, details, button,
+main > section:not(#ranking, #images), #ranking > :not(h2, :nth-child(2)),
 #images > :not(.queries), article.query:not([aria-label$="{query}"]) {{ display: none !important }}
 section, header, article {{ margin: 0 0 1rem !important; padding: 0 !important; border: none !important }}
 </style></head>"""

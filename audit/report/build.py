@@ -1,5 +1,7 @@
 """Builds the report: reads `results.json` and the images beside it, writes one HTML file that needs nothing else."""
 
+import base64
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +42,22 @@ class Cell:
     semifactual: str | None
     edit: str | None
     trace: Markup
+
+    @property
+    def outcome(self) -> str:
+        """What came of it, as the gallery's filter calls it."""
+        if self.row.ruined:
+            return "no edit in range"
+        if not self.row.flipped:
+            return "not flipped"
+        return "as sure as asked" if self.row.reached else "less sure than asked"
+
+    @property
+    def measures(self) -> dict[str, float]:
+        """The numbers that the gallery can be sorted by."""
+        row = self.row
+        found = {"l1": row.l1, "confidence": row.confidence, "steps": row.steps, "mass": row.mass.get(text.MAIN_REGION)}
+        return {key: value for key, value in found.items() if value is not None and text.finite(value)}
 
 
 @dataclass(frozen=True)
@@ -89,6 +107,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
     edits = _read_edits(models, folder)
     scale = figures.common_scale(list(edits.values()))
     means, mean_scale = _mean_edits(models, edits)
+    views = _query_views(result, models, folder, edits, scale)
     environment = Environment(
         loader=PackageLoader("audit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -98,10 +117,13 @@ def report_html(result: AuditResult, folder: Path) -> str:
         "probability": text.probability,
     }  # fmt: skip
     css = environment.loader.get_source(environment, "report.css")[0] if environment.loader else ""
+    script = environment.loader.get_source(environment, "report.js")[0] if environment.loader else ""
     return environment.get_template("report.html.j2").render(
         result=result,
         models=models,
         css=Markup(css),
+        script=Markup(script),
+        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         gradient=Markup(figures.gradient_css()),
         figures=figures,
         text=text,
@@ -145,7 +167,8 @@ def report_html(result: AuditResult, folder: Path) -> str:
         explained=any(m.counterfactuals is not None for m in models),
         accounts=accounts.accounts(result, models, folder),
         method_names=list(dict.fromkeys(accounts.method_name(m.counterfactuals) for m in models if m.counterfactuals)),
-        queries=_query_views(result, models, folder, edits, scale),
+        outcomes=list(dict.fromkeys(cell.outcome for view in views for cell in view.cells if cell is not None)),
+        queries=views,
         visible=VISIBLE_QUERIES,
         scale=scale,
         means=means,
