@@ -175,6 +175,9 @@ class DataConfig(Section):
         description="masks of where the class's meaning lies: a folder of mask files called as the images are, or for "
         "an .npz the ending of its mask arrays, such as 'masks' for test_masks",
     )
+    groups: tuple[str, ...] = Field(
+        (), description='columns of a CSV manifest, such as "site" or "sex", by whose values accuracy is compared'
+    )
     phantom: PhantomConfig = PhantomConfig()
     shift: str | None = Field(
         None, description="second set of the same classes from another source, read as 'path' is; its whole audit split"
@@ -444,6 +447,11 @@ class VulnerabilityConfig(Section):
     tolerance: float = Field(0.05, ge=0, lt=1, description="loss of success at which a thinned attack still counts")
 
 
+def switched(value: Any) -> Any:
+    """Read `true` as the table with its defaults and `false` as none."""
+    return {} if value is True else None if value is False else value
+
+
 class RobustnessConfig(Section):
     """Clean, adversarial and natural robustness; every model meets the same images."""
 
@@ -491,8 +499,53 @@ class RobustnessConfig(Section):
     @field_validator("trust", "distance", "corruptions", "vulnerability", mode="before")
     @classmethod
     def _switch(cls, value: Any) -> Any:
-        """Read `true` as the table with its defaults and `false` as none."""
-        return {} if value is True else None if value is False else value
+        return switched(value)
+
+
+Place = Literal["top left", "top right", "bottom left", "bottom right", "centre"]
+
+
+class TokenConfig(Section):
+    """A picture of your own that is pasted onto the images: a logo, a stamp, a marker as your devices make it."""
+
+    name: str = Field(min_length=1, pattern=r"^[\w -]+$", description="name in results and report")
+    path: str = Field(description="PNG; where it is transparent the image shows through")
+    sizes: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (0.06, 0.1, 0.15), min_length=1, description="longer side of the token, as shares of the image's shorter side"
+    )
+    places: tuple[Place, ...] = Field(
+        ("top left", "top right", "bottom left", "bottom right"), min_length=1, description="where it is pasted"
+    )
+
+    @field_validator("sizes")
+    @classmethod
+    def _rising(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        return tuple(sorted(set(value)))
+
+
+class RelianceConfig(Section):
+    """What the models decide by: how decisions react to changes that carry no meaning (docs/reliance.md)."""
+
+    n: int = Field(200, ge=1, description="images of the audit split (first n of the attacked order)")
+    interventions: tuple[str, ...] | None = Field(
+        None,
+        description="names of interventions, built in or added by another package; default: the built-in ones "
+        "but for pacemaker",
+    )
+    tokens: tuple[TokenConfig, ...] = Field((), description="tokens of your own, pasted beside the built-in ones")
+    clusters: int = Field(
+        8,
+        ge=0,
+        description="groups of images that look alike, on which accuracy is compared besides data.groups; 0: none",
+    )
+    min_group: int = Field(20, ge=2, description="fewest images of a group that anything is said of")
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "RelianceConfig":
+        for key, names in (("interventions", self.interventions or ()), ("tokens", [t.name for t in self.tokens])):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{key} names '{twice[0]}' twice; name each once")
+        return self
 
 
 def is_embedding_file(value: str) -> bool:
@@ -740,6 +793,7 @@ class AuditConfig(Section):
     inversion: InversionConfig = InversionConfig()
     counterfactual: CounterfactualConfig = CounterfactualConfig()
     robustness: RobustnessConfig = RobustnessConfig()
+    reliance: RelianceConfig | None = Field(RelianceConfig(), description="false: what models rely on is not measured")
     metrics: MetricsConfig = MetricsConfig()
     ranking: RankingConfig = RankingConfig()
     classifiers: tuple[ClassifierConfig, ...] = Field(min_length=1)
@@ -755,6 +809,11 @@ class AuditConfig(Section):
             return values
         given = {table: values.get(table, {}) for table in preset}
         return values | {table: preset[table] | own for table, own in given.items() if isinstance(own, dict)}
+
+    @field_validator("reliance", mode="before")
+    @classmethod
+    def _switch(cls, value: Any) -> Any:
+        return switched(value)
 
     @model_validator(mode="after")
     def _unique_names(self) -> "AuditConfig":
@@ -887,6 +946,11 @@ def resolve_paths(config: AuditConfig, base: Path) -> AuditConfig:
             "data": fix(config.data, ("path", "shift", *_mask_folder(config.data))),
             "generator": None if config.generator is None else fix(config.generator, ("path",)),
             "inversion": fix(config.inversion, ("encoder",)),
+            "reliance": None
+            if config.reliance is None
+            else config.reliance.model_copy(
+                update={"tokens": tuple(fix(token, ("path",)) for token in config.reliance.tokens)}
+            ),
             "metrics": config.metrics.model_copy(
                 update={k: embedding_path(getattr(config.metrics, k), base) for k in ("embedding", "perceptual")}
             ),

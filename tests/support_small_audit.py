@@ -147,7 +147,7 @@ def small_audit() -> Small:
     )
 
 
-def findings(small: Small, found: Meaningfulness, *models: Measured) -> Findings:
+def findings(small: Small, found: Meaningfulness | None, *models: Measured) -> Findings:
     config = small.context.config
     failed = {one.name: Failure(stage="loading", why="not there") for one in config.classifiers}
     classifiers = tuple(one.classifier for one in models)

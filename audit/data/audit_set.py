@@ -26,6 +26,7 @@ class AuditSet:
     `regions` maps a region's name to a reader of masks. The region called `"region"` is the one that carries the
     class's meaning (a lesion, a cell); any other name is a further place worth measuring (such as a marker).
     `reading` says how the images were read and what was left out; None where they were made in memory.
+    `groups` are columns of metadata by name, a value for each image and '' where it is not known.
     `notices` are what else a reader of its numbers has to know, found by its loader.
     """
 
@@ -40,6 +41,7 @@ class AuditSet:
     source: str = "memory"
     reading: Reading | None = None
     notices: tuple[Notice, ...] = ()
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.rows is None:
@@ -76,6 +78,11 @@ class AuditSet:
     def row_ids(self) -> tuple[str, ...]:
         """Ids of the selected rows."""
         return tuple(self.ids[row] for row in self._rows())
+
+    @property
+    def row_groups(self) -> dict[str, list[str]]:
+        """Columns of metadata of the selected rows."""
+        return {name: [values[row] for row in self._rows()] for name, values in self.groups.items()}
 
     def select(self, indices: Sequence[int] | np.ndarray | Tensor) -> "AuditSet":
         """Return the rows at `indices` (positions in this set), sharing storage."""

@@ -49,6 +49,7 @@ class Listing:
     left_out: tuple[LeftOut, ...] = ()
     label_columns: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Of multi-label data with a column for every label: its cells, by the label. `labels` are empty then."""
+    groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
@@ -252,6 +253,7 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
             white=config.white,
         ),
         notices=() if told is None else notices(labels, names, told if config.task == "auto" else None),
+        groups=listing.groups,
     )
 
 

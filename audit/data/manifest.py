@@ -5,8 +5,8 @@ any column that `data.classes` names. In those 1 is present, 0 absent, and -1 or
 
 Paths are relative to the CSV. `mask` or `box` ("x0 y0 x1 y1", half-open pixels, several separated by ';') is the region
 that carries the class's meaning; `mask:NAME` gives further named regions; an empty cell means none. Row numbers in
-messages count as a spreadsheet does: the header is row 1. Columns of other names are ignored, unless they look like a
-misspelling of one of these.
+messages count as a spreadsheet does: the header is row 1. Columns of other names are ignored but for those that
+`data.groups` names, unless they look like a misspelling of one of these.
 """
 
 import csv
@@ -143,6 +143,13 @@ def list_manifest(path: Path, config: DataConfig) -> Listing:
         if column in columns and not (column == "label" and lists):
             _check_filled(columns[column], column, where)
 
+    for name in config.groups:
+        if name not in columns:
+            raise DataError(
+                f"Manifest '{path}' has no column '{name}', which data.groups names: add it or name one of "
+                f"{', '.join(columns)}."
+            )
+
     def files(column: str) -> tuple[Path | None, ...]:
         cells = zip(columns[column], where, strict=True)
         return tuple(_existing(cell, column, place, path.parent) if cell else None for cell, place in cells)
@@ -173,6 +180,7 @@ def list_manifest(path: Path, config: DataConfig) -> Listing:
         splits=columns.get("split"),
         masks=masks,
         boxes=boxes,
+        groups={name: columns[name] for name in config.groups},
     )
 
 

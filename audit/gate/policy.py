@@ -24,15 +24,19 @@ from audit.results import (
     CascadeStage,
     Corruption,
     Distribution,
+    Group,
     Interval,
+    Intervention,
     Judge,
     LabelResult,
     MinimalDistance,
     ModelResult,
     Perceptual,
+    Reaction,
     RegionShare,
     Row,
     Transferred,
+    Treated,
     TrustCheck,
     VulnerabilityShare,
 )
@@ -110,8 +114,14 @@ def _list_key(item: Row) -> str | None:
             return item.name
         case Distribution():
             return item.target
-        case TrustCheck() | Corruption():
+        case TrustCheck() | Corruption() | Intervention():
             return item.name
+        case Reaction():
+            return f"{item.strength:g}"
+        case Treated():
+            return f"{item.region}.{item.part}.{item.treatment}"
+        case Group():
+            return f"{item.column}.{item.value}"
         case MinimalDistance():
             return item.path.removeprefix("robust.distances.")
         case VulnerabilityShare():

@@ -9,6 +9,7 @@ import re
 _ATTACK = r"robust\.(?:(?:pgd|ensemble)(?:_l2)?|attacks\.[^.]+)\."
 _CORRUPTION = r"robust\.corruptions\."
 _VULNERABILITY = r"robust\.vulnerability\."
+_REACTION = r"reliance\.interventions\.[^.]+\.reactions\.[\d.e-]+\."
 _REGION = r"(?:counterfactuals|robust\.vulnerability)\.regions\..+\."
 _CLASSES = r"macro_f1|(?:recall|precision|f1)\..+"
 _CHANCES = "mass|area|p_value|rank_accuracy|pointing|iou|auc|alone|undone"
@@ -41,6 +42,11 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
         (r"robust\.distances\..+", FROM_ZERO),
         (r"robust\.transfers\..+\.(?:accuracy|fooled)", SHARE),
         (rf"{_CORRUPTION}(?:mean_accuracy|clean_accuracy|corruptions\..+\.(?:mean|accuracy\.\d))", SHARE),
+        (rf"{_REACTION}(?:changed|shift|class_changed|variants\..+)", SHARE),
+        (rf"{_REACTION}(?:rise|class_fall)", (-1.0, 1.0)),
+        (r"reliance\.regions\..+\.(?:accuracy|clean_accuracy|stay_right|follow)", SHARE),
+        (r"reliance\.groups\..+\.(?:accuracy|p_value)", SHARE),
+        (r"reliance\.(?:regions\..+\.fall|groups\..+\.gap)", (-1.0, 1.0)),
         (rf"{_REGION}(?:{_CHANCES})", SHARE),
         (rf"{_REGION}lift", FROM_ZERO),
         (rf"{_VULNERABILITY}(?:eps|attack_accuracy|smallest_share)", SHARE),

@@ -43,7 +43,7 @@ def paired_difference(a: Tensor, b: Tensor, level: float = 0.95) -> Interval:
     both, only_a, only_b = (int(x.sum()) for x in (a & b, a & ~b, ~a & b))
     neither = n - both - only_a - only_b
     first, second = wilson_interval(both + only_a, n, level), wilson_interval(both + only_b, n, level)
-    (below_a, above_a), (below_b, above_b) = _distances(first), _distances(second)
+    (below_a, above_a), (below_b, above_b) = distances(first), distances(second)
     phi = _corrected_phi(both, only_a, only_b, neither)
     value = (only_a - only_b) / n
     down = below_a**2 - 2 * phi * below_a * above_b + above_b**2
@@ -53,7 +53,7 @@ def paired_difference(a: Tensor, b: Tensor, level: float = 0.95) -> Interval:
     return Interval(value=value, low=max(low, -1.0), high=min(high, 1.0), level=level, n=n)
 
 
-def _distances(share: Interval) -> tuple[float, float]:
+def distances(share: Interval) -> tuple[float, float]:
     """How far a share lies above its lower and below its upper bound."""
     assert share.value is not None
     assert share.low is not None
@@ -99,3 +99,22 @@ def bootstrap_mean(values: Tensor, generator: torch.Generator, level: float = 0.
     tail = (1 - level) / 2
     low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
     return Interval(value=float(values.mean()), low=low, high=high, level=level, n=n)
+
+
+def bootstrap_means(
+    values: Tensor, generator: torch.Generator, level: float = 0.95, resamples: int = 2000
+) -> list[Interval]:
+    """Return the mean of every column of `values` `[N, M]` with its percentile bootstrap interval, N >= 1.
+
+    The rows are drawn once for all columns, which costs little more than a single one does.
+    """
+    n, m = values.shape
+    values = values.double().cpu()
+    rows = torch.randint(n, (resamples, n), generator=generator, device=generator.device).cpu()
+    counts = torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(
+        1, rows, torch.ones_like(rows, dtype=torch.float64)
+    )
+    tail = (1 - level) / 2
+    low, high = (counts @ values / n).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    means = values.mean(dim=0)
+    return [Interval(value=float(means[i]), low=float(low[i]), high=float(high[i]), level=level, n=n) for i in range(m)]

@@ -2,7 +2,7 @@
 
 import datetime as dt
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from audit.pipeline.pictures import (
     with_maps,
     with_pictures,
 )
+from audit.pipeline.reliance import Relied, save_changed, with_examples
 from audit.pipeline.robustness import (
     Measured,
     Robustness,
@@ -76,11 +77,16 @@ class Findings:
     robustness: Robustness
     meaningfulness: Meaningfulness | None
     labels: Labelled | None = None
+    relied: Relied = field(default_factory=Relied)
 
     @property
     def lost(self) -> list[NotComputed]:
         """The stages that failed as a whole."""
-        return [*self.robustness.lost, *(() if self.meaningfulness is None else self.meaningfulness.lost)]
+        return [
+            *self.robustness.lost,
+            *self.relied.lost,
+            *(() if self.meaningfulness is None else self.meaningfulness.lost),
+        ]
 
 
 def assemble(context: Context, findings: Findings) -> AuditResult:
@@ -133,6 +139,7 @@ def save_all(result: AuditResult, findings: Findings, folder: Path) -> None:
     if second is not None and second.reference is not None and result.queries:
         save_pictures(result, second.reference, second.explained, folder)
         save_compared(result, second.explained, second.compared, folder)
+    save_changed(result, findings.relied, folder)
     rows = {model.name: model for model in result.models}
     for one in findings.robustness.models:
         made = [(rows[one.name].robust, one, findings.images)]
@@ -242,7 +249,7 @@ def _unloaded(config: ClassifierConfig, failed: Failure, class_names: Sequence[s
 def _row(findings: Findings, model: Measured, folder: str) -> ModelResult:
     """Return the row of a model that was measured; its pictures go into `folder`."""
     name, classifier = model.name, model.classifier
-    calibrated = findings.calibrated.get(name)
+    calibrated, note = findings.calibrated.get(name), findings.relied.notes.get(name)
     failed = model.failed or (calibrated if isinstance(calibrated, Failure) else None)
     row = ModelResult(
         name=name,
@@ -258,7 +265,8 @@ def _row(findings: Findings, model: Measured, folder: str) -> ModelResult:
         unreliable=unreliable(model),
         clean=model.clean,
         robust=_robust(findings.robustness.models, findings.images, model, folder),
-        not_computed=list(model.not_computed),
+        reliance=with_examples(findings.relied, name, folder),
+        not_computed=[*model.not_computed, *([] if note is None else [note])],
     )
     second = findings.meaningfulness
     return row if second is None else row.model_copy(update=_explained(second, model, row, folder))

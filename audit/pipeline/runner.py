@@ -21,8 +21,10 @@ from audit.pipeline.labels import measure_labels
 from audit.pipeline.meaningfulness import explain_models
 from audit.pipeline.models import load_models, none_left
 from audit.pipeline.networks import check_embeddings, load_networks
+from audit.pipeline.reliance import measure_reliance
 from audit.pipeline.robustness import Robustness, measure_models
 from audit.pipeline.writing import inputs_of, write_audit
+from audit.reliance.interventions import choose_interventions
 from audit.results import AuditResult, Failure
 from audit.robustness.attacks.registry import check_attacks
 from audit.robustness.corruptions.run import check_names
@@ -67,6 +69,7 @@ def _open_store(root: Path) -> Store:
 def _run(context: Context, output: Output | None) -> AuditResult:
     config, watch = context.config, context.watch
     method, *compared = _check_names(config)
+    interventions = {} if config.reliance is None else choose_interventions(config.reliance)
     with watch.stage("data"):
         images = read_images(context)
     with watch.stage("classifiers"):
@@ -87,13 +90,15 @@ def _run(context: Context, output: Output | None) -> AuditResult:
     robustness = measure_models(context, images, models.classifiers)
     if not any(one.outcomes for one in robustness.models):
         raise none_left([*models.failed.values(), *(m.failed for m in robustness.models if m.failed is not None)])
+    relied = measure_reliance(context, images, robustness.models, interventions)
     meaningfulness = None
     if networks is not None:
         subjects = _subjects(robustness, calibrated)
         meaningfulness = explain_models(
             context, images, subjects, replace(networks, judges=models.judges), method, compared
         )
-    return _finished(context, Findings(images, models, looks, calibrated, robustness, meaningfulness), output)
+    findings = Findings(images, models, looks, calibrated, robustness, meaningfulness, relied=relied)
+    return _finished(context, findings, output)
 
 
 def _finished(context: Context, findings: Findings, output: Output | None) -> AuditResult:

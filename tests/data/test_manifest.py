@@ -179,3 +179,16 @@ def test_boxes_in_shares_of_a_side_are_refused(manifest: Write) -> None:
 def test_cells_that_cannot_be_paths_are_named(manifest: Write, cell: str) -> None:
     with pytest.raises(DataError, match=r"of column 'image' in row 2 .* does not exist"):
         _load(manifest(f"image,label\n{cell},x\nimages/b.png,y\n"))
+
+
+def test_columns_of_metadata_are_kept_where_they_are_asked_for(manifest: Write) -> None:
+    data = _load(manifest(WHOLE), groups=["age"])
+    assert data.split("test").row_groups == {"age": ["60", "70"]}
+    assert _load(manifest(WHOLE)).row_groups == {}
+    with pytest.raises(DataError, match=r"no column 'site', which data.groups names: .*age"):
+        _load(manifest(WHOLE), groups=["site"])
+
+
+def test_columns_are_asked_of_manifests_only() -> None:
+    with pytest.raises(DataError, match="'phantom' has none"):
+        _load(Path("phantom"), groups=["site"])

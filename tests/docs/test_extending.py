@@ -31,7 +31,15 @@ def entry_point(pyproject: str) -> str:
     return f"{group}: {name} = {attribute}"
 
 
-DOORS = ("An attack", "A counterfactual method", "Regions", "A data set", "A generator", "An embedding")
+DOORS = (
+    "An attack",
+    "An intervention",
+    "A counterfactual method",
+    "Regions",
+    "A data set",
+    "A generator",
+    "An embedding",
+)
 
 
 def test_every_kind_of_part_has_an_example():

@@ -108,11 +108,16 @@ def _averaging(cells: Tensor) -> Tensor:
 def jpeg_compression(
     images: Tensor, severity: int, generator: torch.Generator, published: Constants = IMAGENET_C
 ) -> Tensor:
-    """Write and read as JPEG; two and four channels are written each as a grey image."""
+    """Write and read as JPEG."""
+    return jpeg(images, published.quality[severity - 1])
+
+
+def jpeg(images: Tensor, quality: int) -> Tensor:
+    """Write and read as JPEG of `quality` 1 to 100; two and four channels are written each as a grey image."""
     n, c, h, w = images.shape
     planes = images if c == 3 else images.reshape(n * c, 1, h, w)
     pictures = (planes * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    read = np.stack([_through_jpeg(picture, published.quality[severity - 1]) for picture in pictures])
+    read = np.stack([_through_jpeg(picture, quality) for picture in pictures])
     return (torch.from_numpy(read).to(images.device).permute(0, 3, 1, 2).float() / 255).reshape(n, c, h, w)
 
 

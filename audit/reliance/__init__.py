@@ -1,0 +1,1 @@
+"""What a model decides by, seen without a generator: how its decisions react to changes that carry no meaning."""
