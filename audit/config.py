@@ -349,6 +349,7 @@ class CounterfactualConfig(Section):
     image_weight: float | None = Field(
         None, ge=0, description="default: 30 (of the mean absolute pixel change); raw: 1e-6 (of the sum, at 3x256x256)"
     )
+    queries: int = Field(2000, ge=1, description="gradient-free: most answers asked for each image")
     gradient_clip: float = Field(1.0, gt=0, description="largest norm of an image's gradient")
     batch_size: int = Field(32, ge=1, description="most images explained together")
     min_calibration: int = Field(30, ge=2, description="fewest calibration images that a model assigns to a class")

@@ -28,6 +28,7 @@ ATTACK_TITLES = {
     "apgd-t": "APGD, targeted",
     "fab-t": "FAB, targeted",
     "square": "Square",
+    "rays": "RayS, decisions only",
     "rotation-translation": "Rotation and translation",
     TRANSFER: "Transfer",
 }

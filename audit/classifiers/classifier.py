@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from audit.classifiers.black_box import is_black_box
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.outputs import AnswerSettings, ToLogits
 from audit.classifiers.probe import (
@@ -196,6 +197,11 @@ class Classifier(nn.Module):
             raise ClassifierError(
                 f"Classifier '{name}' has {self.num_classes} classes, and a threshold is for two: remove it."
             )
+        if not self.differentiable:
+            # Its weights are unknown: its answers stand for them.
+            with preserve_mode(self.network), torch.no_grad():
+                seen = run(self.network, self._probe())
+            self.weights_sha256 = weights_hash({**network.state_dict(), "answers": seen})
         self.answer = ToLogits(traced.scale, answer.threshold, single=single, independent=answer.independent)
         self._picked = traced.picked
         self._reversed = False
@@ -221,6 +227,11 @@ class Classifier(nn.Module):
     def is_program(self) -> bool:
         """Whether the network runs outside Python, from a TorchScript or torch.export file."""
         return is_program(self.network.network)
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether gradients lead through the network; False for a black box."""
+        return not is_black_box(self.network)
 
     @property
     def num_classes(self) -> int:

@@ -18,6 +18,7 @@ from typing import Any
 
 from torch import nn
 
+from audit.classifiers.black_box import BlackBox
 from audit.classifiers.checkpoint import existing_file
 from audit.classifiers.probe import first_line
 from audit.errors import ClassifierError
@@ -143,7 +144,8 @@ def _module_of_file(file: Path) -> ModuleType:
 def build_by_factory(text: str, arguments: dict[str, Any], folder: Path | None) -> nn.Module:
     """Call the factory that `text` names; `folder` is the configuration's, None: there is none.
 
-    Raises ClassifierError with the true first line of whatever the code raises, or if it gives no torch module.
+    A function of arrays becomes a black box. Raises ClassifierError with the true first line of whatever the code
+    raises, or if it gives neither that nor a torch module.
     """
     with _on_the_path(_folders_of(text, folder)):
         factory = _import_factory(text)
@@ -153,8 +155,11 @@ def build_by_factory(text: str, arguments: dict[str, Any], folder: Path | None) 
             raise ClassifierError(
                 f"Factory '{text}' fails with factory_args {arguments} ({_said(error)}): give the arguments it takes."
             ) from error
-    if not isinstance(network, nn.Module):
+    if isinstance(network, nn.Module):
+        return network
+    if not callable(network):
         raise ClassifierError(
-            f"Factory '{text}' returns a {type(network).__name__}: it has to return a torch.nn.Module."
+            f"Factory '{text}' returns a {type(network).__name__}: it has to return a torch.nn.Module, or a function "
+            "of arrays to be audited as a black box."
         )
-    return network
+    return BlackBox(network)

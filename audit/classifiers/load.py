@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from audit.classifiers.architectures import SMALL_CONVNEXT_NAME, build_architecture
+from audit.classifiers.black_box import BlackBox
 from audit.classifiers.checkpoint import existing_file, is_exported, is_torchscript, read_checkpoint
 from audit.classifiers.classifier import Classifier, class_order
 from audit.classifiers.factory import build_by_factory
@@ -125,6 +126,10 @@ def _load_checkpoint(
             settings = settings.completed_by(settings_of_timm(architecture, args, checkpoint))
             classes, channels = len(settings.classes or range(num_data_classes)), settings.channels or image_channels
             network, called = build_architecture(architecture, classes, channels, args), architecture
+    if isinstance(network, BlackBox):
+        raise ClassifierError(
+            f"Factory '{config.factory}' returns a function of arrays, which has its weights inside: remove checkpoint."
+        )
     try:
         fit = fit_weights(network, checkpoint, where, weights_key=config.weights_key)
     except ClassifierError:
@@ -202,6 +207,12 @@ def _notices_of_input(
 def _notices_of_answer(classifier: Classifier) -> Iterator[tuple[str, str]]:
     answer, behind, names = classifier.answer, classifier.network.behind, classifier.input.classes
     above = f"probability {0.5 if answer.threshold is None else answer.threshold:g}"
+    if not classifier.differentiable:
+        yield (
+            "black-box",
+            "it is a black box, of which only the answers are known: what follows gradients is not computed, and the "
+            "attacks that do without see less, so that its robust accuracy is comparable with that of no other model",
+        )
     if answer.single:
         yield (
             "single-logit",

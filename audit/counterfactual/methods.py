@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
-from audit.counterfactual import latent_gradient, latent_shift, piece, pixel, region_replacement
+from audit.counterfactual import gradient_free, latent_gradient, latent_shift, piece, pixel, region_replacement
 from audit.counterfactual.batches import InBatches
 from audit.counterfactual.nearest_image import NearestImage
 from audit.counterfactual.protocol import (
@@ -26,7 +26,7 @@ from audit.counterfactual.protocol import (
     SearchNetworks,
 )
 from audit.counterfactual.spruce import Spruce
-from audit.errors import AuditError, ConfigError, MethodError
+from audit.errors import AuditError, ClassifierError, ConfigError, MethodError
 from audit.runtime.memory import out_of_memory
 from audit.runtime.progress import Advance
 from audit.runtime.registry import Registry
@@ -44,6 +44,10 @@ def _nearest_image(settings: CounterfactualConfig, seed: int) -> Method:
     return NearestImage()
 
 
+def _gradient_free(settings: CounterfactualConfig, seed: int) -> Method:
+    return InBatches(partial(gradient_free.edit, settings, seed=seed), settings.batch_size)
+
+
 def _in_batches(edit: Callable[..., Counterfactuals]) -> Make:
     """Return how the method is made whose `edit` takes the settings and then what `batches.Edit` says."""
     return lambda settings, seed: InBatches(partial(edit, settings), settings.batch_size)
@@ -57,11 +61,16 @@ METHODS: Registry[Make] = Registry(
         "piece": _in_batches(piece.edit),
         "latent-gradient": _in_batches(latent_gradient.edit),
         "latent-shift": _in_batches(latent_shift.edit),
+        "gradient-free": _gradient_free,
         "pixel": _in_batches(pixel.edit),
         "nearest-image": _nearest_image,
         "region-replacement": _in_batches(region_replacement.edit),
     },
 )
+
+
+BY_ANSWERS = frozenset({"gradient-free", "nearest-image", "region-replacement"})
+"""Built-in methods that follow no gradient, and so explain black boxes."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +97,14 @@ class ChosenMethod:
     ) -> Counterfactuals:
         """Draw the counterfactuals as `Method.explain` does; global random state and networks are left as they came.
 
-        Raises MethodError for a method of another package that fails, and for any that returns something else.
+        Raises ClassifierError for a black box where the method follows gradients, and MethodError for a method of
+        another package that fails and for any that returns something else.
         """
+        if not subject.classifier.differentiable and self.package is None and self.name not in BY_ANSWERS:
+            raise ClassifierError(
+                f"Classifier '{subject.classifier.name}' is a black box, and method '{self.name}' follows gradients: "
+                'set counterfactual.method = "gradient-free".'
+            )
         who = f"Counterfactual method '{self.name}'" + ("" if self.package is None else f" ({self.package})")
         who += f", asked to explain classifier '{subject.classifier.name}',"
         with (

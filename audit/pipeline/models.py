@@ -8,7 +8,7 @@ from audit.classifiers.classifier import Classifier
 from audit.classifiers.load import load_classifier
 from audit.classifiers.slices import Slices
 from audit.classifiers.trace import HookedNetwork, OutputNetwork
-from audit.config import ClassifierConfig, is_shipped
+from audit.config import ClassifierConfig, CounterfactualConfig, is_shipped
 from audit.errors import ClassifierError, ConfigError, Terminated
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images
@@ -54,12 +54,20 @@ def _load(config: ClassifierConfig, context: Context, images: Images) -> Classif
     classifier = found.to(context.device)
     classifier.slices = Slices(config.name, context.config.max_memory)
     if context.config.generator is not None:
-        classifier.notices += tuple(_notices_of_features(classifier))
+        classifier.notices += tuple(_notices_of_counterfactuals(classifier, context.config.counterfactual))
     return classifier
 
 
-def _notices_of_features(classifier: Classifier) -> Iterator[Notice]:
-    """Yield what counterfactuals go by where that is not the input of a linear layer."""
+def _notices_of_counterfactuals(classifier: Classifier, settings: CounterfactualConfig) -> Iterator[Notice]:
+    """Yield what counterfactuals go by where that is not the input of a linear layer, or no gradient."""
+    if "gradient-free" in settings.methods:
+        yield Notice(
+            subject=classifier.name,
+            kind="gradient-free",
+            text="its counterfactuals by 'gradient-free' are searched by answers alone, with at most "
+            f"{settings.queries} of them an image (counterfactual.queries): they are weaker, larger and fewer than "
+            "those of methods that follow gradients, and show less of what the model decides by.",
+        )
     if isinstance(classifier.network, OutputNetwork):
         yield Notice(
             subject=classifier.name,

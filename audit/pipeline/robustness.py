@@ -12,6 +12,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from audit.classifiers.black_box import REASON
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.slices import sparing
 from audit.data.audit_set import AuditSet
@@ -177,7 +178,7 @@ def _clean(context: Context, audited: AuditSet, classifier: Classifier, known: T
         return replace(model, blind=sparing(classifier, partial(without_gradient, classifier, images)))
 
     with context.watch.stage("clean accuracy"):
-        for step in (answered, checked, seen):
+        for step in (answered, checked, *([seen] if classifier.differentiable else [])):
             if model.failed is None:
                 model = _after(model, "clean accuracy", step)
     return model
@@ -288,6 +289,9 @@ def _shifted(context: Context, foreign: AuditSet, model: Measured) -> Measured:
 def _mapped(context: Context, audited: AuditSet, calibration: AuditSet, model: Measured) -> Measured:
     settings, seed = context.config.robustness.vulnerability, context.config.seed
     assert settings is not None
+    if not model.classifier.differentiable:
+        note = NotComputed(what="vulnerability map", why=f"{REASON}.", paths=["robust.vulnerability"])
+        return replace(model, not_computed=(*model.not_computed, note))
     evaluated = attacked_rows(audited, settings.n, seed)
     try:
         learn = partial(vulnerability, model.classifier, calibration, evaluated, settings, seed)

@@ -14,6 +14,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor, nn
 
+from audit.classifiers.black_box import REASON
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.slices import sparing
 from audit.config import RobustnessConfig, eps_value
@@ -38,7 +39,15 @@ from audit.robustness.attacks.blind import Account
 from audit.robustness.attacks.checks import checked_logits, name_of
 from audit.robustness.attacks.guard import AttackFault
 from audit.robustness.attacks.pgd import pgd_attack
-from audit.robustness.attacks.registry import ChosenAttack, choose, others_of, radii_of, shown_attack, stages_of
+from audit.robustness.attacks.registry import (
+    ChosenAttack,
+    by_answers,
+    choose,
+    others_of,
+    radii_of,
+    shown_attack,
+    stages_of,
+)
 from audit.robustness.attacks.sight import Sight
 from audit.robustness.distance import median_distance, minimal_distances
 from audit.robustness.ensemble import Cascade, StageCache, run_cascade
@@ -364,6 +373,7 @@ def robust_accuracy(
     package that fails is left out, and said to be. No trust check is made: that is `measured_robustness`. Raises
     MetricError if `dataset` is empty, and ConfigError as `check_attacks` does.
     """
+    config, left_out = (config, []) if is_differentiable(classifier) else by_answers(config)
     task = _Task(classifier, config, seed, cache)
     chosen = attacked_rows(dataset, config.n, seed)
     device = device_of(classifier)
@@ -395,7 +405,7 @@ def robust_accuracy(
                     advance(len(images))
             curves = [curve for curve in curves if curve[0].attack not in faults]
             examples = sorted(examples + found, key=lambda one: one.row)[:EXAMPLES]
-    measured = Attacked(Robust(), {})
+    measured = Attacked(Robust(), {}, missing=[_missing(name, f"{REASON}.") for name in left_out])
     for ball in balls:
         if ball.attack not in faults:
             _enter(task, measured, ball, tallies[ball], chosen)
@@ -481,6 +491,9 @@ def measured_robustness(
     robust = measured.robust
     chosen = attacked_rows(dataset, config.n, seed)
     evidence = Evidence(robust, measured.standing, dict(measured.accounts))
+    if not is_differentiable(classifier):
+        measured.missing.extend(_not_computed_for_a_black_box(config))
+        config = config.model_copy(update={"trust": None, "distance": None})
     for norm in () if config.distance is None else config.distance.norms:
         row, account, fragile = _distances(classifier, chosen, config, norm, seed)
         robust.distances.append(row)
@@ -488,6 +501,21 @@ def measured_robustness(
         evidence.accounts[row.path] = account
     check_trust(classifier, chosen, config, seed, evidence)
     return measured
+
+
+def is_differentiable(classifier: nn.Module) -> bool:
+    """Whether gradients lead through the classifier; False for a black box."""
+    return bool(getattr(classifier, "differentiable", True))
+
+
+def _not_computed_for_a_black_box(config: RobustnessConfig) -> list[NotComputed]:
+    found = []
+    if config.distance is not None:
+        paths = [f"robust.distances.{norm}" for norm in config.distance.norms]
+        found.append(NotComputed(what="minimal distances by gradients", why=f"{REASON}.", paths=paths))
+    if config.trust is not None:
+        found.append(NotComputed(what="trust checks", why=f"{REASON}.", paths=["robust.checks"]))
+    return found
 
 
 def _said(norm: Norm) -> str:

@@ -9,7 +9,7 @@ import torch
 from audit.counterfactual.methods import METHODS, choose_method
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, SearchNetworks
 
-IN_LATENT_SPACE = ("spruce", "piece", "latent-gradient", "latent-shift")
+IN_LATENT_SPACE = ("spruce", "piece", "latent-gradient", "latent-shift", "gradient-free")
 """Methods whose counterfactuals are images of the generator."""
 
 WITHOUT_A_GOAL = ("piece",)

@@ -17,6 +17,7 @@ from audit.robustness.attacks.apgd import apgd_attack, apgd_targeted_attack
 from audit.robustness.attacks.ball import Norm
 from audit.robustness.attacks.fab import fab_attack
 from audit.robustness.attacks.pgd import pgd_attack
+from audit.robustness.attacks.rays import rays_attack
 from audit.robustness.attacks.spatial import NAME as SPATIAL
 from audit.robustness.attacks.spatial import SpatialGrid, grid_of, spatial_attack
 from audit.robustness.attacks.spec import AttackSpec
@@ -44,6 +45,12 @@ def _square_settings(config: RobustnessConfig) -> dict[str, Any]:
     return {"queries": config.ensemble.square_queries}
 
 
+RAYS = "rays"
+
+BY_ANSWERS = ("square", RAYS)
+"""Attacks on a black box where the configuration names none that it allows."""
+
+
 ATTACKS: Registry[AttackSpec] = Registry(
     "attacks",
     "attack",
@@ -65,6 +72,7 @@ ATTACKS: Registry[AttackSpec] = Registry(
         ),
         "fab-t": AttackSpec(fab_attack, scale_free=True, takes=frozenset({"sight"}), settings=_fab_settings),
         "square": AttackSpec(square_attack, gradients=False, settings=_square_settings),
+        RAYS: AttackSpec(rays_attack, norms=("Linf",), gradients=False, scale_free=True, minimal=True),
         SPATIAL: AttackSpec(
             spatial_attack,
             norms=(),
@@ -133,6 +141,19 @@ def shown_attack(config: RobustnessConfig) -> str | None:
     bounded = [one.name for one in others_of(config) if one.spec.norms and not one.spec.minimal]
     able = [name for name in config.attacks if name in (PGD, ENSEMBLE, *bounded)]
     return min(able, key=lambda name: name != PGD, default=None)
+
+
+def by_answers(config: RobustnessConfig) -> tuple[RobustnessConfig, list[str]]:
+    """Return `config` with the attacks that need no gradients, and the names of those that do.
+
+    Where none is left, they are `BY_ANSWERS`. An ensemble counts by its stages.
+    """
+    graded = {one.name for one in [choose(PGD, config), *stages_of(config), *others_of(config)] if one.spec.gradients}
+    if graded & set(config.ensemble.stages):
+        graded.add(ENSEMBLE)
+    kept = tuple(name for name in config.attacks if name not in graded)
+    made = kept if set(kept) - {TRANSFER} else (*BY_ANSWERS, *kept)
+    return config.model_copy(update={"attacks": made}), [name for name in config.attacks if name in graded]
 
 
 def radii_of(config: RobustnessConfig) -> dict[Norm, Sequence[str]]:

@@ -124,7 +124,9 @@ def check_trust(
         number.untrusted += [own[path] for own in (reasons, beaten) if path in own]
         number.unchecked = [row.finding for row in checks if row.passed is None and kind in row.attacks]
         if config.trust is None:
-            number.unchecked.append("No trust check was made, because robustness.trust is false.")
+            differentiable = getattr(classifier, "differentiable", True)
+            why = "because robustness.trust is false" if differentiable else "because the model is a black box"
+            number.unchecked.append(f"No trust check was made, {why}.")
     robust.checks = [*checks, *([blind] if evidence.accounts else []), *beats]
     verdict = trusted(robust.checks)
     robust.trusted = None if config.trust is None and verdict is True else verdict
