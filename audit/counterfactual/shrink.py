@@ -8,8 +8,8 @@ The edit that the first phase found is pulled straight back towards the pivot fo
 Adam descends on `WEIGHT mean|G(w) - I| + push max(0, goal + AIM - log-odds)`, in which every image has a multiplier
 (`balance.Push`) of its own. The smallest valid iterate is kept. Steps are a share of the edit's own size in w+, so that
 large and small edits, and generators of any spread, take the same number of them. Where an image has not become smaller
-for a while it goes back to its smallest valid iterate with half the step; when halving no longer helps it has converged
-and leaves the batch. Images do not influence each other, and nothing is drawn at random.
+for a while its step is halved, and if it has gone astray it returns to its smallest valid iterate; when halving no
+longer helps it has converged and leaves the batch. Images do not influence each other, and nothing is drawn at random.
 """
 
 from collections.abc import Callable
@@ -29,14 +29,19 @@ WEIGHT = 100.0
 BETAS = (0.8, 0.95)
 """Of Adam. The gradient of an absolute value jumps where a pixel's change turns its sign: a long memory misleads
 (benchmarks/README.md)."""
-STEP = 0.2
+STEP = 0.3
 """First step in w+, in units of the mean absolute difference between the edit's code and the pivot."""
 HALVINGS = 4
 """How often the step is halved before an edit counts as converged."""
 PATIENCE = 10
-"""Steps without an edit that is smaller by `LEAST` after which the step is halved."""
+"""Valid iterates of which none is smaller by `LEAST` after which the step is halved."""
+LONGEST = 20
+"""Steps after which it is halved all the same: the way back to a valid iterate can take as many."""
 LEAST = 0.02
 """Share by which an edit has to become smaller to count as shrinking."""
+ASTRAY = 1.3
+"""Times the smallest change beyond which an iterate is given up for the one with that change, when the step is halved.
+The others go on where they are: the smallest valid iterate lies in a corner, from which a descent starts badly."""
 BISECTIONS = 5
 """Halvings of the line from the edit found to the pivot."""
 
@@ -55,42 +60,44 @@ def shrink(
     Both networks are in evaluation mode with frozen parameters. `on_step` is told after every step how many images took
     it.
     """
-    start = _pulled_back(generator, classifier, batch, iterates.latents)
-    # An iterate is its anchor and so many of the image's own steps: Adam, whose steps are about 1, counts them.
-    size, anchor, moves = STEP * _mean(start - batch.pivots), start, torch.zeros_like(start)
-    adam, push = RowAdam(moves, BETAS), Push(batch.goals)
-    rows = torch.arange(len(start), device=start.device)
-    mark, since, halved = torch.full_like(size, torch.inf), torch.zeros_like(rows), torch.zeros_like(rows)
+    codes = _pulled_back(generator, classifier, batch, iterates.latents)
+    size, rows = STEP * _mean(codes - batch.pivots), torch.arange(len(codes), device=codes.device)
+    adam, push = RowAdam(codes, BETAS), Push(batch.goals)
+    mark = torch.full_like(size, torch.inf)
+    since, idle, seen, halved = (torch.zeros_like(rows) for _ in range(4))
     for number in range(most + 1):
-        codes = (anchor + size[rows].view(-1, 1, 1) * moves).requires_grad_()
+        leaf = codes.clone().requires_grad_()
         with torch.set_grad_enabled(number < most):
-            images = generator.images(codes, deltas=batch.deltas)
+            images = generator.images(leaf, deltas=batch.deltas)
             logits = classifier(images)
             odds, change = log_odds(logits, batch.targets), _mean(images - batch.inversions)
-        iterates.observe(images.detach(), codes.detach(), logits.detach(), rows)
-        reached = iterates.reached[rows]
-        shrinking = rows[reached & (iterates.change[rows] < mark[rows] * (1 - LEAST))]
-        mark[shrinking], since[shrinking] = iterates.change[shrinking], number
+        valid = iterates.observe(images.detach(), codes, logits.detach(), rows)
+        reached, smallest = iterates.reached[rows], iterates.change[rows]
+        shrinking = reached & (smallest < mark[rows] * (1 - LEAST))
+        mark[rows[shrinking]], since[rows[shrinking]], seen[rows[valid]] = smallest[shrinking], number, number
+        idle[rows] = torch.where(shrinking, 0, idle[rows] + valid)
         if number == most:
             break
         push.observe(logits.detach(), batch.targets, rows)
         with torch.enable_grad():
             loss = WEIGHT * change + push.value[rows] * (batch.goals + AIM - odds).clamp_min(0)
-        (gradient,) = torch.autograd.grad(loss.sum(), codes)
-        adam.update(moves, gradient, 1.0)
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        step = torch.zeros_like(codes)
+        adam.update(step, gradient, 1.0)  # about 1 whatever the gradient: the image's own size gives it a length
+        codes = codes + size[rows].view(-1, 1, 1) * step
         on_step(len(rows))
-        stale = (number - since[rows] >= PATIENCE) & reached
+        stale = ((idle[rows] >= PATIENCE) | (number - since[rows] >= LONGEST)) & reached
         if stale.any():
-            back = rows[stale]
-            halved[back] += 1
-            size[back], since[back] = size[back] / 2, number
-            anchor = anchor.masked_scatter(stale.view(-1, 1, 1), iterates.latents[back])
-            moves[stale] = 0
+            slower = rows[stale]
+            halved[slower] += 1
+            size[slower], since[slower], idle[slower] = size[slower] / 2, number, 0
+            astray = stale & ((change.detach() > ASTRAY * smallest) | (number - seen[rows] >= LONGEST))
+            codes = torch.where(astray.view(-1, 1, 1), iterates.latents[rows], codes)
             stay = halved[rows] <= HALVINGS
             if not stay.any():
                 break
             if not stay.all():
-                rows, batch, anchor, moves = rows[stay], batch.select(stay), anchor[stay], moves[stay]
+                rows, batch, codes = rows[stay], batch.select(stay), codes[stay]
                 adam.keep(stay)
     return halved > HALVINGS
 
