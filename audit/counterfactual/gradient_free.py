@@ -15,10 +15,9 @@ from audit.config import CounterfactualConfig
 from audit.counterfactual.answers import chosen
 from audit.counterfactual.balance import AIM
 from audit.counterfactual.batches import Batch
-from audit.counterfactual.descent import shortfall
+from audit.counterfactual.descent import ADAM_EPS, clip_per_image, code_unit, shortfall
 from audit.counterfactual.latent_gradient import KINK, WEIGHT
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, SearchNetworks
-from audit.counterfactual.spruce import ADAM_EPS, clip_per_image, code_unit
 from audit.runtime.progress import Advance
 from audit.runtime.seeds import stage_generator
 
