@@ -140,6 +140,9 @@ _NO_NUMBERS = {
 }  # fmt: skip
 """Parts of the results that hold nothing to gate on: single images and decisions, how a model was read or explained."""
 
+_WHOLE_PARTS = {"label_summary", "reliance"}
+"""Parts that an audit may lack: what is not there is no number that was not measured."""
+
 
 def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
     # The short name of a row with one leading number is that number: 'robust.pgd.8/255', 'counterfactuals.mmd.healthy'.
@@ -247,5 +250,5 @@ def metrics_of(model: ModelResult) -> dict[str, Measured]:
     return {
         path: number
         for path, number in table.items()
-        if not path.startswith(("component_intervals", "index_int")) and path != "label_summary"
+        if not path.startswith(("component_intervals", "index_int")) and path not in _WHOLE_PARTS
     }

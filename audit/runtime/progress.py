@@ -172,12 +172,15 @@ def _duration(seconds: float) -> str:
 
 
 def remark(text: str) -> None:
-    """Say `text` on standard error while stages go on, unless progress is silent."""
+    """Say `text` on standard error while stages go on, beside bars or among lines of JSON.
+
+    In plain lines it would be noise: whatever is remarked stands in the results, and is printed with them.
+    """
     style = _current()
     if style == "rich":
         _console(style).print(Text(text), soft_wrap=True)
-    elif style != "none":
-        say(json.dumps({"time": round(time.time(), 3), "note": text}) if style == "json" else text, err=True)
+    elif style == "json":
+        say(json.dumps({"time": round(time.time(), 3), "note": text}), err=True)
 
 
 def track(items: Iterable[T], stage: str, total: int) -> Iterator[T]:
