@@ -91,7 +91,7 @@ def _of_tokens(model: ModelResult, token: Intervention) -> Markup:
         return Markup("No pasted token changes more than {} of the decisions of {}{}.").format(
             percent(worst.hit.value, 0), names([model]), "" if worst.of_class is None else " for any one class"
         )
-    corner = f", {worst.variant}" if worst.variant else ""
+    corner = f", {worst.variant}," if worst.variant else ""
     whose = "" if worst.of_class is None else f" for “{worst.of_class}”"
     towards = "" if worst.towards is None else f", most of them to “{worst.towards}”"
     return Markup("A {} of {}{} changes {} of the decisions of {}{}{}.").format(
