@@ -593,6 +593,21 @@ class MetricsConfig(Section):
     )
 
 
+class AttributionConfig(Section):
+    """Attribution maps of the models' decisions, to compare with the edits of counterfactuals."""
+
+    methods: tuple[Literal["grad-cam", "integrated-gradients", "occlusion"], ...] = Field(
+        ("grad-cam", "integrated-gradients", "occlusion"),
+        min_length=1,
+        description="all but grad-cam by captum: pip install 'spruce-audit[attribution]'",
+    )
+    n: int = Field(
+        24, ge=1, description="images: the first query images of each model; without counterfactuals of those attacked"
+    )
+    steps: int = Field(32, ge=2, description="points on the way of integrated-gradients, from the image's mean grey")
+    window: float = Field(0.125, gt=0, le=1, description="side of what occlusion covers, of the shorter side")
+
+
 class RankingConfig(Section):
     """Weights of the index's components and the bootstrap."""
 
@@ -797,6 +812,7 @@ class AuditConfig(Section):
     reliance: RelianceConfig | None = Field(RelianceConfig(), description="false: what models rely on is not measured")
     metrics: MetricsConfig = MetricsConfig()
     ranking: RankingConfig = RankingConfig()
+    attribution: AttributionConfig | None = Field(None, description="absent: no attribution maps")
     classifiers: tuple[ClassifierConfig, ...] = Field(min_length=1)
     judge_checkpoints: tuple[JudgeConfig, ...] = Field(
         (), description="classifiers that are not audited and only judge the counterfactuals of those that are"

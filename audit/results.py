@@ -680,6 +680,31 @@ class LabelCounts(Row):
     together: list[list[int]] = Field(description="images that have both labels, in the order of the labels")
 
 
+class AttributionMap(Row):
+    """The attribution map of one image."""
+
+    id: str
+    label: str
+    predicted: str = Field(description="class that the model answers, which the map explains")
+    image: str = Field(description="path relative to results.json")
+    map_image: str = Field(description="the map over its largest value")
+
+
+class Attribution(Row):
+    """What one attribution method says of a model's decisions, as a baseline beside the edits."""
+
+    method: str
+    n: int
+    regions: list[RegionShare] = Field(
+        default_factory=list, description="where the maps' mass lies, scored as that of the edits"
+    )
+    similarity: Interval = Field(
+        description="rank correlation of the maps with those of shuffled weights, mean over images: near 1 they do not "
+        "depend on what the model has learnt; None: no map is defined with shuffled weights"
+    )
+    examples: list[AttributionMap] = Field(default_factory=list, description="of the first few images")
+
+
 class Counterfactuals(Row):
     """Scores of one model's counterfactuals over its query images, which all models share that are not unpaired.
 
@@ -860,6 +885,7 @@ class ModelResult(Row):
     label_summary: LabelSummary | None = Field(default=None, description="of a multi-label model")
     reliance: Reliance | None = Field(default=None, description="None: not measured, or the file is older")
     counterfactuals: Counterfactuals | None = None
+    attributions: list[Attribution] = Field(default_factory=list)
     queries: list[QueryRow] = Field(default_factory=list)
     methods: dict[str, ComparedMethod] = Field(
         default_factory=dict, description="by their names the methods that the audited one is compared with"

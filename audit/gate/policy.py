@@ -21,6 +21,7 @@ from audit.results import (
     MEANINGFULNESS,
     Attack,
     AttackTable,
+    Attribution,
     CascadeStage,
     Corruption,
     Distribution,
@@ -128,6 +129,8 @@ def _list_key(item: Row) -> str | None:
             return f"{item.share:g}"
         case CascadeStage():
             return item.attack
+        case Attribution():
+            return item.method
         case Transferred():
             return f"{item.source}.{item.metric}"
         case _:

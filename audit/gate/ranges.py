@@ -10,7 +10,7 @@ _ATTACK = r"robust\.(?:(?:pgd|ensemble)(?:_l2)?|attacks\.[^.]+)\."
 _CORRUPTION = r"robust\.corruptions\."
 _VULNERABILITY = r"robust\.vulnerability\."
 _REACTION = r"reliance\.interventions\.[^.]+\.reactions\.[\d.e-]+\."
-_REGION = r"(?:counterfactuals|robust\.vulnerability)\.regions\..+\."
+_REGION = r"(?:counterfactuals|robust\.vulnerability|attributions\.[^.]+)\.regions\..+\."
 _CLASSES = r"macro_f1|(?:recall|precision|f1)\..+"
 _CHANCES = "mass|area|p_value|rank_accuracy|pointing|iou|auc|alone|undone"
 _OF_LABEL, _PARTS = r"(?:n|positives|threshold|auroc|average_precision|f1|ece|brier)", r"(?:clean|robust)\."
@@ -40,6 +40,7 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
         (rf"{_ATTACK}(?!.+\.[a-z]).+|{_ATTACK}.+\.robust_accuracy", SHARE),
         (r"robust\.checks\..+", FROM_ZERO),
         (r"robust\.distances\..+", FROM_ZERO),
+        (r"attributions\.[^.]+\.similarity", (-1.0, 1.0)),
         (r"robust\.transfers\..+\.(?:accuracy|fooled)", SHARE),
         (rf"{_CORRUPTION}(?:mean_accuracy|clean_accuracy|corruptions\..+\.(?:mean|accuracy\.\d))", SHARE),
         (rf"{_REACTION}(?:changed|shift|class_changed|variants\..+)", SHARE),

@@ -10,6 +10,7 @@ from audit.classifiers.classifier import Classifier
 from audit.config import AuditConfig, ClassifierConfig, is_shipped, note_on_spelling, recorded
 from audit.data.fingerprint import listing_fingerprint
 from audit.embeddings.embedding import named
+from audit.pipeline.attribution import Attributions, save_attributions, with_maps_of
 from audit.pipeline.calibrate import Calibrated
 from audit.pipeline.context import Context
 from audit.pipeline.first_look import Look
@@ -78,15 +79,13 @@ class Findings:
     meaningfulness: Meaningfulness | None
     labels: Labelled | None = None
     relied: Relied = field(default_factory=Relied)
+    attributions: Attributions = field(default_factory=Attributions)
 
     @property
     def lost(self) -> list[NotComputed]:
         """The stages that failed as a whole."""
-        return [
-            *self.robustness.lost,
-            *self.relied.lost,
-            *(() if self.meaningfulness is None else self.meaningfulness.lost),
-        ]
+        second = () if self.meaningfulness is None else self.meaningfulness.lost
+        return [*self.robustness.lost, *self.relied.lost, *second, *self.attributions.lost]
 
 
 def assemble(context: Context, findings: Findings) -> AuditResult:
@@ -148,6 +147,7 @@ def save_all(result: AuditResult, findings: Findings, folder: Path) -> None:
         for robust, measured, images in made:
             save_examples(robust, measured.examples, folder)
             save_maps(robust, measured.maps, images.audited, folder)
+    save_attributions(result, findings.attributions, folder)
 
 
 def _data(config: AuditConfig, images: Images) -> dict[str, Any]:
@@ -266,7 +266,12 @@ def _row(findings: Findings, model: Measured, folder: str) -> ModelResult:
         clean=model.clean,
         robust=_robust(findings.robustness.models, findings.images, model, folder),
         reliance=with_examples(findings.relied, name, folder),
-        not_computed=[*model.not_computed, *([] if note is None else [note])],
+        attributions=with_maps_of(findings.attributions, name, folder),
+        not_computed=[
+            *model.not_computed,
+            *([] if note is None else [note]),
+            *findings.attributions.notes(name),
+        ],
     )
     second = findings.meaningfulness
     return row if second is None else row.model_copy(update=_explained(second, model, row, folder))

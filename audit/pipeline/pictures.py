@@ -190,6 +190,8 @@ def without_pictures(result: AuditResult) -> AuditResult:
                 robust.vulnerability.map_image = None
                 robust.vulnerability.examples = []
             robust.examples = []
+        for one in model.attributions:
+            one.examples = []
         for intervention in model.reliance.interventions if model.reliance is not None else ():
             intervention.example = None
     bare.not_computed.append(NotComputed(what="pictures", why="the audit ended before they were written"))

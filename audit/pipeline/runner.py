@@ -12,6 +12,7 @@ from audit.counterfactual.methods import ChosenMethod, choose_methods
 from audit.errors import ConfigError
 from audit.generator.readers import READERS
 from audit.pipeline.assemble import Findings, assemble, save_all
+from audit.pipeline.attribution import attribute_models
 from audit.pipeline.calibrate import Calibrated, calibrate_models
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Subject
@@ -24,6 +25,7 @@ from audit.pipeline.networks import check_embeddings, load_networks
 from audit.pipeline.reliance import measure_reliance
 from audit.pipeline.robustness import Robustness, measure_models
 from audit.pipeline.writing import inputs_of, write_audit
+from audit.reliance.attribution import check_captum
 from audit.reliance.interventions import choose_interventions
 from audit.results import AuditResult, Failure
 from audit.robustness.attacks.registry import check_attacks
@@ -97,7 +99,10 @@ def _run(context: Context, output: Output | None) -> AuditResult:
         meaningfulness = explain_models(
             context, images, subjects, replace(networks, judges=models.judges), method, compared
         )
-    findings = Findings(images, models, looks, calibrated, robustness, meaningfulness, relied=relied)
+    attributions = attribute_models(context, images, robustness.models, meaningfulness)
+    findings = Findings(
+        images, models, looks, calibrated, robustness, meaningfulness, relied=relied, attributions=attributions
+    )
     return _finished(context, findings, output)
 
 
@@ -113,6 +118,7 @@ def _check_names(config: AuditConfig) -> tuple[ChosenMethod, ...]:
     check_attacks(config.robustness)
     if config.robustness.corruptions is not None and config.robustness.corruptions.names is not None:
         check_names(config.robustness.corruptions.names)
+    check_captum(config.attribution)
     check_embeddings(config)
     if config.generator is not None:
         READERS.get(config.generator.format, "generator.format")

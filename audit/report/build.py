@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from audit.errors import ResultsError
 from audit.report import (
     accounts,
+    attribution,
     classes,
     figures,
     labels,
@@ -43,6 +44,7 @@ class Cell:
     semifactual: str | None
     edit: str | None
     trace: Markup
+    attributions: list[tuple[str, str]]
 
     @property
     def outcome(self) -> str:
@@ -165,6 +167,9 @@ def report_html(result: AuditResult, folder: Path) -> str:
         kept=robustness.vulnerability_curves(models),
         maps=_vulnerability_maps(models, folder),
         examples=_vulnerability_examples(models, folder),
+        attribution=attribution,
+        attributed=any(m.attributions for m in models),
+        attribution_examples=[] if result.queries else attribution.examples(models, folder),
         ranked=any(text.finite(m.index) for m in models),
         explained=any(m.counterfactuals is not None for m in models),
         accounts=accounts.accounts(result, models, folder),
@@ -284,6 +289,7 @@ def _query_views(
                     semifactual=None if last is None else figures.image_uri(figures.read_image(folder, last)),
                     trace=accounts.trace_of(row, model),
                     edit=None if edit is None else figures.heat_uri(edits[edit] / 255 * figures.EDIT_FULL_SCALE, scale),
+                    attributions=attribution.maps_of(model, query.id, folder),
                 )
             )
         masks = {
@@ -317,6 +323,7 @@ def _region_names(models: Sequence[ModelResult], queries: Sequence[Query]) -> li
     names = [r.region for m in models if m.counterfactuals for r in m.counterfactuals.regions]
     names += [name for query in queries for name in query.region_images]
     names += [r.region for m in models if m.robust.vulnerability for r in m.robust.vulnerability.regions]
+    names += [r.region for m in models for one in m.attributions for r in one.regions]
     return sorted(dict.fromkeys(names), key=lambda name: name != text.MAIN_REGION)
 
 
