@@ -127,6 +127,16 @@ def _shipped_or_path(value: str) -> str:
     return value
 
 
+_CONTAINER = re.compile(r"([a-z][a-z0-9]+(?:-[a-z0-9]+)*):(.+)")
+"""A kind of container before what it holds; no drive of Windows, whose name is one letter."""
+
+
+def container_of(value: str | None) -> tuple[str, str] | None:
+    """Split `hf:FOLDER` or `torchvision:NAME` into the kind and what stands behind it; None where no kind is named."""
+    found = _CONTAINER.fullmatch(value or "")
+    return None if found is None else (found[1], found[2])
+
+
 Weights = Annotated[str, AfterValidator(_shipped_or_path)]
 """A file path, or `shipped:NAME` for weights shipped inside the package."""
 
@@ -686,11 +696,15 @@ Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
 class ClassifierConfig(Section):
-    """One trained classifier: timm name + checkpoint, TorchScript / torch.export file, or factory."""
+    """One trained classifier: an architecture and its checkpoint, a file or folder that holds both, or a factory."""
 
     name: str = Field(min_length=1, description="name in results and report")
-    architecture: str | None = Field(None, description="timm model name")
-    architecture_args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for timm")
+    architecture: str | None = Field(
+        None, description="timm model name; torchvision:NAME, xrv:NAME; hf-hub:ORG/NAME or timm:NAME brings its weights"
+    )
+    architecture_args: dict[str, Any] = Field(
+        default_factory=dict, description="keyword arguments for the architecture"
+    )
     factory: str | None = Field(None, description="import path 'package.module:factory' that returns a torch module")
     factory_args: dict[str, Any] = Field(default_factory=dict, description="keyword arguments for the factory")
     checkpoint: Weights | None = Field(None, description="state dict (.pt, .pth) or .safetensors for the architecture")
@@ -699,7 +713,9 @@ class ClassifierConfig(Section):
         min_length=1,
         description="where in the checkpoint the weights are, such as state_dict_ema; default: found",
     )
-    file: str | None = Field(None, description="TorchScript (.pt, .ts) or torch.export (.pt2) file")
+    file: str | None = Field(
+        None, description="TorchScript (.pt, .ts), torch.export (.pt2) or ONNX (.onnx) file; hf:FOLDER, monai:FOLDER"
+    )
     classes: tuple[str, ...] | None = Field(None, description="class names in the model's output order")
     mean: PerChannel | None = Field(None, description="of pixels in [0, 1]; one number per channel, or one for all")
     std: PerChannel | None = Field(None, description="standard deviation, as mean")
@@ -728,14 +744,14 @@ class ClassifierConfig(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> "ClassifierConfig":
-        shipped = self.checkpoint is not None and is_shipped(self.checkpoint)
         given = [k for k in ("architecture", "factory", "file") if getattr(self, k) is not None]
-        if len(given) > 1 or (not given and not shipped):
+        if len(given) > 1 or (not given and self.checkpoint is None):
             raise ValueError(
                 f"classifier '{self.name}' needs exactly one of architecture (timm name), factory, file, "
-                f'or checkpoint = "shipped:NAME"; given: {", ".join(given) or "none"}'
+                f'or a checkpoint that names its architecture, such as "shipped:NAME"; '
+                f"given: {', '.join(given) or 'none'}"
             )
-        if given and given[0] == "architecture" and self.checkpoint is None:
+        if given and given[0] == "architecture" and self.checkpoint is None and not container_of(self.architecture):
             raise ValueError(f"classifier '{self.name}' needs a checkpoint beside its {given[0]}")
         idle = {
             "checkpoint": self.file is not None and self.checkpoint is not None,
@@ -955,6 +971,15 @@ def _mask_folder(data: DataConfig) -> tuple[str, ...]:
     return () if data.mask_arrays else ("masks",)
 
 
+def _with_place(one: ClassifierConfig, base: Path) -> ClassifierConfig:
+    """Make `file` absolute; a kind of container stays before it."""
+    contained = container_of(one.file)
+    if contained is None:
+        return _with_absolute_paths(one, ("file",), base)
+    kind, place = contained
+    return one.model_copy(update={"file": f"{kind}:{resolve_path(place, base)}"})
+
+
 def resolve_paths(config: AuditConfig, base: Path) -> AuditConfig:
     """Return `config` with every relative path made absolute against the folder `base`."""
     fix = partial(_with_absolute_paths, base=base)
@@ -972,7 +997,7 @@ def resolve_paths(config: AuditConfig, base: Path) -> AuditConfig:
                 update={k: embedding_path(getattr(config.metrics, k), base) for k in ("embedding", "perceptual")}
             ),
             **{
-                table: tuple(fix(one, ("checkpoint", "file", "factory")) for one in getattr(config, table))
+                table: tuple(_with_place(fix(one, ("checkpoint", "factory")), base) for one in getattr(config, table))
                 for table in ("classifiers", "judge_checkpoints")
             },
         }
@@ -989,6 +1014,8 @@ def recorded(config: AuditConfig, base: Path) -> dict[str, Any]:
             return [relative(v) for v in value]
         if isinstance(value, str) and Path(value).is_absolute():
             return Path(os.path.relpath(value, base)).as_posix()
+        if isinstance(value, str) and (contained := container_of(value)) is not None:
+            return f"{contained[0]}:{relative(contained[1])}"
         return value
 
     return dict(relative(config.model_dump(mode="json")))

@@ -70,8 +70,9 @@ class Notice(Row):
     text: str = Field(description="what was seen, what it means and how to mend it")
 
 
-Origin = Literal["configuration", "checkpoint", "timm", "data", "default"]
-"""Who said how a model wants its images; default: nobody did."""
+Origin = Literal["configuration", "checkpoint", "container", "timm", "library", "data", "default"]
+"""Who said how a model wants its images: `container` is a folder or file that describes itself, `library` what another
+library than timm gives by default for the architecture; default: nobody did."""
 
 
 class LeftOut(Row):

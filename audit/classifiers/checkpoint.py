@@ -67,6 +67,8 @@ class Checkpoint:
 def existing_file(path: str | Path, what: str) -> Path:
     """Return `path` as a Path; raises ClassifierError naming `what` if there is no such file."""
     file = Path(path)
+    if file.is_dir():
+        raise ClassifierError(f"{what} '{file}' is a folder: say what it holds, such as file = \"hf:{file.name}\".")
     if not file.is_file():
         raise ClassifierError(f"{what} '{file}' does not exist: check the path.")
     return file

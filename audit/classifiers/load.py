@@ -1,5 +1,7 @@
 """Load the classifiers that a configuration names: timm name, shipped weights, TorchScript or export file, factory.
 
+Whatever else classifiers come in is in the table of `containers/`.
+
 Each input setting (size, channels, mean, std, classes) is taken from the first source that gives it: the configuration,
 the checkpoint's metadata, timm's configuration of an unchanged architecture, the data.
 """
@@ -7,7 +9,6 @@ the checkpoint's metadata, timm's configuration of an unchanged architecture, th
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +17,19 @@ from torch import nn
 
 from audit.classifiers.architectures import SMALL_CONVNEXT_NAME, build_architecture
 from audit.classifiers.black_box import BlackBox
-from audit.classifiers.checkpoint import existing_file, is_exported, is_torchscript, read_checkpoint
+from audit.classifiers.checkpoint import Checkpoint, existing_file, is_exported, is_torchscript
 from audit.classifiers.classifier import Classifier, class_order
+from audit.classifiers.containers.table import container, kind_and_place
 from audit.classifiers.factory import build_by_factory
-from audit.classifiers.fitting import Fit, check_finite, few, fit_weights, fitting_arguments
-from audit.classifiers.input_settings import (
-    InputSettings,
-    settings_of_arguments,
-    settings_of_metadata,
-    settings_of_timm,
-)
+from audit.classifiers.fitting import check_finite, fitting_arguments
+from audit.classifiers.input_settings import InputSettings, settings_of_arguments, settings_of_timm
+from audit.classifiers.loaded import Loaded, Request, opened_checkpoint, with_weights
 from audit.classifiers.outputs import AnswerSettings
 from audit.classifiers.probe import first_line
 from audit.config import ClassifierConfig, is_shipped, why_not_pixel_units
 from audit.errors import ClassifierError
 from audit.results import Notice, Origin
 from audit.runtime.seeds import stage_seed
-from audit.storage import shipped
 
 
 def _read_program(text: str) -> nn.Module:
@@ -60,29 +57,14 @@ def _read_program(text: str) -> nn.Module:
     return network
 
 
-@dataclass(frozen=True)
-class _Loaded:
-    """A network with its weights, its input settings, and the names to show for its parts.
-
-    `weights` names file and entry, `source` the architecture as well; `notices` are pairs of kind and text.
-    """
-
-    network: nn.Module
-    settings: InputSettings
-    source: str
-    weights: str
-    by: Origin = "configuration"
-    notices: tuple[tuple[str, str], ...] = ()
-
-
-def _load_program(config: ClassifierConfig, settings: InputSettings) -> _Loaded:
+def _load_program(config: ClassifierConfig, settings: InputSettings) -> Loaded:
     assert config.file is not None
     network, file = _read_program(config.file), Path(config.file).name
     check_finite(network.state_dict(), f"'{config.file}'")
-    return _Loaded(network, settings, file, file)
+    return Loaded(network, settings, file, file)
 
 
-def _load_by_factory_alone(config: ClassifierConfig, settings: InputSettings, folder: Path | None) -> _Loaded:
+def _load_by_factory_alone(config: ClassifierConfig, settings: InputSettings, folder: Path | None) -> Loaded:
     """Load a network whose factory brings its weights; built twice, as weights drawn at random would go unnoticed."""
     assert config.factory is not None
     built = []
@@ -98,22 +80,17 @@ def _load_by_factory_alone(config: ClassifierConfig, settings: InputSettings, fo
                 f"Factory '{config.factory}' draws its weights at random (two calls differ in '{name}'): give the "
                 "trained ones as 'checkpoint', or load them in the factory."
             )
-    return _Loaded(built[0], settings, Path(config.factory).name, "from the factory")
+    return Loaded(built[0], settings, Path(config.factory).name, "from the factory")
 
 
-def _load_checkpoint(
-    config: ClassifierConfig, settings: InputSettings, image_channels: int, num_data_classes: int, folder: Path | None
-) -> _Loaded:
-    assert config.checkpoint is not None
-    path = shipped.locate("classifiers", config.checkpoint)
-    checkpoint = read_checkpoint(path)
-    where = f"'{config.checkpoint}'"
-    settings = settings.completed_by(settings_of_metadata(checkpoint.about, where))
+def _load_checkpoint(request: Request) -> Loaded:
+    config = request.config
+    checkpoint, settings = opened_checkpoint(config, request.given)
     args = dict(config.architecture_args)
     settings = settings.completed_by(settings_of_arguments(args).with_origin("configuration"))
     architecture = config.architecture
     if config.factory is None and architecture is None:
-        architecture = str(checkpoint.about.get("architecture", SMALL_CONVNEXT_NAME))
+        architecture = _architecture_of(checkpoint, config)
         theirs: Mapping[str, Any] = checkpoint.about.get("architecture_args") or {}
         settings = settings.completed_by(settings_of_arguments(theirs).with_origin("checkpoint"))
         args = {**theirs, **args}
@@ -121,53 +98,39 @@ def _load_checkpoint(
     with torch.random.fork_rng(devices=[]):
         if architecture is None:
             assert config.factory is not None
-            network, called = build_by_factory(config.factory, config.factory_args, folder), Path(config.factory).name
-        else:
-            settings = settings.completed_by(settings_of_timm(architecture, args, checkpoint))
-            classes, channels = len(settings.classes or range(num_data_classes)), settings.channels or image_channels
-            network, called = build_architecture(architecture, classes, channels, args), architecture
-    if isinstance(network, BlackBox):
-        raise ClassifierError(
-            f"Factory '{config.factory}' returns a function of arrays, which has its weights inside: remove checkpoint."
-        )
+            network = build_by_factory(config.factory, config.factory_args, request.folder)
+            if isinstance(network, BlackBox):
+                raise ClassifierError(
+                    f"Factory '{config.factory}' returns a function of arrays, which has its weights inside: remove "
+                    "checkpoint."
+                )
+            return with_weights(config, network, settings, checkpoint, Path(config.factory).name)
+        settings = settings.completed_by(settings_of_timm(architecture, args, checkpoint))
+        classes, channels = len(settings.classes or request.class_names), settings.channels or request.channels
+        network = build_architecture(architecture, classes, channels, args)
     try:
-        fit = fit_weights(network, checkpoint, where, weights_key=config.weights_key)
+        return with_weights(config, network, settings, checkpoint, architecture)
     except ClassifierError:
-        if architecture is None:
-            raise
         found = fitting_arguments(architecture, classes, channels, args, checkpoint, config.weights_key)
         if found is None:
             raise
         side, said = found["img_size"], ", ".join(f"{key} = {value}" for key, value in found.items())
         raise ClassifierError(
-            f"The weights in {where} were trained on images of {side} x {side}, and '{architecture}' is built for "
-            f"another size: set architecture_args = {{ {said} }}."
+            f"The weights in '{config.checkpoint}' were trained on images of {side} x {side}, and '{architecture}' is "
+            f"built for another size: set architecture_args = {{ {said} }}."
         ) from None
-    file = config.checkpoint if is_shipped(config.checkpoint) else path.name
-    weights = file if fit.entry is None else f"{file}: {fit.entry}"
-    several = bool(fit.others)
-    return _Loaded(
-        network, settings, f"{called} + {weights if several else file}", weights,
-        "default" if several and config.weights_key is None else "configuration",
-        tuple(_notices_of_weights(fit, file, config.weights_key)),
-    )  # fmt: skip
 
 
-def _notices_of_weights(fit: Fit, file: str, key: str | None) -> Iterator[tuple[str, str]]:
-    top = "(the top of the file)"
-    if fit.others and key is None:
-        others = [one.rstrip(".") or top for one in fit.others]
-        yield (
-            "weights-chosen",
-            f"'{file}' holds {len(others) + 1} sets of weights that fit: '{fit.entry or top}' was read, and not "
-            f"{few(others)}; weights_key chooses another",
+def _architecture_of(checkpoint: Checkpoint, config: ClassifierConfig) -> str:
+    """Return the architecture that the checkpoint's metadata name, as `spruce-audit train classifier` writes them."""
+    assert config.checkpoint is not None
+    named = checkpoint.about.get("architecture", SMALL_CONVNEXT_NAME if is_shipped(config.checkpoint) else None)
+    if not isinstance(named, str):
+        raise ClassifierError(
+            f"Checkpoint '{config.checkpoint}' does not say which architecture it belongs to: set architecture (a timm "
+            "name) or factory."
         )
-    if fit.leftover:
-        yield (
-            "weights-left-over",
-            f"'{file}' also holds {few(fit.leftover)}, for which the network has no name; "
-            f"{'it was' if len(fit.leftover) == 1 else 'they were'} passed over",
-        )
+    return named
 
 
 def _notices_of_input(
@@ -176,7 +139,8 @@ def _notices_of_input(
     """Yield notices of input settings that no source gives: timm's that the data contradict, half a normalisation."""
     said = settings.origins
     channels, height, width = image_shape
-    by_timm = [key for key in ("input_size", "channels", "mean", "std") if said.get(key) == "timm"]
+    by_timm = [key for key in ("input_size", "channels", "mean", "std") if said.get(key) in ("timm", "library")]
+    whose = "its library's" if "library" in said.values() else "timm's"
     guessed = []
     if "input_size" in by_timm and (height, width) != classifier.input_shape[1:]:
         guessed.append(
@@ -185,13 +149,13 @@ def _notices_of_input(
     if "channels" in by_timm and channels != classifier.input_shape[0]:
         guessed.append(f"images of {channels} channel(s) are given as {classifier.input_shape[0]}")
     if guessed and "mean" in by_timm:
-        guessed.append("mean and std are those of timm's own weights")
+        guessed.append(f"mean and std are those of {whose} own weights")
     keys = {"input_size": "input_size", "channels": "channels", "mean": "mean and std"}
     if guessed:
         unsaid = " and ".join(keys[key] for key in keys if key in by_timm)
         yield (
             "input-guessed",
-            "nobody says how this network wants its images, so that timm's settings are taken: "
+            f"nobody says how this network wants its images, so that {whose} settings are taken: "
             f"{'; '.join(guessed)}. Set {unsaid} to what it was trained with",
         )
     missing = [key for key in ("mean", "std") if key not in said]
@@ -288,12 +252,16 @@ def load_classifier(
     given = InputSettings(config.classes, config.mean, config.std, config.input_size, config.channels).with_origin(
         "configuration"
     )
-    if config.file is not None:
+    contained = kind_and_place(config)
+    request = Request(config, given, contained[1] if contained else "", image_shape[0], tuple(class_names), folder)
+    if contained is not None:
+        loaded = container(contained[0], config).load(request)
+    elif config.file is not None:
         loaded = _load_program(config, given)
     elif config.checkpoint is None:
         loaded = _load_by_factory_alone(config, given, folder)
     else:
-        loaded = _load_checkpoint(config, given, image_shape[0], len(class_names), folder)
+        loaded = _load_checkpoint(request)
     network, settings = loaded.network, loaded.settings
     why = why_not_pixel_units(settings.mean, settings.std)
     if why is not None:

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from audit.classifiers.checkpoint import existing_file
 from audit.classifiers.classifier import Classifier
+from audit.classifiers.containers.table import kind_and_place
 from audit.classifiers.load import load_classifier
 from audit.classifiers.slices import Slices
 from audit.classifiers.trace import HookedNetwork, OutputNetwork
@@ -87,8 +89,11 @@ def _notices_of_counterfactuals(classifier: Classifier, settings: Counterfactual
 
 def _check_files(config: ClassifierConfig) -> None:
     """Raise ClassifierError for a file of the configuration that is not there."""
-    if config.file is not None:
+    contained = kind_and_place(config)
+    if config.file is not None and contained is None:
         existing_file(config.file, "Classifier file")
+    elif config.file is not None and contained is not None and not Path(contained[1]).exists():
+        raise ClassifierError(f"'{contained[1]}' of classifier '{config.name}' does not exist: check the path.")
     if config.checkpoint is not None and not is_shipped(config.checkpoint):
         existing_file(config.checkpoint, "Checkpoint")
     place, _, _ = (config.factory or "").rpartition(":")

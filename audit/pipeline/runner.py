@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from audit.classifiers.containers.table import check_containers
 from audit.config import AuditConfig, load_config
 from audit.counterfactual.methods import ChosenMethod, choose_methods
 from audit.errors import ConfigError
@@ -120,6 +121,7 @@ def _check_names(config: AuditConfig) -> tuple[ChosenMethod, ...]:
         check_names(config.robustness.corruptions.names)
     check_captum(config.attribution)
     check_embeddings(config)
+    check_containers((*config.classifiers, *config.judge_checkpoints))
     if config.generator is not None:
         READERS.get(config.generator.format, "generator.format")
     return choose_methods(config.counterfactual, config.seed)

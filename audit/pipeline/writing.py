@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from audit.config import AuditConfig, is_embedding_file, is_shipped
+from audit.config import AuditConfig, container_of, is_embedding_file, is_shipped
 from audit.errors import AuditError
 from audit.pipeline.pictures import without_pictures
 from audit.report.build import render_report
@@ -45,7 +45,8 @@ def inputs_of(config: AuditConfig, file: Path | None, cache: Path | None) -> dic
     for one in (*config.classifiers, *config.judge_checkpoints):
         place, _, _ = (one.factory or "").rpartition(":")
         named[f"the checkpoint of '{one.name}'"] = one.checkpoint
-        named[f"the file of '{one.name}'"] = one.file
+        contained = container_of(one.file)
+        named[f"the file of '{one.name}'"] = one.file if contained is None else contained[1]
         named[f"the factory of '{one.name}'"] = place if place.endswith(".py") else None
     return {
         what: Path(place)

@@ -8,7 +8,9 @@ from audit.results import ModelInput, ModelResult, Reading
 ORIGINS = {
     "configuration": "configuration",
     "checkpoint": "checkpoint",
+    "container": "its own description",
     "timm": "timm's default",
+    "library": "its library's default",
     "data": "as the data",
     "default": "nobody gave any",
 }
