@@ -813,6 +813,11 @@ class AuditConfig(Section):
     name: str = Field("audit", description="title of the report")
     seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
     device: str = Field("auto", description="'auto' takes a GPU when there is one; or 'cpu', 'cuda', 'cuda:1', 'mps'")
+    compiled: Literal["auto", "on", "off"] = Field(
+        "auto",
+        description="whether the certificate of loading compares each model with what torch.compile makes of it, half "
+        "a minute and more a model; auto: on a GPU",
+    )
     max_memory: AutoMemory = Field(
         "auto",
         description="bound on what the images worked on together take, measured: batches are worked on in parts that "

@@ -158,6 +158,16 @@ class Reading(Row):
     not_tried: str | None = Field(default=None, description="why there is no accuracy")
 
 
+class LoadingCheck(Row):
+    """One line of a model's certificate of loading: is what is audited the network that was meant?"""
+
+    name: str = Field(description="stable name for programs, for instance 'gradient'")
+    passed: bool | None = Field(description="None: not tried, or nothing to tell it by; `finding` says why")
+    value: float | None = Field(default=None, description="what was measured; None: nothing is")
+    limit: float | None = Field(default=None, description="bound that `value` may not exceed")
+    finding: str = Field(description="one sentence: what was seen, and what it means")
+
+
 class Failure(Row):
     """Why a model's audit ended early; what had been measured before stays."""
 
@@ -867,6 +877,9 @@ class ModelResult(Row):
     input: ModelInput | None = None
     sanity: list[Reading] = Field(
         default_factory=list, description="the assumed and the other usual readings of its input, assumed first"
+    )
+    certificate: list[LoadingCheck] = Field(
+        default_factory=list, description="checks of how it was loaded; empty: the file is older"
     )
     failed: Failure | None = Field(default=None, description="None: every stage was completed")
     unpaired: bool = Field(

@@ -105,7 +105,6 @@ def test_a_missing_key_is_named() -> None:
     ("classifier", "match"),
     [
         ({}, "exactly one of .* given: none"),
-        ({"checkpoint": "a.pt"}, "exactly one of"),
         ({"architecture": "resnet18", "file": "a.pt"}, "given: architecture, file"),
         ({"architecture": "resnet18"}, "needs a checkpoint beside its architecture"),
         ({"factory": "m:f", "weights_key": "ema"}, "'weights_key' of classifier .* would have no effect"),
@@ -121,6 +120,8 @@ def test_a_classifier_comes_from_one_source(classifier: dict[str, Any], match: s
     "classifier",
     [
         {"checkpoint": "shipped:trades"},
+        {"checkpoint": "a.safetensors"},
+        {"architecture": "hf-hub:me/owls"},
         {"architecture": "resnet18", "checkpoint": "a.pt"},
         {"architecture": "convnext_atto", "checkpoint": "shipped:plain"},
         {"factory": "package.module:f", "checkpoint": "a.safetensors"},

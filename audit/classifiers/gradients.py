@@ -19,9 +19,18 @@ LIMIT = {torch.float64: 0.01, torch.float32: 0.05}
 ROUNDINGS = 16.0
 """Units of rounding that an answer of a deep network may be off by."""
 RANDOM_DIRECTIONS = 2
+TINY = 1e-30
 
 Score = Callable[[Tensor], Tensor]
 """From images `[N, C, H, W]` to one number each, `[N]`."""
+
+
+@dataclass(frozen=True)
+class Exact:
+    """A score whose differences are trusted, computed in numbers of `kind` (float32 or float64) from such images."""
+
+    score: Score
+    kind: torch.dtype
 
 
 @dataclass(frozen=True)
@@ -36,26 +45,29 @@ class Slopes:
         return self.error <= self.limit
 
 
-def compare_slopes(score: Score, exact: Score, images: Tensor, rng: torch.Generator) -> Slopes:
+def compare_slopes(score: Score, exact: Exact, images: Tensor, rng: torch.Generator) -> Slopes:
     """Compare the gradient of `score` at `images` with central differences of `exact`, the same function.
 
-    `exact` may compute in float64 or in another runtime; the number type of what it returns sets steps and limit.
+    `exact` may compute in other numbers or in another runtime.
     """
     given = images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(score(given).sum(), given, materialize_grads=True)
+    scores = score(given).sum()
+    if scores.requires_grad:
+        (gradient,) = torch.autograd.grad(scores, given, materialize_grads=True)
+    else:
+        gradient = torch.zeros_like(images)
     random = torch.randint(0, 2, (RANDOM_DIRECTIONS, *images.shape), generator=rng).to(images) * 2 - 1
-    errors = []
+    point, errors = images.to(exact.kind), []
     with torch.no_grad():
         for direction in (gradient.sign(), *random):
             along = (gradient.double() * direction.double()).flatten(1).sum(1)
-            tried, kind = [], torch.float32
-            for step in STEPS[exact(images[:1]).dtype]:
-                above, below = exact(images + step * direction), exact(images - step * direction)
-                kind = above.dtype
-                rounding = ROUNDINGS * torch.finfo(kind).eps * above.double().abs() / step
-                found = (above.double() - below.double()) / (2 * step)
+            tried = []
+            for step in STEPS[exact.kind]:
+                change = step * direction.to(exact.kind)
+                above, below = exact.score(point + change).double(), exact.score(point - change).double()
+                rounding = ROUNDINGS * torch.finfo(exact.kind).eps * above.abs() / step
+                found = (above - below) / (2 * step)
                 gap = ((along - found).abs() - rounding).clamp_min(0)
-                largest = torch.maximum(along.abs(), found.abs())
-                tried.append(torch.where(gap > 0, gap / largest.clamp_min(torch.finfo(torch.float64).tiny), 0))
+                tried.append(gap / torch.maximum(along.abs(), found.abs()).clamp_min(TINY))
             errors.append(torch.stack(tried).amin(0))
-    return Slopes(float(torch.cat(errors).median()), LIMIT[kind])
+    return Slopes(float(torch.cat(errors).median()), LIMIT[exact.kind])

@@ -12,6 +12,7 @@ from audit.data.fingerprint import listing_fingerprint
 from audit.embeddings.embedding import named
 from audit.pipeline.attribution import Attributions, save_attributions, with_maps_of
 from audit.pipeline.calibrate import Calibrated
+from audit.pipeline.certificate import certificate
 from audit.pipeline.context import Context
 from audit.pipeline.first_look import Look
 from audit.pipeline.images import Images
@@ -261,6 +262,7 @@ def _row(findings: Findings, model: Measured, folder: str) -> ModelResult:
         source=classifier.source,
         input=classifier.input,
         sanity=findings.looks[name].readings,
+        certificate=certificate(classifier, findings.looks[name], model.checks),
         failed=failed,
         unreliable=unreliable(model),
         clean=model.clean,

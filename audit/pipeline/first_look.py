@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 
 import torch
 
+from audit.classifiers.certify import IMAGES, compiled_check, gradient_check
 from audit.classifiers.classifier import Classifier
 from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
-from audit.results import Notice, Reading
+from audit.results import LoadingCheck, Notice, Reading
 from audit.robustness.sanity.doubts import input_notices
 from audit.robustness.sanity.measure import read_otherwise, sample_of
 from audit.runtime.progress import remark
@@ -20,6 +21,7 @@ class Look:
 
     readings: list[Reading] = field(default_factory=list)
     notices: list[Notice] = field(default_factory=list)
+    checks: list[LoadingCheck] = field(default_factory=list)
 
 
 def first_looks(
@@ -34,11 +36,13 @@ def first_looks(
     names = audited.class_names
     # Labels that are numbers have an order by themselves, and `data.classes` is one that somebody wrote down.
     stated = config.data.classes is not None or all(name == f"class {k}" for k, name in enumerate(names))
+    few = sample.images(range(min(IMAGES, len(sample)))).to(device)
     looks = {}
     for classifier in classifiers:
         readings = read_otherwise(classifier, sample, architectures.get(classifier.name), device)
         notices = input_notices(classifier.name, classifier.input, readings, audited.image_shape, names, stated=stated)
         for notice in notices:
             remark(f"Note on {notice.subject}: {notice.text}")
-        looks[classifier.name] = Look(readings, notices)
+        checks = [gradient_check(classifier, few), compiled_check(classifier, few, config.compiled)]
+        looks[classifier.name] = Look(readings, notices, checks)
     return looks

@@ -15,6 +15,7 @@ from audit.errors import ResultsError
 from audit.report import (
     accounts,
     attribution,
+    certificate,
     classes,
     figures,
     labels,
@@ -143,6 +144,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
         regions=_region_names(models, result.queries),
         robustness=robustness,
         provenance=provenance,
+        certificate=certificate,
         attacks=robustness.attack_columns(models),
         headline=robustness.headline_columns(models),
         classes=classes,

@@ -78,7 +78,7 @@ def test_a_vision_transformer_of_hugging_face(tmp_path: Path) -> None:
         expected = model(pixel_values=(images() - 0.4) / 0.2).logits
     torch.testing.assert_close(it(images()), expected.flip(1), atol=1e-5, rtol=1e-4)
     x, logits = it.features_and_logits(images())
-    torch.testing.assert_close(it.head_logits(x), logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(it.head(x), logits, atol=1e-5, rtol=1e-4)
     assert leads_back(it, images())
 
 
@@ -351,7 +351,7 @@ def test_an_onnx_file_answers_and_leads_back_as_the_network_it_was(tmp_path: Pat
     (wanted,) = torch.autograd.grad(network(theirs)[:, 1].sum(), theirs)
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=1e-3)
     x, logits = it.features_and_logits(images())
-    torch.testing.assert_close(it.head_logits(x), logits, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(it.head(x), logits, atol=1e-5, rtol=1e-4)
 
 
 class Rounded(nn.Module):

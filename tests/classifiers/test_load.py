@@ -119,6 +119,17 @@ def test_timms_own_configuration_is_taken_for_its_own_architectures(tmp_path: Pa
     assert grey(images(channels=3)).shape == (2, 3)
 
 
+def test_a_checkpoint_that_names_its_architecture_needs_nothing_beside_it(tmp_path: Path) -> None:
+    about = {"architecture": "convnext_atto", "architecture_args": SMALL_CONVNEXT_ARGS, "classes": list(CLASSES[::-1])}
+    said = {**about, "mean": [0.4], "std": [0.2], "input_size": 48, "channels": 1}
+    it = load(checkpoint=saved(small(), tmp_path / "w.safetensors", **said))
+    assert it.input_shape == (1, 48, 48)
+    assert set(it.input.origins.values()) == {"checkpoint", "configuration"}
+    bare = saved(small(), tmp_path / "bare.safetensors")
+    with pytest.raises(ClassifierError, match="does not say which architecture it belongs to"):
+        load(checkpoint=bare)
+
+
 def test_metadata_in_other_units_are_refused_and_the_configuration_comes_before_them(tmp_path: Path) -> None:
     file = saved(small(), tmp_path / "w.safetensors", mean=[127.5], std=[127.5])
     with pytest.raises(ClassifierError, match=r"metadata .* set mean = \[0\.5\], std = \[0\.5\]"):

@@ -39,6 +39,7 @@ DOORS = (
     "A data set",
     "A generator",
     "An embedding",
+    "A container",
 )
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from audit.classifiers.checkpoint import existing_file
-from audit.classifiers.gradients import compare_slopes
+from audit.classifiers.gradients import Exact, compare_slopes
 from audit.classifiers.input_settings import InputSettings
 from audit.classifiers.loaded import Loaded, Request, missing_package
 from audit.classifiers.probe import first_line, same
@@ -120,7 +120,7 @@ def _check(network: nn.Module, session: Any, name: str, images: Tensor, file: Pa
             raise NotDifferentiable(_why(file, f"what onnx2pytorch makes of it answers otherwise, by {gap:.2g}"))
         slopes = compare_slopes(
             lambda x: weighted(first(network(x))),
-            lambda x: weighted(answers(session, name, x)),
+            Exact(lambda x: weighted(answers(session, name, x)), torch.float32),
             images,
             stage_generator(0, "onnx/directions"),
         )
