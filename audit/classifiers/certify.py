@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from audit.classifiers.black_box import REASON, is_black_box
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.gradients import Exact, Score, compare_slopes
 from audit.classifiers.mode import preserve_mode
@@ -69,6 +70,8 @@ def gradient_check(classifier: Classifier, images: Tensor) -> LoadingCheck:
 
     They are taken in a float64 copy of the network where one can be had, and else in the network itself.
     """
+    if is_black_box(classifier):
+        return _not_tried(GRADIENT, REASON)
     if draws_at_random(classifier):
         return _not_tried(GRADIENT, DRAWS)
     images = images[:IMAGES]
@@ -115,6 +118,8 @@ def compiled_check(classifier: Classifier, images: Tensor, wanted: str) -> Loadi
     images = images[:IMAGES]
     if wanted == "off" or (wanted == "auto" and images.device.type != "cuda"):
         return _not_tried(COMPILED, f'compiled = "{wanted}"{" compiles on a GPU only" if wanted == "auto" else ""}')
+    if is_black_box(classifier):
+        return _not_tried(COMPILED, REASON)
     if classifier.is_program:
         return _not_tried(COMPILED, "it is a program already, which torch.compile does not take")
     if draws_at_random(classifier):

@@ -1,9 +1,9 @@
 """ONNX files (`.onnx`), converted to torch by onnx2pytorch, so that gradients lead through them.
 
 A converted network is taken only if it answers as onnxruntime does, and if its gradients are the slopes of what
-onnxruntime computes. onnxruntime also simplifies the file first (constants folded, identities removed), which the
-converter relies on. onnx2pytorch was chosen over onnx2torch, which knows no operators of opsets from 18 on and has had
-no release since 2024; both are under Apache-2.0.
+onnxruntime computes. Any other file becomes a black box, which onnxruntime answers for. onnxruntime also simplifies the
+file first (constants folded, identities removed), which the converter relies on. onnx2pytorch was chosen over
+onnx2torch, which knows no operators of opsets from 18 on and has had no release since 2024; both are under Apache-2.0.
 """
 
 import warnings
@@ -11,9 +11,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from audit.classifiers.black_box import CHUNK, BlackBox
 from audit.classifiers.checkpoint import existing_file
 from audit.classifiers.gradients import Exact, compare_slopes
 from audit.classifiers.input_settings import InputSettings
@@ -21,12 +23,13 @@ from audit.classifiers.loaded import Loaded, Request, missing_package
 from audit.classifiers.probe import first_line, same
 from audit.errors import ClassifierError
 from audit.runtime.seeds import stage_generator
+from audit.storage.files import hash_file
 
 PROBES = 2
 
 
-class NotDifferentiable(ClassifierError):
-    """An ONNX file runs, and no network with its gradients can be had of it; it can be audited as a black box."""
+class NotDifferentiable(Exception):
+    """An ONNX file runs, and no network with its gradients can be had of it, for the reason that this holds."""
 
 
 def open_session(file: Path, simplified: Path | None = None) -> Any:
@@ -89,18 +92,19 @@ def _converted(simplified: Path, file: Path) -> nn.Module:
             warnings.simplefilter("ignore")
             network: nn.Module = ConvertModel(_without_defaults(onnx.load(str(simplified))))
     except Exception as error:
-        raise NotDifferentiable(_why(file, first_line(error))) from error
+        raise NotDifferentiable(first_line(error)) from error
     return network.eval()
 
 
-def _why(file: Path, reason: str) -> str:
-    return (
-        f"Classifier file '{file}' runs in onnxruntime and cannot be converted to a network with gradients ({reason}): "
-        "give the network itself by architecture or factory, or as a TorchScript or torch.export file."
-    )
+def _black_box(session: Any, name: str, batch: int | None, file: Path) -> BlackBox:
+    def answer(pixels: np.ndarray) -> object:
+        found = session.run(None, {name: pixels})
+        return found[0] if len(found) == 1 else tuple(found)
+
+    return BlackBox(answer, batch or CHUNK, hash_file(file))
 
 
-def _check(network: nn.Module, session: Any, name: str, images: Tensor, file: Path) -> None:
+def _check(network: nn.Module, session: Any, name: str, images: Tensor) -> None:
     """Raise NotDifferentiable unless `network` answers as `session` does and its gradient is the slope of that."""
     expected = answers(session, name, images)
     weights = torch.randn(expected.shape[1:], generator=stage_generator(0, "onnx/weights"))
@@ -117,7 +121,7 @@ def _check(network: nn.Module, session: Any, name: str, images: Tensor, file: Pa
             found = first(network(images))
         if not same(found, expected):
             gap = float((found - expected).abs().max()) if found.shape == expected.shape else float("nan")
-            raise NotDifferentiable(_why(file, f"what onnx2pytorch makes of it answers otherwise, by {gap:.2g}"))
+            raise NotDifferentiable(f"what onnx2pytorch makes of it answers otherwise, by {gap:.2g}")
         slopes = compare_slopes(
             lambda x: weighted(first(network(x))),
             Exact(lambda x: weighted(answers(session, name, x)), torch.float32),
@@ -127,24 +131,40 @@ def _check(network: nn.Module, session: Any, name: str, images: Tensor, file: Pa
     except NotDifferentiable:
         raise
     except Exception as error:
-        raise NotDifferentiable(_why(file, first_line(error))) from error
+        raise NotDifferentiable(first_line(error)) from error
     if not slopes.agree:
         raise NotDifferentiable(
-            _why(file, f"its gradients differ from the slopes of what onnxruntime computes by {slopes.error:.0%}")
+            f"its gradients differ from the slopes of what onnxruntime computes by {slopes.error:.0%}"
         )
 
 
 def load(request: Request) -> Loaded:
-    """Convert the file and hold the network against onnxruntime; raises ClassifierError."""
+    """Convert the file and hold the network against onnxruntime, or take it as a black box; raises ClassifierError."""
     file = Path(request.place)
     with TemporaryDirectory() as folder:
         simplified = Path(folder) / "simplified.onnx"
         session = open_session(file, simplified)
-        network = _converted(simplified, file)
-    name, batch, own = input_of(session, file)
+        name, batch, own = input_of(session, file)
+        network: nn.Module | str
+        try:
+            network = _converted(simplified, file)
+        except NotDifferentiable as error:
+            network = str(error)
     settings = request.given.completed_by(own)
     side = settings.input_size or 224
     shape = (batch or PROBES, settings.channels or request.channels, side, side)
     images = torch.rand(shape, generator=stage_generator(0, "onnx/images"))
-    _check(network, session, name, images, file)
-    return Loaded(network, settings, f"{file.name} (ONNX)", file.name)
+    called = f"{file.name} (ONNX)"
+    try:
+        if isinstance(network, str):
+            raise NotDifferentiable(network)
+        _check(network, session, name, images)
+    except NotDifferentiable as error:
+        told = (
+            "black-box-onnx",
+            f"it cannot be converted to a network with gradients ({error}), so that it is a black box that onnxruntime "
+            "answers for: what follows gradients is left out. Give the network itself by architecture or factory, or "
+            "as a TorchScript or torch.export file, to have that as well",
+        )
+        return Loaded(_black_box(session, name, batch, file), settings, called, file.name, notices=(told,))
+    return Loaded(network, settings, called, file.name)
