@@ -7,7 +7,7 @@ the file is therefore tried as a prefix, and one fits if every tensor of the net
 
 import math
 import re
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -255,11 +255,16 @@ def fit_weights(
 
     Counters of batch norm that old files lack may be missing; nothing else may.
     """
-    wanted = {name: value.shape for name, value in network.state_dict().items()}
+    own = network.state_dict()
+    wanted = {name: value.shape for name, value in own.items()}
     fit = find_weights(wanted, checkpoint, where, weights_key=weights_key, replaced=replaced)
     tensors = {name: one.read() for name, one in fit.tensors.items()}
     check_finite(tensors, where)
-    network.load_state_dict(tensors, strict=False)
+    # Torch keeps the versions of layouts beside a state dict, and some modules refuse one without: the names and shapes
+    # that were found are those of the present layout.
+    state = OrderedDict(tensors)
+    state._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]
+    network.load_state_dict(state, strict=False)
     return fit
 
 

@@ -164,6 +164,15 @@ def test_processors_in_units_of_pixels(
 # torchvision and timm
 
 
+def test_a_model_that_asks_for_the_version_of_its_layout(tmp_path: Path) -> None:
+    from torchvision import models
+
+    network = seeded(lambda: models.get_model("mnasnet0_5", num_classes=3)).eval()
+    torch.save(network.state_dict(), tmp_path / "it.pth")
+    it = load(architecture="torchvision:mnasnet0_5", checkpoint=str(tmp_path / "it.pth"), input_size=32, mean=0, std=1)
+    torch.testing.assert_close(it(images()), network(images()), atol=1e-5, rtol=1e-4)
+
+
 def test_a_model_of_torchvision_with_a_checkpoint_of_ones_own(tmp_path: Path) -> None:
     from torchvision import models
 
