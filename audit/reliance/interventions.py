@@ -10,13 +10,14 @@ from functools import partial
 from pathlib import Path
 
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample, interpolate
+from torch.nn.functional import interpolate
 
 from audit.config import RelianceConfig
 from audit.errors import ConfigError
 from audit.reliance import tokens
 from audit.reliance.spec import Change, Intervention
 from audit.reliance.tokens import CORNERS, Draw
+from audit.robustness.attacks.spatial import resampled
 from audit.robustness.corruptions.digital import jpeg
 from audit.robustness.corruptions.filters import gaussian_blur
 from audit.runtime.registry import Registry
@@ -37,17 +38,10 @@ def _gamma(images: Tensor, strength: float, sign: int) -> Tensor:
     return images ** ((1 + strength) ** sign)
 
 
-def _moved(images: Tensor, rows: list[list[float]]) -> Tensor:
-    """Read every image at the places `rows` `[2, 3]` maps the output's to, in units of half a side (x, y)."""
-    theta = images.new_tensor(rows).expand(len(images), 2, 3)
-    grid = affine_grid(theta, list(images.shape), align_corners=False)
-    return grid_sample(images, grid, padding_mode="border", align_corners=False)
-
-
 def _shifted(images: Tensor, strength: float, right: int, down: int) -> Tensor:
     height, width = images.shape[-2:]
     along = 2 * strength * min(height, width)
-    return _moved(images, [[1, 0, -right * along / width], [0, 1, -down * along / height]])
+    return resampled(images, [[1, 0, -right * along / width], [0, 1, -down * along / height]], "border")
 
 
 def _turned(images: Tensor, degrees: float, sign: int) -> Tensor:
@@ -55,12 +49,12 @@ def _turned(images: Tensor, degrees: float, sign: int) -> Tensor:
     angle = math.radians(sign * degrees)
     cos, sin = math.cos(angle), math.sin(angle)
     # Half a side is not equally long along both axes of an oblong image.
-    return _moved(images, [[cos, sin * height / width, 0], [-sin * width / height, cos, 0]])
+    return resampled(images, [[cos, sin * height / width, 0], [-sin * width / height, cos, 0]], "border")
 
 
 def _scaled(images: Tensor, strength: float, sign: int) -> Tensor:
     zoom = (1 + strength) ** -sign
-    return _moved(images, [[zoom, 0, 0], [0, zoom, 0]])
+    return resampled(images, [[zoom, 0, 0], [0, zoom, 0]], "border")
 
 
 def _blurred(images: Tensor, strength: float) -> Tensor:

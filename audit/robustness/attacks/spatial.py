@@ -68,9 +68,17 @@ def transformed(images: Tensor, point: tuple[float, float, float], padding: str)
     # Where each pixel comes from, in units of half the image's sides, so that an angle needs their ratio.
     matrix = torch.tensor([[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]], dtype=torch.float64)
     matrix[:, 2] = -matrix[:, :2] @ torch.tensor([2 * right, 2 * down], dtype=torch.float64)
-    theta = matrix.to(images)[None].expand(len(images), 2, 3)
+    return resampled(images, matrix.tolist(), padding).clamp(0, 1)
+
+
+def resampled(images: Tensor, rows: list[list[float]], padding: str) -> Tensor:
+    """Read `images` `[N, C, H, W]` at the places that `rows` `[2, 3]` maps the output's to; bilinear.
+
+    Places are (x, y) in units of half a side, from the middle.
+    """
+    theta = images.new_tensor(rows).expand(len(images), 2, 3)
     grid = functional.affine_grid(theta, list(images.shape), align_corners=False)
-    return functional.grid_sample(images, grid, padding_mode=padding, align_corners=False).clamp(0, 1)
+    return functional.grid_sample(images, grid, padding_mode=padding, align_corners=False)
 
 
 def spatial_attack(
