@@ -56,6 +56,7 @@ from audit.runtime.seeds import stage_generator
 
 WHOLE_IMAGE = "labels do not exclude each other, so that they are measured one by one: see labels.NAME"
 """Why a multi-label model has no accuracy over classes."""
+ONE_CLASS = "they are measured only where an image has one class"
 
 
 @dataclass(frozen=True)
@@ -105,9 +106,12 @@ class Labelled:
             for run, one in self.of(name):
                 if failed is None and one.failed is not None:
                     failed = one.failed.model_copy(update={"stage": f"{one.failed.stage} of label '{run.name}'"})
-            note = NotComputed(what="accuracy over classes", why=WHOLE_IMAGE, paths=["clean", "robust", "sanity"])
+            notes = (
+                NotComputed(what="accuracy over classes", why=WHOLE_IMAGE, paths=["clean", "robust", "sanity"]),
+                NotComputed(what="reliance and attribution maps", why=ONE_CLASS, paths=["reliance", "attributions"]),
+            )
             nothing = nothing_measured(self.images.audited.class_names)
-            rows.append(Measured(model.classifier, nothing, not_computed=(note,), failed=failed))
+            rows.append(Measured(model.classifier, nothing, not_computed=notes, failed=failed))
         return Robustness(tuple(rows), self.lost)
 
 

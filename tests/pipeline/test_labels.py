@@ -194,6 +194,8 @@ def test_an_audit_from_files_to_report(audit: tuple[AuditResult, Path]) -> None:
     assert poor.label_summary is not None
     assert (good.label_summary.auroc.value or 0) > (poor.label_summary.auroc.value or 0) > 0.5
     assert good.clean.accuracy.value is None
+    assert good.reliance is None
+    assert "reliance" in {path for note in good.not_computed for path in note.paths}
     assert any(row.metric == "labels.marker.robust.pgd.8/255" and row.a == "good" for row in result.differences)
     page = (folder / "report.html").read_text()
     assert "some label falls on" in page
