@@ -25,6 +25,8 @@ RULES = """
 name = "a look"
 [data]
 path = "images"
+[reliance]
+n = 4
 [robustness]
 n = 8
 steps = 1

@@ -46,6 +46,7 @@ def test_a_folder_of_masks_gives_the_numbers_of_a_manifest(root: Path) -> None:
     def regions(data: dict[str, Any]) -> list[dict[str, Any]]:
         values = {
             "data": data,
+            "reliance": {"n": 4},
             "robustness": {
                 "n": 16, "eps": ["0.3"], "steps": 3, "trust": False,
                 "vulnerability": {"eps": "0.3", "steps": 2, "batch_size": 8, "n": 16},

@@ -76,6 +76,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def audited(folder: Path, factory: str, out: Path | None = None, weights: str = "weights.pt", **robustness: Any) -> Any:
     values = {
         "data": {"path": str(folder / "images")},
+        "reliance": {"n": 4},
         "robustness": {"n": 12, "eps": ["0.02"], "steps": 3, "trust": {"n": 8, "square_queries": 10}, **robustness},
         "classifiers": [
             {"name": "m", "factory": f"{folder / 'nets.py'}:{factory}", "checkpoint": str(folder / weights)}
@@ -152,6 +153,8 @@ def test_console_report_and_file_mark_what_is_doubted(folder: Path, tmp_path: Pa
         f"""
 [data]
 path = "{folder / "images"}"
+[reliance]
+n = 4
 [robustness]
 n = 8
 eps = []

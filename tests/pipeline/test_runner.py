@@ -104,6 +104,8 @@ pivot_steps = 40
 tuning_steps = 40
 [counterfactual]
 steps = 30
+[reliance]
+n = 4
 [robustness]
 n = 30
 steps = 3
