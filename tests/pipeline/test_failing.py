@@ -77,7 +77,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 def config(folder: Path, *faults: str, extra: str = "") -> Path:
-    text = 'name = "run [/] 3"\n[data]\npath = "data.npz"\n[reliance]\nn = 4\n[robustness]\nn = 24\nsteps = 2\neps = ["8/255"]\n'
+    text = 'name = "run [/] 3"\n[data]\npath = "data.npz"\n[reliance]\nn = 4\n'
+    text += '[robustness]\nn = 24\nsteps = 2\neps = ["8/255"]\n'
     text += f"trust = false\n{extra}\n"
     for fault in faults:
         checkpoint = (
