@@ -1,9 +1,25 @@
-"""Evaluate a network without leaving a trace in it: mode and gradient flags are put back exactly as they were."""
+"""The mode of a network: passed on by what wraps it, and put back with its gradient flags after an evaluation."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from typing import Self
 
 from torch import nn
+
+
+class Wrapper(nn.Module):
+    """A module around a network, to which it passes its mode on.
+
+    Modules of torch.export have one fixed mode and refuse the call; they keep it.
+    """
+
+    def train(self, mode: bool = True) -> Self:
+        """Put this module and what is in it in training mode, or in evaluation mode."""
+        self.training = mode
+        for module in self.children():
+            with suppress(NotImplementedError):
+                module.train(mode)
+        return self
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from audit.classifiers.mode import Wrapper
 from audit.errors import ClassifierError
 
 Scale = Literal["logits", "probabilities"]
@@ -79,20 +80,13 @@ def at_path(answer: object, path: tuple[str | int, ...]) -> object:
     return answer
 
 
-class Picked(nn.Module):
+class Picked(Wrapper):
     """A network of whose answer one tensor is taken, as `[N, K]`."""
 
     def __init__(self, network: nn.Module, path: tuple[str | int, ...]) -> None:
         super().__init__()
         self.network = network
         self.path = path
-
-    def train(self, mode: bool = True) -> "Picked":
-        """Pass the mode on, except to modules of torch.export, which have one fixed mode and refuse the call."""
-        self.training = mode
-        if not isinstance(self.network, torch.fx.GraphModule):
-            self.network.train(mode)
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """The chosen numbers `[N, K]` of normalised images."""

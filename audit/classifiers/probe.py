@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from audit.classifiers.mode import Wrapper
 from audit.classifiers.outputs import AnswerSettings, Picked, answer_path, at_path, tensors_of
 from audit.errors import ClassifierError
 from audit.runtime.memory import out_of_memory
@@ -51,20 +52,13 @@ def at_least_float(values: Tensor) -> Tensor:
     return values.float() if values.dtype in HALVES else values
 
 
-class InDtype(nn.Module):
+class InDtype(Wrapper):
     """A network that wants its images in another number type than float32; a tensor it returns is float32 again."""
 
     def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.network = network
         self.dtype = dtype
-
-    def train(self, mode: bool = True) -> "InDtype":
-        """Pass the mode on, except to modules of torch.export, which have one fixed mode and refuse the call."""
-        self.training = mode
-        if not isinstance(self.network, GraphModule):
-            self.network.train(mode)
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, K]` in float32."""

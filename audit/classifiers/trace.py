@@ -12,14 +12,13 @@ names, and without one the logits themselves.
 
 import difflib
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from audit.classifiers.mode import preserve_mode
+from audit.classifiers.mode import Wrapper, preserve_mode
 from audit.classifiers.outputs import AnswerSettings, Picked, Scale, are_probabilities
 from audit.classifiers.probe import (
     HALVES,
@@ -152,7 +151,7 @@ def _over_positions(features: Tensor, out: Tensor) -> Tensor:
     return features[:, None] if out.ndim == 3 else features.reshape(out.shape)
 
 
-class OutputNetwork(nn.Module):
+class OutputNetwork(Wrapper):
     """A network whose features are its output, for want of others."""
 
     head = None
@@ -162,13 +161,6 @@ class OutputNetwork(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-
-    def train(self, mode: bool = True) -> "OutputNetwork":
-        """Pass the mode on, except to modules of torch.export, which have one fixed mode and refuse the call."""
-        self.training = mode
-        with suppress(NotImplementedError):
-            self.network.train(mode)
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Values `[N, K]` of normalised images."""
@@ -180,7 +172,7 @@ class OutputNetwork(nn.Module):
         return values, values
 
 
-class WidenedNetwork(nn.Module):
+class WidenedNetwork(Wrapper):
     """A TorchScript or exported network whose widened final weight returns logits and features side by side."""
 
     behind = None
@@ -190,14 +182,6 @@ class WidenedNetwork(nn.Module):
         super().__init__()
         self.network = network
         self.head = head
-
-    def train(self, mode: bool = True) -> "WidenedNetwork":
-        """Pass the mode on, except to modules of torch.export, which have one fixed mode and refuse the call."""
-        self.training = mode
-        self.head.train(mode)
-        with suppress(NotImplementedError):
-            self.network.train(mode)
-        return self
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, K]` of normalised images."""
