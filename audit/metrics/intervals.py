@@ -88,17 +88,9 @@ def bootstrap_mean(values: Tensor, generator: torch.Generator, level: float = 0.
 
     Equal values give an interval of no width: the bootstrap cannot know of what it has not seen.
     """
-    n = len(values)
-    if n == 0:
+    if len(values) == 0:
         return Interval(value=None, n=0, level=level)
-    values = values.double().cpu()
-    means = []
-    for start in range(0, resamples, _CHUNK):
-        rows = torch.randint(n, (min(_CHUNK, resamples - start), n), generator=generator, device=generator.device)
-        means.append(values[rows.cpu()].mean(dim=1))
-    tail = (1 - level) / 2
-    low, high = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64)).tolist()
-    return Interval(value=float(values.mean()), low=low, high=high, level=level, n=n)
+    return bootstrap_means(values[:, None], generator, level, resamples)[0]
 
 
 def bootstrap_means(
@@ -106,15 +98,17 @@ def bootstrap_means(
 ) -> list[Interval]:
     """Return the mean of every column of `values` `[N, M]` with its percentile bootstrap interval, N >= 1.
 
-    The rows are drawn once for all columns, which costs little more than a single one does.
+    The rows are drawn once for all columns.
     """
-    n, m = values.shape
+    n = len(values)
     values = values.double().cpu()
-    rows = torch.randint(n, (resamples, n), generator=generator, device=generator.device).cpu()
-    counts = torch.zeros(resamples, n, dtype=torch.float64).scatter_add_(
-        1, rows, torch.ones_like(rows, dtype=torch.float64)
-    )
+    means = []
+    for start in range(0, resamples, _CHUNK):
+        rows = torch.randint(n, (min(_CHUNK, resamples - start), n), generator=generator, device=generator.device)
+        means.append(torch.stack([column[rows.cpu()].mean(dim=1) for column in values.unbind(dim=1)], dim=1))
     tail = (1 - level) / 2
-    low, high = (counts @ values / n).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
-    means = values.mean(dim=0)
-    return [Interval(value=float(means[i]), low=float(low[i]), high=float(high[i]), level=level, n=n) for i in range(m)]
+    bounds = torch.cat(means).quantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    return [
+        Interval(value=float(column.mean()), low=low, high=high, level=level, n=n)
+        for column, (low, high) in zip(values.unbind(dim=1), bounds.T.tolist(), strict=True)
+    ]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from audit.metrics.intervals import bootstrap_means, wilson_interval
+from audit.metrics.intervals import bootstrap_mean, bootstrap_means, wilson_interval
 from audit.results import Interval, Reaction
 
 FEWEST = 10
@@ -63,5 +63,5 @@ def _of_class_hit_most(
     level = 1 - (1 - LEVEL) / (variants * len(enough))
     shares = {c: wilson_interval(int(hits[c]), int(counts[c]), level) for c in enough}
     worst = max(enough, key=lambda c: (shares[c].low or 0.0, shares[c].value or 0.0))
-    fall = bootstrap_means(-moved[decided == worst, worst, None], rng, level)[0]
+    fall = bootstrap_mean(-moved[decided == worst, worst], rng, level)
     return {"of_class": class_names[worst], "class_changed": shares[worst], "class_fall": fall}

@@ -14,7 +14,7 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import check_images
-from audit.metrics.intervals import bootstrap_means, wilson_interval
+from audit.metrics.intervals import bootstrap_mean, wilson_interval
 from audit.reliance.run import Panel, Shown
 from audit.results import Interval, Treated
 from audit.robustness.corruptions.filters import gaussian_blur
@@ -129,7 +129,7 @@ def _told(
     part, treatment = cell
     was, now = before.argmax(1), after.argmax(1)
     right, n = was == labels, len(labels)
-    fall = (before - after).gather(1, labels[:, None]).double()
+    fall = (before - after).gather(1, labels[:, None])[:, 0]
     return Treated(
         region=region,
         part="region" if part == "region" else "rest",
@@ -138,6 +138,6 @@ def _told(
         accuracy=wilson_interval(int((now == labels).sum()), n),
         clean_accuracy=wilson_interval(int(right.sum()), n),
         stay_right=wilson_interval(int((now == labels)[right].sum()), int(right.sum())),
-        fall=bootstrap_means(fall, rng)[0],
+        fall=bootstrap_mean(fall.double(), rng),
         follow=wilson_interval(int((now == others).sum()), n) if treatment == "exchanged" else Interval(value=None),
     )
