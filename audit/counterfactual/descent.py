@@ -9,10 +9,10 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.config import CounterfactualConfig
 from audit.counterfactual.batches import Batch
-from audit.counterfactual.iterates import whole_log_odds
 from audit.generator.protocol import Generator
 from audit.inversion.adam import RowAdam, cosine
 from audit.inversion.codes import spread
+from audit.robustness.attacks.losses import whole_log_odds
 from audit.runtime.seeds import stage_generator
 
 ADAM_EPS = 1e-5

@@ -9,14 +9,12 @@ asked for of each image.
 
 import torch
 from torch import Tensor
-from torch.nn.functional import smooth_l1_loss
 
 from audit.config import CounterfactualConfig
 from audit.counterfactual.answers import chosen
-from audit.counterfactual.balance import AIM
 from audit.counterfactual.batches import Batch
-from audit.counterfactual.descent import ADAM_EPS, clip_per_image, code_unit, shortfall
-from audit.counterfactual.latent_gradient import KINK, WEIGHT
+from audit.counterfactual.descent import ADAM_EPS, clip_per_image, code_unit
+from audit.counterfactual.latent_gradient import edit_loss
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, SearchNetworks
 from audit.runtime.progress import Advance
 from audit.runtime.seeds import stage_generator
@@ -52,9 +50,7 @@ def edit(
         return images, subject.classifier(images)
 
     def loss(codes: Tensor) -> Tensor:
-        images, logits = drawn(codes)
-        change = smooth_l1_loss(images, batch.inversions, beta=KINK, reduction="none").flatten(1).mean(dim=1)
-        return shortfall(logits, batch.targets, batch.goals + AIM).clamp_min(0) + WEIGHT * change
+        return edit_loss(*drawn(codes), batch)
 
     latents, iterates = batch.pivots.clone(), batch.iterates()
     optimiser = torch.optim.Adam([latents], lr=settings.lr * unit, eps=ADAM_EPS)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from audit.errors import ClassifierError
+from audit.robustness.attacks.losses import whole_log_odds
 
 SATURATED = 16.0
 """Log-odds beyond which float32 probabilities are 1 and nothing more is asked for."""
@@ -44,12 +45,6 @@ def goal_of(points: Tensor, targets: Tensor) -> Tensor:
 def log_odds(logits: Tensor, targets: Tensor) -> Tensor:
     """Log-odds `[N]` of the target classes `[N]` under `logits [N, K]`, exact also near 1; cut at `SATURATED`."""
     return whole_log_odds(logits, targets).clamp(-SATURATED, SATURATED)
-
-
-def whole_log_odds(logits: Tensor, targets: Tensor) -> Tensor:
-    """Log-odds as `log_odds` gives them, but not cut: with a gradient however large they are."""
-    own = torch.nn.functional.one_hot(targets, logits.shape[1]).bool()
-    return logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
 
 
 Choice = Literal["reached", "sparsest", "last"]

@@ -26,6 +26,12 @@ KINK = 1 / 255
 """Below this change of a pixel the L1 term is smooth: at the start all are 0, and rounding would choose their signs."""
 
 
+def edit_loss(images: Tensor, logits: Tensor, batch: Batch) -> Tensor:
+    """Return what is short of the goals plus the weighted mean change of the pixels, `[N]`."""
+    change = smooth_l1_loss(images, batch.inversions, beta=KINK, reduction="none").flatten(1).mean(dim=1)
+    return shortfall(logits, batch.targets, batch.goals + AIM).clamp_min(0) + WEIGHT * change
+
+
 def edit(
     settings: CounterfactualConfig,
     subject: CalibratedClassifier,
@@ -36,8 +42,7 @@ def edit(
     """Draw the counterfactuals of one batch."""
 
     def loss(iterate: Iterate) -> Tensor:
-        change = smooth_l1_loss(iterate.images, batch.inversions, beta=KINK, reduction="none").flatten(1).mean(dim=1)
-        return shortfall(iterate.logits, batch.targets, batch.goals + AIM).clamp_min(0) + WEIGHT * change
+        return edit_loss(iterate.images, iterate.logits, batch)
 
     iterates = batch.iterates()
 

@@ -118,7 +118,7 @@ def _explain_batch(
     iterates, said = aligned.iterates, _said_of(config, batch, aligned)
     if config.shrink:
         said |= {
-            "aligned_l1": (iterates.images - batch.inversions).abs().flatten(1).mean(dim=1),
+            "aligned_l1": iterates.change.clone(),
             "aligned_confidence": iterates.confidence.clone(),
             "aligned_steps": iterates.last.clone(),
         }

@@ -26,6 +26,7 @@ from audit.config import AttributionConfig
 from audit.errors import ConfigError, MetricError
 from audit.reliance.layers import placed_outputs
 from audit.robustness.attacks.checks import checked_logits
+from audit.robustness.attacks.losses import whole_log_odds
 from audit.runtime.progress import Advance
 from audit.runtime.seeds import stage_generator
 
@@ -47,9 +48,7 @@ def check_captum(config: AttributionConfig | None) -> None:
 
 def log_odds(classifier: nn.Module, images: Tensor, classes: Tensor) -> Tensor:
     """Return the log-odds `[N]` that `classifier` gives to `classes` `[N]`."""
-    logits = checked_logits(classifier, images).float()
-    others = logits.scatter(1, classes[:, None], -torch.inf).logsumexp(dim=1)
-    return logits.gather(1, classes[:, None])[:, 0] - others
+    return whole_log_odds(checked_logits(classifier, images).float(), classes)
 
 
 def _grad_cam(classifier: nn.Module, images: Tensor, classes: Tensor, config: AttributionConfig) -> Tensor:

@@ -57,6 +57,12 @@ def margin(logits: Tensor, labels: Tensor) -> Tensor:
     return _best_other(logits.topk(2, dim=1), labels) - _of_class(logits, labels)
 
 
+def whole_log_odds(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the log-odds `[N]` of the classes `labels` against all others; not cut, so that gradients stay."""
+    own = functional.one_hot(labels, logits.shape[1]).bool()
+    return logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
+
+
 def dlr(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the difference of logits ratio `[N]` (eq. 6): the margin over z_(1) - z_(3), positive if misclassified.
 
