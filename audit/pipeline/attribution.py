@@ -6,6 +6,7 @@ is noted, and costs nothing else.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from audit.classifiers.black_box import REASON
@@ -80,9 +81,7 @@ def _ascribed(context: Context, rows: AuditSet, model: Measured) -> Ascribed:
             notes.append(_note(method, blind))
             continue
         with stage_progress(f"{method} of {model.name}", 2 * len(rows)) as advance:
-            one = tried(STAGE, lambda method=method, advance=advance: attribute(  # type: ignore[misc]
-                method, model.classifier, images, settings, seed, advance
-            ))  # fmt: skip
+            one = tried(STAGE, partial(attribute, method, model.classifier, images, settings, seed, advance))
         if isinstance(one, Failure):
             notes.append(_note(method, one.why))
         else:

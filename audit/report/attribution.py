@@ -61,7 +61,7 @@ def examples(models: Sequence[ModelResult], folder: Path) -> list[tuple[str, lis
             Shown(
                 one.id,
                 one.predicted,
-                figures.image_uri(figures.read_image(folder, one.image)),
+                figures.file_uri(folder, one.image),
                 maps_of(model, one.id, folder),
             )
             for one in first[:EXAMPLES]

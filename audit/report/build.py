@@ -253,7 +253,7 @@ def _vulnerability_examples(models: Sequence[ModelResult], folder: Path) -> list
         cells = []
         for example in model.robust.vulnerability.examples if model.robust.vulnerability else []:
             values = np.asarray(figures.read_image(folder, example.map_image).convert("L"), dtype=np.float64) / 255
-            image = figures.image_uri(figures.read_image(folder, example.image))
+            image = figures.file_uri(folder, example.image)
             cells.append(
                 {"id": example.id, "image": image, "map": figures.heat_uri(values, float(values.max()) or 1.0)}
             )
@@ -287,8 +287,8 @@ def _query_views(
                 Cell(
                     model=model.name,
                     row=row,
-                    counterfactual=None if made is None else figures.image_uri(figures.read_image(folder, made)),
-                    semifactual=None if last is None else figures.image_uri(figures.read_image(folder, last)),
+                    counterfactual=None if made is None else figures.file_uri(folder, made),
+                    semifactual=None if last is None else figures.file_uri(folder, last),
                     trace=accounts.trace_of(row, model),
                     edit=None if edit is None else figures.heat_uri(edits[edit] / 255 * figures.EDIT_FULL_SCALE, scale),
                     attributions=attribution.maps_of(model, query.id, folder),
@@ -303,7 +303,7 @@ def _query_views(
                 query=query,
                 number=number,
                 image=figures.image_uri(image),
-                inversion=figures.image_uri(figures.read_image(folder, query.inversion_image)),
+                inversion=figures.file_uri(folder, query.inversion_image),
                 shape=image.size,
                 outlines=_outlines(masks),
                 cells=cells,

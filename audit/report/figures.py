@@ -40,10 +40,15 @@ def read_image(folder: Path, name: str) -> Image.Image:
         raise ResultsError(f"Image '{name}' in '{folder}' cannot be read ({error}): run the audit again.") from None
 
 
+def file_uri(folder: Path, file: str) -> str:
+    """Return the picture `file` of an audit's `folder` as data URI; raises ResultsError if it is not there."""
+    return image_uri(read_image(folder, file))
+
+
 def attacked_pictures(folder: Path, one: AdversarialExample) -> list[tuple[str, str]]:
     """Return the three pictures of an attacked image, each with what it shows."""
     files = {"Image": one.image, "Perturbation of": one.perturbation_image, "Attacked": one.adversarial_image}
-    return [(image_uri(read_image(folder, file)), what) for what, file in files.items()]
+    return [(file_uri(folder, file), what) for what, file in files.items()]
 
 
 def image_uri(image: Image.Image) -> str:

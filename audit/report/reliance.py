@@ -140,14 +140,10 @@ def pictures(models: Sequence[ModelResult], folder: Path) -> list[tuple[ModelRes
     for model in measured(models):
         assert model.reliance is not None
         some = [
-            Picture(row, *(_uri(folder, file) for file in (row.example.image, row.example.changed_image)))
+            Picture(row, *(figures.file_uri(folder, file) for file in (row.example.image, row.example.changed_image)))
             for row in model.reliance.interventions
             if row.example is not None
         ]
         if some:
             shown.append((model, some))
     return shown
-
-
-def _uri(folder: Path, file: str) -> str:
-    return figures.image_uri(figures.read_image(folder, file))
