@@ -1,0 +1,36 @@
+"""`gate`: check results against a policy."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from audit.runtime.terminal import say
+
+
+def gate(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS.json")],
+    policy: Annotated[Path, typer.Option("--policy", help="TOML file of rules")],
+    baseline: Annotated[Path | None, typer.Option("--baseline", help="earlier results to compare with")] = None,
+    junit: Annotated[Path | None, typer.Option("--junit", help="write JUnit XML to this file")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="write the Markdown summary to this file")] = None,
+) -> None:
+    """Check results against a policy: exit status 0 passed, 1 failed, 2 incomplete or not measured."""
+    from audit.gate.evaluate import JUNIT_MARK, MARKDOWN_MARK, evaluate_gate, to_junit_xml, to_markdown
+    from audit.gate.policy import load_policy
+    from audit.results import read_results
+    from audit.storage.output import check_own, write_own
+
+    for file, mark in ((junit, JUNIT_MARK), (markdown, MARKDOWN_MARK)):
+        if file is not None:
+            check_own(file, mark)
+    outcome = evaluate_gate(
+        read_results(results), load_policy(policy), None if baseline is None else read_results(baseline)
+    )
+    summary = to_markdown(outcome)
+    if junit is not None:
+        write_own(junit, to_junit_xml(outcome))
+    if markdown is not None:
+        write_own(markdown, summary)
+    say(summary)
+    raise typer.Exit(outcome.exit_status)
