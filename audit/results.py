@@ -192,6 +192,15 @@ class ClassScores(Row):
     macro_f1: float | None = Field(default=None, description="mean of `f1` over the classes that have it")
 
 
+class ConfidenceBin(Row):
+    """The images of which a model is about equally sure; confidence is the probability of the answered class."""
+
+    low: float = Field(description="lower end of the confidence, exclusive")
+    high: float = Field(description="upper end, inclusive")
+    confidence: float = Field(description="mean over the images")
+    accuracy: Interval
+
+
 class Clean(ClassScores):
     """Performance on unmodified images of the audit split."""
 
@@ -199,6 +208,9 @@ class Clean(ClassScores):
     recall: dict[str, float | None] = Field(description="per class; None where the class has no image")
     ece: float | None = Field(description="expected calibration error, 15 equal-width bins; None: not measured")
     n: int
+    confidence_bins: list[ConfidenceBin] = Field(
+        default_factory=list, description="the bins of `ece` that hold an image; empty: the file is older"
+    )
 
 
 class CascadeStage(Row):

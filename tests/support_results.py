@@ -18,6 +18,7 @@ from audit.results import (
     Clean,
     Comparison,
     Components,
+    ConfidenceBin,
     Corruption,
     Corruptions,
     Counterfactuals,
@@ -393,7 +394,13 @@ def _ten_model(root: Path, name: str) -> ModelResult:
     return ModelResult(
         name=name, rank=None, index=None, index_interval=None, components=Components(), weights_sha256="ab" * 32,
         source="factory:models.py",
-        clean=Clean(accuracy=_share(clean, 1000), recall=recall, ece=0.03, n=1000, confusion=confusion),
+        clean=Clean(
+            accuracy=_share(clean, 1000), recall=recall, ece=0.03, n=1000, confusion=confusion,
+            confidence_bins=[
+                ConfidenceBin(low=b / 15, high=(b + 1) / 15, confidence=(b + 0.6) / 15, accuracy=_share(share, n))
+                for b, n, share in ((7, 40, 0.4), (9, 60, 0.5), (11, 100, 0.72), (13, 200, 0.85), (14, 600, clean))
+            ],
+        ),
         robust=Robust(
             pgd={r: _ten_attack(*given, r) for r, given in pgd.items()},
             ensemble={r: _ten_attack(*given, r) for r, given in ensemble.items()},

@@ -15,6 +15,7 @@ from audit.errors import ResultsError
 from audit.report import (
     accounts,
     attribution,
+    calibration,
     certificate,
     classes,
     figures,
@@ -148,6 +149,7 @@ def report_html(result: AuditResult, folder: Path) -> str:
         attacks=robustness.attack_columns(models),
         headline=robustness.headline_columns(models),
         classes=classes,
+        calibration=calibration,
         class_counts=next((found for m in models if (found := classes.class_counts(m, result.classes))), {}),
         confused=[m for m in models if m.clean.confusion is not None and len(m.clean.confusion) == len(result.classes)],
         told=classes.told_of_classes(models, verdict.told_column(result)),
@@ -174,6 +176,8 @@ def report_html(result: AuditResult, folder: Path) -> str:
         attribution_examples=[] if result.queries else attribution.examples(models, folder),
         ranked=any(text.finite(m.index) for m in models),
         explained=any(m.counterfactuals is not None for m in models),
+        # Without a generator the table of accuracies is the first, and none of the index's columns is empty.
+        listed=any(text.finite(m.index) or m.counterfactuals is not None for m in models),
         accounts=accounts.accounts(result, models, folder),
         method_names=list(dict.fromkeys(accounts.method_name(m.counterfactuals) for m in models if m.counterfactuals)),
         outcomes=list(dict.fromkeys(cell.outcome for view in views for cell in view.cells if cell is not None)),

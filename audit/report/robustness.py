@@ -304,13 +304,10 @@ def corruption_mean(model: ModelResult, name: str) -> float | None:
     return next((row.mean for row in rows if row.name == name), None)
 
 
-def severities(model: ModelResult, name: str) -> str:
-    """Return a model's accuracy at each severity of one corruption, in words."""
+def severity_levels(model: ModelResult) -> list[int]:
+    """Return the severities that a model met, the mildest first."""
     rows = model.robust.corruptions.corruptions if model.robust.corruptions else []
-    row = next((row for row in rows if row.name == name), None)
-    if row is None:
-        return ""
-    return ", ".join(f"{level}: {100 * (value.value or 0):.1f} %" for level, value in sorted(row.accuracy.items()))
+    return sorted({level for row in rows for level in row.accuracy})
 
 
 def vulnerability_curves(models: Sequence[ModelResult]) -> list[tuple[str, list[tuple[str, float]]]]:

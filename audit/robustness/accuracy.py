@@ -17,7 +17,7 @@ from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import check_images
 from audit.errors import MetricError
 from audit.metrics.intervals import wilson_interval
-from audit.results import Clean, Interval
+from audit.results import Clean, ConfidenceBin, Interval
 from audit.robustness.attacks.checks import check_labels, checked_logits, name_of
 from audit.runtime.progress import Advance, stage_progress
 
@@ -29,12 +29,34 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
 
     Bins are of equal width, closed on the right, weighted by the images in them.
     """
+    confidence, correct, chosen = _binned(probabilities, labels, bins)
+    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
+    gap.index_add_(0, chosen, confidence - correct.double())
+    return float(gap.abs().sum() / len(labels))
+
+
+def confidence_bins(probabilities: Tensor, labels: Tensor, bins: int = ECE_BINS) -> list[ConfidenceBin]:
+    """Return accuracy and mean confidence in every bin of `expected_calibration_error` that holds an image."""
+    confidence, correct, chosen = _binned(probabilities, labels, bins)
+    found = []
+    for index in chosen.unique().tolist():
+        inside = chosen == index
+        found.append(
+            ConfidenceBin(
+                low=index / bins,
+                high=(index + 1) / bins,
+                confidence=float(confidence[inside].mean()),
+                accuracy=wilson_interval(int(correct[inside].sum()), int(inside.sum())),
+            )
+        )
+    return found
+
+
+def _binned(probabilities: Tensor, labels: Tensor, bins: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for every image the confidence, whether the answer is right, and the bin of the confidence."""
     confidence, predicted = probabilities.double().max(dim=1)
     edges = torch.linspace(0, 1, bins + 1, dtype=torch.float64, device=confidence.device)
-    chosen = torch.bucketize(confidence, edges[1:-1])
-    gap = torch.zeros(bins, dtype=torch.float64, device=confidence.device)
-    gap.index_add_(0, chosen, confidence - (predicted == labels).double())
-    return float(gap.abs().sum() / len(labels))
+    return confidence, predicted == labels, torch.bucketize(confidence, edges[1:-1])
 
 
 def predict(classifier: nn.Module, dataset: AuditSet, batch_size: int, device: torch.device | str = "cpu") -> Tensor:
@@ -107,11 +129,13 @@ def clean_of_logits(logits: Tensor, labels: Tensor, class_names: Sequence[str]) 
         name: float(correct[labels == c].float().mean()) if bool((labels == c).any()) else None
         for c, name in enumerate(class_names)
     }
+    probabilities = logits.softmax(dim=1)
     return Clean(
         accuracy=wilson_interval(int(correct.sum()), len(labels)),
         recall=recall,
-        ece=expected_calibration_error(logits.softmax(dim=1), labels),
+        ece=expected_calibration_error(probabilities, labels),
         n=len(labels),
+        confidence_bins=confidence_bins(probabilities, labels),
         **(class_scores(predicted, labels, class_names) if logits.shape[1] == len(class_names) else {}),
     )
 

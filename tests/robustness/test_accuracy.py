@@ -10,7 +10,13 @@ from torch import Tensor
 
 from audit.errors import MetricError
 from audit.robustness import accuracy as clean
-from audit.robustness.accuracy import class_scores, clean_metrics, expected_calibration_error, predict
+from audit.robustness.accuracy import (
+    class_scores,
+    clean_metrics,
+    confidence_bins,
+    expected_calibration_error,
+    predict,
+)
 from audit.runtime.progress import Advance
 
 
@@ -19,6 +25,17 @@ def test_calibration_error_by_hand() -> None:
     labels = torch.tensor([0, 1, 1, 1])
     # Bins: two at 0.9 with accuracy 1/2, one at 0.6 and one at 0.7 that are right: (2 * 0.4 + 0.4 + 0.3) / 4.
     assert expected_calibration_error(probabilities, labels) == pytest.approx(0.375)
+
+
+def test_calibration_error_is_the_mean_gap_of_its_bins() -> None:
+    rng = torch.Generator().manual_seed(0)
+    probabilities = torch.randn(300, 3, generator=rng).mul(3).softmax(dim=1)
+    labels = torch.randint(3, (300,), generator=rng)
+    bins = confidence_bins(probabilities, labels)
+    assert sum(one.accuracy.n for one in bins) == 300
+    assert all(one.low < one.confidence <= one.high for one in bins)
+    gaps = [one.accuracy.n / 300 * abs(one.confidence - one.accuracy.value) for one in bins]
+    assert sum(gaps) == pytest.approx(expected_calibration_error(probabilities, labels))
 
 
 def test_clean_metrics_by_hand() -> None:
