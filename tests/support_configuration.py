@@ -35,9 +35,10 @@ INTRODUCTION = """\
 Every key of every file that a command reads, with what it may be and its default. This page is made from the schemas by
 `python tests/support_configuration.py`.
 
-Files are TOML. Relative paths are relative to the file that names them. An unknown key is an error that names the
-nearest known one. Radii (`eps`) are in pixel units of images in [0, 1] and may be written as a fraction, `"8/255"`. An
-optional table of `[robustness]` may also be switched on with its defaults, or off: `distance = true`, `trust = false`.
+Files are TOML. Relative paths are relative to the file that names them. An unknown key is an error that names its line
+and the nearest known key. Radii (`eps`) are in pixel units of images in [0, 1] and may be written as a fraction,
+`"8/255"`. An optional table of `[robustness]` may also be switched on with its defaults, or off: `distance = true`,
+`trust = false`.
 """
 
 

@@ -219,8 +219,40 @@ def test_unreadable_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bytes\.toml' is not valid TOML"):
         load_config(tmp_path / "bytes.toml")
     (tmp_path / "key.toml").write_text(TOML.replace("seed", "sed"))
-    with pytest.raises(ConfigError, match=r"Unknown key 'sed' in '.*key\.toml': did you mean 'seed'\?"):
+    with pytest.raises(ConfigError, match=r"Unknown key 'sed' in '.*key\.toml', line \d+: did you mean 'seed'\?"):
         load_config(tmp_path / "key.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[robustness]\nn = 4\natacks = ['pgd']\n", r"Unknown key 'robustness\.atacks' .*, line 3: .* 'attacks'\?"),
+        ("seed = 3\ndevise = 'cpu'\n", "Unknown key 'devise' .*, line 2: did you mean 'device'"),
+        # A comment and a text that hold the key's name stand above it.
+        ("# steps\nname = '''\nsteps = 0'''\n[robustness]\nsteps = 0\n", r"Key 'robustness\.steps' .*, line 5, is not"),
+        ("[robustness]\neps = [\n '2/255',\n '9',\n]\n", r"Key 'robustness\.eps\.1' .*, line 2, is not valid: '9'"),
+        ("[counterfactual]\nmethod = 3\n", r"Key 'counterfactual\.method' .*, line 2, is not valid"),
+        ("[[classifiers]]\nname = 'a'\nfile = 'a.pt'\n[[classifiers]]\nfile = 'b.pt'\n", "missing .*, line 4: add"),
+        ("[reliance]\nmin_grup = 5\nregions = 1\n", r"Unknown key 'reliance\.min_grup' .*, line 2: .* 'min_group'"),
+    ],
+)
+def test_an_error_names_the_line(text: str, said: str, tmp_path: Path) -> None:
+    classifiers = "" if "classifiers" in text else "[[classifiers]]\nname = 'a'\nfile = 'a.pt'\n"
+    (tmp_path / "audit.toml").write_text(f"{text}{classifiers}[data]\npath = 'x'\n")
+    with pytest.raises(ConfigError, match=said):
+        load_config(tmp_path / "audit.toml")
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"robustness": {"bootstrap": 100}}, r"it is a key of \[ranking\], move it there\.$"),
+        ({"ranking": {"zzz": "1GB"}}, r"remove it, or write one of validity, .*separation\.$"),
+    ],
+)
+def test_an_unknown_key_that_is_like_no_other_there(values: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        _parse(**values)
 
 
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from audit.config import Section, parse_config, read_toml
+from audit.config import Section, read_config
 from audit.gate.ranges import bound_error
 from audit.results import (
     MEANINGFULNESS,
@@ -90,7 +90,7 @@ class Policy(Section):
 
 def load_policy(path: str | Path) -> Policy:
     """Read a gate's TOML file; raises ConfigError naming the key and the remedy."""
-    return parse_config(Policy, read_toml(path), f"'{path}'")
+    return read_config(Policy, path)
 
 
 @dataclass(frozen=True)

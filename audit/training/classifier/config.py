@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from audit.config import Eps, EpsL2, Section, Training, eps_value, load_training, parse_config, read_toml
+from audit.config import Eps, EpsL2, Section, Training, eps_value, load_training, read_config
 from audit.training.classifier.preset import with_preset
 from audit.training.shared.precision import Precision
 
@@ -231,4 +231,4 @@ def load_classifier_train_config(path: str | Path) -> ClassifierTrainConfig:
 
 def load_factors_train_config(path: str | Path) -> FactorsTrainConfig:
     """Read the TOML file of the factors network's training. Raises ConfigError."""
-    return parse_config(FactorsTrainConfig, read_toml(path), f"'{path}'")
+    return read_config(FactorsTrainConfig, path)
