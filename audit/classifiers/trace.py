@@ -5,6 +5,9 @@ TorchScript or torch.export file run outside Python and call no hooks; there the
 *widened* to `[W; I]`, so that the same forward pass returns the logits and, unchanged, the features: (Wx + b, x). Both
 ways one pass gives both, gradients flow through either, and the result is accepted only if head(x) equals the logits.
 
+Logits that are a weighted sum of several linear layers' outputs, as the mean of a distilled transformer's two heads or
+of an ensemble's members, are one linear layer of these layers' inputs side by side, which are then the features.
+
 A network in Python may put a softmax or a sigmoid behind that layer: its logits are then read in front of it, where
 they do not saturate. Where the logits come from no linear layer, the features are the output of a module that the user
 names, and without one the logits themselves.
@@ -12,7 +15,7 @@ names, and without one the logits themselves.
 
 import difflib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +41,9 @@ from audit.errors import ClassifierError
 REVERSAL = -3.0
 """The final layer's output is also tried times this: a rectifier or clamp behind it may do nothing on the probe."""
 
+SMALLEST_SHARE = 1e-3
+"""Of a layer's output in the logits: less is what rounding makes of a layer that has nothing to do with them."""
+
 
 BEHIND: dict[str, Callable[[Tensor], Tensor]] = {
     "softmax": lambda out: out.softmax(dim=1),
@@ -50,35 +56,50 @@ FAR = (1.0, 0.0, 100.0, -100.0)
 """The probe is tried times these where one number in [0, 1] is a probability, or a logit that happens to be small."""
 
 
-class ObservedNetwork(nn.Module):
-    """A network in Python whose layer `final` (one of its own submodules, called `place`) produces the logits.
+@dataclass(frozen=True)
+class Term:
+    """A linear layer of a network, called `place` there, whose output times `share` is a part of the logits."""
 
-    `behind` names what follows the layer, in front of which the logits are then read.
+    place: str
+    layer: nn.Module
+    share: float = 1.0
+
+    @property
+    def matrix(self) -> tuple[Tensor, Tensor | None]:
+        """What the layer contributes to weight `[K, d]` and bias `[K]` of the logits."""
+        weight: Tensor = self.layer.weight  # type: ignore[assignment]
+        bias: Tensor | None = self.layer.bias  # type: ignore[assignment]
+        return self.share * weight.detach().flatten(1), None if bias is None else self.share * bias.detach()
+
+
+class ObservedNetwork(nn.Module):
+    """A network in Python whose logits are the sum of `terms`, of its own layers; mostly there is one.
+
+    `behind` names what follows a single layer, in front of which the logits are then read.
     """
 
     def __init__(
-        self,
-        network: nn.Module,
-        final: nn.Module,
-        head: nn.Linear | None,
-        *,
-        place: str = "",
-        behind: str | None = None,
+        self, network: nn.Module, terms: tuple[Term, ...], head: nn.Linear | None, *, behind: str | None = None
     ) -> None:
         super().__init__()
         self.network = network
-        # In a tuple, because as an attribute the layer would be registered a second time under another name.
-        self._final = (final,)
+        # Not as attributes, for the layers would be registered a second time under other names.
+        self._terms = terms
         self._own_head = head
         self.behind = behind
-        self.features_of = f"input of the final linear layer '{place}'"
+        places = " and ".join(f"'{term.place}'" for term in terms)
+        self.features_of = (
+            f"input of the final linear layer {places}"
+            if len(terms) == 1
+            else f"inputs of the linear layers {places}, whose outputs add up to the logits"
+        )
 
     @property
     def head(self) -> nn.Linear:
-        """The final linear layer: the network's own, or its copy where the network has a 1x1 convolution instead."""
+        """The final linear layer: the network's own, or a copy of what the network has in its place."""
         if self._own_head is not None:
             return self._own_head
-        final = self._final[0]
+        final = self._terms[0].layer
         assert isinstance(final, nn.Linear)
         return final
 
@@ -88,15 +109,19 @@ class ObservedNetwork(nn.Module):
 
     def features_and_logits(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Features `[N, d]` and logits `[N, K]` of normalised images, in one pass."""
-        seen: list[tuple[Tensor, Tensor]] = []
-        handle = self._final[0].register_forward_hook(lambda _, args, out: seen.append((args[0], out)))
+        seen: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+        layers = [term.layer for term in self._terms]
+        handles = [m.register_forward_hook(lambda m, args, out: seen.update({m: (args[0], out)})) for m in layers]
         try:
             logits: Tensor = self.network(images)
         finally:
-            handle.remove()
-        features, out = seen[-1]
-        logits = at_least_float(logits if self.behind is None else out.reshape(logits.shape))
-        return features.reshape(len(logits), -1).to(logits.dtype), logits
+            for handle in handles:
+                handle.remove()
+        if self.behind is not None:
+            logits = seen[layers[0]][1].reshape(logits.shape)
+        logits = at_least_float(logits)
+        inputs = [seen[layer][0].reshape(len(logits), -1).to(logits.dtype) for layer in layers]
+        return inputs[0] if len(inputs) == 1 else torch.cat(inputs, dim=1), logits
 
 
 class HookedNetwork(nn.Module):
@@ -223,15 +248,54 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return layer
 
 
+Call = tuple[str, nn.Module, Tensor, Tensor]
+"""Name of a layer, the layer, its input and its output."""
+
+
+def _with_reversed(network: nn.Module, layer: nn.Module, probe: Tensor) -> Tensor:
+    """Return what `network` answers while the output of its `layer` is `REVERSAL` times what it is."""
+    handle = layer.register_forward_hook(lambda _, __, out: REVERSAL * out)
+    try:
+        return run(network, probe)
+    finally:
+        handle.remove()
+
+
+def _add_up(network: nn.Module, calls: list[Call], probe: Tensor, logits: Tensor) -> ObservedNetwork | None:
+    """Trace a network whose `logits` are a weighted sum of several layers' outputs; None if they are none.
+
+    A layer's share is how far the logits move with its output, which each class and image has to agree on.
+    """
+    terms: list[Term] = []
+    total, precision = torch.zeros_like(logits), logits.dtype
+    for place, layer, x, out in calls:
+        term = Term(place, layer)
+        once = sum(other is layer for _, other, *_ in calls) == 1
+        if not once or out.numel() != logits.numel() or x.numel() != len(logits) * term.matrix[0].shape[1]:
+            continue
+        flat = out.reshape(logits.shape).to(logits.dtype)
+        change, step = _with_reversed(network, layer, probe) - logits, (REVERSAL - 1) * flat
+        share = float((change * step).sum() / step.square().sum().clamp_min(1e-12))
+        if abs(share) > SMALLEST_SHARE and same(change, share * step, out.dtype):
+            terms.append(replace(term, share=share))
+            total, precision = total + share * flat, out.dtype
+    if len(terms) < 2 or not same(total, logits, precision):
+        return None
+    weights, biases = zip(*(term.matrix for term in terms), strict=True)
+    given = [bias for bias in biases if bias is not None]
+    head = linear_of(torch.cat(weights, dim=1), sum(given) if given else None)
+    return ObservedNetwork(network, tuple(terms), head.to(logits.dtype))
+
+
 def _observe(
     network: nn.Module, modules: dict[str, nn.Module], probe: Tensor, *, through: bool
 ) -> ObservedNetwork | None:
-    """Trace a Python network with these `modules`; None if no linear layer's output is the logits.
+    """Trace a Python network with these `modules`; None if the logits are no linear layers' output.
 
     `through`: a softmax or sigmoid behind the layer is seen through.
     """
     num_outputs = run(network, probe).shape[1]
-    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    calls: list[Call] = []
     final = [(place, module) for place, module in modules.items() if _is_final(module, num_outputs)]
     handles = [m.register_forward_hook(lambda m, args, out, p=p: calls.append((p, m, args[0], out))) for p, m in final]
     try:
@@ -246,23 +310,19 @@ def _observe(
         if out.numel() != logits.numel():
             continue
         flat = out.reshape(logits.shape).to(logits.dtype)
-        weight: Tensor = module.weight  # type: ignore[assignment]
-        bias: Tensor | None = module.bias  # type: ignore[assignment]
         for behind, follows in ways.items():
             if not same(follows(flat), logits, out.dtype):
                 continue
             # A layer in another number type than the logits' cannot be given features in theirs: its copy can.
+            term = Term(place, module)
+            weight, bias = term.matrix
             whole = isinstance(module, nn.Linear) and out.dtype == weight.dtype == logits.dtype
             own = None if whole else linear_of(weight, bias).to(logits.dtype)
-            traced = ObservedNetwork(network, module, own, place=place, behind=behind)
-            handle = module.register_forward_hook(lambda _, __, out: REVERSAL * out)
-            try:
-                reversed_too = same(run(network, probe), follows(REVERSAL * flat), out.dtype)
-            finally:
-                handle.remove()
+            traced = ObservedNetwork(network, (term,), own, behind=behind)
+            reversed_too = same(_with_reversed(network, module, probe), follows(REVERSAL * flat), out.dtype)
             if reversed_too and x.numel() == len(logits) * traced.head.in_features:
                 return traced
-    return None
+    return _add_up(network, calls, probe, logits)
 
 
 def _widen(network: nn.Module, probe: Tensor, logits: Tensor) -> WidenedNetwork | None:

@@ -1,5 +1,6 @@
 """Features and head are found by running real networks: timm families, TorchScript and torch.export files."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,73 @@ def test_convolution_as_head() -> None:
     x, logits = traced.features_and_logits(probe())
     assert x.shape == (4, 6)
     assert torch.allclose(traced.head(x), logits, atol=1e-6)
+
+
+class Heads(Small):
+    """Two heads on different features, and `joined`, which makes one answer of theirs."""
+
+    def __init__(self, joined: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__(nn.Linear(6, 3))
+        self.other = nn.Linear(6, 3, bias=False)
+        self.joined = joined
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = torch.relu(self.norm(self.conv(images)))
+        return self.joined(self.classify(maps.mean(dim=(2, 3))), self.other(maps.amax(dim=(2, 3))))
+
+
+def seeded(joined: Callable[[Tensor, Tensor], Tensor]) -> Heads:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return Heads(joined).eval()
+
+
+@pytest.mark.parametrize(
+    ("joined", "shares"),
+    [
+        (lambda one, two: (one + two) / 2, (0.5, 0.5)),
+        (lambda one, two: torch.stack([one, two]).sum(0), (1.0, 1.0)),
+        (lambda one, two: one - 0.3 * two, (1.0, -0.3)),
+    ],
+)
+def test_a_weighted_sum_of_heads_is_one_layer_of_their_inputs(
+    joined: Callable[[Tensor, Tensor], Tensor], shares: tuple[float, float]
+) -> None:
+    network = seeded(joined)
+    traced = trace_network(network, probe(), "two heads").network
+    assert isinstance(traced, ObservedNetwork)
+    assert "'classify' and 'other'" in traced.features_of
+    assert traced.head.weight.shape == (3, 12)
+    weights = shares[0] * network.classify.weight, shares[1] * network.other.weight
+    assert torch.allclose(traced.head.weight, torch.cat(weights, dim=1), atol=1e-6)
+    images = probe(n=3).requires_grad_()
+    x, logits = traced.features_and_logits(images)
+    assert torch.equal(logits, network(images))
+    assert torch.allclose(traced.head(x), logits, atol=1e-6)
+    (by_features,) = torch.autograd.grad(traced.head(x)[:, 0].sum(), images, retain_graph=True)
+    (gradient,) = torch.autograd.grad(logits[:, 0].sum(), images)
+    assert torch.allclose(by_features, gradient, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "joined",
+    [torch.maximum, torch.mul, lambda one, two: one.softmax(1) + two.softmax(1), lambda one, two: one + two.relu()],
+)
+def test_heads_joined_otherwise_have_no_features(joined: Callable[[Tensor, Tensor], Tensor]) -> None:
+    assert isinstance(trace_network(seeded(joined), probe(), "two heads").network, OutputNetwork)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "side", "args"),
+    [("deit_tiny_distilled_patch16_224", 32, {"img_size": 32}), ("repvit_m0_9", 32, {})],
+)
+def test_distilled_networks_have_the_features_of_both_heads(architecture: str, side: int, args: dict[str, int]) -> None:
+    network = timm.create_model(architecture, num_classes=5, **args).eval()
+    traced = trace_network(network, probe(3, side), architecture).network
+    assert isinstance(traced, ObservedNetwork)
+    x, logits = traced.features_and_logits(probe(3, side))
+    assert x.shape[1] == traced.head.in_features == 2 * network.num_features
+    assert same(traced.head(x), logits)
 
 
 class Returns(nn.Module):
