@@ -35,7 +35,10 @@ SAME_INPUT_ARGS = frozenset(
 
 @dataclass(frozen=True)
 class InputSettings:
-    """Classes, normalisation, size and channels of a network; None where unknown. `with_origin` fills `origins`."""
+    """Classes, normalisation, size and channels of a network; None where unknown. `with_origin` fills `origins`.
+
+    `overruled` holds what the checkpoint says of settings that the configuration gives otherwise.
+    """
 
     classes: tuple[str, ...] | None = None
     mean: tuple[float, ...] | None = None
@@ -43,6 +46,7 @@ class InputSettings:
     input_size: int | None = None
     channels: int | None = None
     origins: Mapping[str, Origin] = field(default_factory=dict)
+    overruled: Mapping[str, Any] = field(default_factory=dict)
 
     def with_origin(self, origin: Origin) -> "InputSettings":
         """Return these settings with `origin` as the source of each that is given."""
@@ -52,7 +56,17 @@ class InputSettings:
         """Return these settings, and those of `other` where these are None."""
         taken = {key: getattr(other, key) for key in SETTINGS if getattr(self, key) is None}
         origins = {key: other.origins[key] for key in taken if key in other.origins}
-        return replace(self, **taken, origins={**origins, **self.origins})
+        overruled = {key: getattr(other, key) for key in SETTINGS if self._overrules(other, key)}
+        return replace(self, **taken, origins={**origins, **self.origins}, overruled={**overruled, **self.overruled})
+
+    def _overrules(self, other: "InputSettings", key: str) -> bool:
+        if self.origins.get(key) != "configuration" or other.origins.get(key) != "checkpoint":
+            return False
+        own, theirs = getattr(self, key), getattr(other, key)
+        if key in ("mean", "std"):  # one number stands for all channels
+            channels = max(len(own), len(theirs))
+            own, theirs = (one * channels if len(one) == 1 else one for one in (own, theirs))
+        return bool(own != theirs)
 
 
 def settings_of_metadata(about: Mapping[str, Any], where: str) -> InputSettings:

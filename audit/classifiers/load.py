@@ -6,9 +6,11 @@ Each input setting (size, channels, mean, std, classes) is taken from the first 
 the checkpoint's metadata, timm's configuration of an unchanged architecture, the data.
 """
 
+import json
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +111,8 @@ def _load_checkpoint(request: Request) -> Loaded:
         classes, channels = len(settings.classes or request.class_names), settings.channels or request.channels
         network = build_architecture(architecture, classes, channels, args)
     try:
-        return with_weights(config, network, settings, checkpoint, architecture)
+        loaded = with_weights(config, network, settings, checkpoint, architecture)
+        return replace(loaded, notices=(*loaded.notices, *_notices_of_architecture(checkpoint, config)))
     except ClassifierError:
         found = fitting_arguments(architecture, classes, channels, args, checkpoint, config.weights_key)
         if found is None:
@@ -119,6 +122,17 @@ def _load_checkpoint(request: Request) -> Loaded:
             f"The weights in '{config.checkpoint}' were trained on images of {side} x {side}, and '{architecture}' is "
             f"built for another size: set architecture_args = {{ {said} }}."
         ) from None
+
+
+def _notices_of_architecture(checkpoint: Checkpoint, config: ClassifierConfig) -> Iterator[tuple[str, str]]:
+    """Yield that the checkpoint's metadata name another architecture than the configuration; its weights fit both."""
+    theirs, ours = checkpoint.about.get("architecture"), config.architecture
+    if isinstance(theirs, str) and ours is not None and ours.split(".")[0] != theirs.split(".")[0]:  # timm's NAME.TAG
+        yield (
+            "against-checkpoint",
+            f"the configuration sets architecture = {_toml(ours)}, which is taken, where the "
+            f"checkpoint's own metadata say {_toml(theirs)}: remove architecture to go by the checkpoint",
+        )
 
 
 def _architecture_of(checkpoint: Checkpoint, config: ClassifierConfig) -> str:
@@ -136,8 +150,17 @@ def _architecture_of(checkpoint: Checkpoint, config: ClassifierConfig) -> str:
 def _notices_of_input(
     classifier: Classifier, settings: InputSettings, image_shape: tuple[int, int, int]
 ) -> Iterator[tuple[str, str]]:
-    """Yield notices of input settings that no source gives: timm's that the data contradict, half a normalisation."""
+    """Yield notices of input settings: the checkpoint's that the configuration overrules, and those that nobody gives.
+
+    The latter are timm's that the data contradict, and half a normalisation.
+    """
     said = settings.origins
+    for key, theirs in settings.overruled.items():
+        yield (
+            "against-checkpoint",
+            f"the configuration sets {key} = {_toml(getattr(settings, key))}, which is taken, where the checkpoint's "
+            f"own metadata say {_toml(theirs)}: remove {key} to go by the checkpoint",
+        )
     channels, height, width = image_shape
     by_timm = [key for key in ("input_size", "channels", "mean", "std") if said.get(key) in ("timm", "library")]
     whose = "its library's" if "library" in said.values() else "timm's"
@@ -166,6 +189,10 @@ def _notices_of_input(
             "half-normalised",
             f"nobody gives {missing[0]}, so that {taken} is taken. Set it to what it was trained with",
         )
+
+
+def _toml(value: Any) -> str:
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
 
 
 def _notices_of_answer(classifier: Classifier) -> Iterator[tuple[str, str]]:

@@ -130,6 +130,21 @@ def test_a_checkpoint_that_names_its_architecture_needs_nothing_beside_it(tmp_pa
         load(checkpoint=bare)
 
 
+def test_a_configuration_against_the_checkpoints_metadata_is_told(tmp_path: Path) -> None:
+    about = {"architecture": "small-convnext", "classes": list(CLASSES[::-1]), "mean": [0.4], "std": [0.2]}
+    file = saved(small(), tmp_path / "w.safetensors", **about, input_size=48, channels=1)
+
+    def told(**settings: Any) -> list[str]:
+        return [n.text for n in load(checkpoint=file, **settings).notices if n.kind == "against-checkpoint"]
+
+    assert told() == told(mean=(0.4,), classes=CLASSES[::-1], input_size=48, architecture="small-convnext") == []
+    mean, classes = sorted(told(mean=(0.5,), classes=CLASSES), reverse=True)
+    assert "sets mean = [0.5], which is taken, where the checkpoint's own metadata say [0.4]: remove mean" in mean
+    assert f"say {json.dumps(list(CLASSES[::-1]))}" in classes
+    (architecture,) = told(architecture="convnext_atto", architecture_args=SMALL_CONVNEXT_ARGS)
+    assert 'say "small-convnext": remove architecture' in architecture
+
+
 def test_metadata_in_other_units_are_refused_and_the_configuration_comes_before_them(tmp_path: Path) -> None:
     file = saved(small(), tmp_path / "w.safetensors", mean=[127.5], std=[127.5])
     with pytest.raises(ClassifierError, match=r"metadata .* set mean = \[0\.5\], std = \[0\.5\]"):
