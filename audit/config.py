@@ -804,12 +804,58 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
 """Settings by preset and table. "spruce-thesis": Litsos 2025, equations 5.5.8 and 5.6.1 to 5.6.6, to the letter."""
 
 
+Effort = Literal["quick", "standard", "thorough"]
+
+EFFORTS: dict[str, dict[str, dict[str, Any]]] = {
+    "quick": {
+        "queries": {"n": 24},
+        "robustness": {
+            "n": 100,
+            "steps": 10,
+            "ensemble": {"apgd_steps": 50, "fab_steps": 50, "square_queries": 1000},
+            "trust": {"n": 32, "square_queries": 200},
+        },
+        "reliance": {"n": 64},
+        "metrics": {"axioms": 0},
+    },
+    "thorough": {
+        "queries": {"n": 128},
+        "robustness": {
+            "n": 1000,
+            "steps": 100,
+            "restarts": 5,
+            "trust": {"n": 128, "square_queries": 2000},
+        },
+        "reliance": {"n": 500},
+        "metrics": {"axioms": 16},
+        "ranking": {"bootstrap": 5000},
+    },
+}
+"""How many images and steps an audit takes where the configuration does not say; "standard" are the defaults.
+
+Inversion and search are the same at every effort: a counterfactual of a quick audit is as good as any, there are fewer.
+"""
+
+
+def _beneath(given: Any, defaults: Mapping[str, Any]) -> Any:
+    """Fill what is not `given` of a table, and of the tables within it, with `defaults`."""
+    if not isinstance(given, dict):
+        return given
+    filled = {k: _beneath(given.get(k, {}), v) if isinstance(v, dict) else given.get(k, v) for k, v in defaults.items()}
+    return given | filled
+
+
 class AuditConfig(Section):
     """A whole audit. Relative paths are relative to the configuration file."""
 
     preset: Literal["spruce-thesis"] | None = Field(
         None,
         description="settings that stand in for the defaults of many keys (docs/design.md); a key that is given wins",
+    )
+    effort: Effort = Field(
+        "standard",
+        description="quick, thorough: fewer or more images and attack steps where a key is not given "
+        "(docs/guide.md#how-much-to-measure); `run --quick` and `--thorough` set it, too",
     )
     name: str = Field("audit", description="title of the report")
     seed: int = Field(0, ge=0, description="everything that is drawn at random follows from it")
@@ -843,11 +889,10 @@ class AuditConfig(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_preset(cls, values: Any) -> Any:
-        preset = PRESETS.get(str(values.get("preset"))) if isinstance(values, dict) else None
-        if preset is None:
+        if not isinstance(values, dict):
             return values
-        given = {table: values.get(table, {}) for table in preset}
-        return values | {table: preset[table] | own for table, own in given.items() if isinstance(own, dict)}
+        preset, effort = PRESETS.get(str(values.get("preset")), {}), EFFORTS.get(str(values.get("effort")), {})
+        return _beneath(_beneath(values, preset), effort)
 
     @field_validator("reliance", mode="before")
     @classmethod
@@ -984,10 +1029,10 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     return _read(path)[0]
 
 
-def read_config(model: type[S], path: str | Path) -> S:
-    """Read a TOML file as `model`; raises ConfigError naming file, line, key and remedy."""
+def read_config(model: type[S], path: str | Path, **changes: Any) -> S:
+    """Read a TOML file as `model`, with `changes` of its keys; raises ConfigError naming file, line, key and remedy."""
     values, text = _read(path)
-    return parse_config(model, values, f"'{path}'", text)
+    return parse_config(model, values | changes, f"'{path}'", text)
 
 
 def load_training(
@@ -1026,9 +1071,13 @@ def embedding_path(value: str, base: Path) -> str:
     return resolve_path(value, base) if is_embedding_file(value) else value
 
 
-def load_config(path: str | Path) -> AuditConfig:
-    """Read an audit's TOML file; its relative paths are made absolute. Raises ConfigError."""
-    return resolve_paths(read_config(AuditConfig, path), Path(path).resolve().parent)
+def load_config(path: str | Path, effort: Effort | None = None) -> AuditConfig:
+    """Read an audit's TOML file; its relative paths are made absolute. Raises ConfigError.
+
+    An `effort` comes before the file's.
+    """
+    changes = {} if effort is None else {"effort": effort}
+    return resolve_paths(read_config(AuditConfig, path, **changes), Path(path).resolve().parent)
 
 
 def _with_absolute_paths(section: S, keys: tuple[str, ...], base: Path) -> S:

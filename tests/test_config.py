@@ -11,6 +11,7 @@ from audit.config import (
     AuditConfig,
     ClassifierConfig,
     DataConfig,
+    RelianceConfig,
     RobustnessConfig,
     eps_value,
     load_config,
@@ -314,6 +315,25 @@ def test_wrong_normalisations_are_refused_with_the_right_value(table: dict[str, 
     with pytest.raises(ConfigError, match=sentence) as caught:
         parse_config(ClassifierConfig, {**CLASSIFIER, **table}, "x")
     assert "\n" not in str(caught.value)
+
+
+def test_an_effort_stands_in_for_defaults_and_a_given_key_wins(tmp_path: Path) -> None:
+    given = {"n": 7, "trust": {"square_queries": 9}, "distance": True}
+    quick = _parse(effort="quick", robustness=given, preset="spruce-thesis").robustness
+    assert quick.trust is not None
+    assert (quick.n, quick.steps, quick.trust.n, quick.trust.square_queries) == (7, 10, 32, 9)
+    assert quick.corruptions is None
+    assert _parse(effort="quick", preset="spruce-thesis").counterfactual.choose == "last"
+    assert _parse(effort="quick", reliance=False).reliance is None
+    assert _parse(effort="quick", robustness={"trust": False}).robustness.trust is None
+    standard, default = _parse(effort="standard"), _parse()
+    assert standard == default
+    assert quick.steps < default.robustness.steps < _parse(effort="thorough").robustness.steps
+    (tmp_path / "a.toml").write_text('effort = "quick"\n' + TOML)
+    assert load_config(tmp_path / "a.toml").effort == "quick"
+    assert load_config(tmp_path / "a.toml", "thorough").reliance == RelianceConfig(n=500)
+    with pytest.raises(ConfigError, match=r"Key 'robustness' .* is not valid"):
+        _parse(effort="quick", robustness=3)
 
 
 def test_a_preset_stands_in_for_defaults_and_a_given_key_wins() -> None:

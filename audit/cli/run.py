@@ -13,6 +13,7 @@ from audit.runtime.progress import choose_style
 from audit.runtime.terminal import say, show
 
 if TYPE_CHECKING:
+    from audit.config import Effort
     from audit.results import Attack, AuditResult, ModelResult
 
 ProgressOption = Annotated[
@@ -23,6 +24,9 @@ LogJson = Annotated[bool, typer.Option("--log-json", help="progress as a JSON ob
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="folder that keeps inversions and counterfactuals between runs")
 ]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="replace the results of another configuration that lie in the output folder")
+]
 
 
 def _default_cache() -> Path:
@@ -30,12 +34,21 @@ def _default_cache() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "spruce-audit"
 
 
-def _audit(config: Path, out: Path, cache: Path | None) -> None:
+def _effort(asked: "dict[Effort, bool]") -> "Effort | None":
+    chosen = [effort for effort, given in asked.items() if given]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} exclude each other")
+    return chosen[0] if chosen else None
+
+
+def _audit(
+    config: Path, out: Path, cache: Path | None, *, effort: "Effort | None" = None, overwrite: bool = False
+) -> None:
     from audit.pipeline.runner import run_audit
     from audit.pipeline.writing import ReportError
 
     try:
-        result = run_audit(config, out, cache)
+        result = run_audit(config, out, cache, effort=effort, overwrite=overwrite)
     except ReportError as error:
         _show_result(error.result)
         raise
@@ -93,20 +106,31 @@ def _robust(attack: "Attack | None") -> str:
 
 def run(
     config: ConfigFile,
+    *,
     out: Out = Path("reports/runs/audit"),
     cache: CacheOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="compute everything anew and keep nothing")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="fewer images and attack steps, for a first look")] = False,
+    standard: Annotated[bool, typer.Option("--standard", help="the defaults, whatever effort the file names")] = False,
+    thorough: Annotated[bool, typer.Option("--thorough", help="more images and attack steps")] = False,
+    overwrite: Overwrite = False,
     progress: ProgressOption = None,
     log_json: LogJson = False,
 ) -> None:
     """Audit the classifiers that CONFIG.toml names; writes results.json, the images and report.html."""
     choose_style("json" if log_json else progress)
-    _audit(config, out, None if no_cache else cache or _default_cache())
+    effort = _effort({"quick": quick, "standard": standard, "thorough": thorough})
+    _audit(config, out, None if no_cache else cache or _default_cache(), effort=effort, overwrite=overwrite)
 
 
-def demo(out: Out = Path("spruce-audit-demo"), progress: ProgressOption = None, log_json: LogJson = False) -> None:
+def demo(
+    out: Out = Path("spruce-audit-demo"),
+    overwrite: Overwrite = False,
+    progress: ProgressOption = None,
+    log_json: LogJson = False,
+) -> None:
     """Audit the four shipped classifiers on the built-in phantom: offline, a few minutes on two cores."""
     from audit.data.demo import demo_config
 
     choose_style("json" if log_json else progress)
-    _audit(demo_config(), out, None)
+    _audit(demo_config(), out, None, overwrite=overwrite)

@@ -163,11 +163,20 @@ def _data(config: AuditConfig, images: Images) -> dict[str, Any]:
     }
 
 
+QUICK = Notice(
+    subject="audit",
+    kind="quick",
+    text="it was run with the effort 'quick': on fewer images and with fewer attack steps than by default, so that "
+    "intervals are wider and robust accuracies higher than those of a standard audit.",
+)
+
+
 def _notices(config: AuditConfig, findings: Findings) -> list[Notice]:
     audited, second = findings.images.audited, findings.meaningfulness
     models = findings.robustness.models
     return [
         *_spelling(config),
+        *([QUICK] if config.effort == "quick" else []),
         *findings.images.notices,
         *(notice for one in models for notice in one.classifier.notices),
         *(notice for look in findings.looks.values() for notice in look.notices),

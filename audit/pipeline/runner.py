@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from audit.classifiers.containers.table import check_containers
-from audit.config import AuditConfig, load_config
+from audit.config import AuditConfig, Effort, load_config
 from audit.counterfactual.methods import ChosenMethod, choose_methods
 from audit.errors import ConfigError
 from audit.generator.readers import READERS
@@ -25,7 +25,7 @@ from audit.pipeline.models import load_models, none_left
 from audit.pipeline.networks import check_embeddings, load_networks
 from audit.pipeline.reliance import measure_reliance
 from audit.pipeline.robustness import Robustness, measure_models
-from audit.pipeline.writing import inputs_of, write_audit
+from audit.pipeline.writing import check_same_audit, inputs_of, write_audit
 from audit.reliance.attribution import check_captum
 from audit.reliance.interventions import choose_interventions
 from audit.results import AuditResult, Failure
@@ -38,22 +38,30 @@ from audit.storage.output import Output, open_output
 
 
 def run_audit(
-    config: AuditConfig | str | Path, out: str | Path | None = None, cache: str | Path | None = None
+    config: AuditConfig | str | Path,
+    out: str | Path | None = None,
+    cache: str | Path | None = None,
+    *,
+    effort: Effort | None = None,
+    overwrite: bool = False,
 ) -> AuditResult:
     """Run a whole audit and return its results.
 
-    `config` is a configuration or the path of its TOML file. With `out`, `results.json`, the images and `report.html`
-    are written into that folder, which may be new, empty or an earlier audit's: only files that an audit wrote are
-    replaced. Without it nothing is written and the image paths in the results name no files. `cache` is a folder in
-    which inversions and counterfactuals are kept for later runs. Raises AuditError (one sentence: what, where, how to
-    mend) for whatever the caller can mend; of these, `writing.ReportError` holds results that are stored.
+    `config` is a configuration or the path of its TOML file; an `effort` comes before the file's. With `out`,
+    `results.json`, the images and `report.html` are written into that folder, which may be new, empty or an earlier
+    audit's: only files that an audit wrote are replaced, and only by the same configuration unless told to `overwrite`.
+    Without it nothing is written and the image paths in the results name no files. `cache` is a folder in which
+    inversions and counterfactuals are kept for later runs. Raises AuditError (one sentence: what, where, how to mend)
+    for whatever the caller can mend; of these, `writing.ReportError` holds results that are stored.
     """
     if isinstance(config, AuditConfig):
         base, file, settings = Path.cwd(), None, config
     else:
-        base, file, settings = Path(config).resolve().parent, Path(config), load_config(config)
+        base, file, settings = Path(config).resolve().parent, Path(config), load_config(config, effort)
     kept = None if cache is None else Path(cache).expanduser()
     inputs = inputs_of(settings, file, kept)
+    if out is not None and not overwrite:
+        check_same_audit(Path(out).expanduser(), settings, base)
     with limited(settings.max_memory), open_output(Path(out), inputs) if out is not None else nullcontext() as output:
         store = None if kept is None else _open_store(kept)
         return _run(Context(settings, base, choose_device(settings.device), store, Stopwatch()), output)

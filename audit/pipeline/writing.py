@@ -7,12 +7,14 @@ report costs no number. Whatever fails after that is said in one sentence, with 
 import json
 import math
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from audit.config import AuditConfig, container_of, is_embedding_file, is_shipped
-from audit.errors import AuditError
+from pydantic import ValidationError
+
+from audit.config import AuditConfig, container_of, is_embedding_file, is_shipped, recorded
+from audit.errors import AuditError, ConfigError
 from audit.pipeline.pictures import without_pictures
 from audit.report.build import render_report
 from audit.results import AuditResult, NotComputed
@@ -53,6 +55,47 @@ def inputs_of(config: AuditConfig, file: Path | None, cache: Path | None) -> dic
         for what, place in named.items()
         if place is not None and not is_shipped(str(place)) and str(place) != "phantom"
     }
+
+
+WHERE_IT_RUNS = frozenset({"device", "max_memory"})
+"""Keys that say where an audit runs, not what it measures."""
+
+
+def check_same_audit(out: Path, config: AuditConfig, base: Path) -> None:
+    """Raise ConfigError if the folder `out` holds the results of another configuration than `config` of folder `base`.
+
+    What lies there and cannot be read is left to the check of the output, which replaces nothing but an audit's files.
+    """
+    try:
+        earlier = json.loads((out / RESULTS_FILE).read_text(encoding="utf-8"))["config"]
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return
+    differing = next(iter(_differing(_complete(earlier), _complete(recorded(config, base)))), None)
+    if differing is not None:
+        raise ConfigError(
+            f"Output folder '{out}' holds the results of another configuration (its {differing} is another): name "
+            "another folder, or replace them with --overwrite (in Python overwrite=True)."
+        )
+
+
+def _complete(values: Any) -> Any:
+    """Fill recorded settings with the defaults of keys that an earlier version did not know."""
+    try:
+        return AuditConfig.model_validate(values).model_dump(mode="json", exclude=set(WHERE_IT_RUNS))
+    except ValidationError:
+        return values
+
+
+def _differing(one: Any, other: Any, path: str = "") -> Iterator[str]:
+    """Yield the dotted paths at which two settings differ."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        for key in dict.fromkeys([*one, *other]):
+            yield from _differing(one.get(key), other.get(key), f"{path}.{key}".lstrip("."))
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        for i, (mine, theirs) in enumerate(zip(one, other, strict=True)):
+            yield from _differing(mine, theirs, f"{path}.{i}")
+    elif one != other:
+        yield path
 
 
 def results_text(result: AuditResult) -> str:

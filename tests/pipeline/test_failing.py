@@ -207,6 +207,24 @@ def test_results_stay_when_pictures_or_report_fail(
     assert run(["run", str(file), "--out", str(out), "--no-cache"], monkeypatch) == 0
 
 
+def test_results_are_replaced_by_the_same_configuration_alone_unless_told_otherwise(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = config(folder, "none"), folder / "out"
+    audit.run_audit(file, out)
+    file.write_text('device = "cpu"\nmax_memory = "1GB"\n' + file.read_text())  # where it runs is not what it measures
+    audit.run_audit(file, out)
+    before = (out / "results.json").read_bytes()
+    with pytest.raises(ConfigError, match=r"another configuration \(its effort is another\).*--overwrite"):
+        audit.run_audit(file, out, effort="quick")
+    file.write_text(file.read_text().replace("steps = 2", "steps = 3"))
+    assert run(["run", str(file), "--out", str(out), "--no-cache"], monkeypatch) == 2
+    assert "holds the results of another configuration (its robustness.steps is another)" in capsys.readouterr().err
+    assert (out / "results.json").read_bytes() == before
+    assert run(["run", str(file), "--out", str(out), "--no-cache", "--overwrite"], monkeypatch) == 0
+    assert (out / "results.json").read_bytes() != before
+
+
 def test_numbers_that_are_not_finite_do_not_keep_results_from_being_written(folder: Path) -> None:
     result = audit.run_audit(config(folder, "none"))
     result.models[0].clean.ece = float("nan")
