@@ -1,17 +1,13 @@
 """The gallery in a real browser: filters, sorting, the slider, keys, and nothing fetched, by Playwright."""
 
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
 from audit.report.build import render_report
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: no keys are pressed")
-CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -23,25 +19,9 @@ def report(support_results: ModuleType, tmp_path_factory: pytest.TempPathFactory
     return render_report(support_results.write_audit(root, results))
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
-
-
 @pytest.fixture
-def page(browser, report: Path) -> Iterator[object]:
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
-    noise: list[str] = []
-    page.on("console", lambda message: noise.append(message.text))
-    page.on("pageerror", lambda error: noise.append(str(error)))
-    page.on("request", lambda one: noise.append(one.url) if not one.url.startswith(("file:", "data:")) else None)
-    page.goto(report.as_uri())
-    yield page
-    assert noise == []
-    page.close()
+def page(open_page: Callable[..., Any], report: Path) -> Any:
+    return open_page(report)
 
 
 def visible(page) -> list[str]:
@@ -89,12 +69,9 @@ def test_before_and_after_are_compared_by_slider_and_keys(page):
     assert not dialog.is_visible()
 
 
-def test_the_page_is_whole_without_scripts(browser, report: Path):
-    context = browser.new_context(java_script_enabled=False)
-    page = context.new_page()
-    page.goto(report.as_uri())
+def test_the_page_is_whole_without_scripts(open_page: Callable[..., Any], report: Path):
+    page = open_page(report, java_script_enabled=False)
     assert not page.locator("#tools").is_visible()
     assert not page.locator("#viewer").is_visible()
     assert page.get_by_role("button").count() == 0
     assert len(visible(page)) == 6
-    context.close()
