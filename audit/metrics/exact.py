@@ -1,6 +1,6 @@
 """Exact tests of counts of right answers, where a normal approximation would mislead on a few images.
 
-Two classifiers on the same images: McNemar 1947 with the exact binomial of the images that only one of them has right.
+Two classifiers on the same images: exact McNemar (`shares.py`).
 One classifier against guessing: the binomial test of its right answers.
 """
 
@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from torch import Tensor
 
 from audit.errors import MetricError
+from audit.metrics.shares import exact_mcnemar
 
 
 def mcnemar_p(a: Tensor, b: Tensor) -> float:
@@ -21,8 +22,7 @@ def mcnemar_p(a: Tensor, b: Tensor) -> float:
             f"A paired test was asked of {a.dtype} {tuple(a.shape)} and {b.dtype} {tuple(b.shape)} where two bool [N] "
             "over the same images are expected; compare predictions with labels first."
         )
-    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
-    return 1.0 if only_a + only_b == 0 else float(binomtest(only_a, only_a + only_b).pvalue)
+    return exact_mcnemar(int((a & ~b).sum()), int((~a & b).sum()))
 
 
 def below_p(successes: int, n: int, chance: float) -> float:
