@@ -13,6 +13,7 @@ from audit.pipeline.explain import Explained
 from audit.pipeline.queries import Queries
 from audit.pipeline.reference import Reference
 from audit.results import (
+    EDIT_FULL_SCALE,
     AdversarialExample,
     AuditResult,
     NotComputed,
@@ -108,7 +109,7 @@ def _save_rows(rows: Sequence[QueryRow], found: Counterfactuals, queries: Querie
     for i, row in enumerate(rows):
         save_image(found.images[i], folder / str(row.counterfactual_image))
         save_image(found.semifactuals[i], folder / str(row.semifactual_image))
-        save_edit(edits[i], folder / str(row.edit_image))
+        save_edit(edits[i], EDIT_FULL_SCALE, folder / str(row.edit_image))
 
 
 def shared_ids(maps: Iterable[VulnerabilityMaps]) -> set[str]:

@@ -7,8 +7,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from audit.results import EDIT_FULL_SCALE
-
 
 def _safe_name(name: str) -> str:
     """Turn an id or a name into a file name that every file system takes."""
@@ -38,6 +36,6 @@ def save_mask(mask: Tensor, path: Path) -> None:
     Image.fromarray(mask.numpy().astype(np.uint8) * 255).save(path)
 
 
-def save_edit(edit: Tensor, path: Path) -> None:
-    """Write an edit map `[H, W]` as PNG whose white is a change of `EDIT_FULL_SCALE`."""
-    save_image((edit / EDIT_FULL_SCALE)[None], path)
+def save_edit(edit: Tensor, white: float, path: Path) -> None:
+    """Write an edit map `[H, W]` as PNG whose white is a change of `white`."""
+    save_image((edit / white)[None], path)

@@ -4,7 +4,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from audit.results import EDIT_FULL_SCALE
 from audit.storage.pictures import file_names, folder_name, save_edit, save_image, save_mask
 
 
@@ -26,5 +25,5 @@ def test_levels_are_rounded_not_truncated(tmp_path):
 def test_mask_and_edit(tmp_path):
     save_mask(torch.tensor([[True, False]]), tmp_path / "m.png")
     assert np.asarray(Image.open(tmp_path / "m.png")).tolist() == [[255, 0]]
-    save_edit(torch.tensor([[EDIT_FULL_SCALE, EDIT_FULL_SCALE / 5, 1.0]]), tmp_path / "e.png")
+    save_edit(torch.tensor([[0.25, 0.05, 1.0]]), 0.25, tmp_path / "e.png")
     assert np.asarray(Image.open(tmp_path / "e.png")).tolist() == [[255, 51, 255]]
