@@ -700,6 +700,9 @@ class ClassifierConfig(Section):
     """One trained classifier: an architecture and its checkpoint, a file or folder that holds both, or a factory."""
 
     name: str = Field(min_length=1, description="name in results and report")
+    role: Literal["baseline"] | None = Field(
+        None, description="the model that a gate compares the others with, one at most; absent: audited like any other"
+    )
     architecture: str | None = Field(
         None, description="timm model name; torchvision:NAME, xrv:NAME; hf-hub:ORG/NAME or timm:NAME brings its weights"
     )
@@ -759,6 +762,7 @@ class ClassifierConfig(Section):
             "weights_key": self.weights_key is not None and self.checkpoint is None,
             "architecture_args": bool(self.architecture_args) and self.architecture is None,
             "factory_args": bool(self.factory_args) and self.factory is None,
+            "role": self.role is not None and isinstance(self, JudgeConfig),
         }
         for key in (k for k, unused in idle.items() if unused):
             raise ValueError(f"'{key}' of classifier '{self.name}' would have no effect: remove it")
@@ -906,6 +910,12 @@ class AuditConfig(Section):
         twice = sorted({n for n in names if names.count(n) > 1})
         if twice:
             raise ValueError(f"classifier and judge names must differ; used twice: {', '.join(twice)}")
+        baselines = [c.name for c in self.classifiers if c.role == "baseline"]
+        if len(baselines) > 1 or len(baselines) == len(self.classifiers):
+            raise ValueError(
+                f'role = "baseline" is given to {", ".join(baselines)}: it is for one classifier, beside at least one '
+                "other that is compared with it"
+            )
         for judge in self.judge_checkpoints:
             if judge.copy_of is not None and judge.copy_of not in audited:
                 raise ValueError(
@@ -1078,6 +1088,31 @@ def load_config(path: str | Path, effort: Effort | None = None) -> AuditConfig:
     """
     changes = {} if effort is None else {"effort": effort}
     return resolve_paths(read_config(AuditConfig, path, **changes), Path(path).resolve().parent)
+
+
+def with_baseline(config: AuditConfig, checkpoint: str | Path) -> AuditConfig:
+    """Return `config` with one more classifier: its only one, with the weights of `checkpoint`, as the baseline.
+
+    Raises ConfigError where it is not clear which classifier that would be like.
+    """
+    names = [one.name for one in config.classifiers]
+    if len(names) > 1:
+        raise ConfigError(
+            f"--baseline takes the settings of the only classifier, and the configuration has {', '.join(names)}: "
+            'give the old checkpoint a [[classifiers]] table of its own, with role = "baseline".'
+        )
+    (candidate,) = config.classifiers
+    key = "checkpoint" if candidate.checkpoint is not None else "file"
+    if getattr(candidate, key) is None or container_of(candidate.file) is not None:
+        raise ConfigError(
+            f"--baseline stands in for the checkpoint of '{names[0]}', which has none of its own: give the old model a "
+            '[[classifiers]] table with role = "baseline".'
+        )
+    place = str(checkpoint) if is_shipped(str(checkpoint)) else str(Path(checkpoint).expanduser().resolve())
+    taken = {candidate.name, *(judge.name for judge in config.judge_checkpoints)}
+    name = next(n for n in ("baseline", f"{candidate.name} (baseline)") if n not in taken)
+    old = candidate.model_copy(update={"name": name, "role": "baseline", key: place})
+    return config.model_copy(update={"classifiers": (candidate, old)})
 
 
 def _with_absolute_paths(section: S, keys: tuple[str, ...], base: Path) -> S:

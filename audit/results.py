@@ -211,6 +211,9 @@ class Clean(ClassScores):
     confidence_bins: list[ConfidenceBin] = Field(
         default_factory=list, description="the bins of `ece` that hold an image; empty: the file is older"
     )
+    misclassified: list[str] | None = Field(
+        default=None, description="ids of the images that are answered wrongly; None: the file is older"
+    )
 
 
 class CascadeStage(Row):
@@ -873,6 +876,7 @@ class ModelResult(Row):
     """Everything measured for one classifier."""
 
     name: str
+    role: Literal["baseline"] | None = Field(default=None, description="'baseline': a gate compares the others with it")
     rank: int | None = Field(
         description="1 + the models in higher tiers; a tier ends where all models so far are surely above all that "
         "follow; None: no index"
@@ -937,6 +941,8 @@ class Comparison(Row):
         "they are told apart, or do not differ, or the file is older",
     )
     paired: bool = Field(default=True, description="both are explained on the same images, which are drawn together")
+    difference: Interval | None = Field(default=None, description="index of `a` less that of `b`; None: older file")
+    components: dict[str, Interval] = Field(default_factory=dict, description="the same of the components both have")
 
 
 class Difference(Row):

@@ -14,10 +14,14 @@ def gate(
     baseline: Annotated[Path | None, typer.Option("--baseline", help="earlier results to compare with")] = None,
     junit: Annotated[Path | None, typer.Option("--junit", help="write JUnit XML to this file")] = None,
     markdown: Annotated[Path | None, typer.Option("--markdown", help="write the Markdown summary to this file")] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="print JSON (`spruce-audit schema gate`), no Markdown")
+    ] = False,
 ) -> None:
-    """Check results against a policy: exit status 0 passed, 1 failed, 2 incomplete or not measured."""
-    from audit.gate.evaluate import JUNIT_MARK, MARKDOWN_MARK, evaluate_gate, to_junit_xml, to_markdown
+    """Check results against a policy: exit status 0 passed, 1 failed, 2 not measured or inconclusive."""
+    from audit.gate.evaluate import evaluate_gate
     from audit.gate.policy import load_policy
+    from audit.gate.render import JUNIT_MARK, MARKDOWN_MARK, to_json, to_junit_xml, to_markdown
     from audit.results import read_results
     from audit.storage.output import check_own, write_own
 
@@ -32,5 +36,5 @@ def gate(
         write_own(junit, to_junit_xml(outcome))
     if markdown is not None:
         write_own(markdown, summary)
-    say(summary)
+    say(to_json(outcome) if as_json else summary)
     raise typer.Exit(outcome.exit_status)

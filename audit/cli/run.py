@@ -42,13 +42,19 @@ def _effort(asked: "dict[Effort, bool]") -> "Effort | None":
 
 
 def _audit(
-    config: Path, out: Path, cache: Path | None, *, effort: "Effort | None" = None, overwrite: bool = False
+    config: Path,
+    out: Path,
+    cache: Path | None,
+    *,
+    effort: "Effort | None" = None,
+    baseline: str | None = None,
+    overwrite: bool = False,
 ) -> None:
     from audit.pipeline.runner import run_audit
     from audit.pipeline.writing import ReportError
 
     try:
-        result = run_audit(config, out, cache, effort=effort, overwrite=overwrite)
+        result = run_audit(config, out, cache, effort=effort, baseline=baseline, overwrite=overwrite)
     except ReportError as error:
         _show_result(error.result)
         raise
@@ -113,6 +119,12 @@ def run(
     quick: Annotated[bool, typer.Option("--quick", help="fewer images and attack steps, for a first look")] = False,
     standard: Annotated[bool, typer.Option("--standard", help="the defaults, whatever effort the file names")] = False,
     thorough: Annotated[bool, typer.Option("--thorough", help="more images and attack steps")] = False,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            "--baseline", metavar="CHECKPOINT", help="audit these older weights too, for a gate to compare with"
+        ),
+    ] = None,
     overwrite: Overwrite = False,
     progress: ProgressOption = None,
     log_json: LogJson = False,
@@ -120,7 +132,8 @@ def run(
     """Audit the classifiers that CONFIG.toml names; writes results.json, the images and report.html."""
     choose_style("json" if log_json else progress)
     effort = _effort({"quick": quick, "standard": standard, "thorough": thorough})
-    _audit(config, out, None if no_cache else cache or _default_cache(), effort=effort, overwrite=overwrite)
+    kept = None if no_cache else cache or _default_cache()
+    _audit(config, out, kept, effort=effort, baseline=baseline, overwrite=overwrite)
 
 
 def demo(

@@ -1,1 +1,1 @@
-"""The gate: results against a policy, as an exit status, JUnit XML and Markdown."""
+"""The gate: results against a policy, as an exit status, JUnit XML, Markdown, JSON and tests of pytest."""

@@ -121,6 +121,25 @@ def _other_queries(new: ModelResult, old: ModelResult) -> Difference:
     return f"other query images were explained ({shared} of {len(there)} there are among the {len(here)} here)"
 
 
+def _other_measure(
+    metric: str, new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult
+) -> Difference:
+    """Compare what depends on the other models of an audit: the index's parts, and the number of edits."""
+    lacks = [
+        {path for note in audit.not_computed for path in note.paths if path.startswith("components.")}
+        for audit in (before, now)
+    ]
+    if metric in ("index", "rank") and lacks[0] != lacks[1]:
+        words = [", ".join(sorted(p.removeprefix("components.") for p in one)) or "nothing" for one in lacks]
+        return f"its index leaves out {words[0]} there and {words[1]} here"
+    path = metric.split(".")
+    if path[:1] == ["counterfactuals"] and path[1] in ("fid", "cmmd", "mmd") and new.counterfactuals is not None:
+        edits = [{row.target: row.n for row in getattr(model.counterfactuals, path[1], ())} for model in (old, new)]
+        if edits[0] != edits[1]:
+            return f"it rests on {edits[0]} edits by target class there and {edits[1]} here"
+    return None
+
+
 def _other_explanation(new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult) -> Difference:
     """Compare what the index, its components and the counterfactuals rest on."""
     if now.generator_sha256 != before.generator_sha256:
@@ -132,6 +151,9 @@ def _other_explanation(new: ModelResult, old: ModelResult, now: AuditResult, bef
             return "it rests on another embedding"
     if now.realism_kernel != before.realism_kernel:
         return f"metrics.realism_kernel was {before.realism_kernel} there and is {now.realism_kernel} here"
+    versions = [audit.environment.versions.get("spruce-audit") for audit in (before, now)]
+    if versions[0] != versions[1]:
+        return f"version {versions[0]} of spruce-audit searched it there and {versions[1]} here"
     if now.component_definitions != before.component_definitions:
         return "localisation and transfer are defined otherwise since: run the baseline again with this version"
     if now.data.get("calibration_sha256") != before.data.get("calibration_sha256"):
@@ -173,8 +195,10 @@ def other_instrument(
     metric: str, new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult
 ) -> Difference:
     """Return why `metric` of the model `new` in `now` is not what it is of `old` in `before`, or None."""
-    if metric.split(".")[0] in MEANINGFULNESS and (found := _other_explanation(new, old, now, before)) is not None:
-        return found
+    if metric.split(".")[0] in MEANINGFULNESS:
+        found = _other_explanation(new, old, now, before) or _other_measure(metric, new, old, now, before)
+        if found is not None:
+            return found
     if metric.startswith("counterfactuals.nafr") and _copies(new) != _copies(old):
         return "its flips were shown to other copies"
     if (found := _other_images(now, before)) is not None:

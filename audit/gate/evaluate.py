@@ -1,32 +1,34 @@
-"""Check an audit against a policy: every rule passes, fails or was not measured, and only the first lets it through.
+"""Check an audit against a policy: every rule passes, fails, is inconclusive or was not measured.
 
 A robust accuracy that failed a trust check, or whose checks were not made, counts as not measured: nobody knows how far
 it over-states. So does whatever was measured of a model that is unreliable as a whole or whose audit ended early.
 
+The baseline is another audit, or the model of this one whose role it is; the rules are for the other models then.
+
 Exit status: 1 when anything measured breaks its bound; else 2 when anything asked for was not measured, cannot be
-compared with the baseline, or the audit did not finish; else 0. A failure comes first, because no further measurement
-could undo it.
+compared with the baseline, cannot be told on so few images, or the audit did not finish; else 0. A failure comes first,
+because no further measurement could undo it.
 """
 
 import difflib
-import re
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, computed_field
 
 from audit.gate.baseline import other_instrument
 from audit.gate.policy import Measured, Policy, Rule, Use, doubts_of, load_policy, metrics_of
-from audit.results import AuditResult, ModelResult, Row, why_not_computed
+from audit.gate.significance import ROUNDING, Estimate, change, more_images, own_estimate, side_of
+from audit.results import MEANINGFULNESS, AuditResult, Comparison, ModelResult, Row, why_not_computed
 
-__all__ = ["Check", "GateOutcome", "Policy", "Rule", "evaluate_gate", "load_policy", "to_junit_xml", "to_markdown"]
+__all__ = ["Check", "GateOutcome", "Policy", "Rule", "evaluate_gate", "load_policy"]
 
-Status = Literal["pass", "fail", "not measured"]
-JUNIT_MARK, MARKDOWN_MARK = '<testsuites name="spruce-audit gate"', "## Gate "
-"""What the files of a gate begin with, and are known by."""
-EXIT_STATUS: dict[Status, int] = {"pass": 0, "fail": 1, "not measured": 2}
-_ROUNDING = 1e-9  # 0.9 - 0.05 is 0.8500000000000001 in binary; a bound met to nine digits is met
+Status = Literal["pass", "fail", "inconclusive", "not measured"]
+EXIT_STATUS: dict[Status, int] = {"pass": 0, "fail": 1, "inconclusive": 2, "not measured": 2}
+WORST_FIRST: tuple[Status, ...] = ("fail", "not measured", "inconclusive", "pass")
+JOINT = "; audit both models together, by `spruce-audit run CONFIG.toml --baseline OLD_CHECKPOINT`"
+"""How to mend that numbers that rest on counterfactuals cannot be compared."""
 
 
 class Check(Row):
@@ -38,6 +40,13 @@ class Check(Row):
     requirement: str
     measured: float | None
     bound: float | None
+    baseline: float | None = Field(default=None, description="the baseline's number, of a rule on change")
+    interval: tuple[float, float] | None = Field(
+        default=None, description="95 %, of the number or the change that an `only_if` looked at"
+    )
+    more_images: int | None = Field(
+        default=None, description="images beyond the measured ones that would decide it if the number stays; None: open"
+    )
     status: Status
     sentence: str
 
@@ -46,18 +55,51 @@ class GateOutcome(Row):
     """All checks of a policy and what they come to."""
 
     audit: str
-    status: Status
+    inconclusive: Literal["pass", "fail"] | None = Field(
+        default=None, description="what the policy counts an inconclusive check as; None: neither"
+    )
     checks: list[Check]
 
+    def verdict(self, check: Check) -> Status:
+        """Return what a check counts as."""
+        return self.inconclusive or check.status if check.status == "inconclusive" else check.status
+
+    @computed_field(description="the worst that a check counts as")  # type: ignore[prop-decorator]
+    @property
+    def status(self) -> Status:
+        """The worst that a check counts as."""
+        found = {self.verdict(check) for check in self.checks}
+        return next(status for status in WORST_FIRST if status in found)
+
+    @computed_field(description="0 pass; 1 fail; 2 inconclusive or not measured")  # type: ignore[prop-decorator]
     @property
     def exit_status(self) -> int:
-        """Return 0 for pass, 1 for failed, 2 for incomplete or not measured."""
+        """The exit status of `spruce-audit gate`."""
         return EXIT_STATUS[self.status]
 
 
+@dataclass(frozen=True)
+class _Case:
+    """The audit that is checked, and the one that holds the baseline: the same, where one of its models is that."""
+
+    audit: AuditResult
+    before: AuditResult | None
+    own: str | None
+    """Name of the audit's own baseline."""
+
+    @property
+    def is_joint(self) -> bool:
+        return self.before is self.audit
+
+
 def evaluate_gate(results: AuditResult, policy: Policy, baseline: AuditResult | None = None) -> GateOutcome:
-    """Check every rule of `policy` on `results`; rules on change compare with `baseline`."""
+    """Check every rule of `policy` on `results`; rules on change compare with `baseline`, or with its own baseline."""
+    own = next((model.name for model in results.models if model.role == "baseline"), None)
+    case = _Case(results, results if own is not None else baseline, own)
     checks: list[Check] = []
+    if own is not None and baseline is not None:
+        sentence = f"The audit has its baseline, '{own}', in it already: leave --baseline out."
+        checks.append(_not_measured(0, own, "baseline", "one baseline", sentence))
     if not results.complete:
         failed = ", ".join(f"{m.name} failed in {m.failed.stage}" for m in results.models if m.failed is not None)
         sentence = f"The audit did not finish{f' ({failed})' if failed else ''}: run it again to the end."
@@ -66,15 +108,13 @@ def evaluate_gate(results: AuditResult, policy: Policy, baseline: AuditResult | 
         sentence = f"Several models of the audit are called '{name}': run it again with names that differ."
         checks.append(_not_measured(0, name, "name", "one model of this name", sentence))
     for number, rule in enumerate(policy.rule, start=1):
-        checks += _check_rule(number, rule, results, baseline)
-    states = {check.status for check in checks}
-    worst: tuple[Status, ...] = ("fail", "not measured", "pass")
-    return GateOutcome(audit=results.name, status=next(s for s in worst if s in states), checks=checks)
+        checks += _check_rule(number, rule, case)
+    return GateOutcome(audit=results.name, inconclusive=policy.inconclusive, checks=checks)
 
 
-def _check_rule(number: int, rule: Rule, results: AuditResult, baseline: AuditResult | None) -> Iterator[Check]:
-    models = {model.name: model for model in results.models}
-    names = rule.models or tuple(name for name in models if name != rule.above)
+def _check_rule(number: int, rule: Rule, case: _Case) -> Iterator[Check]:
+    models = {model.name: model for model in case.audit.models}
+    names = rule.models or tuple(name for name in models if name not in (rule.above, case.own))
     if not names:
         yield _not_measured(number, "-", rule.metric or "rank", "a model to check", "The audit has no model to check.")
     for name in names:
@@ -86,9 +126,9 @@ def _check_rule(number: int, rule: Rule, results: AuditResult, baseline: AuditRe
                 f"Model '{name}' is not in the audit{hint}",
             )  # fmt: skip
         elif rule.above is not None:
-            yield _check_above(number, rule, name, results)
+            yield _check_above(number, rule, name, case.audit)
         else:
-            yield from _check_bounds(number, rule, models[name], results, baseline)
+            yield from _check_bounds(number, rule, models[name], case)
 
 
 def _not_measured(number: int, model: str, metric: str, requirement: str, sentence: str) -> Check:
@@ -101,10 +141,10 @@ def _not_measured(number: int, model: str, metric: str, requirement: str, senten
 def _check_above(number: int, rule: Rule, name: str, results: AuditResult) -> Check:
     requirement = f"index above {rule.above} with probability ≥ {rule.probability:g}"
     metric = f"above {rule.above}"
-    found = [c.probability for c in results.comparisons if (c.a, c.b) == (name, rule.above)]
-    found += [1 - c.probability for c in results.comparisons if (c.b, c.a) == (name, rule.above)]
-    probability = Measured(found[0]).bound("value") if found else None
-    if probability is None:
+    found = next((c for c in results.comparisons if {c.a, c.b} == {name, rule.above}), None)
+    given = None if found is None else found.probability if found.a == name else 1 - found.probability
+    probability = Measured(given).bound("value")
+    if found is None or probability is None:
         return _not_measured(
             number, name, metric, requirement,
             f"The audit holds no comparison of '{name}' with '{rule.above}': both need an index in the same audit.",
@@ -112,15 +152,28 @@ def _check_above(number: int, rule: Rule, name: str, results: AuditResult) -> Ch
     index = rule.model_copy(update={"metric": "index"})
     both = [model for model in results.models if model.name in (name, rule.above)]
     doubt = next((d for m in both if (d := _doubt_of_all(m) or _doubt_of(m, index))), None)
-    if doubt is not None and probability >= rule.probability - _ROUNDING:
+    passed = probability >= rule.probability - ROUNDING
+    if doubt is not None and passed:
         return _not_measured(number, name, metric, requirement, doubt)
-    passed = probability >= rule.probability - _ROUNDING
-    sentence = f"{name} is above {rule.above} with probability {probability:.3g}; {rule.probability:g} is asked."
-    sentence += "".join(_vetoed("index", model) for model in both)
-    return Check(
+    check = Check(
         rule=number, model=name, metric=metric, requirement=requirement, measured=probability, bound=rule.probability,
-        status="pass" if passed else "fail", sentence=sentence,
+        status="pass" if passed else "fail",
+        sentence=f"{name} is above {rule.above} with probability {probability:.3g}; {rule.probability:g} is asked.",
     )  # fmt: skip
+    if rule.only_if is not None and not passed and 1 - probability < rule.probability - ROUNDING:
+        check = _inconclusive(check, _more_queries(found, both[0]))
+    return check.model_copy(update={"sentence": check.sentence + "".join(_vetoed("index", model) for model in both)})
+
+
+def _more_queries(row: Comparison, model: ModelResult) -> int | None:
+    n = 0 if model.counterfactuals is None else model.counterfactuals.n
+    return None if row.images_needed is None else max(row.images_needed - n, 1)
+
+
+def _inconclusive(check: Check, more: int | None) -> Check:
+    told = "" if more is None else f", about {more} more would if it stays as it is"
+    sentence = f"{check.sentence} These images do not suffice to decide it{told}."
+    return check.model_copy(update={"status": "inconclusive", "more_images": more, "sentence": sentence})
 
 
 def _vetoed(metric: str, model: ModelResult) -> str:
@@ -128,13 +181,11 @@ def _vetoed(metric: str, model: ModelResult) -> str:
     return f" {model.name} is not meaningful: {model.veto}." if metric == "index" and model.veto is not None else ""
 
 
-def _check_bounds(
-    rule_number: int, rule: Rule, model: ModelResult, results: AuditResult, baseline: AuditResult | None
-) -> Iterator[Check]:
+def _check_bounds(rule_number: int, rule: Rule, model: ModelResult, case: _Case) -> Iterator[Check]:
     doubt = _doubt_of_all(model) or _doubt_of(model, rule)
-    for check in _bounds(rule_number, rule, model, results, baseline):
-        if check.status == "pass" and doubt is not None:
-            yield check.model_copy(update={"status": "not measured", "sentence": doubt})
+    for check in _bounds(rule_number, rule, model, case):
+        if check.status in ("pass", "inconclusive") and doubt is not None:
+            yield check.model_copy(update={"status": "not measured", "more_images": None, "sentence": doubt})
         else:
             yield check
 
@@ -162,12 +213,10 @@ def _doubt_of(model: ModelResult, rule: Rule) -> str | None:
     return None
 
 
-def _bounds(
-    number: int, rule: Rule, model: ModelResult, results: AuditResult, baseline: AuditResult | None
-) -> Iterator[Check]:
+def _bounds(number: int, rule: Rule, model: ModelResult, case: _Case) -> Iterator[Check]:
     metric = rule.metric or ""
     shown = metric if rule.use == "value" else f"{metric} ({rule.use} end of its interval)"
-    measured, reason = _measure(model, results, metric, rule.use)
+    measured, reason = _measure(model, case.audit, metric, rule.use)
     for key, sign in (("min", "≥"), ("max", "≤")):
         bound = getattr(rule, key)
         if bound is None:
@@ -176,29 +225,57 @@ def _bounds(
         if measured is None:
             yield _not_measured(number, model.name, shown, requirement, reason)
             continue
-        passed = measured >= bound - _ROUNDING if key == "min" else measured <= bound + _ROUNDING
+        passed = measured >= bound - ROUNDING if key == "min" else measured <= bound + ROUNDING
         least = "at least" if key == "min" else "at most"
-        yield Check(
+        check = Check(
             rule=number, model=model.name, metric=shown, requirement=requirement, measured=measured, bound=bound,
             status="pass" if passed else "fail",
             sentence=f"{shown} of {model.name} is {measured:.4g}; {least} {bound:g} is asked.{_vetoed(metric, model)}",
         )  # fmt: skip
+        own = own_estimate(metrics_of(model)[metric]) if rule.only_if is not None else None
+        yield check if rule.only_if is None else _decided(check, own, 1 if key == "max" else -1)
     for key, word in (("max_drop", "drop"), ("max_rise", "rise")):
         bound = getattr(rule, key)
         if bound is None:
             continue
         requirement = f"{word} ≤ {bound:g}"
-        before, why = (None, reason) if measured is None else _baseline_value(rule, metric, model, results, baseline)
+        before, why = (None, reason) if measured is None else _baseline_value(rule, metric, model, case)
         if measured is None or before is None:
             yield _not_measured(number, model.name, shown, requirement, why)
             continue
-        change = before - measured if key == "max_drop" else measured - before
-        yield Check(
+        fall = before - measured if key == "max_drop" else measured - before
+        check = Check(
             rule=number, model=model.name, metric=shown, requirement=requirement, measured=measured, bound=bound,
-            status="pass" if change <= bound + _ROUNDING else "fail",
+            baseline=before, status="pass" if fall <= bound + ROUNDING else "fail",
             sentence=f"{shown} of {model.name} is {measured:.4g}, the baseline's is {before:.4g}: "
-            f"a {word} of {change:.4g}; at most {bound:g} is allowed.",
+            f"a {word} of {fall:.4g}; at most {bound:g} is allowed.",
         )  # fmt: skip
+        yield check if rule.only_if is None else _decided_change(check, rule, model, case, -1 if word == "drop" else 1)
+
+
+def _decided_change(check: Check, rule: Rule, model: ModelResult, case: _Case, sign: int) -> Check:
+    """Return the check with the verdict that the paired change since the baseline allows; `sign` -1: of its fall."""
+    old = _baseline_model(rule, model, case)
+    assert old is not None, "its number was read"
+    assert case.before is not None
+    found = change(rule.metric or "", model, old, case.audit, case.before)
+    return _decided(check, found if found is None or sign > 0 else -found, 1)
+
+
+def _decided(check: Check, found: Estimate | None, sign: int) -> Check:
+    """Return the check with the verdict that the interval allows; `sign` -1: the bound is the least value allowed."""
+    if found is None:
+        sentence = f"{check.metric} of {check.model} has no interval: remove only_if from the rule."
+        return check.model_copy(update={"status": "not measured", "sentence": sentence})
+    assert check.bound is not None
+    upward, bound = (found, check.bound) if sign > 0 else (-found, -check.bound)
+    side = side_of(upward, bound)
+    p_value = "" if found.p_value is None or bound != 0 else f", p = {found.p_value:.2g}"
+    sentence = f"{check.sentence} 95 % interval {found.low:.4g} to {found.high:.4g} ({found.method}{p_value})."
+    check = check.model_copy(update={"interval": (found.low, found.high), "sentence": sentence})
+    if side == "inconclusive":
+        return _inconclusive(check, more_images(upward, bound))
+    return check.model_copy(update={"status": side})
 
 
 def _measure(model: ModelResult, audit: AuditResult, metric: str, use: Use) -> tuple[float | None, str]:
@@ -219,68 +296,29 @@ def _measure(model: ModelResult, audit: AuditResult, metric: str, use: Use) -> t
     return None, f"'{metric}' is no metric of {model.name} in this audit; did you mean '{near}'?"
 
 
-def _baseline_value(
-    rule: Rule, metric: str, model: ModelResult, results: AuditResult, baseline: AuditResult | None
-) -> tuple[float | None, str]:
-    if baseline is None:
-        return None, f"A change of {metric} cannot be measured without a baseline: give --baseline OLD.json."
-    if not baseline.complete:
+def _baseline_model(rule: Rule, model: ModelResult, case: _Case) -> ModelResult | None:
+    name = rule.baseline_model or case.own or model.name
+    return None if case.before is None else next((m for m in case.before.models if m.name == name), None)
+
+
+def _baseline_value(rule: Rule, metric: str, model: ModelResult, case: _Case) -> tuple[float | None, str]:
+    if case.before is None:
+        return None, (
+            f"A change of {metric} cannot be measured without a baseline: give --baseline OLD.json, or audit the old "
+            f'model in the same audit, with role = "baseline".'
+        )
+    if not case.before.complete:
         return None, "The baseline audit did not finish: run it again to the end."
-    name = rule.baseline_model or model.name
-    before = next((m for m in baseline.models if m.name == name), None)
+    before = _baseline_model(rule, model, case)
     if before is None:
+        name = rule.baseline_model or model.name
         return None, f"The baseline has no model '{name}': name one of its models by baseline_model."
-    difference = other_instrument(metric, model, before, results, baseline)
+    difference = None if case.is_joint else other_instrument(metric, model, before, case.audit, case.before)
     if difference is not None:
-        return None, f"{metric} cannot be compared with the baseline: {difference}."
+        remedy = "" if metric.split(".")[0] not in MEANINGFULNESS else JOINT
+        return None, f"{metric} cannot be compared with the baseline: {difference.rstrip('.')}{remedy}."
     doubt = _doubt_of_all(before) or _doubt_of(before, rule)
     if doubt is not None:
         return None, f"In the baseline: {doubt}"
-    value, reason = _measure(before, baseline, metric, "value")
+    value, reason = _measure(before, case.before, metric, "value")
     return value, f"In the baseline, {reason}"
-
-
-def _xml_text(text: str) -> str:
-    """Drop the characters that XML 1.0 cannot hold."""
-    return re.sub(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]", "", text)
-
-
-def to_junit_xml(outcome: GateOutcome) -> str:
-    """Return the outcome as JUnit XML: a broken bound is a failure, what was not measured is an error."""
-    failed = sum(check.status == "fail" for check in outcome.checks)
-    missing = sum(check.status == "not measured" for check in outcome.checks)
-    counts = {"tests": str(len(outcome.checks)), "failures": str(failed), "errors": str(missing)}
-    root = ElementTree.Element("testsuites", {"name": "spruce-audit gate", **counts})
-    suite = ElementTree.SubElement(root, "testsuite", {"name": _xml_text(outcome.audit), "skipped": "0", **counts})
-    for check in outcome.checks:
-        name = _xml_text(f"{check.metric} {check.requirement}")
-        case = ElementTree.SubElement(
-            suite, "testcase", {"classname": _xml_text(check.model), "name": name, "time": "0"}
-        )
-        if check.status != "pass":
-            kind = "failure" if check.status == "fail" else "error"
-            text = _xml_text(check.sentence)
-            ElementTree.SubElement(case, kind, {"message": text, "type": check.status}).text = text
-    ElementTree.indent(root)
-    return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
-
-
-def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
-
-
-def to_markdown(outcome: GateOutcome) -> str:
-    """Return the outcome as a Markdown summary: one sentence, then one row a check, the worst first."""
-    counts = {status: sum(c.status == status for c in outcome.checks) for status in EXIT_STATUS}
-    verdict = {"pass": "passed", "fail": "failed", "not measured": "incomplete"}[outcome.status]
-    parts = [f"{n} {word}" for n, word in zip(counts.values(), ("passed", "failed", "not measured"), strict=True) if n]
-    lines = [f"## Gate {verdict}: {_cell(outcome.audit)}", "", f"{', '.join(parts)}.", ""]
-    lines += ["| status | model | metric | required | measured | |", "|---|---|---|---|---:|---|"]
-    order = {"fail": 0, "not measured": 1, "pass": 2}
-    for check in sorted(outcome.checks, key=lambda c: order[c.status]):
-        measured = "not measured" if check.measured is None else f"{check.measured:.4g}"
-        status = check.status if check.status == "pass" else f"**{check.status}**"
-        why = "" if check.status == "pass" else check.sentence
-        cells = (check.model, check.metric, check.requirement, measured, why)
-        lines.append(f"| {status} | " + " | ".join(_cell(text) for text in cells) + " |")
-    return "\n".join(lines) + "\n"

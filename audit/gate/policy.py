@@ -58,6 +58,9 @@ class Rule(Section):
     use: Use = Field("value", description="compare the value, or the lower or upper end of its interval")
     above: str | None = Field(None, description="the models must have a higher index than this model of the same audit")
     probability: float = Field(0.95, gt=0, lt=1, description="least bootstrap probability for 'above'")
+    only_if: Literal["significant"] | None = Field(
+        None, description="pass or fail only where the 95 % interval lies on one side of the bound; else inconclusive"
+    )
     allow_untrusted: bool = Field(False, description="let a number pass that failed one of its trust checks")
     allow_unchecked: bool = Field(False, description="let a robust accuracy pass whose trust checks were not all made")
 
@@ -68,6 +71,8 @@ class Rule(Section):
             if self.metric is not None or bounds:
                 raise ValueError("'above' stands alone; put 'metric' and its bounds into a rule of their own")
             return self
+        if self.only_if is not None and self.use != "value":
+            raise ValueError("'only_if' looks at both ends of the interval: remove 'use'")
         if self.metric is None:
             raise ValueError("a rule needs 'metric' with a bound, or 'above'")
         if not bounds:
@@ -85,6 +90,9 @@ class Rule(Section):
 class Policy(Section):
     """The whole of `gate.toml`."""
 
+    inconclusive: Literal["pass", "fail"] | None = Field(
+        None, description="what a rule counts as that the images do not suffice to decide; absent: exit status 2"
+    )
     rule: tuple[Rule, ...] = Field(min_length=1, description="the requirements; all of them must hold")
 
 
@@ -95,11 +103,12 @@ def load_policy(path: str | Path) -> Policy:
 
 @dataclass(frozen=True)
 class Measured:
-    """A number with the ends of its interval; None where it was not measured or is not finite."""
+    """A number with the ends of its interval, on `n` images; None where it was not measured or is not finite."""
 
     value: float | None
     low: float | None = None
     high: float | None = None
+    n: int = 0
 
     def bound(self, use: Use) -> float | None:
         """Return the value, or an end of the interval; never one in place of another."""
@@ -139,7 +148,7 @@ def _list_key(item: Row) -> str | None:
 
 _NO_NUMBERS = {
     "distances_by_image", "outcomes", "source", "attack", "confusion", "input", "failed", "method", "method_package",
-    "weights_sha256", "vetoes", "veto", "extent", "mass_interval", "unexplained",
+    "weights_sha256", "misclassified", "role", "vetoes", "veto", "extent", "mass_interval", "unexplained",
 }  # fmt: skip
 """Parts of the results that hold nothing to gate on: single images and decisions, how a model was read or explained."""
 
@@ -156,7 +165,7 @@ def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
             table[path] = Measured(node)
             return
         case Interval():
-            table[path] = Measured(node.value, node.low, node.high)
+            table[path] = Measured(node.value, node.low, node.high, node.n)
             return
         case Attack():
             _flatten(node.robust_accuracy, path, table)
@@ -172,7 +181,7 @@ def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
     for key, child in children:
         _flatten(child, f"{path}.{key}" if path else key, table)
     if isinstance(node, RegionShare) and node.mass_interval is not None:
-        table[f"{path}.mass"] = Measured(node.mass, *node.mass_interval)
+        table[f"{path}.mass"] = Measured(node.mass, *node.mass_interval, node.n)
 
 
 def part_of(model: ModelResult, metric: str) -> tuple[ModelResult | LabelResult, str]:
@@ -247,9 +256,10 @@ def metrics_of(model: ModelResult) -> dict[str, Measured]:
     table: dict[str, Measured] = {}
     _flatten(model.model_copy(update={"queries": [], "not_computed": []}), "", table)
     low, high = model.index_interval or (None, None)
-    table["index"] = Measured(model.index, low, high)
+    queries = 0 if model.counterfactuals is None else model.counterfactuals.n
+    table["index"] = Measured(model.index, low, high, queries)
     for name, (low, high) in model.component_intervals.items():
-        table[f"components.{name}"] = Measured(getattr(model.components, name, None), low, high)
+        table[f"components.{name}"] = Measured(getattr(model.components, name, None), low, high, queries)
     return {
         path: number
         for path, number in table.items()

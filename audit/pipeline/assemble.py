@@ -220,6 +220,7 @@ def _model_rows(context: Context, findings: Findings) -> list[ModelResult]:
             rows.append(_unloaded(one, findings.models.failed[one.name], findings.images.all.class_names))
         else:
             rows.append(_row(findings, measured[one.name], picture_folder(one.name, position)))
+        rows[-1] = rows[-1].model_copy(update={"role": one.role})
     return rows if findings.labels is None else [_with_labels(context, findings, row) for row in rows]
 
 

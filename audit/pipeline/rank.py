@@ -26,7 +26,7 @@ from torch import Tensor
 from audit.config import RankingConfig
 from audit.errors import MetricError
 from audit.metrics.components import ModelScores, components
-from audit.results import COMPONENTS, Comparison, Components, NotComputed
+from audit.results import COMPONENTS, Comparison, Components, Interval, NotComputed
 from audit.runtime.seeds import stage_generator
 
 FLOOR = 0.01
@@ -115,6 +115,11 @@ def _interval(draws: Tensor) -> tuple[float, float]:
     return low, high
 
 
+def _difference(estimate: Tensor, draws: Tensor, n: int) -> Interval:
+    low, high = _interval(draws)
+    return Interval(value=float(estimate), low=low, high=high, level=LEVEL, n=n)
+
+
 def _redrawn(scores: ModelScores, weights: Tensor, estimate: Mapping[str, Tensor]) -> dict[str, Tensor]:
     # A draw in which no image defines a component carries no news about it and repeats the estimate.
     draws, _ = components(scores, weights)
@@ -166,6 +171,7 @@ def rank_models(
     values = torch.tensor([float(index[i]) for i in placed])
     ranks = dict(zip(placed, tier_ranks(values, above, config.separation), strict=True))
     intervals = dict(zip(placed, map(_interval, redrawn), strict=True))
+    sizes = {(i, j): min(len(models[i].flipped), len(models[j].flipped)) for i in placed for j in placed}
     comparisons = [
         Comparison(
             a=models[i].name,
@@ -176,10 +182,16 @@ def rank_models(
             else images_needed(
                 float(index[i] - index[j]),
                 redrawn[first] - redrawn[second],
-                min(len(models[i].flipped), len(models[j].flipped)),
+                sizes[i, j],
                 config.separation,
             ),
             paired=not {models[i].name, models[j].name} & set(unpaired),
+            difference=_difference(index[i] - index[j], redrawn[first] - redrawn[second], sizes[i, j]),
+            components={
+                key: _difference(estimates[i][key] - estimates[j][key], draws[i][key] - draws[j][key], sizes[i, j])
+                for key in draws[i]
+                if key in draws[j]
+            },
         )
         for first, i in enumerate(placed)
         for second, j in enumerate(placed)

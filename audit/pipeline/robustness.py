@@ -163,10 +163,11 @@ def _clean(context: Context, audited: AuditSet, classifier: Classifier, known: T
     def answered(model: Measured) -> Measured:
         size = context.config.robustness.batch_size
         logits = predict(classifier, audited, size, context.device) if known is None else known
+        right = logits.argmax(1) == audited.row_labels
         clean = clean_of_logits(logits, audited.row_labels, audited.class_names)
-        return replace(
-            model, logits=logits, clean=clean, outcomes={"clean.accuracy": logits.argmax(1) == audited.row_labels}
-        )
+        wrong = [row_id for row_id, its in zip(audited.row_ids, right.tolist(), strict=True) if not its]
+        clean = clean.model_copy(update={"misclassified": wrong})
+        return replace(model, logits=logits, clean=clean, outcomes={"clean.accuracy": right})
 
     def checked(model: Measured) -> Measured:
         found = one_class(model.predicted, audited.row_labels, audited.class_names)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from audit.config import parse_config
 from audit.errors import ConfigError
-from audit.gate.evaluate import Policy, evaluate_gate, load_policy, to_junit_xml, to_markdown
+from audit.gate.evaluate import Policy, evaluate_gate, load_policy
 from audit.gate.policy import metrics_of
 from audit.gate.ranges import range_of
+from audit.gate.render import to_junit_xml, to_markdown
 from audit.results import AuditResult, Failure, NotComputed, TrustCheck, read_results
 
 ROOT = Path(__file__).parents[2]

@@ -111,6 +111,20 @@ def test_pairing_separates_what_single_intervals_do_not() -> None:
     assert (first.rank, second.rank) == (2, 1)
 
 
+def test_the_difference_of_two_models_is_that_of_the_draws_of_both() -> None:
+    a, b = model("a", 0.6, seed=1), model("b", 0.55, seed=1)
+    found = rank_models([a, b], CONFIG, 0)
+    (row,) = found.comparisons
+    assert row.difference is not None
+    assert row.difference.value == pytest.approx(found.models[0].index - found.models[1].index)
+    assert row.difference.low <= row.difference.value <= row.difference.high
+    wide = sum(high - low for low, high in (m.interval for m in found.models))
+    assert row.difference.high - row.difference.low < 0.2 * wide  # what both models share cancels
+    assert set(row.components) == {"validity", "sparsity", "localisation", "transfer"}
+    assert row.components["transfer"].value == pytest.approx(0.05, abs=0.01)
+    assert (row.difference.n, row.components["transfer"].n) == (40, 40)
+
+
 def test_models_that_hang_together_by_a_chain_share_a_tier() -> None:
     index = torch.tensor([60.0, 50.0, 40.0, 10.0])
     above = torch.tensor([[0.5, 0.8, 0.99, 1], [0.2, 0.5, 0.8, 1], [0.01, 0.2, 0.5, 1], [0, 0, 0, 0.5]])
