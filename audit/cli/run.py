@@ -1,6 +1,5 @@
 """`run` and `demo`: audit, print the ranking and say where the report is."""
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,7 +7,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from audit.cli.arguments import ConfigFile, Out
+from audit.cli.arguments import CacheOption, ConfigFile, Out, default_cache
 from audit.runtime.progress import choose_style
 from audit.runtime.terminal import say, show
 
@@ -21,17 +20,9 @@ ProgressOption = Annotated[
     typer.Option("--progress", help="nothing, lines, or bars; default: bars on a terminal, lines elsewhere"),
 ]
 LogJson = Annotated[bool, typer.Option("--log-json", help="progress as a JSON object a line, on standard error")]
-CacheOption = Annotated[
-    Path | None, typer.Option("--cache", help="folder that keeps inversions and counterfactuals between runs")
-]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="replace the results of another configuration that lie in the output folder")
 ]
-
-
-def _default_cache() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "spruce-audit"
 
 
 def _effort(asked: "dict[Effort, bool]") -> "Effort | None":
@@ -132,7 +123,7 @@ def run(
     """Audit the classifiers that CONFIG.toml names; writes results.json, the images and report.html."""
     choose_style("json" if log_json else progress)
     effort = _effort({"quick": quick, "standard": standard, "thorough": thorough})
-    kept = None if no_cache else cache or _default_cache()
+    kept = None if no_cache else cache or default_cache()
     _audit(config, out, kept, effort=effort, baseline=baseline, overwrite=overwrite)
 
 

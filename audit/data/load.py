@@ -177,6 +177,11 @@ def load_images(config: DataConfig, seed: int) -> AuditSet:
     return without_labels(found) if found.is_multi_label else found
 
 
+def look_at_data(config: DataConfig, seed: int) -> AuditSet:
+    """Load what `config` describes before it is known which splits and classes there are. Raises DataError."""
+    return _load(config, seed, labelled=True)
+
+
 def load_data(config: DataConfig, seed: int) -> AuditSet:
     """Load what `config` describes as an AuditSet of all its splits; images are decoded only when asked for.
 

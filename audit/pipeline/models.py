@@ -35,22 +35,25 @@ def load_models(context: Context, images: Images) -> Models:
     """
     config = context.config
     for one in (*config.classifiers, *config.judge_checkpoints):
-        _check_files(one)
+        check_files(one)
     classifiers: list[Classifier] = []
     failed: dict[str, Failure] = {}
     for one in config.classifiers:
         try:
-            classifiers.append(_load(one, context, images))
+            classifiers.append(load_model(one, context, images))
         except (KeyboardInterrupt, Terminated, ConfigError):
             raise
         except BaseException as error:  # noqa: BLE001 - foreign code may raise anything, SystemExit included
             failed[one.name] = Failure(stage="loading", why=reason(error))
     if not classifiers:
         raise none_left(list(failed.values()))
-    return Models(tuple(classifiers), failed, tuple(_load(one, context, images) for one in config.judge_checkpoints))
+    return Models(
+        tuple(classifiers), failed, tuple(load_model(one, context, images) for one in config.judge_checkpoints)
+    )
 
 
-def _load(config: ClassifierConfig, context: Context, images: Images) -> Classifier:
+def load_model(config: ClassifierConfig, context: Context, images: Images) -> Classifier:
+    """Load one classifier onto the audit's device. Raises ClassifierError, and whatever foreign code raises."""
     data = images.all
     found = load_classifier(config, data.image_shape, data.class_names, context.base, independent=data.is_multi_label)
     classifier = found.to(context.device)
@@ -87,7 +90,7 @@ def _notices_of_counterfactuals(classifier: Classifier, settings: Counterfactual
         )
 
 
-def _check_files(config: ClassifierConfig) -> None:
+def check_files(config: ClassifierConfig) -> None:
     """Raise ClassifierError for a file of the configuration that is not there."""
     contained = kind_and_place(config)
     if config.file is not None and contained is None:

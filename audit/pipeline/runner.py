@@ -83,7 +83,7 @@ def _open_store(root: Path) -> Store:
 
 def _run(context: Context, output: Output | None) -> AuditResult:
     config, watch = context.config, context.watch
-    method, *compared = _check_names(config)
+    method, *compared = check_parts(config)
     interventions = {} if config.reliance is None else choose_interventions(config.reliance)
     with watch.stage("data"):
         images = read_images(context)
@@ -126,7 +126,7 @@ def _finished(context: Context, findings: Findings, output: Output | None) -> Au
     return result
 
 
-def _check_names(config: AuditConfig) -> tuple[ChosenMethod, ...]:
+def check_parts(config: AuditConfig) -> tuple[ChosenMethod, ...]:
     """Fail fast where the configuration names a part that is not there; return the counterfactual methods it names."""
     check_attacks(config.robustness)
     if config.robustness.corruptions is not None and config.robustness.corruptions.names is not None:

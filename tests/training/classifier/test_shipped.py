@@ -35,7 +35,13 @@ def accuracies(name: str, row: int = 0) -> tuple[float, float, float]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "name"), [*(("classifiers", n) for n in CLASSIFIERS), ("embeddings", "phantom-factors")]
+    ("kind", "name"),
+    [
+        *(("classifiers", n) for n in CLASSIFIERS),
+        ("embeddings", "phantom-factors"),
+        ("generators", "phantom"),
+        ("encoders", "phantom"),
+    ],
 )
 def test_card_names_the_weights_beside_it(kind: str, name: str) -> None:
     content = (WEIGHTS / kind / f"{name}.safetensors").read_bytes()

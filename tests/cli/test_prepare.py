@@ -1,0 +1,92 @@
+"""`init` and `doctor`: a first configuration that `run` accepts, and what stands in an audit's way."""
+
+import re
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+
+from audit.cli import main
+from audit.config import load_config
+from audit.storage import shipped
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Grey images of several sizes in splits of their own names, masks beside them, and checkpoints."""
+    root, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    for number in range(8):
+        split, label = ("train", "val")[number % 2], ("healthy", "opacity")[number // 2 % 2]
+        for place, values in (("xray", 255), ("masks", 1)):
+            file = root / place / split / label / f"{number}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            shape = (70 + number, 80)
+            Image.fromarray(rng.integers(0, values, shape, dtype=np.uint8, endpoint=True)).save(file)
+    network = timm.create_model("resnet18", num_classes=2, in_chans=1)
+    torch.save(network.state_dict(), root / "resnet.pt")
+    torch.save({"a.weight": torch.zeros(3, 4)}, root / "odd.pt")
+    shutil.copy(shipped.path("classifiers", "plain"), root / "own.safetensors")
+    return root
+
+
+def test_init_writes_what_run_accepts_and_says_what_it_saw(folder: Path, run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    status, text = run("init", "xray", "resnet.pt", "own.safetensors", "--out", "audits/a.toml")
+    assert (status, "To fill in" in text) == (0, False), text
+    written = (folder / "audits/a.toml").read_text()
+    config = load_config("audits/a.toml")
+    assert Path(config.data.path) == folder / "xray"
+    assert config.data.masks is not None
+    assert Path(config.data.masks) == folder / "masks"
+    assert (config.data.image_size, config.data.audit_split, config.data.calibration_split) == (64, "val", None)
+    assert "healthy 4, opacity 4" in written
+    resnet, own = config.classifiers
+    assert (resnet.architecture, own.architecture, own.mean) == ("resnet18", None, None)
+    assert 'mean [0.3712], std [0.278], input_size 64, channels 1, architecture "small-convnext"' in written
+    monkeypatch.setattr("sys.argv", ["spruce-audit", "init", "xray", "--out", "audits/a.toml"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert (folder / "audits/a.toml").read_text() == written
+
+
+def test_init_leaves_to_the_user_what_it_cannot_tell(folder: Path, run, tmp_path: Path) -> None:
+    out = tmp_path / "a.toml"
+    status, text = run("init", str(folder / "xray"), str(folder / "odd.pt"), "--out", str(out))
+    assert status == 0
+    assert 'To fill in: classifier "odd": its architecture could not be told' in text.replace("\n", " ")
+    assert "It gives 3 outputs for 2 classes." in out.read_text()
+    assert run("init", "phantom", "shipped:plain", "--out", str(tmp_path / "p.toml"))[0] == 0
+    config = load_config(tmp_path / "p.toml")
+    assert config.generator is not None
+    assert run("init", "--out", str(tmp_path / "none.toml"))[1].count("To fill in") == 2
+
+
+def test_doctor_looks_at_the_machine_and_at_every_model(folder: Path, run) -> None:
+    models = "".join(
+        f'[[classifiers]]\nname = "{name}"\ncheckpoint = "{name}.pt"\narchitecture = "resnet18"\n'
+        for name in ("resnet", "odd")
+    )
+    (folder / "d.toml").write_text(f'[data]\npath = "xray"\nimage_size = 64\naudit_split = "val"\n{models}')
+    status, text = run("doctor", str(folder / "d.toml"), "--cache", str(folder / "cache"))
+    found = {subject: state for state, subject in re.findall(r"^(ok|note|mend) +([^:]+):", text, re.MULTILINE)}
+    assert status == 2, text
+    assert {subject for subject, state in found.items() if state == "mend"} == {"model 'odd'"}, text
+    for subject in ("torch and torchvision", "configuration", "device", "shipped weights", "model 'resnet'"):
+        assert found[subject] == "ok", text
+    assert re.search(r"model 'resnet': resnet18 \+ resnet.pt; \d+ ms an image; answers (healthy|opacity)", text)
+    assert not (folder / "cache").exists()
+
+
+def test_doctor_finds_a_shipped_file_that_was_changed(run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(str(files("audit") / "assets"), tmp_path / "assets")
+    with (tmp_path / "assets/classifiers/plain.safetensors").open("ab") as file:
+        file.write(b"x")
+    monkeypatch.setattr(shipped, "_folder", lambda kind: tmp_path / "assets" / kind)
+    status, text = run("doctor", "--cache", str(tmp_path))
+    assert status == 2
+    assert re.search(r"mend +shipped weights: .*plain.safetensors' is not the file of its card: run `python", text)
