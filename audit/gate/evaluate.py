@@ -270,9 +270,8 @@ def _decided(check: Check, found: Estimate | None, sign: int) -> Check:
     assert check.bound is not None
     upward, bound = (found, check.bound) if sign > 0 else (-found, -check.bound)
     side = side_of(upward, bound)
-    p_value = "" if found.p_value is None or bound != 0 else f", p = {found.p_value:.2g}"
-    sentence = f"{check.sentence} 95 % interval {found.low:.4g} to {found.high:.4g} ({found.method}{p_value})."
-    check = check.model_copy(update={"interval": (found.low, found.high), "sentence": sentence})
+    told = {"interval": (found.low, found.high), "sentence": f"{check.sentence} {found.told(bound)}"}
+    check = check.model_copy(update=told)
     if side == "inconclusive":
         return _inconclusive(check, more_images(upward, bound))
     return check.model_copy(update={"status": side})

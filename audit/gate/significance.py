@@ -32,11 +32,17 @@ class Estimate:
     low: float
     high: float
     n: int
-    method: str
+    method: str = ""
     p_value: float | None = None
 
     def __neg__(self) -> "Estimate":
         return Estimate(-self.value, -self.high, -self.low, self.n, self.method, self.p_value)
+
+    def told(self, bound: float) -> str:
+        """Return the sentence that says what a verdict at `bound` rests on."""
+        exact = "" if self.p_value is None or bound != 0 else f"exact McNemar p = {self.p_value:.2g}"
+        how = ", ".join(filter(None, (self.method, exact)))
+        return f"95 % interval {self.low:.4g} to {self.high:.4g}{f' ({how})' if how else ''}."
 
 
 def side_of(estimate: Estimate, bound: float) -> Side:
@@ -67,7 +73,7 @@ def own_estimate(number: Measured) -> Estimate | None:
     value, low, high = (number.bound(end) for end in ("value", "low", "high"))
     if value is None or low is None or high is None:
         return None
-    return Estimate(value, low, high, number.n, "interval")
+    return Estimate(value, low, high, number.n)
 
 
 def change(metric: str, new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult) -> Estimate | None:
@@ -143,7 +149,7 @@ def _change_of_shares(metric: str, new: ModelResult, old: ModelResult) -> Estima
 
     gained, lost = len(was_wrong - wrong), len(wrong - was_wrong)
     interval = paired_shares(n - len(wrong | was_wrong), gained, lost, n, LEVEL)
-    return _estimate(interval, "McNemar", exact_mcnemar(gained, lost))
+    return _estimate(interval, "paired", exact_mcnemar(gained, lost))
 
 
 def _by_query(model: ModelResult, metric: str) -> Mapping[str, float | None]:

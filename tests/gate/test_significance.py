@@ -68,7 +68,7 @@ def test_a_fall_of_accuracy_is_told_from_none_by_mcnemars_test(results: AuditRes
     right = torch.tensor([[i not in some for i in range(200)] for some in (set(range(10)), wrong)])
     p, interval = mcnemar_p(*right), paired_difference(right[1], right[0])
     assert check.interval == pytest.approx((-interval.high, -interval.low))
-    assert f"(McNemar, p = {p:.2g})" in check.sentence
+    assert f"(paired, exact McNemar p = {p:.2g})" in check.sentence
     assert (p < 0.05) is (status != "inconclusive")
     plain = policy(DROP)
     assert evaluate_gate(new, plain, old).exit_status == (1 if len(wrong) > 10 else 0)
