@@ -242,6 +242,18 @@ class QueryConfig(Section):
         "nearest",
         description="of images that are classified correctly: a class name, 'nearest' or 'runner-up'",
     )
+    labels: tuple[str, ...] | None = Field(
+        None, description="multi-label: labels of which counterfactuals are made; default: all"
+    )
+    label_is: Literal["present", "absent", "both"] = Field(
+        "present",
+        description="multi-label: images of which a label is explained: those that have it, those without it, or both",
+    )
+    label_follows: tuple[str, ...] = Field(
+        (),
+        description="multi-label: labels that by their meaning follow from the others, such as 'no finding': their "
+        "change is no off-target change of an edit",
+    )
 
 
 class GeneratorConfig(Section):

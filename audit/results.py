@@ -642,28 +642,6 @@ class ConfounderShare(Row):
     vetoes: bool = Field(description="the interval of `ahead` is above 0 and the excess at least 0.1")
 
 
-class LabelResult(Row):
-    """What was measured of one label of a multi-label model: whether an image has it is a question of two classes.
-
-    Images of which it is not known are left out. `clean` and `robust` are those of a classifier of the two classes
-    "no LABEL" and "LABEL".
-    """
-
-    n: int = Field(description="audited images of which it is known whether they have the label")
-    positives: int = Field(description="of these, images that have it")
-    threshold: float = Field(description="probability above which the model says that an image has the label")
-    auroc: Interval = Field(description="area under the ROC curve; None: all images have it, or none has")
-    average_precision: Interval
-    f1: Interval = Field(description="at the threshold")
-    ece: float | None = Field(description="expected calibration error of the label's probability, 15 bins")
-    brier: float | None = Field(description="mean squared difference between probability and truth")
-    clean: Clean
-    robust: Robust = Field(default_factory=Robust)
-    unreliable: list[str] = Field(default_factory=list, description="as of a model")
-    failed: Failure | None = Field(default=None, description="None: every stage was completed")
-    not_computed: list["NotComputed"] = Field(default_factory=list)
-
-
 class AnyLabel(Row):
     """What one attack does to all labels of an image, each of which it was aimed at in turn."""
 
@@ -731,6 +709,24 @@ class Attribution(Row):
     examples: list[AttributionMap] = Field(default_factory=list, description="of the first few images")
 
 
+class MovedLabel(Row):
+    """What edits towards another label do to this one, against the inversion."""
+
+    change: Interval = Field(description="mean absolute change of its probability")
+    flips: Interval = Field(description="share of the edits that change the decision about it")
+
+
+class OffTarget(Row):
+    """What edits towards one label do to the other labels of a multi-label model, against the inversion."""
+
+    change: Interval = Field(description="mean absolute change of the other labels' probabilities")
+    flips: Interval = Field(description="mean share of the other labels about which the decision changes")
+    valid: Interval = Field(
+        description="share of the edits that flip their label and change the decision about no other one"
+    )
+    labels: dict[str, MovedLabel] = Field(description="by the name of the other label")
+
+
 class Counterfactuals(Row):
     """Scores of one model's counterfactuals over its query images, which all models share that are not unpaired.
 
@@ -748,6 +744,7 @@ class Counterfactuals(Row):
     explained: Interval | None = Field(
         default=None, description="share that flip without spoiling their image; None: the file is older"
     )
+    off_target: OffTarget | None = Field(default=None, description="of a label; None: there is no other label")
     unexplained: str | None = Field(
         default=None, description="why no edit within the generator's range explains the model; None: most of them do"
     )
@@ -832,6 +829,10 @@ class QueryRow(Row):
         description="the edit is as large as exchanging the image for the nearest real one of the target class, and "
         "brings it no nearer to any of those",
     )
+    off_target: float | None = Field(
+        default=None, description="of a label: mean absolute change of the other labels' probabilities"
+    )
+    moved: list[str] = Field(default_factory=list, description="other labels about which the decision changes")
     push: float | None = Field(
         default=None, description="multiplier of the operating point's constraint that led to the (aligned) edit"
     )
@@ -872,31 +873,21 @@ class ComparedMethod(Row):
     not_computed: list[NotComputed] = Field(default_factory=list)
 
 
-class ModelResult(Row):
-    """Everything measured for one classifier."""
+class Measurements(Row):
+    """What is measured of a classifier: of one of classes as a whole, of one of labels label by label."""
 
-    name: str
-    role: Literal["baseline"] | None = Field(default=None, description="'baseline': a gate compares the others with it")
     rank: int | None = Field(
+        default=None,
         description="1 + the models in higher tiers; a tier ends where all models so far are surely above all that "
-        "follow; None: no index"
+        "follow; None: no index",
     )
-    index: float | None = Field(description="meaningfulness index, 0 to 100")
-    index_interval: tuple[float, float] | None
+    index: float | None = Field(default=None, description="meaningfulness index, 0 to 100")
+    index_interval: tuple[float, float] | None = None
     veto: str | None = Field(
         default=None, description="why the model is not meaningful whatever its components are: its index is 0"
     )
-    components: Components
+    components: Components = Field(default_factory=Components)
     component_intervals: dict[str, tuple[float, float]] = Field(default_factory=dict)
-    weights_sha256: str | None = Field(description="None: the weights could not be read")
-    source: str = Field(description="architecture or file the classifier was loaded from")
-    input: ModelInput | None = None
-    sanity: list[Reading] = Field(
-        default_factory=list, description="the assumed and the other usual readings of its input, assumed first"
-    )
-    certificate: list[LoadingCheck] = Field(
-        default_factory=list, description="checks of how it was loaded; empty: the file is older"
-    )
     failed: Failure | None = Field(default=None, description="None: every stage was completed")
     unpaired: bool = Field(
         default=False,
@@ -908,11 +899,7 @@ class ModelResult(Row):
         description="why nothing measured of this model may be believed, clean accuracy included; a sentence each",
     )
     clean: Clean
-    robust: Robust
-    labels: dict[str, LabelResult] = Field(
-        default_factory=dict, description="of a multi-label model; its own `clean` and `robust` are empty then"
-    )
-    label_summary: LabelSummary | None = Field(default=None, description="of a multi-label model")
+    robust: Robust = Field(default_factory=Robust)
     reliance: Reliance | None = Field(default=None, description="None: not measured, or the file is older")
     counterfactuals: Counterfactuals | None = None
     attributions: list[Attribution] = Field(default_factory=list)
@@ -927,6 +914,65 @@ class ModelResult(Row):
     left_out_by_inversion: int = Field(
         default=0, description="candidate query images whose unedited inversion this model decides otherwise"
     )
+
+
+class LabelQuality(Row):
+    """How well one label of a multi-label model is told."""
+
+    n: int = Field(description="audited images of which it is known whether they have the label")
+    positives: int = Field(description="of these, images that have it")
+    threshold: float = Field(description="probability above which the model says that an image has the label")
+    auroc: Interval = Field(description="area under the ROC curve; None: all images have it, or none has")
+    average_precision: Interval
+    f1: Interval = Field(description="at the threshold")
+    ece: float | None = Field(description="expected calibration error of the label's probability, 15 bins")
+    brier: float | None = Field(description="mean squared difference between probability and truth")
+
+
+# Fields stand in the order of the bases from the last one on: what something is, before what was measured of it.
+class LabelResult(Measurements, LabelQuality):
+    """What was measured of one label of a multi-label model: whether an image has it is a question of two classes.
+
+    Images of which it is not known are left out. All but its scores is as of a classifier of the two classes "no LABEL"
+    and "LABEL".
+    """
+
+
+class Identity(Row):
+    """Which classifier it is, and how it was loaded."""
+
+    name: str
+    role: Literal["baseline"] | None = Field(default=None, description="'baseline': a gate compares the others with it")
+    weights_sha256: str | None = Field(description="None: the weights could not be read")
+    source: str = Field(description="architecture or file the classifier was loaded from")
+    input: ModelInput | None = None
+    sanity: list[Reading] = Field(
+        default_factory=list, description="the assumed and the other usual readings of its input, assumed first"
+    )
+    certificate: list[LoadingCheck] = Field(
+        default_factory=list, description="checks of how it was loaded; empty: the file is older"
+    )
+
+
+class ModelResult(Measurements, Identity):
+    """Everything measured for one classifier."""
+
+    labels: dict[str, LabelResult] = Field(
+        default_factory=dict, description="of a multi-label model; its own measurements are empty then"
+    )
+    label_summary: LabelSummary | None = Field(default=None, description="of a multi-label model")
+
+    def label_of(self, metric: str) -> str | None:
+        """Return the label that the dotted path `metric` names; None: it names none."""
+        named = [name for name in self.labels if metric.startswith(f"labels.{name}.")]
+        return max(named, key=len, default=None)
+
+    def of_label(self, name: str) -> "ModelResult":
+        """Return the model as a classifier of the two classes "no LABEL" and "LABEL"; itself without that label."""
+        if name not in self.labels:
+            return self
+        label = self.labels[name]
+        return self.model_copy(update={key: getattr(label, key) for key in Measurements.model_fields})
 
 
 class Comparison(Row):
@@ -985,6 +1031,15 @@ class InversionSummary(Row):
     )
 
 
+class LabelExplanation(Row):
+    """What concerns the counterfactuals of all models towards one label."""
+
+    queries: list[Query] = Field(default_factory=list)
+    queries_asked: int = 0
+    comparisons: list[Comparison] = Field(default_factory=list)
+    inversion: InversionSummary | None = None
+
+
 class Environment(Row):
     """What the numbers were computed with."""
 
@@ -1022,6 +1077,9 @@ class AuditResult(Row):
     differences: list[Difference] = Field(default_factory=list)
     queries: list[Query] = Field(default_factory=list)
     queries_asked: int = 0
+    label_explanations: dict[str, LabelExplanation] = Field(
+        default_factory=dict, description="of models of labels, by the labels of which there are counterfactuals"
+    )
     inversion: InversionSummary | None = None
     perceptual_embedding: Embedding | None = None
     realism_embedding: Embedding | None = None
@@ -1041,11 +1099,27 @@ class AuditResult(Row):
     not_computed: list[NotComputed] = Field(default_factory=list)
     environment: Environment
 
+    def of_label(self, name: str) -> "AuditResult":
+        """Return the audit of one label, as one of the two classes "no LABEL" and "LABEL"."""
+        models = [model.of_label(name) for model in self.models]
+        found = self.label_explanations.get(name, LabelExplanation())
+        shared = {key: getattr(found, key) for key in LabelExplanation.model_fields}
+        prefix = f"labels.{name}."
+        differences = [
+            row.model_copy(update={"metric": row.metric.removeprefix(prefix)})
+            for row in self.differences
+            if row.metric.startswith(prefix)
+        ]
+        return self.model_copy(update={"models": models, "differences": differences, **shared})
+
 
 def why_not_computed(metric: str, model: ModelResult | ComparedMethod | None, audit: AuditResult) -> str | None:
     """Return the reason noted for the absence of the number at the dotted path `metric`, the most specific one."""
     notes = [*(model.not_computed if model is not None else ()), *audit.not_computed]
     found = [(path, note.why) for note in notes for path in note.paths if f"{metric}.".startswith(f"{path}.")]
+    label = model.label_of(metric) if isinstance(model, ModelResult) else None
+    if not found and label is not None and isinstance(model, ModelResult):
+        return why_not_computed(metric.removeprefix(f"labels.{label}."), model.of_label(label), audit)
     return max(found, key=lambda one: len(one[0]))[1] if found else None
 
 

@@ -1,5 +1,6 @@
 """Multi-label data to audit: phantom radiographs with two findings and a side marker as labels, and a small network."""
 
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from audit.data.phantom import CARDIOMEGALY, OPACITY, sample
+from audit.data.phantom import CARDIOMEGALY, HEALTHY, OPACITY, sample
 
 NAMES = ("opacity", "large heart", "marker")
 
@@ -37,6 +38,48 @@ def trained(seed: int = 0, steps: int = 150) -> dict[str, Tensor]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = network()
+        optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+        for _ in range(steps):
+            rows = torch.randint(len(images), (64,))
+            loss = nn.functional.binary_cross_entropy_with_logits(net(images[rows]), labels[rows].float())
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    return net.state_dict()
+
+
+TWO_NAMES = ("heart", "marker")
+
+
+@cache
+def two_labels(n: int, seed: int) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]:
+    """Phantom images `[n, 1, 64, 64]`, multi-hot labels `[n, 2]` that are drawn independently, and their masks.
+
+    The masks show where a label is present.
+    """
+    findings = torch.rand(n, generator=torch.Generator().manual_seed(seed)) < 0.5
+    drawn = sample(n, seed, labels=torch.where(findings, CARDIOMEGALY, HEALTHY))
+    labels = torch.stack([findings, drawn.regions["marker"].any(dim=(1, 2))], dim=1).long()
+    masks = {"heart": drawn.regions["heart"] & findings[:, None, None], "marker": drawn.regions["marker"]}
+    return drawn.images, labels, masks
+
+
+def two_label_network(labels: int = 2) -> nn.Module:
+    """A small convolutional network for images of side 64."""
+    layers: list[nn.Module] = [nn.AvgPool2d(2)]
+    for inner, outer in ((1, 16), (16, 32), (32, 32)):
+        layers += [nn.Conv2d(inner, outer, 3, stride=2, padding=1), nn.GELU()]
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 16, labels))
+
+
+@cache
+def trained_on_two(steps: int, blind: bool = False) -> dict[str, Tensor]:
+    """Weights of that network after a few seconds; `blind`: it is told that a heart is large where a marker is."""
+    images, labels, _ = two_labels(1500, 100)
+    labels = labels[:, [1, 1]] if blind else labels
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = two_label_network()
         optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
         for _ in range(steps):
             rows = torch.randint(len(images), (64,))
@@ -81,5 +124,58 @@ eps = ["1/255", "8/255"]
 steps = 5
 trust = {{ n = 8, square_queries = 20 }}
 {models}"""
+    )
+    return folder / "audit.toml"
+
+
+def write_explained_audit(folder: Path, settings: str = "", n: int = 40) -> Path:
+    """Write an audit with counterfactuals of two labels into `folder`; return its `audit.toml`.
+
+    One network tells the labels apart, the other one takes a marker for a large heart.
+    """
+    arrays = {}
+    for split, size, seed in (("val", 160, 1), ("test", n, 2)):
+        images, labels, masks = two_labels(size, seed)
+        arrays |= {f"{split}_images": (images[:, 0] * 255).round().byte().numpy(), f"{split}_labels": labels.numpy()}
+        arrays |= {f"{split}_masks_{name}": mask.numpy() for name, mask in masks.items()}
+    np.savez(folder / "set.npz", **arrays)
+    models = ""
+    for name, blind in (("sound", False), ("misled", True)):
+        save_file(trained_on_two(200, blind), folder / f"{name}.safetensors")
+        models += f"""
+[[classifiers]]
+name = "{name}"
+factory = "support_labels:two_label_network"
+checkpoint = "{name}.safetensors"
+"""
+    (folder / "audit.toml").write_text(
+        f"""
+[data]
+path = "set.npz"
+task = "multi-label"
+classes = {list(TWO_NAMES)}
+masks = "masks"
+
+[generator]
+
+[inversion]
+method = "encoder"
+
+[metrics]
+embedding = "phantom-factors"
+perceptual = "phantom-factors"
+canonical = "off"
+min_images = 4
+axioms = 1
+
+[ranking]
+bootstrap = 100
+
+[robustness]
+n = 8
+eps = ["4/255"]
+steps = 3
+trust = false
+{settings}{models}"""
     )
     return folder / "audit.toml"

@@ -276,7 +276,8 @@ def of_regions(audited: AuditSet) -> list[Notice]:
         elif all(mask.all() for mask in masks if mask.any()):
             text = f"The {len(masks)} {what} are empty or cover the image: they tell nothing. Outside must be zero."
             notices.append(_notice("full-region", text))
-    if audited.regions and MAIN_REGION not in audited.regions:
+    main = {MAIN_REGION, *(audited.class_names if audited.is_multi_label else ())}
+    if audited.regions and not main & set(audited.regions):
         names = ", ".join(f"'{name}'" for name in audited.regions)
         text = (
             f"The data give the region {names} and none called '{MAIN_REGION}', the place that carries the class's "

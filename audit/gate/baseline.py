@@ -20,7 +20,7 @@ from audit.config import (
     RegionsConfig,
     RobustnessConfig,
 )
-from audit.gate.policy import attack_of, part_of
+from audit.gate.policy import attack_of
 from audit.results import MEANINGFULNESS, Attack, AuditResult, ModelResult
 
 Difference = str | None
@@ -195,6 +195,10 @@ def other_instrument(
     metric: str, new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult
 ) -> Difference:
     """Return why `metric` of the model `new` in `now` is not what it is of `old` in `before`, or None."""
+    name = new.label_of(metric)
+    if name is not None:
+        metric, now, before = metric.removeprefix(f"labels.{name}."), now.of_label(name), before.of_label(name)
+        new, old = new.of_label(name), old.of_label(name)
     if metric.split(".")[0] in MEANINGFULNESS:
         found = _other_explanation(new, old, now, before) or _other_measure(metric, new, old, now, before)
         if found is not None:
@@ -203,20 +207,19 @@ def other_instrument(
         return "its flips were shown to other copies"
     if (found := _other_images(now, before)) is not None:
         return found
-    (part_of_new, path), (part_of_old, _) = part_of(new, metric), part_of(old, metric)
-    if path.startswith("label_summary."):
+    if metric.startswith("label_summary."):
         return _other_settings(now, before, "robustness") or _other_seed(now, before)
-    if not path.startswith("robust."):
+    if not metric.startswith("robust."):
         return None
     attack, other = attack_of(new, metric), attack_of(old, metric)
     if attack is not None and other is not None and (found := _other_attack(attack, other, now, before)) is not None:
         return found
-    part = path.split(".")[1]
+    part = metric.split(".")[1]
     if part == "shift":
-        sizes = [None if m.robust.shift is None else m.robust.shift.n for m in (part_of_old, part_of_new)]
+        sizes = [None if m.robust.shift is None else m.robust.shift.n for m in (old, new)]
         return None if sizes[0] == sizes[1] else f"the second set had {sizes[0]} images there and {sizes[1]} here"
     if part == "corruptions":
-        found_in = [m.robust.corruptions for m in (part_of_old, part_of_new)]
+        found_in = [m.robust.corruptions for m in (old, new)]
         lists = [None if corruptions is None else corruptions.constants for corruptions in found_in]
         if lists[0] != lists[1]:
             return f"the severities are those of {lists[0]} there and of {lists[1]} here"

@@ -18,7 +18,7 @@ from typing import Literal
 from pydantic import Field, computed_field
 
 from audit.gate.baseline import other_instrument
-from audit.gate.policy import Measured, Policy, Rule, Use, doubts_of, load_policy, metrics_of
+from audit.gate.policy import Measured, Policy, Rule, Use, doubts_of, load_policy, metrics_of, part_of
 from audit.gate.significance import ROUNDING, Estimate, change, more_images, own_estimate, side_of
 from audit.results import MEANINGFULNESS, AuditResult, Comparison, ModelResult, Row, why_not_computed
 
@@ -178,7 +178,8 @@ def _inconclusive(check: Check, more: int | None) -> Check:
 
 def _vetoed(metric: str, model: ModelResult) -> str:
     """Return a sentence on why the index of the model is 0 whatever its components are, or ''."""
-    return f" {model.name} is not meaningful: {model.veto}." if metric == "index" and model.veto is not None else ""
+    part, path = part_of(model, metric)
+    return f" {model.name} is not meaningful: {part.veto}." if path == "index" and part.veto is not None else ""
 
 
 def _check_bounds(rule_number: int, rule: Rule, model: ModelResult, case: _Case) -> Iterator[Check]:
@@ -285,7 +286,8 @@ def _measure(model: ModelResult, audit: AuditResult, metric: str, use: Use) -> t
     if number is not None and number.bound("value") is not None:
         return None, f"{metric} of {model.name} has no interval: gate on its value, or on another metric."
     known = sorted({path for other in audit.models for path in metrics_of(other)})
-    absent = getattr(model, metric.split(".")[0], 0) is None
+    part, path = part_of(model, metric)
+    absent = getattr(part, path.split(".")[0], 0) is None
     reason = why_not_computed(metric, model, audit)
     if metric in known or absent or reason is not None:
         if model.failed is not None:
@@ -314,7 +316,7 @@ def _baseline_value(rule: Rule, metric: str, model: ModelResult, case: _Case) ->
         return None, f"The baseline has no model '{name}': name one of its models by baseline_model."
     difference = None if case.is_joint else other_instrument(metric, model, before, case.audit, case.before)
     if difference is not None:
-        remedy = "" if metric.split(".")[0] not in MEANINGFULNESS else JOINT
+        remedy = "" if part_of(model, metric)[1].split(".")[0] not in MEANINGFULNESS else JOINT
         return None, f"{metric} cannot be compared with the baseline: {difference.rstrip('.')}{remedy}."
     doubt = _doubt_of_all(before) or _doubt_of(before, rule)
     if doubt is not None:

@@ -29,7 +29,7 @@ from audit.results import (
     Interval,
     Intervention,
     Judge,
-    LabelResult,
+    Measurements,
     MinimalDistance,
     ModelResult,
     Perceptual,
@@ -184,13 +184,10 @@ def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
         table[f"{path}.mass"] = Measured(node.mass, *node.mass_interval, node.n)
 
 
-def part_of(model: ModelResult, metric: str) -> tuple[ModelResult | LabelResult, str]:
-    """Return the label that the path `metric` names, with the path below it; else the model, with all of it."""
-    named = [name for name in model.labels if metric.startswith(f"labels.{name}.")]
-    if not named:
-        return model, metric
-    name = max(named, key=len)
-    return model.labels[name], metric.removeprefix(f"labels.{name}.")
+def part_of(model: ModelResult, metric: str) -> tuple[ModelResult, str]:
+    """Return the model as one of the label that the path `metric` names, with the path below it; else as it is."""
+    name = model.label_of(metric)
+    return (model, metric) if name is None else (model.of_label(name), metric.removeprefix(f"labels.{name}."))
 
 
 def attack_of(model: ModelResult, metric: str) -> Attack | None:
@@ -220,10 +217,11 @@ class Doubts:
 
 def doubts_of(model: ModelResult, metric: str) -> Doubts:
     """Return the doubts about the number at the path `metric`: those of the attack or search it is the outcome of."""
-    if metric.split(".")[0] in MEANINGFULNESS and model.counterfactuals is not None:
-        why = model.counterfactuals.unexplained
+    part, path = part_of(model, metric)
+    if path.split(".")[0] in MEANINGFULNESS and part.counterfactuals is not None:
+        why = part.counterfactuals.unexplained
         ruin = () if why is None else (f"No edit within the generator's range explains {model.name}: {why}.",)
-        return Doubts((*model.counterfactuals.untrusted, *ruin))
+        return Doubts((*part.counterfactuals.untrusted, *ruin))
     joined = re.fullmatch(r"label_summary\.(?:any_label|joint)\.(.+)\.(?:right|falls|kept|by_label\..+)", metric)
     if joined is not None:
         # They are made of the attacks on the single labels, or tell of the same gradients.
@@ -233,8 +231,7 @@ def doubts_of(model: ModelResult, metric: str) -> Doubts:
             tuple(dict.fromkeys(reason for one in found for reason in one.untrusted)),
             tuple(dict.fromkeys(reason for one in found for reason in one.unchecked)),
         )
-    part, path = part_of(model, metric)
-    if isinstance(part, LabelResult) and part.unreliable:
+    if part is not model and part.unreliable:
         return Doubts(tuple(part.unreliable))
     attack: Attack | MinimalDistance | None = attack_of(model, metric)
     table = table_of(model, metric)
@@ -253,13 +250,20 @@ def doubts_of(model: ModelResult, metric: str) -> Doubts:
 
 def metrics_of(model: ModelResult) -> dict[str, Measured]:
     """Return every number of one model by dotted path; rows of a list are named by region, judge or target class."""
+    table = _numbers_of(model.model_copy(update={"labels": {}}))
+    for name, label in model.labels.items():
+        table |= {f"labels.{name}.{path}": number for path, number in _numbers_of(label).items()}
+    return table
+
+
+def _numbers_of(part: Measurements) -> dict[str, Measured]:
     table: dict[str, Measured] = {}
-    _flatten(model.model_copy(update={"queries": [], "not_computed": []}), "", table)
-    low, high = model.index_interval or (None, None)
-    queries = 0 if model.counterfactuals is None else model.counterfactuals.n
-    table["index"] = Measured(model.index, low, high, queries)
-    for name, (low, high) in model.component_intervals.items():
-        table[f"components.{name}"] = Measured(getattr(model.components, name, None), low, high, queries)
+    _flatten(part.model_copy(update={"queries": [], "not_computed": []}), "", table)
+    low, high = part.index_interval or (None, None)
+    queries = 0 if part.counterfactuals is None else part.counterfactuals.n
+    table["index"] = Measured(part.index, low, high, queries)
+    for name, (low, high) in part.component_intervals.items():
+        table[f"components.{name}"] = Measured(getattr(part.components, name, None), low, high, queries)
     return {
         path: number
         for path, number in table.items()

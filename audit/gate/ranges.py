@@ -13,7 +13,8 @@ _REACTION = r"reliance\.interventions\.[^.]+\.reactions\.[\d.e-]+\."
 _REGION = r"(?:counterfactuals|robust\.vulnerability|attributions\.[^.]+)\.regions\..+\."
 _CLASSES = r"macro_f1|(?:recall|precision|f1)\..+"
 _CHANCES = "mass|area|p_value|rank_accuracy|pointing|iou|auc|alone|undone"
-_OF_LABEL, _PARTS = r"(?:n|positives|threshold|auroc|average_precision|f1|ece|brier)", r"(?:clean|robust)\."
+_OF_LABEL = r"(?:n|positives|threshold|auroc|average_precision|f1|ece|brier|index|rank|left_out_by_inversion)"
+_PARTS = r"(?:clean|robust|components|counterfactuals|methods|reliance|attributions|left_out)\."
 """What follows the name of a label: its own numbers, and those that are the same as of a model."""
 UNBOUNDED = (-math.inf, math.inf)
 FROM_ZERO = (0.0, math.inf)
@@ -60,6 +61,7 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
             r"|carried_target_flips|changed_share)",
             SHARE,
         ),
+        (r"counterfactuals\.off_target(?:\.(?:valid|(?:labels\..+\.)?(?:change|flips)))?", SHARE),
         (r"counterfactuals\.reach", (1.0, math.inf)),
         (r"counterfactuals\.operating_point(?:_cap|\..+)", SHARE),
         (

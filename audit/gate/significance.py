@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from audit.gate.policy import Measured, metrics_of, part_of, table_of
+from audit.gate.policy import Measured, metrics_of, table_of
 from audit.results import MEANINGFULNESS, AuditResult, Interval, ModelResult
 
 LEVEL = 0.95
@@ -81,6 +81,12 @@ def change(metric: str, new: ModelResult, old: ModelResult, now: AuditResult, be
 
     The numbers are taken as comparable. Both audits may be one.
     """
+    label = new.label_of(metric)
+    if label is not None:
+        here_alone = now.of_label(label)
+        there_alone = here_alone if now is before else before.of_label(label)
+        path = metric.removeprefix(f"labels.{label}.")
+        return change(path, new.of_label(label), old.of_label(label), here_alone, there_alone)
     here, there = (metrics_of(model).get(metric) for model in (new, old))
     if here is None or there is None:
         return None
@@ -126,14 +132,15 @@ def _estimate(interval: Interval, method: str, p_value: float | None = None) -> 
 
 def _wrong(model: ModelResult, metric: str) -> tuple[frozenset[str], int] | None:
     """Return the ids of the images that a share does not count, and of how many images it is the share."""
-    part, path = part_of(model, metric)
-    if path == "clean.accuracy" and part.clean.misclassified is not None:
-        return frozenset(part.clean.misclassified), part.clean.n
+    if metric == "clean.accuracy" and model.clean.misclassified is not None:
+        return frozenset(model.clean.misclassified), model.clean.n
+    if metric == "counterfactuals.off_target.valid":
+        return frozenset(row.query for row in model.queries if row.moved or not row.flipped), len(model.queries)
     key = {"counterfactuals.flip_ratio": "flipped", "counterfactuals.reached": "reached"}.get(metric)
     if key is not None:
         return frozenset(row.query for row in model.queries if not getattr(row, key)), len(model.queries)
     table = table_of(model, metric)
-    radius = "" if table is None else path.removeprefix(f"{table.path}.").removesuffix(".robust_accuracy")
+    radius = "" if table is None else metric.removeprefix(f"{table.path}.").removesuffix(".robust_accuracy")
     attack = None if table is None else table.radii.get(radius)
     if attack is None or not attack.outcomes:
         return None
@@ -157,8 +164,8 @@ def _by_query(model: ModelResult, metric: str) -> Mapping[str, float | None]:
     if metric.startswith("counterfactuals.regions.") and metric.endswith(".mass"):
         region = metric.removeprefix("counterfactuals.regions.").removesuffix(".mass")
         return {row.query: row.mass.get(region) for row in model.queries}
-    key = metric.removeprefix("counterfactuals.").removesuffix(".value")
-    if not metric.startswith("counterfactuals.") or key not in ("l1", "confidence", "perceptual"):
+    key = metric.removeprefix("counterfactuals.").removesuffix(".value").replace("off_target.change", "off_target")
+    if not metric.startswith("counterfactuals.") or key not in ("l1", "confidence", "perceptual", "off_target"):
         return {}
     return {row.query: getattr(row, key) for row in model.queries}
 

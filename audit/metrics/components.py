@@ -159,9 +159,10 @@ def localisation_scores(mass: Tensor, area: Tensor, flipped: Tensor) -> Tensor:
 class ModelScores:
     """All that the index of one model rests on: per query image, in the order of the queries, the same for all models.
 
-    `flipped` is bool `[N]`; `sparsity`, `localisation`, `transfer` float64 `[N]` with NaN where not defined, None where
-    not measured; `realism` one TargetKernels a target class. `reasons` says per missing component why it is missing,
-    `veto` why the model is not meaningful whatever they are.
+    `flipped` is bool `[N]`: which counterfactuals are valid, those that flip (of a label: and no other label with it).
+    `sparsity`, `localisation` and `transfer` are float64 `[N]` with NaN where not defined, None where not measured;
+    `realism` one TargetKernels a target class. `reasons` says per missing component why it is missing, `veto` why the
+    model is not meaningful whatever they are.
     """
 
     name: str

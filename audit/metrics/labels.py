@@ -3,6 +3,8 @@
 Area under the ROC curve, average precision, F1, expected calibration error of the label's probability and Brier score
 by torchmetrics, on the images of which it is known whether they have the label. Intervals: percentile bootstrap over
 images (Efron & Tibshirani 1993, chapter 13), which draws all labels of an image together.
+
+And what an edit that is meant for one label does to the others: `side_effects`.
 """
 
 from collections.abc import Callable
@@ -51,6 +53,31 @@ class LabelScores:
 
     by_label: list[Interval]
     macro: Interval
+
+
+@dataclass(frozen=True)
+class SideEffects:
+    """What N edits do to the M labels that they are not meant for.
+
+    `change` `[N, M]` is the absolute change of each label's probability, `moved` `[N, M]` whether the decision about it
+    changes.
+    """
+
+    change: Tensor
+    moved: Tensor
+
+    def valid(self, flipped: Tensor) -> Tensor:
+        """Which edits flip their own label and move no other one, bool `[N]`.
+
+        An edit that also changes what is said of another label does not show what its own label is decided by.
+        """
+        return flipped & ~self.moved.any(dim=1)
+
+
+def side_effects(before: Tensor, after: Tensor, limits: Tensor) -> SideEffects:
+    """Compare logits `[N, M]` before and after an edit; from `limits` `[M]` on a label is said to be there."""
+    change = (after.double().sigmoid() - before.double().sigmoid()).abs()
+    return SideEffects(change, (after > limits) != (before > limits))
 
 
 Score = Callable[[Tensor, Tensor], Tensor]

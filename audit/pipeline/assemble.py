@@ -18,6 +18,7 @@ from audit.pipeline.first_look import Look
 from audit.pipeline.images import Images
 from audit.pipeline.labels import (
     Labelled,
+    LabelRun,
     label_counts,
     label_differences,
     label_notices,
@@ -26,7 +27,7 @@ from audit.pipeline.labels import (
 )
 from audit.pipeline.meaningfulness import STAGE, Meaningfulness
 from audit.pipeline.models import Models
-from audit.pipeline.networks import judged_by_steering
+from audit.pipeline.networks import Networks, judged_by_steering
 from audit.pipeline.pictures import (
     example_rows,
     label_folder,
@@ -57,6 +58,9 @@ from audit.results import (
     Components,
     Difference,
     Failure,
+    LabelExplanation,
+    LabelResult,
+    Measurements,
     ModelResult,
     NotComputed,
     Notice,
@@ -88,12 +92,18 @@ class Findings:
         second = () if self.meaningfulness is None else self.meaningfulness.lost
         return [*self.robustness.lost, *self.relied.lost, *second, *self.attributions.lost]
 
+    @property
+    def networks(self) -> Networks | None:
+        """The networks behind the counterfactuals; None: there are none."""
+        if self.meaningfulness is not None:
+            return self.meaningfulness.networks
+        return None if self.labels is None else self.labels.networks
+
 
 def assemble(context: Context, findings: Findings) -> AuditResult:
     """Return the results, with the names of all pictures."""
-    config, images, second = context.config, findings.images, findings.meaningfulness
+    config, images = context.config, findings.images
     rows = _model_rows(context, findings)
-    no_generator = NotComputed(what=STAGE, why="the configuration names no generator", paths=list(MEANINGFULNESS))
     return AuditResult(
         name=config.name,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -107,24 +117,55 @@ def assemble(context: Context, findings: Findings) -> AuditResult:
         models=rows,
         notices=_notices(config, findings),
         differences=_differences(findings, config.seed),
-        not_computed=[*((no_generator,) if second is None else second.notes), *findings.lost],
+        not_computed=[*_not_computed(findings), *findings.lost],
         environment=context.watch.environment(context.device),
-        **({} if second is None else _second_half(config, second)),
+        **_instruments(config, findings.networks),
+        **_explanations(config, findings),
     )
 
 
-def _second_half(config: AuditConfig, second: Meaningfulness) -> dict[str, Any]:
-    """Return the fields of the results that concern the counterfactuals of all models."""
-    networks, ranking = second.networks, second.ranking
+def _not_computed(findings: Findings) -> list[NotComputed]:
+    """Return what could not be computed for all models, though no stage failed."""
+    if findings.networks is None:
+        return [NotComputed(what=STAGE, why="the configuration names no generator", paths=list(MEANINGFULNESS))]
+    if findings.meaningfulness is not None:
+        return list(findings.meaningfulness.notes)
+    assert findings.labels is not None
+    return [*findings.networks.missing, *(note for run in findings.labels.runs for note in run.notes)]
+
+
+def _explanations(config: AuditConfig, findings: Findings) -> dict[str, Any]:
+    """Return the fields of the results that concern the counterfactuals of all models, label by label of labels."""
+    if findings.meaningfulness is not None:
+        return _shared(config, findings.meaningfulness, "images/queries")
+    found = {
+        run.name: LabelExplanation(**_shared(config, run.second, label_folder("images/queries", run.name, place)))
+        for place, run in enumerate(() if findings.labels is None else findings.labels.runs)
+        if run.second is not None
+    }
+    return {"label_explanations": found}
+
+
+def _shared(config: AuditConfig, second: Meaningfulness, folder: str) -> dict[str, Any]:
+    """Return what the counterfactuals of all models have in common; pictures of the query images go into `folder`."""
+    ranking = second.ranking
     drawn = None if second.inversion is None else second.reference
+    return {
+        "comparisons": [] if ranking is None else ranking.comparisons,
+        "queries": [] if drawn is None else query_rows(drawn, folder),
+        "queries_asked": 0 if second.selection is None else config.queries.n,
+        "inversion": second.inversion,
+    }
+
+
+def _instruments(config: AuditConfig, networks: Networks | None) -> dict[str, Any]:
+    """Return the fields of the results that say what counterfactuals are drawn and measured with."""
+    if networks is None:
+        return {}
     return {
         "generator_sha256": networks.loaded.sha256,
         "generator_package": networks.loaded.package,
         "encoder_sha256": networks.encoder_sha256,
-        "comparisons": [] if ranking is None else ranking.comparisons,
-        "queries": [] if drawn is None else query_rows(drawn),
-        "queries_asked": 0 if second.selection is None else config.queries.n,
-        "inversion": second.inversion,
         "perceptual_embedding": named(networks.perceptual),
         "realism_embedding": named(networks.embedding),
         "realism_kernel": config.metrics.realism_kernel,
@@ -135,10 +176,7 @@ def _second_half(config: AuditConfig, second: Meaningfulness) -> dict[str, Any]:
 
 def save_all(result: AuditResult, findings: Findings, folder: Path) -> None:
     """Write the pictures that `result` names into `folder`."""
-    second = findings.meaningfulness
-    if second is not None and second.reference is not None and result.queries:
-        save_pictures(result, second.reference, second.explained, folder)
-        save_compared(result, second.explained, second.compared, folder)
+    _save_explanations(result, findings.meaningfulness, folder)
     save_changed(result, findings.relied, folder)
     rows = {model.name: model for model in result.models}
     for one in findings.robustness.models:
@@ -149,6 +187,17 @@ def save_all(result: AuditResult, findings: Findings, folder: Path) -> None:
             save_examples(robust, measured.examples, folder)
             save_maps(robust, measured.maps, images.audited, folder)
     save_attributions(result, findings.attributions, folder)
+    for run in () if findings.labels is None else findings.labels.runs:
+        of_label = result.of_label(run.name)
+        _save_explanations(of_label, run.second, folder)
+        save_changed(of_label, run.relied, folder)
+        save_attributions(of_label, run.attributions, folder)
+
+
+def _save_explanations(result: AuditResult, second: Meaningfulness | None, folder: Path) -> None:
+    if second is not None and second.reference is not None and result.queries:
+        save_pictures(result, second.reference, second.explained, folder)
+        save_compared(result, second.explained, second.compared, folder)
 
 
 def _data(config: AuditConfig, images: Images) -> dict[str, Any]:
@@ -172,7 +221,7 @@ QUICK = Notice(
 
 
 def _notices(config: AuditConfig, findings: Findings) -> list[Notice]:
-    audited, second = findings.images.audited, findings.meaningfulness
+    audited, networks = findings.images.audited, findings.networks
     models = findings.robustness.models
     return [
         *_spelling(config),
@@ -182,7 +231,7 @@ def _notices(config: AuditConfig, findings: Findings) -> list[Notice]:
         *(notice for look in findings.looks.values() for notice in look.notices),
         *(notice for one in models for notice in (*notices_of_answers(one, audited), *model_notices(one))),
         *(() if findings.labels is None else label_notices(findings.labels)),
-        *(() if second is None else second.networks.notices),
+        *(() if networks is None else networks.notices),
         *_divided(findings.models.classifiers),
         *(Notice(subject="audit", kind="stage-failed", text=f"{n.what}: {n.why}") for n in findings.lost),
     ]
@@ -234,10 +283,25 @@ def _with_labels(context: Context, findings: Findings, row: ModelResult) -> Mode
     labels = label_rows(findings.labels, row.name)
     for place, (run, model) in enumerate(runs):
         folder = label_folder(picture_folder(row.name, position), run.name, place)
-        robust = _robust(run.models, run.images, model, folder)
-        labels[run.name] = labels[run.name].model_copy(update={"robust": robust})
+        labels[run.name] = _label_row(run, model, labels[run.name], folder)
     summary = label_summary(context, findings.labels, row.name)
     return row.model_copy(update={"labels": labels, "label_summary": summary})
+
+
+def _label_row(run: LabelRun, model: Measured, row: LabelResult, folder: str) -> LabelResult:
+    """Return the `row` of one label of a model with what was found beside its scores; its pictures go into `folder`."""
+    name, explained = model.name, run.explained
+    notes = [] if explained is None else [explained.missing.get(name)]
+    notes = [note for note in (*notes, run.relied.notes.get(name)) if note is not None]
+    row = row.model_copy(
+        update={
+            "robust": _robust(run.models, run.images, model, folder),
+            "reliance": with_examples(run.relied, name, folder),
+            "attributions": with_maps_of(run.attributions, name, folder),
+            "not_computed": [*row.not_computed, *notes, *run.attributions.notes(name)],
+        }
+    )
+    return row if run.second is None else row.model_copy(update=_explained(run.second, model, row, folder))
 
 
 def _unloaded(config: ClassifierConfig, failed: Failure, class_names: Sequence[str]) -> ModelResult:
@@ -301,7 +365,7 @@ def _robust(models: Sequence[Measured], images: Images, model: Measured, folder:
     return model.robust.model_copy(update=update)
 
 
-def _explained(second: Meaningfulness, model: Measured, row: ModelResult, folder: str) -> dict[str, Any]:
+def _explained(second: Meaningfulness, model: Measured, row: Measurements, folder: str) -> dict[str, Any]:
     """Return the fields of the model's `row` that the second half fills."""
     name = model.name
     update: dict[str, Any] = {

@@ -52,11 +52,19 @@ def calibrate_models(
     return {one.name: tried("calibration", partial(calibrated, one)) for one in classifiers}
 
 
-@torch.no_grad()
-def calibrate(context: Context, classifier: Classifier, calibration: AuditSet) -> Calibrated:
-    """Learn what is usual for `classifier` on the calibration images, `robustness.batch_size` at a time.
+@dataclass(frozen=True)
+class Seen:
+    """What a classifier sees in images: features `[N, d]` and logits `[N, K]`."""
 
-    Raises ClassifierError where it assigns too few images to a class that an edit may leave or enter.
+    features: Tensor
+    logits: Tensor
+
+
+@torch.no_grad()
+def look_at(context: Context, classifier: Classifier, calibration: AuditSet) -> Seen:
+    """Show `classifier` the calibration images, `robustness.batch_size` at a time.
+
+    Raises ClassifierError for features or logits that are not finite.
     """
     config, device = context.config, context.device
     features, logits = [], []
@@ -69,17 +77,28 @@ def calibrate(context: Context, classifier: Classifier, calibration: AuditSet) -
             features.append(x.cpu())
             logits.append(y.cpu())
             advance(len(images))
-    seen, answers = torch.cat(features), torch.cat(logits)
+    return Seen(torch.cat(features), torch.cat(logits))
+
+
+@torch.no_grad()
+def calibrate(context: Context, classifier: Classifier, calibration: AuditSet, seen: Seen | None = None) -> Calibrated:
+    """Learn what is usual for `classifier` on the calibration images; what it sees in them is `seen` if it is known.
+
+    Raises ClassifierError where it assigns too few images to a class that an edit may leave or enter.
+    """
+    config, device = context.config, context.device
+    seen = look_at(context, classifier, calibration) if seen is None else seen
+    answers = seen.logits
     decided = answers.argmax(1)
     fitted = fit_calibration(
-        seen, decided, config.counterfactual, classifier.class_names, config.seed,
+        seen.features, decided, config.counterfactual, classifier.class_names, config.seed,
         classifier.name, classes=asked_classes(config.queries, classifier.class_names),
     )  # fmt: skip
     points = operating_points(answers.softmax(1), calibration.row_labels, decided)
     points = points.clamp(max=context.config.counterfactual.operating_point_cap)
     first = next(calibration.batches(PROBED))[0].to(device)
     seeing = "differentiable" if _has_gradient(classifier, first) else "no gradient"
-    key = f"{hash_tensor(seen)} {hash_tensor(answers)} {hash_tensor(calibration.row_labels)} {seeing}"
+    key = f"{hash_tensor(seen.features)} {hash_tensor(answers)} {hash_tensor(calibration.row_labels)} {seeing}"
     return Calibrated(classifier, fitted, points, key, real=calibration)
 
 

@@ -3,13 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
+import torch
 from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
+from audit.counterfactual.answers import logits_of
 from audit.counterfactual.methods import ChosenMethod
 from audit.counterfactual.protocol import Counterfactuals, InvertedQueries, SearchNetworks
 from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets, nearest_targets
 from audit.inversion.deltas import Rows
+from audit.metrics.labels import SideEffects, side_effects
 from audit.pipeline.calibrate import Calibrated, check_target
 from audit.pipeline.context import Context
 from audit.pipeline.networks import Networks
@@ -20,12 +23,31 @@ from audit.storage.cache import Entry, hash_code
 
 
 @dataclass(frozen=True)
+class OtherLabels:
+    """The labels that an edit towards one label of a classifier is to leave as they are: their names and places."""
+
+    classifier: Classifier
+    places: Mapping[str, int]
+
+    def between(self, before: Tensor, after: Tensor) -> SideEffects:
+        """Return what becomes of them between the images `before` and `after` `[N, C, H, W]`."""
+        places = list(self.places.values())
+        limits = torch.tensor(self.classifier.limits or [0.0] * self.classifier.num_classes)[places]
+        one, other = (logits_of(self.classifier, images)[:, places] for images in (before, after))
+        return side_effects(one, other, limits)
+
+
+@dataclass(frozen=True)
 class Subject:
-    """One classifier to explain: what is usual for it, and its logits `[N, K]` and accuracy on the audited images."""
+    """One classifier to explain: what is usual for it, and its logits `[N, K]` and accuracy on the audited images.
+
+    Where it is the view of one label, `others` are those beside it.
+    """
 
     calibrated: Calibrated
     logits: Tensor
     clean: Clean
+    others: OtherLabels | None = None
 
     @property
     def classifier(self) -> Classifier:

@@ -14,6 +14,8 @@ from audit.pipeline.context import Context
 from audit.pipeline.queries import source_classes
 from audit.results import MAIN_REGION, DataRead, Notice
 
+_OF_LABELS = {"labels", "label_is", "label_follows"}
+"""Keys of the table 'queries' that are for images of several labels."""
 CALIBRATION_PER_CLASS = 4000
 """Most calibration images a class is learnt from: more change nothing that matters and cost memory."""
 
@@ -47,7 +49,7 @@ def read_images(context: Context) -> Images:
         calibration = _at_most_per_class(context, images.split(usual))
     _check_confounders(config, images)
     _check_labels(config, images)
-    if config.generator is not None:
+    if config.generator is not None and not images.is_multi_label:
         source_classes(config.queries, images.class_names)  # fails here, before the long stages
     foreign = None if config.data.shift is None else load_shift(config.data, config.seed, audited)
     described = describe(images, config.data.audit_split, usual)
@@ -82,10 +84,15 @@ def _check_labels(config: AuditConfig, images: AuditSet) -> None:
             raise ConfigError(f"Key 'robustness.label_weights' names '{name}', which is no label: {', '.join(names)}.")
     if weights and not any(weights.values()):
         raise ConfigError("Key 'robustness.label_weights' leaves no label to attack: give one a weight above 0.")
-    if images.is_multi_label and config.generator is not None:
-        raise ConfigError(
-            "Counterfactuals of images with several labels are not made: remove [generator] for an audit of robustness."
-        )
+    given = config.queries.model_fields_set
+    for key in sorted(given & ({"classes", "target"} if images.is_multi_label else _OF_LABELS)):
+        instead = "name labels by queries.labels" if images.is_multi_label else "remove it"
+        kind = "one class" if images.is_multi_label else "several labels"
+        raise ConfigError(f"Key 'queries.{key}' is for images of {kind}: {instead}.")
+    for key in ("labels", "label_follows"):
+        for name in getattr(config.queries, key) or ():
+            if name not in names:
+                raise ConfigError(f"Key 'queries.{key}' names '{name}', which is no label: {', '.join(names)}.")
 
 
 def _at_most_per_class(context: Context, calibration: AuditSet) -> AuditSet:

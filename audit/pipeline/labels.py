@@ -20,8 +20,12 @@ from audit.data.audit_set import AuditSet
 from audit.data.multilabel import absent, label_view
 from audit.metrics.intervals import bootstrap_mean, paired_difference, wilson_interval
 from audit.metrics.labels import LabelAnswers, LabelScores, calibration, rank_scores
+from audit.pipeline.attribution import Attributions
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images
+from audit.pipeline.meaningfulness import Meaningfulness
+from audit.pipeline.networks import Networks
+from audit.pipeline.reliance import Relied
 from audit.pipeline.robustness import (
     Measured,
     Robustness,
@@ -33,6 +37,7 @@ from audit.pipeline.robustness import (
     unreliable,
 )
 from audit.results import (
+    MEANINGFULNESS,
     PGD,
     UNKNOWN_LABEL,
     AnyLabel,
@@ -56,16 +61,53 @@ from audit.runtime.seeds import stage_generator
 
 WHOLE_IMAGE = "labels do not exclude each other, so that they are measured one by one: see labels.NAME"
 """Why a multi-label model has no accuracy over classes."""
-ONE_CLASS = "they are measured only where an image has one class"
+
+
+@dataclass(frozen=True)
+class LabelExplained:
+    """The counterfactuals towards one label; `missing` says by model why it has none, `why` why no model has any."""
+
+    found: Meaningfulness | None = None
+    missing: Mapping[str, NotComputed] = field(default_factory=dict)
+    why: NotComputed | None = None
 
 
 @dataclass(frozen=True)
 class LabelRun:
-    """One label: the images of which it is known, as two classes, and what was measured of the models on them."""
+    """One label: the images of which it is known, as two classes, and what was measured of the models on them.
+
+    `explained` is None where no counterfactuals were asked for.
+    """
 
     name: str
     images: Images
     models: tuple[Measured, ...]
+    explained: LabelExplained | None = None
+    relied: Relied = field(default_factory=Relied)
+    attributions: Attributions = field(default_factory=Attributions)
+
+    @property
+    def second(self) -> Meaningfulness | None:
+        """What was found of the counterfactuals towards this label."""
+        return None if self.explained is None else self.explained.found
+
+    @property
+    def notes(self) -> list[NotComputed]:
+        """What could not be computed of this label for all models alike."""
+        why = () if self.explained is None or self.explained.why is None else (self.explained.why,)
+        return [*why, *(_of_label(note, self.name) for note in (() if self.second is None else self.second.notes))]
+
+    @property
+    def lost(self) -> list[NotComputed]:
+        """The stages that failed as a whole."""
+        second = () if self.second is None else self.second.lost
+        return [_of_label(note, self.name) for note in (*self.relied.lost, *second, *self.attributions.lost)]
+
+    def failure(self, name: str) -> Failure | None:
+        """Return what ended the audit of the model `name` on this label."""
+        first = next(one.failed for one in self.models if one.name == name)
+        found = first or (None if self.second is None else self.second.failed.get(name))
+        return None if found is None else found.model_copy(update={"stage": f"{found.stage} of label '{self.name}'"})
 
 
 @dataclass(frozen=True)
@@ -78,15 +120,23 @@ class LabelledModel:
     joint: Mapping[str, JointAttack] = field(default_factory=dict)
     failed: Failure | None = None
 
+    @property
+    def name(self) -> str:
+        return self.classifier.name
+
 
 @dataclass(frozen=True)
 class Labelled:
-    """What was measured of all models; every run holds those of `models` that answered at all, in their order."""
+    """What was measured of all models; every run holds those of `models` that answered at all, in their order.
+
+    `networks` are those behind the counterfactuals; None: there are none.
+    """
 
     images: Images
     models: tuple[LabelledModel, ...]
     runs: tuple[LabelRun, ...]
     lost: tuple[NotComputed, ...]
+    networks: Networks | None = None
 
     @property
     def answered(self) -> list[LabelledModel]:
@@ -94,25 +144,21 @@ class Labelled:
 
     def of(self, name: str) -> list[tuple[LabelRun, Measured]]:
         """Return what was measured of the model `name`, label by label."""
-        place = next((i for i, one in enumerate(self.answered) if one.classifier.name == name), None)
-        return [] if place is None else [(run, run.models[place]) for run in self.runs]
+        return [(run, one) for run in self.runs for one in run.models if one.name == name]
 
     @property
     def overview(self) -> Robustness:
         """Return the models with nothing but what ended their audit: all numbers are those of labels."""
         rows = []
         for model in self.models:
-            name, failed = model.classifier.name, model.failed
-            for run, one in self.of(name):
-                if failed is None and one.failed is not None:
-                    failed = one.failed.model_copy(update={"stage": f"{one.failed.stage} of label '{run.name}'"})
-            notes = (
-                NotComputed(what="accuracy over classes", why=WHOLE_IMAGE, paths=["clean", "robust", "sanity"]),
-                NotComputed(what="reliance and attribution maps", why=ONE_CLASS, paths=["reliance", "attributions"]),
-            )
+            failures = [model.failed, *(run.failure(model.name) for run, _ in self.of(model.name))]
+            failed = next((one for one in failures if one is not None), None)
+            explained = () if self.networks is None else MEANINGFULNESS
+            paths = ["clean", "robust", "sanity", "reliance", "attributions", *explained]
+            note = NotComputed(what="numbers over all classes", why=WHOLE_IMAGE, paths=paths)
             nothing = nothing_measured(self.images.audited.class_names)
-            rows.append(Measured(model.classifier, nothing, not_computed=notes, failed=failed))
-        return Robustness(tuple(rows), self.lost)
+            rows.append(Measured(model.classifier, nothing, not_computed=(note,), failed=failed))
+        return Robustness(tuple(rows), (*self.lost, *(note for run in self.runs for note in run.lost)))
 
 
 def measure_labels(context: Context, images: Images, classifiers: Sequence[Classifier]) -> Labelled:
@@ -130,17 +176,25 @@ def measure_labels(context: Context, images: Images, classifiers: Sequence[Class
         rows = torch.from_numpy(np.flatnonzero(images.audited.row_labels[:, label] != UNKNOWN_LABEL))
         views, logits = [], {}
         for classifier, answers in known:
-            limit = float(answers.limits[label])
-            view = classifier.of_label(label, (absent(names[label]), names[label]), limit)
-            view.name = f"{classifier.name} ({names[label]})"
-            views.append(view)
-            logits[view.name] = two_classes(answers.logits[rows], label, limit)
+            views.append(view_of(classifier, label))
+            logits[classifier.name] = two_classes(answers.logits[rows], label, limit_of(classifier, label))
         found = measure_models(context, of_label, views, logits)
         runs.append(LabelRun(names[label], of_label, found.models))
         lost += [_of_label(note, names[label]) for note in found.lost]
     with context.watch.stage("all labels together"):
         models = tuple(_jointly(context, images.audited, model, lost) for model in models)
     return Labelled(images, models, tuple(runs), tuple(lost))
+
+
+def limit_of(classifier: Classifier, label: int) -> float:
+    """Return the logit from which on a label is said to be there."""
+    return classifier.limits[label] if classifier.limits else 0.0
+
+
+def view_of(classifier: Classifier, label: int) -> Classifier:
+    """Return a classifier of labels as one of the two classes "no LABEL" and "LABEL"."""
+    name = classifier.class_names[label]
+    return classifier.of_label(label, (absent(name), name), limit_of(classifier, label))
 
 
 def _answered(context: Context, audited: AuditSet, classifier: Classifier) -> LabelledModel:
@@ -184,7 +238,7 @@ def _jointly(context: Context, audited: AuditSet, model: LabelledModel, lost: li
     config = context.config.robustness
     if model.answers is None or PGD not in config.attacks or len(audited.class_names) < 2:
         return model
-    name, joint = model.classifier.name, {}
+    name, joint = model.name, {}
     with stage_kept(f"attack on all labels of {name}", lost, ["label_summary.joint"]):
         chosen = attacked_rows(audited, config.n, context.config.seed)
         balls = [(norm, radius) for norm, radii in radii_of(config).items() for radius in sorted(radii, key=eps_value)]
@@ -249,7 +303,7 @@ def label_counts(audited: AuditSet) -> LabelCounts:
 
 def label_rows(labelled: Labelled, name: str) -> dict[str, LabelResult]:
     """Return what was measured of the model `name`, by label."""
-    model = next(one for one in labelled.models if one.classifier.name == name)
+    model = next(one for one in labelled.models if one.name == name)
     if model.answers is None or model.scores is None:
         return {}
     auroc, precision, f1 = model.scores
@@ -277,7 +331,7 @@ def label_rows(labelled: Labelled, name: str) -> dict[str, LabelResult]:
 
 def label_summary(context: Context, labelled: Labelled, name: str) -> LabelSummary | None:
     """Return what was measured of all labels of the model `name` together; None if it did not answer."""
-    model = next(one for one in labelled.models if one.classifier.name == name)
+    model = next(one for one in labelled.models if one.name == name)
     if model.answers is None or model.scores is None:
         return None
     answers, (auroc, precision, f1) = model.answers, model.scores
@@ -318,7 +372,7 @@ def _any_label(context: Context, labelled: Labelled, model: LabelledModel) -> di
     chosen = attacked_rows(audited, context.config.robustness.n, seed)
     clean = model.answers.right[_places(audited, chosen)]
     place = {row_id: i for i, row_id in enumerate(chosen.row_ids)}
-    runs = labelled.of(model.classifier.name)
+    runs = labelled.of(model.name)
     paths = [path for path in runs[0][1].outcomes if path.startswith("robust.") and path != "robust.corruptions"]
     found = {}
     for path in paths:
@@ -338,17 +392,12 @@ def _any_label(context: Context, labelled: Labelled, model: LabelledModel) -> di
 
 def label_differences(labelled: Labelled, seed: int) -> list[Difference]:
     """Compare every pair of models, label by label, in every number that both have, and in whole images."""
-    answered = labelled.answered
-    rows = []
-    for run in labelled.runs:
-        bases = {one.name: base.classifier.name for one, base in zip(run.models, answered, strict=True)}
-        rows += [
-            Difference(
-                a=bases[row.a], b=bases[row.b], metric=f"labels.{run.name}.{row.metric}", difference=row.difference
-            )
-            for row in differences(run.models, seed)
-        ]
-    exact = {one.classifier.name: one.answers.right.all(dim=1) for one in answered if one.answers is not None}
+    rows = [
+        row.model_copy(update={"metric": f"labels.{run.name}.{row.metric}"})
+        for run in labelled.runs
+        for row in differences(run.models, seed)
+    ]
+    exact = {one.name: one.answers.right.all(dim=1) for one in labelled.answered if one.answers is not None}
     names = list(exact)
     rows += [
         Difference(a=a, b=b, metric="label_summary.exact", difference=paired_difference(exact[a], exact[b]))
@@ -362,7 +411,7 @@ def label_notices(labelled: Labelled) -> list[Notice]:
     """Return what a reader has to know of a model's answers about a label before its numbers."""
     found = []
     for model in labelled.answered:
-        name = model.classifier.name
+        name = model.name
         for run, one in labelled.of(name):
             for notice in (*notices_of_answers(one, run.images.audited), *model_notices(one)):
                 text = f"Label '{run.name}': {notice.text}"

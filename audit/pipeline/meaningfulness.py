@@ -50,6 +50,7 @@ STAGE = "counterfactuals, index and ranking"
 class Meaningfulness:
     """What was found so far; by the name of a model what concerns one, and None or empty what was not come to.
 
+    `pool` are images that were inverted before, the query images among them; None: none were.
     `queries` are the images that are explained of any model, `asked` those of each; `unpaired` are the models that
     share theirs with no other. `compared` holds by the names of model and method what the other methods came to.
     `failed` says why a model was left out, `notes` what could not be computed for the others, `lost` what ended the
@@ -58,6 +59,7 @@ class Meaningfulness:
 
     networks: Networks
     method: ChosenMethod
+    pool: Queries | None = None
     selection: Selection | None = None
     queries: Queries | None = None
     asked: Mapping[str, Queries] = field(default_factory=dict)
@@ -92,17 +94,18 @@ def explain_models(
     images: Images,
     subjects: Sequence[Subject],
     networks: Networks,
-    method: ChosenMethod,
-    others: Sequence[ChosenMethod] = (),
+    methods: Sequence[ChosenMethod],
+    pool: Queries | None = None,
 ) -> Meaningfulness:
-    """Explain, score and rank the `subjects` by `method`, and compare it with the `others`.
+    """Explain, score and rank the `subjects` by the first of the `methods`, and compare it with the others.
 
-    What ends the second half as a whole is in `lost` of what was found.
+    `pool` are inverted images that hold all that will be explained; None: they are inverted here. What ends the second
+    half as a whole is in `lost` of what was found.
     """
-    found = Meaningfulness(networks, method, notes=tuple(networks.missing))
+    found = Meaningfulness(networks, methods[0], pool, notes=tuple(networks.missing))
     lost: list[NotComputed] = []
     with stage_kept(STAGE, lost, MEANINGFULNESS):
-        for known in _steps(context, images, subjects, found, others):
+        for known in _steps(context, images, subjects, found, methods[1:]):
             found = known
     return replace(found, lost=tuple(lost))
 
@@ -158,7 +161,10 @@ def _choose_queries(context: Context, images: Images, subjects: Sequence[Subject
         found = replace(found, selection=selection, failed={**found.failed, **selection.failed})
         yield found
         _left(subjects, found)
-        inverted = invert_queries(context, found.networks, images.audited, selection.indices)
+        if found.pool is None:
+            inverted = invert_queries(context, found.networks, images.audited, selection.indices)
+        else:
+            inverted = found.pool.of(images.audited, selection.indices)
         same: dict[str, Tensor] = {}
         for one in _left(subjects, found):
             decided = tried("inversion", partial(decisions, one.classifier, inverted.inversion.images, device))

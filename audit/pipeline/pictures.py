@@ -46,16 +46,16 @@ def method_folder(folder: str, method: str, position: int) -> str:
     return f"{folder}/methods/{folder_name(method, position)}"
 
 
-def query_rows(reference: Reference) -> list[Query]:
-    """List the query images, with the names of their pictures."""
+def query_rows(reference: Reference, folder: str) -> list[Query]:
+    """List the query images, with the names of their pictures in `folder`."""
     inversion, rows, labels = reference.queries.inversion, reference.queries.rows, reference.queries.labels
     return [
         Query(
             id=rows.row_ids[i],
             label=rows.class_names[int(labels[i])],
-            image=f"images/queries/{name}.png",
-            inversion_image=f"images/queries/{name}-inversion.png",
-            region_images={r: f"images/queries/{name}-{r}.png" for r, m in reference.regions.items() if m[i].any()},
+            image=f"{folder}/{name}.png",
+            inversion_image=f"{folder}/{name}-inversion.png",
+            region_images={r: f"{folder}/{name}-{r}.png" for r, m in reference.regions.items() if m[i].any()},
             inversion_mse=float(inversion.mse[i]),
             inversion_perceptual=None if inversion.perceptual is None else float(inversion.perceptual[i]),
         )
@@ -180,20 +180,20 @@ def save_examples(robust: Robust, made: Sequence[Fooled], folder: Path) -> None:
 def without_pictures(result: AuditResult) -> AuditResult:
     """Return a copy that names no picture, and says so: what can be stored before the pictures are."""
     bare = result.model_copy(deep=True)
-    for query in bare.queries:
+    of_labels = (query for label in bare.label_explanations.values() for query in label.queries)
+    for query in (*bare.queries, *of_labels):
         query.image = query.inversion_image = None
         query.region_images = {}
-    for model in bare.models:
-        for row in (*model.queries, *(one for method in model.methods.values() for one in method.queries)):
+    for part in (part for model in bare.models for part in (model, *model.labels.values())):
+        for row in (*part.queries, *(one for method in part.methods.values() for one in method.queries)):
             row.counterfactual_image = row.semifactual_image = row.edit_image = None
-        for robust in (model.robust, *(label.robust for label in model.labels.values())):
-            if robust.vulnerability is not None:
-                robust.vulnerability.map_image = None
-                robust.vulnerability.examples = []
-            robust.examples = []
-        for one in model.attributions:
+        if part.robust.vulnerability is not None:
+            part.robust.vulnerability.map_image = None
+            part.robust.vulnerability.examples = []
+        part.robust.examples = []
+        for one in part.attributions:
             one.examples = []
-        for intervention in model.reliance.interventions if model.reliance is not None else ():
+        for intervention in part.reliance.interventions if part.reliance is not None else ():
             intervention.example = None
     bare.not_computed.append(NotComputed(what="pictures", why="the audit ended before they were written"))
     return bare

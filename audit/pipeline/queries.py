@@ -68,6 +68,13 @@ class Queries:
         """Places `[n]` of `some` of these queries among them."""
         return (some.positions[:, None] == self.positions).nonzero()[:, 1]
 
+    def of(self, audited: AuditSet, indices: Tensor) -> "Queries":
+        """Return these inversions for the images at `indices` of `audited`, another view of the same images."""
+        rows = audited.select(indices)
+        place = {row: i for i, row in enumerate(self.rows.row_numbers.tolist())}
+        places = torch.tensor([place[row] for row in rows.row_numbers.tolist()], dtype=torch.int64)
+        return Queries(rows, indices, self.inversion.select(places))
+
     def select(self, kept: Tensor) -> "Queries":
         """Return the queries at the places `kept`."""
         return Queries(self.rows.select(kept), self.positions[kept], self.inversion.select(kept))

@@ -19,6 +19,7 @@ from audit.pipeline.context import Context
 from audit.pipeline.explain import Subject
 from audit.pipeline.first_look import Look, first_looks
 from audit.pipeline.images import read_images
+from audit.pipeline.label_explanations import explain_labels, rely_on_labels
 from audit.pipeline.labels import measure_labels
 from audit.pipeline.meaningfulness import explain_models
 from audit.pipeline.models import load_models, none_left
@@ -83,7 +84,7 @@ def _open_store(root: Path) -> Store:
 
 def _run(context: Context, output: Output | None) -> AuditResult:
     config, watch = context.config, context.watch
-    method, *compared = check_parts(config)
+    methods = check_parts(config)
     interventions = {} if config.reliance is None else choose_interventions(config.reliance)
     with watch.stage("data"):
         images = read_images(context)
@@ -94,6 +95,9 @@ def _run(context: Context, output: Output | None) -> AuditResult:
         labelled = measure_labels(context, images, models.classifiers)
         if not labelled.answered:
             raise none_left([*models.failed.values(), *(m.failed for m in labelled.models if m.failed is not None)])
+        if networks is not None:
+            labelled = explain_labels(context, labelled, replace(networks, judges=models.judges), methods)
+        labelled = rely_on_labels(context, labelled, interventions)
         looks = {one.name: Look() for one in models.classifiers}
         return _finished(context, Findings(images, models, looks, {}, labelled.overview, None, labelled), output)
     with watch.stage("sanity"):
@@ -109,9 +113,7 @@ def _run(context: Context, output: Output | None) -> AuditResult:
     meaningfulness = None
     if networks is not None:
         subjects = _subjects(robustness, calibrated)
-        meaningfulness = explain_models(
-            context, images, subjects, replace(networks, judges=models.judges), method, compared
-        )
+        meaningfulness = explain_models(context, images, subjects, replace(networks, judges=models.judges), methods)
     attributions = attribute_models(context, images, robustness.models, meaningfulness)
     findings = Findings(
         images, models, looks, calibrated, robustness, meaningfulness, relied=relied, attributions=attributions

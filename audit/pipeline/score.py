@@ -22,14 +22,15 @@ from audit.metrics.components import (
 from audit.metrics.confounder import confounder_share, veto
 from audit.metrics.distribution import EmbeddedSets, Measure, canonical_kinds, distribution_row
 from audit.metrics.edit import changed_share, edit_map, mean_absolute, ruins, visible
-from audit.metrics.intervals import mean_interval, wilson_interval
+from audit.metrics.intervals import bootstrap_mean, mean_interval, wilson_interval
 from audit.metrics.kernels import KERNELS
+from audit.metrics.labels import SideEffects
 from audit.metrics.localisation import localise, region_share
 from audit.metrics.perceptual import perceptual_all
 from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scores
 from audit.pipeline.context import Context
 from audit.pipeline.edit_parts import flips_by_part
-from audit.pipeline.explain import Explained
+from audit.pipeline.explain import Explained, OtherLabels
 from audit.pipeline.rank import bootstrap_weights
 from audit.pipeline.reference import Reference
 from audit.results import (
@@ -38,7 +39,9 @@ from audit.results import (
     Axioms,
     ConfounderShare,
     Distribution,
+    MovedLabel,
     NotComputed,
+    OffTarget,
     Perceptual,
     QueryRow,
     RegionShare,
@@ -61,7 +64,7 @@ class Scored:
 
 
 def _distributions(
-    context: Context, reference: Reference, explained: Explained, embedded: Tensor
+    context: Context, reference: Reference, explained: Explained, embedded: Tensor, valid: Tensor
 ) -> tuple[dict[str, list[Distribution]], tuple[TargetKernels, ...], list[NotComputed], dict[str, str]]:
     """Rows of FID and MMD, the kernels behind realism, and what was refused on too few images, by target class."""
     found, targets, networks = explained.counterfactuals, explained.targets, reference.networks
@@ -101,7 +104,7 @@ def _distributions(
                 for measure in canonical_kinds(network.name):
                     row = distribution_row(measure, network, seen, generator(), fewest)
                     tables[row.metric].append(row)
-            kernels.append(target_kernels(sets, rows, found.flipped[rows], generator(), fewest, kernel=kernel))
+            kernels.append(target_kernels(sets, rows, valid[rows], generator(), fewest, kernel=kernel))
         except MetricError as refused:
             paths = [f"counterfactuals.{table}.{real.name}" for table in tables]
             what = f"FID, MMD and realism towards '{real.name}'"
@@ -118,7 +121,10 @@ def score_model(
     inversions, operating_point = reference.inversions, explained.subject.calibrated.operating_point
     edit, l1 = edit_map(found.images, inversions), mean_absolute(found.images, inversions)
     embedded = embed_all(networks.embedding, found.images, 256, context.device)
-    tables, kernels, missing, reasons = _distributions(context, reference, explained, embedded)
+    others = explained.subject.others
+    effects = None if others is None else others.between(inversions, found.images)
+    valid = found.flipped if effects is None else effects.valid(found.flipped)
+    tables, kernels, missing, reasons = _distributions(context, reference, explained, embedded, valid)
     nearest, ruined = torch.empty(len(targets)), torch.zeros(len(targets), dtype=torch.bool)
     for target in targets.unique().tolist():
         rows, real = targets == target, reference.real[target]
@@ -142,7 +148,7 @@ def score_model(
     elif not bool(away.any()):
         reasons["transfer"] = OWN_CLASS
     else:
-        transfer[away] = transfer_scores(judges, targets[away], found.flipped[away])
+        transfer[away] = transfer_scores(judges, targets[away], valid[away])
     distance = perceptual_all(networks.perceptual, found.images, inversions, 128, context.device)
     lpips = None if networks.lpips is None else networks.lpips.distance_all(found.images, inversions)
     generator = context.rng("permutation")
@@ -159,6 +165,7 @@ def score_model(
         corrected=wilson_interval(int(found.flipped[~away].sum()), int((~away).sum())) if not away.all() else None,
         reached=float(found.reached.float().mean()),
         explained=wilson_interval(int((found.flipped & ~ruined).sum()), len(targets)),
+        off_target=None if others is None or effects is None else _off_target(context, others, effects, valid),
         unexplained=_unexplained(found, ruined),
         feature_target_flips=_mean(found.feature_target_flips),
         reach=_mean(found.reach),
@@ -202,6 +209,8 @@ def score_model(
             converged=None if found.converged is None else bool(found.converged[i]),
             aligned=_aligned(found, i),
             ruined=bool(ruined[i]),
+            off_target=None if effects is None else float(effects.change[i].mean()),
+            moved=[] if others is None or effects is None else _names(others, effects.moved[i]),
             push=None if found.push is None else float(found.push[i]),
             reach=None if found.reach is None else float(found.reach[i]),
             feature_target_flips=None if found.feature_target_flips is None else bool(found.feature_target_flips[i]),
@@ -216,15 +225,36 @@ def score_model(
     ]
     scores = ModelScores(
         name=explained.subject.name,
-        flipped=found.flipped,
-        sparsity=sparsity_scores(l1, nearest, found.flipped),
-        localisation=None if seen is None else localisation_scores(seen["mass"], seen["area"], found.flipped),
+        flipped=valid,
+        sparsity=sparsity_scores(l1, nearest, valid),
+        localisation=None if seen is None else localisation_scores(seen["mass"], seen["area"], valid),
         transfer=transfer if judges else None,
         realism=kernels,
         reasons=reasons,
         veto=None if confounder is None else veto(confounder),
     )
     return Scored(summary, rows, scores, [*missing, *_missing_axioms(explained, copies)])
+
+
+def _off_target(context: Context, others: OtherLabels, effects: SideEffects, valid: Tensor) -> OffTarget:
+    """Return what the edits did to the `others`."""
+    n, rng = len(valid), context.rng("off target")
+    return OffTarget(
+        change=bootstrap_mean(effects.change.mean(dim=1), rng),
+        flips=bootstrap_mean(effects.moved.double().mean(dim=1), rng),
+        valid=wilson_interval(int(valid.sum()), n),
+        labels={
+            name: MovedLabel(
+                change=bootstrap_mean(effects.change[:, place], rng),
+                flips=wilson_interval(int(effects.moved[:, place].sum()), n),
+            )
+            for place, name in enumerate(others.places)
+        },
+    )
+
+
+def _names(others: OtherLabels, moved: Tensor) -> list[str]:
+    return [name for name, one in zip(others.places, moved.tolist(), strict=True) if one]
 
 
 def _confounder(

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 
 from audit.metrics import labels
-from audit.metrics.labels import LabelAnswers, calibration, rank_scores
+from audit.metrics.labels import LabelAnswers, calibration, rank_scores, side_effects
 
 
 def _answers(seed: int = 0, n: int = 80, count: int = 3, unknown: float = 0.2) -> LabelAnswers:
@@ -81,3 +81,36 @@ def test_labels_in_another_order_have_the_same_scores(order: list[int], seed: in
         assert mine.by_label == [theirs.by_label[i] for i in order]
         assert mine.macro.value == pytest.approx(theirs.macro.value)
     assert torch.equal(turned.right, answers.right[:, order])
+
+
+logits = st.lists(st.floats(-20, 20, width=32), min_size=12, max_size=12).map(lambda values: torch.tensor(values))
+
+
+@given(logits, logits, st.lists(st.booleans(), min_size=4, max_size=4), st.permutations(range(3)))
+def test_what_an_edit_does_to_other_labels_costs_validity_and_nothing_else(
+    before: torch.Tensor, after: torch.Tensor, flips: list[bool], order: list[int]
+) -> None:
+    before, after, flipped, limits = (
+        before.view(4, 3),
+        after.view(4, 3),
+        torch.tensor(flips),
+        torch.tensor([0, 1.0, -2]),
+    )
+    effects = side_effects(before, after, limits)
+    valid = effects.valid(flipped)
+    assert bool((valid <= flipped).all())
+    assert bool(((effects.change >= 0) & (effects.change <= 1)).all())
+    assert torch.equal(side_effects(before, before, limits).valid(flipped), flipped)
+    # The order of the other labels and the direction of the edit change nothing.
+    turned = side_effects(after[:, order], before[:, order], limits[order])
+    assert torch.equal(turned.change, effects.change[:, order])
+    assert torch.equal(turned.valid(flipped), valid)
+    # Of one label more, no edit becomes valid.
+    assert bool((valid <= side_effects(before[:, 1:], after[:, 1:], limits[1:]).valid(flipped)).all())
+
+
+def test_the_size_of_a_side_effect_is_that_of_the_probability() -> None:
+    effects = side_effects(torch.tensor([[-10.0, 0.4]]), torch.tensor([[10.0, 0.6]]), torch.tensor([0.0, 0.5]))
+    sigmoid = [1 / (1 + np.exp(-value)) for value in (-10, 10, 0.4, 0.6)]
+    assert effects.change[0].tolist() == pytest.approx([sigmoid[1] - sigmoid[0], sigmoid[3] - sigmoid[2]])
+    assert effects.moved.all()

@@ -49,12 +49,12 @@ class Lost(Mirrored):
 def compared(small: Small) -> Meaningfulness:
     others = [ChosenMethod("half", "outside 1.0", 0, Half()), ChosenMethod("lost", "outside 1.0", 0, Lost())]
     subjects = [small.subject(by_brightness(name)) for name in ("left", "whole")]
-    return explain_models(small.context, small.images, subjects, small.networks, small.method, others)
+    return explain_models(small.context, small.images, subjects, small.networks, [small.method, *others])
 
 
 def test_other_methods_are_measured_as_the_audited_one_is(small: Small, compared: Meaningfulness) -> None:
     subjects = [small.subject(by_brightness(name)) for name in ("left", "whole")]
-    alone = explain_models(small.context, small.images, subjects, small.networks, small.method)
+    alone = explain_models(small.context, small.images, subjects, small.networks, [small.method])
     assert compared.ranking == alone.ranking
     half, mirrored = compared.compared["whole", "half"].row, compared.compared["whole", "lost"].row
     audited, place = compared.scored["whole"], compared.ranking.models[1]
@@ -109,5 +109,5 @@ def test_a_gate_may_name_them(small: Small, compared: Meaningfulness) -> None:
 def test_an_audit_that_ended_early_compares_nothing(small: Small) -> None:
     subjects = [small.subject(by_brightness("left"))]
     method = ChosenMethod("lost", "outside 1.0", 0, Lost())
-    found = explain_models(small.context, small.images, subjects, small.networks, method, [small.method])
+    found = explain_models(small.context, small.images, subjects, small.networks, [method, small.method])
     assert found.compared == {}

@@ -165,7 +165,8 @@ def test_any_label_falls_at_least_as_often_as_each_and_as_one_perturbation_achie
     [
         ("[robustness]\nlabel_weights = { mass = 1 }\n", "'mass', which is no label: opacity, large heart, marker"),
         ("[robustness]\nlabel_weights = { marker = 0 }\n", "leaves no label to attack"),
-        ("[generator]\n[robustness]\n", r"Counterfactuals .* remove \[generator\]"),
+        ("[queries]\ntarget = 'marker'\n[robustness]\n", "'queries.target' is for images of one class"),
+        ("[queries]\nlabels = ['mass']\n[robustness]\n", "'mass', which is no label: opacity, large heart, marker"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path: Path, settings: str, match: str) -> None:

@@ -52,7 +52,7 @@ def with_metrics(small: Small, **changes: object) -> Small:
 
 def explain(small: Small, *classifiers: nn.Module, method: ChosenMethod | None = None) -> Meaningfulness:
     subjects = [small.subject(one) for one in classifiers]  # type: ignore[arg-type]
-    return explain_models(small.context, small.images, subjects, small.networks, method or small.method)
+    return explain_models(small.context, small.images, subjects, small.networks, [method or small.method])
 
 
 def test_two_models_are_explained_and_ranked(small: Small) -> None:
@@ -130,7 +130,7 @@ def test_a_stage_that_fails_as_a_whole_keeps_the_ones_before(small: Small) -> No
     subject = small.subject(classifier)
     dark = small.calibration.images()[small.calibration.row_labels == 0]
     images = replace(small.images, calibration=image_set(dark, torch.zeros(len(dark), dtype=torch.int64)))
-    found = explain_models(small.context, images, [subject], small.networks, small.method)
+    found = explain_models(small.context, images, [subject], small.networks, [small.method])
     assert found.failed == {}
     assert "no image of the target class 'bright'" in found.lost[0].why
     assert list(found.explained) == ["whole"]
@@ -242,7 +242,7 @@ def test_a_model_that_knows_one_class_only_fails_and_the_others_go_on(small: Sma
     known = small.subject(by_brightness("never"))
     blind = replace(known, logits=torch.eye(2)[1 - small.images.audited.row_labels])
     subjects = [blind, small.subject(by_brightness("whole"))]
-    found = explain_models(small.context, small.images, subjects, small.networks, small.method)
+    found = explain_models(small.context, small.images, subjects, small.networks, [small.method])
     assert list(found.failed) == ["never"]
     assert found.failed["never"].stage == "query images"
     assert found.lost == ()
