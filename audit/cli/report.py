@@ -14,8 +14,5 @@ def report(
 ) -> None:
     """Render the HTML report of earlier results again."""
     from audit.report.build import render_report
-    from audit.storage.output import record
 
-    written = render_report(results, out)
-    record(written)
-    say(written)
+    say(render_report(results, out))

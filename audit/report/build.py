@@ -1,7 +1,12 @@
-"""Builds the report: reads `results.json` and the images beside it, writes one HTML file that needs nothing else."""
+"""Builds the report: reads `results.json` and the images beside it, writes one HTML file that needs nothing else.
+
+Where there are too many query images for one file, the others stand in files beside it, each of which needs nothing
+else either.
+"""
 
 import base64
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +35,12 @@ from audit.report import (
 )
 from audit.results import AdversarialExample, AuditResult, Distribution, ModelResult, Query, QueryRow, read_results
 from audit.storage.files import atomic_write_text
+from audit.storage.output import record
 
 VISIBLE_QUERIES = 6
 """Query images shown at once; the others open on demand."""
+GALLERY_BYTES = 18_000_000
+"""Size that the query images of one file may have: a browser opens a file of 20 MB in less than two seconds."""
 _MARK = b'<meta name="generator" content="spruce-audit">'
 
 
@@ -77,6 +85,16 @@ class QueryView:
     outlines: list[tuple[str, str]]
     cells: list[Cell | None]
 
+    @property
+    def size(self) -> int:
+        """Letters of its pictures, about all that it adds to a file."""
+        pictures = [self.image, self.inversion]
+        for cell in self.cells:
+            if cell is not None:
+                pictures += [cell.counterfactual or "", cell.semifactual or "", cell.edit or "", str(cell.trace)]
+                pictures += [uri for _, uri in cell.attributions]
+        return sum(map(len, pictures))
+
 
 def render_report(results_path: str | Path, out: str | Path | None = None) -> Path:
     """Write the report of `results_path` and return its path; default: `report.html` beside the results.
@@ -87,9 +105,14 @@ def render_report(results_path: str | Path, out: str | Path | None = None) -> Pa
     source = Path(results_path)
     target = source.with_name("report.html") if out is None else Path(out)
     _check_place(target)
-    page = report_html(read_results(source), source.parent)
+    pages = report_pages(read_results(source), source.parent, target.name)
+    for name in pages:
+        _check_place(target.with_name(name))
     try:
-        atomic_write_text(target, page)
+        for name, page in reversed(pages.items()):  # the report last: what it links to is there
+            atomic_write_text(target.with_name(name), page)
+        further = re.compile(rf"{re.escape(target.stem)}-\d+{re.escape(target.suffix)}")
+        record([target.with_name(name) for name in pages], further)
     except OSError as error:
         raise ResultsError(f"The report cannot be written to '{target}': {error.strerror}.") from None
     return target
@@ -106,13 +129,15 @@ def _check_place(target: Path) -> None:
         raise ResultsError(f"'{target}' is there and is no report of spruce-audit: name another file by --out.")
 
 
-def report_html(result: AuditResult, folder: Path) -> str:
-    """Return the page for `result`, whose images lie in `folder`."""
+def report_pages(result: AuditResult, folder: Path, name: str = "report.html") -> dict[str, str]:
+    """Return the files of the report of `result` by their names, `name` first; its images lie in `folder`."""
     models, labelled = text.in_order(result), result.label_counts is not None
     edits = _read_edits(models, folder)
     scale = figures.common_scale(list(edits.values()))
     means, mean_scale = _mean_edits(models, edits)
-    views = _query_views(result, models, folder, edits, scale)
+    groups = _groups(_query_views(result, models, folder, edits, scale))
+    stem, suffix = Path(name).stem, Path(name).suffix
+    files = [name, *(f"{stem}-{number}{suffix}" for number in range(2, len(groups) + 1))]
     environment = Environment(
         loader=PackageLoader("audit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -123,15 +148,32 @@ def report_html(result: AuditResult, folder: Path) -> str:
     }  # fmt: skip
     css = environment.loader.get_source(environment, "report.css")[0] if environment.loader else ""
     script = environment.loader.get_source(environment, "report.js")[0] if environment.loader else ""
-    return environment.get_template("report.html.j2").render(
-        result=result,
-        models=models,
-        css=Markup(css),
-        script=Markup(script),
-        script_hash="sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        gradient=Markup(figures.gradient_css()),
+    numbers = [(group[0].number, group[-1].number) for group in groups if group]
+    shared = {
+        "result": result,
+        "models": models,
+        "css": Markup(css),
+        "script": Markup(script),
+        "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        "gradient": Markup(figures.gradient_css()),
+        "text": text,
+        "regions": _region_names(models, result.queries),
+        "scale": scale,
+        "pages": [(file, *ends) for file, ends in zip(files, numbers, strict=False)],  # there may be no query image
+    }
+
+    def shown(template: str, file: str, views: list[QueryView], visible: int, **more: object) -> str:
+        outcomes = list(dict.fromkeys(cell.outcome for view in views for cell in view.cells if cell is not None))
+        return environment.get_template(template).render(
+            shared, here=file, views=views, visible=visible, outcomes=outcomes, **more
+        )
+
+    report = shown(
+        "report.html.j2",
+        name,
+        groups[0],
+        VISIBLE_QUERIES,
         figures=figures,
-        text=text,
         verdict=labels.verdict(result) if labelled else verdict.verdict(result),
         findings=[
             *(labels.distrust(result) if labelled else robustness.distrust(result)),
@@ -142,7 +184,6 @@ def report_html(result: AuditResult, folder: Path) -> str:
         labelled=labelled,
         labels=labels,
         label_pictures=labels.attacked(models, folder),
-        regions=_region_names(models, result.queries),
         robustness=robustness,
         provenance=provenance,
         certificate=certificate,
@@ -180,10 +221,6 @@ def report_html(result: AuditResult, folder: Path) -> str:
         listed=any(text.finite(m.index) or m.counterfactuals is not None for m in models),
         accounts=accounts.accounts(result, models, folder),
         method_names=list(dict.fromkeys(accounts.method_name(m.counterfactuals) for m in models if m.counterfactuals)),
-        outcomes=list(dict.fromkeys(cell.outcome for view in views for cell in view.cells if cell is not None)),
-        queries=views,
-        visible=VISIBLE_QUERIES,
-        scale=scale,
         means=means,
         mean_scale=mean_scale,
         probability=_probabilities(result),
@@ -202,6 +239,21 @@ def report_html(result: AuditResult, folder: Path) -> str:
         shared_rank=_shared_ranks(models),
         not_computed=_not_computed(result, models),
     )
+    others = zip(files[1:], groups[1:], strict=True)
+    return {name: report} | {file: shown("page.html.j2", file, views, len(views)) for file, views in others}
+
+
+def _groups(views: Sequence[QueryView]) -> list[list[QueryView]]:
+    """Return the query images file by file, one at least in each; one empty file where there are none."""
+    groups: list[list[QueryView]] = [[]]
+    room = GALLERY_BYTES
+    for view in views:
+        if view.size > room and groups[-1]:
+            groups.append([])
+            room = GALLERY_BYTES
+        groups[-1].append(view)
+        room -= view.size
+    return groups
 
 
 def _read_edits(models: Sequence[ModelResult], folder: Path) -> dict[str, NDArray[np.uint8]]:

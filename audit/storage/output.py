@@ -253,12 +253,21 @@ def claim(out: Path, names: Sequence[str], checkpoint: str, inputs: Sequence[str
         atomic_write_text(out / TRAINING_LIST, text + "\n")
 
 
-def record(path: Path) -> None:
-    """Note in the list of `path`'s folder, if it has one, that spruce-audit wrote `path` anew."""
-    known = read_manifest(path.parent)
-    if known is not None:
-        known[path.name] = {hash_file(path)}
-        _write_manifest(path.parent, known)
+def record(paths: Sequence[Path], former: re.Pattern[str]) -> None:
+    """Note in the list of the folder of `paths`, if it has one, that spruce-audit wrote these files anew.
+
+    What the list names that matches the pattern `former`, is not among them and is as it was written is removed.
+    """
+    folder = paths[0].parent
+    known = read_manifest(folder)
+    if known is None:
+        return
+    fresh = {path.name: {hash_file(path)} for path in paths}
+    for name in [name for name in known if name not in fresh and former.fullmatch(name)]:
+        if _is_ours(folder, name, known):
+            (folder / name).unlink()
+        del known[name]
+    _write_manifest(folder, known | fresh)
 
 
 def _beside(out: Path) -> Path:

@@ -20,7 +20,7 @@ from audit.data.describe import Described, describe, describe_shift, note_on_tra
 from audit.data.images import ORIENTATION_TAG
 from audit.data.load import load_data, load_images, load_shift
 from audit.errors import DataError
-from audit.report.build import report_html
+from audit.report.build import report_pages
 from audit.results import DataRead
 
 SaveImage = Callable[..., Path]
@@ -339,7 +339,7 @@ def test_the_report_shows_what_was_read(
     result = support_results.example_audit(tmp_path, n_queries=0)
     result.data_read, result.notices = found.read, found.notices
     result.classes = ["a", "b"]
-    page = report_html(result, tmp_path)
+    page = report_pages(result, tmp_path)["report.html"]
     assert "Left out: image in a folder below a class folder" in page
     assert "test/b/follow&lt;up&gt;/0.png" in page
     assert "Audited images also in val" in page

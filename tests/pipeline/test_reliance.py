@@ -14,7 +14,7 @@ from audit.pipeline.pictures import without_pictures
 from audit.pipeline.reliance import Relied, measure_reliance
 from audit.pipeline.robustness import Measured
 from audit.reliance.spec import Intervention
-from audit.report.build import report_html
+from audit.report.build import report_pages
 from audit.results import AuditResult
 
 NEGATIVE = Intervention("token", {"": lambda images, strength: 1 - images}, (0.5, 1.0), "")
@@ -65,7 +65,7 @@ def _reported(small: Small, relied: Relied, folder: Path, *models: Measured) -> 
     found = replace(findings(small, None, *models), relied=relied)
     result = assemble(small.context, found)
     save_all(result, found, folder)
-    return result, report_html(result, folder)
+    return result, report_pages(result, folder)["report.html"]
 
 
 def test_regions_and_groups_are_measured_where_there_are_any(tmp_path: Path):

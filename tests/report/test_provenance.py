@@ -5,7 +5,7 @@ from pathlib import Path
 from types import ModuleType
 
 from audit.metrics.intervals import wilson_interval
-from audit.report.build import report_html
+from audit.report.build import report_pages
 from audit.report.provenance import best_other, input_line, numbers, settings, tried
 from audit.results import AuditResult, ModelInput, ModelResult, Reading
 
@@ -31,7 +31,7 @@ def described(support_results: ModuleType, folder: Path) -> AuditResult:
 
 
 def test_the_page_shows_every_setting_with_its_origin(support_results: ModuleType, tmp_path: Path) -> None:
-    page = unescape(report_html(described(support_results, tmp_path), tmp_path))
+    page = unescape(report_pages(described(support_results, tmp_path), tmp_path)["report.html"])
     own = page[page.index('id="provenance"') :]
     for part in (
         "224 x 224", "timm's default", "0.485, 0.456, 0.406", "nobody gave any", "as the data",
@@ -44,13 +44,13 @@ def test_the_page_shows_every_setting_with_its_origin(support_results: ModuleTyp
 
 
 def test_what_comes_from_elsewhere_is_escaped(support_results: ModuleType, tmp_path: Path) -> None:
-    page = report_html(described(support_results, tmp_path), tmp_path)
+    page = report_pages(described(support_results, tmp_path), tmp_path)["report.html"]
     assert "<opacity>" not in page
     assert "<too>" not in page
 
 
 def test_results_of_an_audit_without_either_make_no_table(support_results: ModuleType, tmp_path: Path) -> None:
-    page = report_html(support_results.example_audit(tmp_path, models=["plain"], n_queries=0), tmp_path)
+    page = report_pages(support_results.example_audit(tmp_path, models=["plain"], n_queries=0), tmp_path)["report.html"]
     assert "How each model was given the images" not in page
     assert "Would another reading" not in page
 

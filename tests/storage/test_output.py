@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -275,13 +276,19 @@ def test_a_signal_waits_for_the_end_of_the_block() -> None:
 
 
 def test_a_report_that_is_rendered_again_is_still_ours(tmp_path: Path) -> None:
-    write(tmp_path / "out", FIRST)
-    (tmp_path / "out" / "report.html").write_text("rendered again")
-    record(tmp_path / "out" / "report.html")
-    write(tmp_path / "out", SECOND)
-    assert (tmp_path / "out" / "report.html").read_text() == "two"
+    out, former = tmp_path / "out", re.compile(r"report-\d+\.html")
+    write(out, FIRST)
+    for name in ("report.html", "report-2.html", "report-3.html"):
+        (out / name).write_text("rendered again")
+    record([out / "report.html", out / "report-2.html", out / "report-3.html"], former)
+    (out / "report-3.html").write_text("changed by hand")
+    record([out / "report.html"], former)
+    assert sorted(path.name for path in out.glob("report*")) == ["report-3.html", "report.html"]
+    assert not {"report-2.html", "report-3.html"} & set(read_manifest(out))
+    write(out, SECOND)
+    assert (out / "report.html").read_text() == "two"
     (tmp_path / "report.html").write_text("elsewhere")
-    record(tmp_path / "report.html")
+    record([tmp_path / "report.html"], former)
     assert read_manifest(tmp_path) is None
 
 
