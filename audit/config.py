@@ -708,6 +708,10 @@ def why_not_pixel_units(mean: Sequence[float] | None, std: Sequence[float] | Non
 Threshold = Annotated[float, Field(gt=0, lt=1)]
 
 
+LARGEST_SIDE = 4096
+"""Of a network's input; a file may claim any, and images are enlarged to it."""
+
+
 class ClassifierConfig(Section):
     """One trained classifier: an architecture and its checkpoint, a file or folder that holds both, or a factory."""
 
@@ -736,7 +740,7 @@ class ClassifierConfig(Section):
     mean: PerChannel | None = Field(None, description="of pixels in [0, 1]; one number per channel, or one for all")
     std: PerChannel | None = Field(None, description="standard deviation, as mean")
     input_size: Annotated[int, BeforeValidator(_one_side)] | None = Field(
-        None, ge=8, description="side the model wants; default: timm's, else the data's"
+        None, ge=8, le=LARGEST_SIDE, description="side the model wants; default: timm's, else the data's"
     )
     channels: Literal[1, 3] | None = Field(None, description="channels it wants; default: timm's, else the data's")
     output: str | Annotated[int, Field(strict=True)] | None = Field(
@@ -1042,7 +1046,7 @@ def _read(path: str | Path) -> tuple[dict[str, Any], str]:
     try:
         text = file.read_text(encoding="utf-8-sig")
         return tomllib.loads(text), text
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"Configuration file '{file}' is not valid TOML: {error}.") from None
 
 

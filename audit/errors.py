@@ -5,22 +5,33 @@ The command line prints the sentence and exits with status 2; a traceback is kep
 
 import re
 
+LONGEST = 3000
+"""Characters of a sentence; what a file says of itself may be of any length."""
+_UNREADABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Bytes that are no text, and characters that move the cursor, break the line or turn the direction of reading."""
+
 
 def readable(name: object) -> str:
-    """Text of a name for people and for results: bytes that are no UTF-8 (of a Latin-1 file name) stand as `\\xe4`."""
-    return re.sub("[\ud800-\udfff]", _escaped, str(name))
+    """Text of a name for people and for results, in which nothing can act on a terminal or on the text around it.
+
+    Control characters and bytes that are no UTF-8 (of a Latin-1 file name) are escaped, as `\\x1b` and `\\xe4`.
+    """
+    return _UNREADABLE.sub(_escaped, str(name))
 
 
 def _escaped(found: re.Match[str]) -> str:
     code = ord(found[0])  # Python holds the byte 0xe4 that is no UTF-8 as U+DCE4
-    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
+    code = code - 0xDC00 if 0xDC80 <= code <= 0xDCFF else code
+    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
 
 
 class AuditError(Exception):
-    """Base of every error that the caller can mend; `str(error)` is the sentence to show, and valid Unicode."""
+    """Base of every error that the caller can mend; `str(error)` is the sentence to show, one line of valid Unicode."""
 
     def __init__(self, sentence: str) -> None:
-        super().__init__(readable(sentence))
+        text = readable(sentence)
+        # The end says how to mend it: what is too long stands in the middle.
+        super().__init__(text if len(text) <= LONGEST else f"{text[: LONGEST // 2]} ... {text[-LONGEST // 2 :]}")
 
 
 class ConfigError(AuditError):

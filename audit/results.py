@@ -1136,7 +1136,7 @@ def read_results(path: str | Path) -> AuditResult:
         raise ResultsError(f"Results file '{file}' does not exist: run `spruce-audit run` first or check the path.")
     try:
         values = json.loads(file.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # a number of 5000 digits is no JSONDecodeError
         raise ResultsError(f"Results file '{file}' is not valid JSON ({error}): run the audit again.") from None
     version = str(values.get("schema_version", "")) if isinstance(values, dict) else ""
     if version.split(".")[0] != SCHEMA_VERSION.split(".")[0]:

@@ -7,6 +7,7 @@ first; a tensor is read when the network that it fits is known.
 """
 
 import json
+import struct
 import sys
 import weakref
 import zipfile
@@ -89,7 +90,7 @@ def _archive_names(file: Path) -> list[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             return archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError):
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, OverflowError, struct.error, OSError):
         return []
 
 

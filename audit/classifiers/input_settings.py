@@ -12,6 +12,7 @@ import timm
 
 from audit.classifiers.architectures import SMALL_CONVNEXT_NAME
 from audit.classifiers.checkpoint import Checkpoint
+from audit.config import LARGEST_SIDE
 from audit.errors import ClassifierError
 from audit.results import Origin
 
@@ -48,6 +49,13 @@ class InputSettings:
     origins: Mapping[str, Origin] = field(default_factory=dict)
     overruled: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # What a file claims is built and filled: it is bounded before that.
+        if self.channels not in (None, 1, 3):
+            raise ValueError(f"channels is {self.channels}, where images have 1 or 3")
+        if self.input_size is not None and not 1 <= self.input_size <= LARGEST_SIDE:
+            raise ValueError(f"input_size is {self.input_size}, where it lies between 1 and {LARGEST_SIDE}")
+
     def with_origin(self, origin: Origin) -> "InputSettings":
         """Return these settings with `origin` as the source of each that is given."""
         return replace(self, origins={key: origin for key in SETTINGS if getattr(self, key) is not None})
@@ -79,7 +87,7 @@ def settings_of_metadata(about: Mapping[str, Any], where: str) -> InputSettings:
             input_size=None if about.get("input_size") is None else int(about["input_size"]),
             channels=None if about.get("channels") is None else int(about["channels"]),
         ).with_origin("checkpoint")
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise ClassifierError(
             f"The metadata of {where} cannot be read ({error}): write classes, mean and std as JSON lists, "
             "input_size and channels as numbers."

@@ -7,8 +7,8 @@ The archive is compressed, so it cannot be mapped: images are held as stored (ui
 Pickled objects are never loaded. Layout: Yang et al. 2023, MedMNIST v2, https://medmnist.com.
 """
 
+import os
 import zipfile
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -56,15 +56,33 @@ def _read_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, n
     try:
         with np.load(path, allow_pickle=False) as archive:
             names = archive.files
+            _check_size(archive.zip, wanted, path)
             arrays = {name: _read_array(archive, name, path) for name in names if wanted(name)}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError) as error:
-        raise DataError(f"File '{path}' is damaged ({error}): replace it.") from None
+    except DataError:
+        raise
+    except Exception as error:  # noqa: BLE001 - damaged bytes fail in whatever way they like
+        reason = str(error) or type(error).__name__
+        raise DataError(f"File '{path}' is damaged ({reason}): replace it.") from None
     return arrays, [name for name in names if name not in arrays]
+
+
+def _check_size(archive: zipfile.ZipFile, wanted: Callable[[str], bool], path: Path) -> None:
+    """Raise DataError where the arrays unfold to more than the machine has: a small archive can hold any number of 0s.
+
+    Systems that do not say how much they have are left to fail by themselves.
+    """
+    claimed = sum(info.file_size for info in archive.infolist() if wanted(info.filename.removesuffix(".npy")))
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else claimed
+    if claimed > there:
+        raise DataError(
+            f"The arrays of '{path}' unfold to {claimed / 2**30:.1f} GiB where the machine has {there / 2**30:.1f}: "
+            "give the images as a folder, of which only those in use are held."
+        )
 
 
 def _read_array(archive: Mapping[str, np.ndarray], name: str, path: Path) -> np.ndarray:
     try:
-        return archive[name]
+        array = archive[name]
     except ValueError as error:
         if "Object arrays" in str(error):
             raise DataError(f"Array '{name}' of '{path}' holds objects: save it as numbers of one type.") from None
@@ -75,6 +93,9 @@ def _read_array(archive: Mapping[str, np.ndarray], name: str, path: Path) -> np.
             f"Array '{name}' of '{path}' claims more numbers than fit in memory: if that is true give the images as a "
             "folder, else the file is damaged."
         ) from None
+    if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is none of its own
+        raise DataError(f"Member '{name}' of '{path}' is no array of numpy: save it with numpy.savez.")
+    return array
 
 
 def _check_images(images: np.ndarray, name: str, path: Path, white: float | None) -> np.ndarray:

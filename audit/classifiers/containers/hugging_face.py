@@ -7,7 +7,7 @@ Only local files are read, weights from safetensors alone, and code that comes w
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from audit.errors import ClassifierError
 
 UNNAMED = re.compile(r"LABEL_\d+")
 """Names of classes that transformers writes where nobody named them."""
+MAX_DEPTH = 100
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -31,7 +32,26 @@ def read_json(file: Path) -> dict[str, Any]:
         raise ClassifierError(f"File '{file}' is not readable JSON ({first_line(error)}): copy it again.") from None
     if not isinstance(found, dict):
         raise ClassifierError(f"File '{file}' holds no JSON object: copy it again.")
+    level, depth = [found], 0
+    while level := [v for one in level for v in (one.values() if isinstance(one, dict) else one) if _has_parts(v)]:
+        depth += 1
+        if depth > MAX_DEPTH:  # readers follow it by recursion
+            raise ClassifierError(f"File '{file}' nests its values deeper than {MAX_DEPTH}: copy it again.")
     return found
+
+
+def _has_parts(value: object) -> bool:
+    return isinstance(value, dict | list)
+
+
+def understood(settings_of: Callable[[Any], InputSettings], said: Any, file: Path) -> InputSettings:
+    """Return `settings_of(said)`, what `file` says; raises ClassifierError where that is of another form."""
+    try:
+        return settings_of(said).with_origin("container")
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ClassifierError(
+            f"File '{file}' says of the images what cannot be understood ({first_line(error)}): correct or remove it."
+        ) from None
 
 
 def _side(size: object) -> int | None:
@@ -61,6 +81,14 @@ def settings_of_processor(said: Mapping[str, Any]) -> InputSettings:
         std=tuple(float(s) / scale for s in std),
         input_size=side,
     )
+
+
+def settings_of_model(config: Any) -> InputSettings:
+    """Return what the configuration of a model of transformers says of classes, size and channels."""
+    names = [str(config.id2label[i]) for i in range(len(config.id2label))]
+    named = None if all(UNNAMED.fullmatch(name) for name in names) else tuple(names)
+    side, channels = getattr(config, "image_size", None), getattr(config, "num_channels", 3)
+    return InputSettings(classes=named, input_size=_side(side), channels=int(channels))
 
 
 class _LogitsOf(nn.Module):
@@ -105,15 +133,9 @@ def load(request: Request) -> Loaded:
     folder = Path(request.place)
     read_json(folder / "config.json")  # a sentence of our own where it is no such folder
     model = _read_model(folder)
-    config: Any = model.config
-    names = [str(config.id2label[i]) for i in range(len(config.id2label))]
-    named = None if all(UNNAMED.fullmatch(name) for name in names) else tuple(names)
-    side = getattr(config, "image_size", None)
-    about = InputSettings(
-        classes=named, input_size=_side(side), channels=int(getattr(config, "num_channels", 3))
-    ).with_origin("container")
-    processor = folder / "preprocessor_config.json"
-    told = settings_of_processor(read_json(processor)) if processor.is_file() else InputSettings()
-    settings = request.given.completed_by(told.with_origin("container")).completed_by(about)
+    settings, processor = request.given, folder / "preprocessor_config.json"
+    if processor.is_file():
+        settings = settings.completed_by(understood(settings_of_processor, read_json(processor), processor))
+    settings = settings.completed_by(understood(settings_of_model, model.config, folder / "config.json"))
     called = f"hf:{folder.name}"
     return Loaded(_LogitsOf(model), settings, f"{type(model).__name__} of {called}", called)

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from audit.classifiers.checkpoint import read_checkpoint
-from audit.classifiers.containers.hugging_face import read_json
+from audit.classifiers.containers.hugging_face import read_json, understood
 from audit.classifiers.fitting import fit_weights
 from audit.classifiers.input_settings import InputSettings
 from audit.classifiers.loaded import Loaded, Request, missing_package
@@ -94,13 +94,13 @@ def _only(table: Any) -> Mapping[str, Any]:
     return found[0] if len(found) == 1 and isinstance(found[0], dict) else {}
 
 
-def settings_of_metadata(about: Mapping[str, Any], folder: Path) -> InputSettings:
-    """Return what `metadata.json` says of size, channels, range and classes; raises ClassifierError for volumes."""
+def settings_of_metadata(about: Mapping[str, Any]) -> InputSettings:
+    """Return what `metadata.json` says of size, channels, range and classes; raises ValueError for volumes."""
     data = about.get("network_data_format")
     image, answer = (_only(data.get(key)) if isinstance(data, dict) else {} for key in ("inputs", "outputs"))
     shape, channels, limits = image.get("spatial_shape"), image.get("num_channels"), image.get("value_range")
     if isinstance(shape, list) and len(shape) != 2:
-        raise ClassifierError(f"Bundle '{folder}' takes images of {len(shape)} dimensions: only flat ones are audited.")
+        raise ValueError(f"they have {len(shape)} dimensions, and only flat ones are audited")
     square = isinstance(shape, list) and len(set(map(str, shape))) == 1 and isinstance(shape[0], int)
     mean = std = None
     if isinstance(limits, list) and len(limits) == 2 and limits[0] <= 0 < limits[1]:
@@ -128,7 +128,7 @@ def load(request: Request) -> Loaded:
     """Build the bundle's network and copy its weights; raises ClassifierError."""
     folder = Path(request.place)
     metadata, said = read_json(folder / "configs" / "metadata.json"), _settings_file(folder)
-    own = settings_of_metadata(metadata, folder).with_origin("container")
+    own = understood(settings_of_metadata, metadata, folder / "configs" / "metadata.json")
     network, file = _build(said, folder), folder / "models" / "model.pt"
     fit = fit_weights(network, read_checkpoint(file), f"'{file}'")
     notices = []

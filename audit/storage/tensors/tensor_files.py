@@ -108,7 +108,7 @@ def check_torch(path: str | Path) -> None:
         try:
             with zipfile.ZipFile(BoundedFile(read_at, size)) as archive:
                 members = archive.infolist()
-        except (zipfile.BadZipFile, NotImplementedError, OverflowError):
+        except (zipfile.BadZipFile, NotImplementedError, OverflowError, UnicodeError, LookupError, struct.error):
             return
     if sum(m.file_size for m in members) > size:
         raise OverBudget("its members unfold to more than the file holds, which torch does not write")

@@ -251,7 +251,7 @@ def zip_members(window: Window) -> dict[str, zipfile.ZipInfo]:
     try:
         with zipfile.ZipFile(BoundedFile(window.read, window.size)) as file:
             listed = file.infolist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, struct.error, OverflowError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, struct.error, OverflowError) as error:
         if isinstance(error, Refused | OverBudget):
             raise Refused(str(error)) from None
         raise Refused(f"its zip structure is damaged ({str(error)[:100]})") from None
