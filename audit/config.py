@@ -1082,14 +1082,18 @@ def load_training(
 def resolve_path(value: str, base: Path) -> str:
     """Make a path of a configuration absolute, relative to the folder `base`; a name that is not a path stays.
 
-    Names are `shipped:NAME`, 'phantom' and `package.module:factory`; `folder/file.py:factory` is a path.
+    Names are `shipped:NAME`, 'phantom' and `package.module:factory`; `folder/file.py:factory` is a path. Raises
+    ConfigError for what can be none.
     """
     if is_shipped(value) or value == "phantom":
         return value
     head, _, attribute = value.rpartition(":")
     if attribute.isidentifier() and head:
         return f"{resolve_path(head, base)}:{attribute}" if head.endswith(".py") else value
-    return str((base / Path(value).expanduser()).resolve())
+    try:
+        return str((base / Path(value).expanduser()).resolve())
+    except (ValueError, RuntimeError) as error:  # a NUL in it; a home folder of nobody
+        raise ConfigError(f"'{value}' cannot be a path ({error}): correct it.") from None
 
 
 def embedding_path(value: str, base: Path) -> str:

@@ -199,3 +199,11 @@ def test_an_error_is_one_printable_line_of_a_bounded_length() -> None:
     assert len(text) < 4000
     assert json.dumps(text)
     assert pickle.loads(pickle.dumps(AuditError("it"))).args == ("it",)
+
+
+@pytest.mark.parametrize("place", ["a\\u0000b", "~nobody-here/images"])
+def test_what_can_be_no_path(place: str, tmp_path: Path) -> None:
+    file = tmp_path / "audit.toml"
+    file.write_text(f'[data]\npath = "{place}"\n[[classifiers]]\nname = "it"\ncheckpoint = "shipped:plain"\n')
+    with pytest.raises(ConfigError, match="cannot be a path"):
+        load_config(file)
