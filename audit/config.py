@@ -736,6 +736,11 @@ class ClassifierConfig(Section):
     file: str | None = Field(
         None, description="TorchScript (.pt, .ts), torch.export (.pt2) or ONNX (.onnx) file; hf:FOLDER, monai:FOLDER"
     )
+    allow_code: bool = Field(
+        False,
+        description="run a file that is a program (TorchScript, torch.export) and may do whatever you may; for all: "
+        "--allow-code",
+    )
     classes: tuple[str, ...] | None = Field(None, description="class names in the model's output order")
     mean: PerChannel | None = Field(None, description="of pixels in [0, 1]; one number per channel, or one for all")
     std: PerChannel | None = Field(None, description="standard deviation, as mean")
@@ -776,6 +781,7 @@ class ClassifierConfig(Section):
         idle = {
             "checkpoint": self.file is not None and self.checkpoint is not None,
             "weights_key": self.weights_key is not None and self.checkpoint is None,
+            "allow_code": self.allow_code and (self.file is None or container_of(self.file) is not None),
             "architecture_args": bool(self.architecture_args) and self.architecture is None,
             "factory_args": bool(self.factory_args) and self.factory is None,
             "role": self.role is not None and isinstance(self, JudgeConfig),
@@ -1175,6 +1181,17 @@ def resolve_paths(config: AuditConfig, base: Path) -> AuditConfig:
             },
         }
     )
+
+
+def allowing_code(config: AuditConfig) -> AuditConfig:
+    """Return `config` with `allow_code` for every classifier and judge that comes as a file."""
+
+    def allowing(one: ClassifierConfig) -> ClassifierConfig:
+        idle = one.file is None or container_of(one.file) is not None
+        return one if idle else one.model_copy(update={"allow_code": True})
+
+    tables = {table: tuple(map(allowing, getattr(config, table))) for table in ("classifiers", "judge_checkpoints")}
+    return config.model_copy(update=tables)
 
 
 def recorded(config: AuditConfig, base: Path) -> dict[str, Any]:

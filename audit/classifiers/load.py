@@ -21,7 +21,7 @@ from audit.classifiers.architectures import SMALL_CONVNEXT_NAME, build_architect
 from audit.classifiers.black_box import BlackBox
 from audit.classifiers.checkpoint import Checkpoint, existing_file, is_exported, is_torchscript
 from audit.classifiers.classifier import Classifier, class_order
-from audit.classifiers.containers.table import container, kind_and_place
+from audit.classifiers.containers.table import check_code, container, kind_and_place
 from audit.classifiers.factory import build_by_factory
 from audit.classifiers.fitting import check_finite, fitting_arguments
 from audit.classifiers.input_settings import InputSettings, settings_of_arguments, settings_of_timm
@@ -284,6 +284,7 @@ def load_classifier(
     if contained is not None:
         loaded = container(contained[0], config).load(request)
     elif config.file is not None:
+        check_code(config)
         loaded = _load_program(config, given)
     elif config.checkpoint is None:
         loaded = _load_by_factory_alone(config, given, folder)

@@ -24,6 +24,11 @@ Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="replace the results of another configuration that lie in the output folder")
 ]
 
+AllowCode = Annotated[
+    bool,
+    typer.Option("--allow-code", help="run TorchScript and torch.export files; such programs can do whatever you can"),
+]
+
 
 def _effort(asked: "dict[Effort, bool]") -> "Effort | None":
     chosen = [effort for effort, given in asked.items() if given]
@@ -40,12 +45,15 @@ def _audit(
     effort: "Effort | None" = None,
     baseline: str | None = None,
     overwrite: bool = False,
+    allow_code: bool = False,
 ) -> None:
     from audit.pipeline.runner import run_audit
     from audit.pipeline.writing import ReportError
 
     try:
-        result = run_audit(config, out, cache, effort=effort, baseline=baseline, overwrite=overwrite)
+        result = run_audit(
+            config, out, cache, effort=effort, baseline=baseline, overwrite=overwrite, allow_code=allow_code
+        )
     except ReportError as error:
         _show_result(error.result)
         raise
@@ -117,6 +125,7 @@ def run(
         ),
     ] = None,
     overwrite: Overwrite = False,
+    allow_code: AllowCode = False,
     progress: ProgressOption = None,
     log_json: LogJson = False,
 ) -> None:
@@ -124,7 +133,7 @@ def run(
     choose_style("json" if log_json else progress)
     effort = _effort({"quick": quick, "standard": standard, "thorough": thorough})
     kept = None if no_cache else cache or default_cache()
-    _audit(config, out, kept, effort=effort, baseline=baseline, overwrite=overwrite)
+    _audit(config, out, kept, effort=effort, baseline=baseline, overwrite=overwrite, allow_code=allow_code)
 
 
 def demo(

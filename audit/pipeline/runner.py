@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from audit.classifiers.containers.table import check_containers
-from audit.config import AuditConfig, Effort, load_config, with_baseline
+from audit.config import AuditConfig, Effort, allowing_code, load_config, with_baseline
 from audit.counterfactual.methods import ChosenMethod, choose_methods
 from audit.errors import ConfigError
 from audit.generator.readers import READERS
@@ -46,6 +46,7 @@ def run_audit(
     effort: Effort | None = None,
     baseline: str | Path | None = None,
     overwrite: bool = False,
+    allow_code: bool = False,
 ) -> AuditResult:
     """Run a whole audit and return its results.
 
@@ -54,8 +55,9 @@ def run_audit(
     audit's: only files that an audit wrote are replaced, and only by the same configuration unless told to `overwrite`.
     Without it nothing is written and the image paths in the results name no files. `cache` is a folder in which
     inversions and counterfactuals are kept for later runs. `baseline` is an old checkpoint of the only classifier: it
-    is audited too, for a gate to compare with. Raises AuditError (one sentence: what, where, how to mend) for whatever
-    the caller can mend; of these, `writing.ReportError` holds results that are stored.
+    is audited too, for a gate to compare with. With `allow_code`, classifiers that are programs (TorchScript,
+    torch.export) are run, which can do whatever you can. Raises AuditError (one sentence: what, where, how to mend)
+    for whatever the caller can mend; of these, `writing.ReportError` holds results that are stored.
     """
     if isinstance(config, AuditConfig):
         base, file, settings = Path.cwd(), None, config
@@ -63,6 +65,7 @@ def run_audit(
         base, file, settings = Path(config).resolve().parent, Path(config), load_config(config, effort)
     if baseline is not None:
         settings = with_baseline(settings, baseline)
+    settings = allowing_code(settings) if allow_code else settings
     kept = None if cache is None else Path(cache).expanduser()
     inputs = inputs_of(settings, file, kept)
     if out is not None and not overwrite:
