@@ -2,7 +2,7 @@
 
     python benchmarks/family.py train --family first --out runs/family     (resumable: a finished model is kept)
     python benchmarks/family.py truth --family first --out runs/family
-    python benchmarks/family.py audit --family first --out runs/family --queries 48 --seed 7
+    python benchmarks/family.py audit --family first --out runs/family --queries 48 --seed 7 [--generator FILE]
 
 The index has to order models as the truth does, which it never sees: the phantom is a structural causal model, so what
 a classifier decides by can be measured by changing one thing at a time. With P = P(healthy), over images with a finding
@@ -33,7 +33,7 @@ from torch.nn.functional import fold, unfold
 from torchvision.transforms.functional import gaussian_blur
 
 from audit.classifiers.load import load_classifier
-from audit.config import ClassifierConfig, RegionsConfig, RobustnessConfig, load_config, parse_config
+from audit.config import ClassifierConfig, GeneratorConfig, RegionsConfig, RobustnessConfig, load_config, parse_config
 from audit.data.demo import demo_config
 from audit.data.phantom import CLASS_NAMES, HEALTHY, NORMAL, draw_exogenous, marker_presence, mechanisms
 from audit.data.phantom_render import SIZE, render
@@ -253,14 +253,14 @@ def load(family: str, out: Path) -> dict[str, Callable[[Tensor], Tensor]]:
     return found
 
 
-def audit(members: tuple[Member, ...], family: str, out: Path, queries: int, seed: int) -> AuditResult:
+def audit(family: str, out: Path, folder: Path, queries: int, seed: int, generator: str | None) -> AuditResult:
     """Audit a whole family in one run, as the demonstration does but for its robustness; inversions are kept."""
     base = load_config(demo_config())
     classifiers = tuple(
         ClassifierConfig(
             name=m.name, architecture=m.architecture, checkpoint=str(out / family / m.name / f"{m.name}.safetensors")
         )
-        for m in members
+        for m in FAMILIES[family]
         if (out / family / m.name / f"{m.name}.json").exists()
     )
     config = base.model_copy(
@@ -270,6 +270,7 @@ def audit(members: tuple[Member, ...], family: str, out: Path, queries: int, see
             "classifiers": classifiers,
             "queries": base.queries.model_copy(update={"n": queries}),
             "data": base.data.model_copy(update={"phantom": base.data.phantom.model_copy(update={"audit": 2000})}),
+            "generator": base.generator if generator is None else GeneratorConfig(path=generator),
             "regions": RegionsConfig(),  # no veto: the index has to find the marker by itself
             "metrics": base.metrics.model_copy(update={"canonical": "off", "axioms": 0}),
             "judge_checkpoints": (),
@@ -277,7 +278,7 @@ def audit(members: tuple[Member, ...], family: str, out: Path, queries: int, see
             "robustness": RobustnessConfig(n=1, eps=("2/255",), steps=1, trust=None),
         }
     )
-    return run_audit(config, out / f"{family}-audit-{seed}", cache=out / "cache")
+    return run_audit(config, folder, cache=out / "cache")
 
 
 def localised(model: ModelResult, folder: Path, rows: Sequence[Query]) -> float:
@@ -344,13 +345,16 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=600, help="images of the truth")
     parser.add_argument("--queries", type=int, default=48)
     parser.add_argument("--seed", type=int, default=7, help="of the audit's images and queries")
+    parser.add_argument("--generator", help="another generator's file, its encoder beside it")
     args = parser.parse_args()
     out = args.out.resolve()
     if args.what == "train":
         train(FAMILIES[args.family], args.family, out)
         return
+    name = str(args.seed) if args.generator is None else f"{args.seed}-{Path(args.generator).resolve().parent.name}"
+    folder = out / f"{args.family}-audit-{name}"
     if args.what == "audit":
-        audit(FAMILIES[args.family], args.family, out, args.queries, args.seed)
+        audit(args.family, out, folder, args.queries, args.seed, args.generator)
     rows = truth(load(args.family, out), args.n, seed=4711)
     if args.what == "truth":
         columns = list(next(iter(rows.values())))
@@ -358,7 +362,6 @@ def main() -> None:
         for name, row in sorted(rows.items(), key=lambda item: -item[1]["truth"]):
             print(f"{name:22}" + "".join(f"{row[column]:10.3f}" for column in columns))
         return
-    folder = out / f"{args.family}-audit-{args.seed}"
     compare(AuditResult.model_validate_json((folder / "results.json").read_text()), rows, folder)
 
 

@@ -1,21 +1,25 @@
 """Which definitions of the index's components order a family as the truth does: offline, from an audit that was run.
 
-    python benchmarks/index_parts.py --family first --out runs/family --seed 7 [--embedding NAME] [--part 0:24]
+    python benchmarks/index_parts.py --family first --out runs/family [--embedding NAME] [--images 7 8:0:48 ...]
 
 `benchmarks/family.py audit` has to have been run with the same family, folder and seed: its counterfactuals are read
 from the audit's pictures, so no search is run again. Printed are Kendall's tau with the truth, with a bootstrap
 interval over models, and the share of pairs of clearly different truth that are ordered rightly: for every definition
-of a component, for the index, without each of its components, and for other weights and means. `--part 0:24` takes
-some of every model's query images. Definitions are chosen on the first family alone.
+of a component, for the index, without each of its components, and for other weights and means. `--images 7:0:24` takes
+the first 24 query images of every model in the audit with seed 7; of several such sets only the index is tried, and how
+far every two of them agree is printed. Definitions are chosen on the first family alone.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
+import numpy as np
 import torch
 from family import FAMILIES, VISIBLE, agreement, load, read, truth
+from scipy.stats import kendalltau
 from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
@@ -249,18 +253,22 @@ CANDIDATES: dict[str, Callable[[Evidence, str], float]] = {
 """The first word is the component; alone, it is the definition in use."""
 
 
-def gather(result: AuditResult, folder: Path, family: str, out: Path, embedding: str, part: slice) -> Evidence:
-    """Read the audit's pictures and ask all judges again."""
+def gather(images: str, family: str, out: Path, embedding: str, classifiers: dict[str, Classifier]) -> Evidence:
+    """Read the pictures `AUDIT[:FROM:TO]` of an audit and ask all judges again."""
+    audited, *ends = images.split(":")
+    part = slice(*(int(end) if end else None for end in ends)) if ends else slice(None)
+    folder = out / f"{family}-audit-{audited}"
+    result = AuditResult.model_validate_json((folder / "results.json").read_text())
     base = load_config(demo_config())
     phantom = base.data.phantom.model_copy(update={"audit": 2000})
     config = base.model_copy(update={"seed": result.seed, "data": base.data.model_copy(update={"phantom": phantom})})
-    images = read_images(Context(config, out, CPU, None, Stopwatch()))
-    assert images.calibration is not None
+    pool = read_images(Context(config, out, CPU, None, Stopwatch()))
+    assert pool.calibration is not None
     assert config.generator is not None
     network = resolve(
         embedding, Request("--embedding", CPU, is_phantom=True, loaded=read_generator(config.generator, CPU)), "vectors"
     )
-    healthy = images.calibration.images()[images.calibration.row_labels == 0][:REAL]
+    healthy = pool.calibration.images()[pool.calibration.row_labels == 0][:REAL]
     by_id = {query.id: query for query in result.queries}
     edited = {}
     for model in (m for m in result.models if m.queries):
@@ -278,7 +286,7 @@ def gather(result: AuditResult, folder: Path, family: str, out: Path, embedding:
             unit_norm(embed_all(network, made, 256, CPU)),
             unit_norm(embed_all(network, before, 256, CPU)),
         )
-    said = judged(result, images, edited, load(family, out), network)
+    said = judged(result, pool, edited, classifiers, network)
     return Evidence(edited, said, unit_norm(embed_all(network, healthy, 256, CPU)))
 
 
@@ -333,22 +341,8 @@ def index(scores: dict[str, Scores], weights: dict[str, float], mean: Callable[.
     return {name: mean([scores[part][name] for part in weights], list(weights.values())) for name in scores["validity"]}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=tuple(FAMILIES), default="first")
-    parser.add_argument("--out", type=Path, default=Path("runs/family"))
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--embedding", default="phantom-factors")
-    parser.add_argument("--part", default="0:", help="query images FROM:TO of every model")
-    args = parser.parse_args()
-    out = args.out.resolve()
-    folder = out / f"{args.family}-audit-{args.seed}"
-    result = AuditResult.model_validate_json((folder / "results.json").read_text())
-    first, last = (int(end) if end else None for end in args.part.split(":"))
-    evidence = gather(result, folder, args.family, out, args.embedding, slice(first, last))
-    classifiers = load(args.family, out)
-    rows = truth({name: classifiers[name] for name in evidence.edited}, 600, seed=4711)
-    truths = {name: row["truth"] for name, row in rows.items()}
+def try_all(evidence: Evidence, truths: dict[str, float], weights: dict[str, float]) -> None:
+    """Print how every definition, and the index made of them in several ways, agrees with the truth."""
     scores: dict[str, Scores] = {}
     for title, score in CANDIDATES.items():
         same = len({len(one.flipped) for one in evidence.edited.values()}) == 1
@@ -356,7 +350,6 @@ def main() -> None:
             continue
         scores[title] = {name: score(evidence, name) for name in evidence.edited}
         print(f"{title:36}{agreement(scores[title], truths)}", flush=True)
-    weights = {part: float(getattr(RankingConfig(), part)) for part in COMPONENTS}
     trials = {"index": index(scores, weights)}
     for part in COMPONENTS:
         trials[f"index without {part}"] = index(scores, {k: w for k, w in weights.items() if k != part})
@@ -378,9 +371,35 @@ def main() -> None:
     for title, values in trials.items():
         print(f"{title:36}{agreement(values, truths)}", flush=True)
     print(f"{'':24}{'truth':>8}{'index':>8}" + "".join(f"{part:>14}" for part in COMPONENTS))
-    for name in sorted(truths, key=lambda one: -truths[one]):
+    for name in sorted(evidence.edited, key=lambda one: -truths[one]):
         said = "".join(f"{scores[part][name]:14.3f}" for part in COMPONENTS)
         print(f"{name:24}{truths[name]:8.3f}{trials['index'][name]:8.1f}{said}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="first")
+    parser.add_argument("--out", type=Path, default=Path("runs/family"))
+    parser.add_argument("--embedding", default="phantom-factors")
+    parser.add_argument("--images", nargs="+", default=["7"], help="query images AUDIT[:FROM:TO] of every model")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    classifiers = load(args.family, out)
+    truths = {name: row["truth"] for name, row in truth(classifiers, 600, seed=4711).items()}
+    weights = {part: float(getattr(RankingConfig(), part)) for part in COMPONENTS}
+    if len(args.images) == 1:
+        try_all(gather(args.images[0], args.family, out, args.embedding, classifiers), truths, weights)
+        return
+    indices = {}
+    for images in args.images:
+        evidence = gather(images, args.family, out, args.embedding, classifiers)
+        scores = {part: {name: CANDIDATES[part](evidence, name) for name in evidence.edited} for part in COMPONENTS}
+        indices[images] = index(scores, weights)
+        print(f"{images:16} {agreement(indices[images], truths)}", flush=True)
+    for first, second in combinations(indices, 2):
+        both = [name for name in indices[first] if name in indices[second]]
+        x, y = ([indices[which][name] for name in both] for which in (first, second))
+        print(f"{first} and {second}: tau {kendalltau(x, y).statistic:.2f}, correlation {np.corrcoef(x, y)[0, 1]:.3f}")
 
 
 if __name__ == "__main__":
