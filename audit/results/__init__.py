@@ -2,11 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from audit.errors import ResultsError
+from audit.results.frames import frames
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA_VERSION = "1.1"
 """Major number changes when a reader of the old file would misread the new one."""
@@ -1111,6 +1115,13 @@ class AuditResult(Row):
             if row.metric.startswith(prefix)
         ]
         return self.model_copy(update={"models": models, "differences": differences, **shared})
+
+    def to_pandas(self) -> "dict[str, pd.DataFrame]":
+        """Return tidy tables by name: models, queries, attacks and more (`audit.results.frames.frames` says which).
+
+        Needs pandas (extra `export`); raises ResultsError where it is not installed.
+        """
+        return frames(self.model_dump())
 
 
 def why_not_computed(metric: str, model: ModelResult | ComparedMethod | None, audit: AuditResult) -> str | None:

@@ -1,0 +1,1 @@
+"""Results for other tools: CSV and Parquet files, MLflow, model cards."""
