@@ -2,15 +2,30 @@
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from audit.config import Effort
 
 Out = Annotated[Path, typer.Option("--out", help="folder for the outputs")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="configuration file")]
 CacheOption = Annotated[
     Path | None, typer.Option("--cache", help="folder that keeps inversions and counterfactuals between runs")
 ]
+Quick = Annotated[bool, typer.Option("--quick", help="fewer images and attack steps, for a first look")]
+Standard = Annotated[bool, typer.Option("--standard", help="the defaults, whatever effort the file names")]
+Thorough = Annotated[bool, typer.Option("--thorough", help="more images and attack steps")]
+
+
+def chosen_effort(quick: bool, standard: bool, thorough: bool) -> "Effort | None":
+    """Return the effort that an option asks for; raises BadParameter for two."""
+    asked: dict[Effort, bool] = {"quick": quick, "standard": standard, "thorough": thorough}
+    chosen = [effort for effort, given in asked.items() if given]
+    if len(chosen) > 1:
+        raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} exclude each other")
+    return chosen[0] if chosen else None
 
 
 def default_cache() -> Path:

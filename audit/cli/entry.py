@@ -11,7 +11,7 @@ from typer import rich_utils
 from audit.cli import generator, train, weights
 from audit.cli.export import export
 from audit.cli.gate import gate
-from audit.cli.prepare import doctor, init
+from audit.cli.prepare import doctor, estimate, init
 from audit.cli.report import report
 from audit.cli.run import demo, run
 from audit.cli.schema import schema
@@ -26,7 +26,7 @@ DEFECT = 70
 """Exit status of a defect of this program (EX_SOFTWARE of sysexits.h)."""
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for _command in (init, doctor, run, demo, report, gate, export, schema):
+for _command in (init, doctor, estimate, run, demo, report, gate, export, schema):
     app.command()(_command)
 for _name, _group in {"train": train.app, "generator": generator.app, "weights": weights.app}.items():
     app.add_typer(_group, name=_name)

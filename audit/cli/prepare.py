@@ -5,9 +5,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Table
 
-from audit.cli.arguments import CacheOption, default_cache
-from audit.runtime.terminal import say
+from audit.cli.arguments import CacheOption, ConfigFile, Quick, Standard, Thorough, chosen_effort, default_cache
+from audit.runtime.terminal import say, show
 
 
 def init(
@@ -53,3 +54,18 @@ def doctor(
     if mend:
         say(f"spruce-audit: {mend} to mend.", err=True)
         raise typer.Exit(2)
+
+
+def estimate(config: ConfigFile, quick: Quick = False, standard: Standard = False, thorough: Thorough = False) -> None:
+    """Say how long an audit takes at most and in how much memory, from a few measured steps; writes nothing."""
+    from audit.pipeline.runner import estimate_audit
+    from audit.runtime.progress import duration
+
+    found = estimate_audit(config, chosen_effort(quick, standard, thorough))
+    table = Table()
+    table.add_column("stage")
+    table.add_column("at most", justify="right")
+    for stage, seconds in found.seconds.items():
+        table.add_row(stage, duration(seconds))
+    show(table)
+    say(found.sentence())

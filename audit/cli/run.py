@@ -7,7 +7,16 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from audit.cli.arguments import CacheOption, ConfigFile, Out, default_cache
+from audit.cli.arguments import (
+    CacheOption,
+    ConfigFile,
+    Out,
+    Quick,
+    Standard,
+    Thorough,
+    chosen_effort,
+    default_cache,
+)
 from audit.runtime.progress import choose_style
 from audit.runtime.terminal import say, show
 
@@ -28,13 +37,6 @@ AllowCode = Annotated[
     bool,
     typer.Option("--allow-code", help="run TorchScript and torch.export files; such programs can do whatever you can"),
 ]
-
-
-def _effort(asked: "dict[Effort, bool]") -> "Effort | None":
-    chosen = [effort for effort, given in asked.items() if given]
-    if len(chosen) > 1:
-        raise typer.BadParameter(f"--{chosen[0]} and --{chosen[1]} exclude each other")
-    return chosen[0] if chosen else None
 
 
 def _audit(
@@ -115,9 +117,9 @@ def run(
     out: Out = Path("reports/runs/audit"),
     cache: CacheOption = None,
     no_cache: Annotated[bool, typer.Option("--no-cache", help="compute everything anew and keep nothing")] = False,
-    quick: Annotated[bool, typer.Option("--quick", help="fewer images and attack steps, for a first look")] = False,
-    standard: Annotated[bool, typer.Option("--standard", help="the defaults, whatever effort the file names")] = False,
-    thorough: Annotated[bool, typer.Option("--thorough", help="more images and attack steps")] = False,
+    quick: Quick = False,
+    standard: Standard = False,
+    thorough: Thorough = False,
     baseline: Annotated[
         str | None,
         typer.Option(
@@ -131,7 +133,7 @@ def run(
 ) -> None:
     """Audit the classifiers that CONFIG.toml names; writes results.json, the images and report.html."""
     choose_style("json" if log_json else progress)
-    effort = _effort({"quick": quick, "standard": standard, "thorough": thorough})
+    effort = chosen_effort(quick, standard, thorough)
     kept = None if no_cache else cache or default_cache()
     _audit(config, out, kept, effort=effort, baseline=baseline, overwrite=overwrite, allow_code=allow_code)
 

@@ -16,6 +16,7 @@ from audit.pipeline.assemble import Findings, assemble, save_all
 from audit.pipeline.attribution import attribute_models
 from audit.pipeline.calibrate import Calibrated, calibrate_models
 from audit.pipeline.context import Context
+from audit.pipeline.estimate import Estimate, estimate
 from audit.pipeline.explain import Subject
 from audit.pipeline.first_look import Look, first_looks
 from audit.pipeline.images import read_images
@@ -34,6 +35,7 @@ from audit.robustness.attacks.registry import check_attacks
 from audit.robustness.corruptions.run import check_names
 from audit.runtime.environment import Stopwatch, choose_device
 from audit.runtime.memory import limited
+from audit.runtime.progress import is_shown, remark
 from audit.storage.cache import Store
 from audit.storage.output import Output, open_output
 
@@ -75,6 +77,20 @@ def run_audit(
         return _run(Context(settings, base, choose_device(settings.device), store, Stopwatch()), output)
 
 
+def estimate_audit(config: str | Path, effort: Effort | None = None) -> Estimate:
+    """Read the data, load the networks and measure a few steps: how long the audit will take, and in how much memory.
+
+    Raises AuditError for what the caller can mend, as `run_audit` would.
+    """
+    settings, base = load_config(config, effort), Path(config).resolve().parent
+    check_parts(settings)
+    with limited(settings.max_memory):
+        context = Context(settings, base, choose_device(settings.device), None, Stopwatch())
+        images = read_images(context)
+        networks = None if settings.generator is None else load_networks(settings, images.all, context.device)
+        return estimate(context, images, load_models(context, images).classifiers, networks)
+
+
 def _open_store(root: Path) -> Store:
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -103,6 +119,10 @@ def _run(context: Context, output: Output | None) -> AuditResult:
         labelled = rely_on_labels(context, labelled, interventions)
         looks = {one.name: Look() for one in models.classifiers}
         return _finished(context, Findings(images, models, looks, {}, labelled.overview, None, labelled), output)
+    if is_shown():
+        with watch.stage("estimate"):
+            found = estimate(context, images, models.classifiers, networks)
+        remark(f"Estimate: {found.sentence()}", in_lines=True)
     with watch.stage("sanity"):
         looks = first_looks(models.classifiers, config, images.audited, context.device)
     calibrated: dict[str, Calibrated | Failure] = {}

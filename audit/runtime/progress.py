@@ -147,7 +147,7 @@ def _left(lines: _Lines, seconds: float) -> float | None:
 
 def _plain_line(lines: _Lines, seconds: float) -> str:
     left = _left(lines, seconds)
-    tail = f", {_duration(seconds)}" if not left else f", about {_duration(left)} left"
+    tail = f", {duration(seconds)}" if not left else f", about {duration(left)} left"
     return f"{lines.stage}: {lines.done:.6g} of {lines.total:.6g}{tail if lines.done else ''}"
 
 
@@ -165,19 +165,27 @@ def _json_line(lines: _Lines, seconds: float) -> str:
     )
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write a time in words, `1 h 05 min`, `5 min 03 s` or `7 s`."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def remark(text: str) -> None:
+def is_shown() -> bool:
+    """Whether anybody is shown how far the audit is."""
+    return _current() != "none"
+
+
+def remark(text: str, in_lines: bool = False) -> None:
     """Say `text` on standard error while stages go on, beside bars or among lines of JSON.
 
-    In plain lines it would be noise: whatever is remarked stands in the results, and is printed with them.
+    Among plain lines only if it is to stand `in_lines`: what is in the results as well would be noise there.
     """
     style = _current()
-    if style == "rich":
+    if style == "plain" and in_lines:
+        say(text, err=True)
+    elif style == "rich":
         _console(style).print(Text(text), soft_wrap=True)
     elif style == "json":
         say(json.dumps({"time": round(time.time(), 3), "note": text}), err=True)

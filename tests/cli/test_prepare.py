@@ -90,3 +90,16 @@ def test_doctor_finds_a_shipped_file_that_was_changed(run, monkeypatch: pytest.M
     status, text = run("doctor", "--cache", str(tmp_path))
     assert status == 2
     assert re.search(r"mend +shipped weights: .*plain.safetensors' is not the file of its card: run `python", text)
+
+
+def test_estimate_says_how_long_each_stage_takes_at_most(run, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(
+        '[data]\npath = "phantom"\n[data.phantom]\ncalibration = 60\naudit = 6\n[robustness]\nn = 4\nsteps = 1\n'
+        '[reliance]\nn = 4\n[[classifiers]]\nname = "plain"\ncheckpoint = "shipped:plain"\n'
+    )
+    status, text = run("estimate", str(tmp_path / "a.toml"), "--quick")
+    assert status == 0, text
+    assert re.search(r"robust accuracy .* \d+ s", text)
+    assert re.search(r"At most (\d+ min )?\d+ s \(.*\) and about \d\.\d GB of memory", text.replace("\n", " "))
+    assert not list(tmp_path.glob("*/"))
+    assert run("estimate", str(tmp_path / "a.toml"), "--quick", "--thorough")[0] == 2

@@ -29,6 +29,7 @@ def test_progress_of_a_log_goes_to_standard_error(tmp_path, monkeypatch, capsys)
         if form is None:
             assert shown.err == ""
         else:
-            line = shown.err.splitlines()[0]
+            line, *_ = (one for one in shown.err.splitlines() if "Estimate" not in one)
             said = json.loads(line)["done"] == 0 if form == "json" else re.fullmatch(r".+: 0 of \d+", line)
+            assert re.search(r"Estimate: At most .* and about", shown.err)
             assert said, shown.err
