@@ -210,6 +210,13 @@ def _classifier(place: str, images: AuditSet | None, folder: Path, table: _Table
         return
     if file.suffix == ".onnx" or is_torchscript(file) or is_exported(file):
         table.set("file", _relative(file, folder))
+        if file.suffix != ".onnx":
+            table.say(
+                "allow_code = true  # it is a program, which can do whatever you can: only if you trust its maker"
+            )
+            table.open_points.append(
+                f"classifier '{file.name}' is a program: allow it by allow_code = true, if you trust it"
+            )
         return
     checkpoint = read_checkpoint(file)
     table.set("checkpoint", _relative(file, folder))

@@ -60,6 +60,10 @@ def test_init_leaves_to_the_user_what_it_cannot_tell(folder: Path, run, tmp_path
     assert status == 0
     assert 'To fill in: classifier "odd": its architecture could not be told' in text.replace("\n", " ")
     assert "It gives 3 outputs for 2 classes." in out.read_text()
+    program = torch.jit.trace(torch.nn.Flatten(), torch.zeros(1, 1, 8, 8))
+    program.save(str(tmp_path / "program.pt"))
+    text = run("init", "phantom", str(tmp_path / "program.pt"), "--out", str(tmp_path / "c.toml"))[1]
+    assert "To fill in: classifier 'program.pt' is a program" in text
     assert run("init", "phantom", "shipped:plain", "--out", str(tmp_path / "p.toml"))[0] == 0
     config = load_config(tmp_path / "p.toml")
     assert config.generator is not None
