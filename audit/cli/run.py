@@ -97,7 +97,9 @@ def _show_result(result: "AuditResult") -> None:
 def _state(model: "ModelResult") -> str:
     if model.failed is not None:
         return "\n(failed)"
-    return "\n(unreliable)" if model.unreliable else "\n(unpaired)" if model.unpaired else ""
+    if model.unreliable:
+        return "\n(unreliable)"
+    return "\n(unpaired)" if model.unpaired else f"\n({model.role})" if model.role is not None else ""
 
 
 def _percent(value: float | None) -> str:

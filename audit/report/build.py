@@ -20,6 +20,7 @@ from audit.errors import ResultsError
 from audit.report import (
     accounts,
     attribution,
+    baseline,
     calibration,
     certificate,
     classes,
@@ -199,6 +200,7 @@ def report_pages(result: AuditResult, folder: Path, name: str = "report.html") -
         staged=list(robustness.cascades(models)),
         transfers=transfer.transfer_tables(models),
         distances=any(m.robust.distances for m in models),
+        changes=baseline.changes(result),
         metrics=robustness.difference_metrics(result.differences),
         pairs=list(dict.fromkeys((d.a, d.b) for d in result.differences)),
         checks=robustness.check_names(models),
