@@ -18,18 +18,14 @@ REASON = "black box: it gives no gradients"
 
 
 class BlackBox(nn.Module):
-    """A callable on arrays as a module; its output is on the images' device and has no gradient.
-
-    Whoever makes one for a file gives `file_sha256`, which then stands for its weights.
-    """
+    """A callable on arrays as a module; its output is on the images' device and has no gradient."""
 
     black_box = True
 
-    def __init__(self, call: Callable[[np.ndarray], object], chunk: int = CHUNK, file_sha256: str = "") -> None:
+    def __init__(self, call: Callable[[np.ndarray], object], chunk: int = CHUNK) -> None:
         super().__init__()
         self.call = call
         self.chunk = chunk
-        self.file_sha256 = file_sha256
 
     def forward(self, images: Tensor) -> Any:
         """What the callable answers to `images` `[N, C, H, W]`, with tensors in the place of arrays."""

@@ -133,6 +133,8 @@ class Classifier(nn.Module):
     `source` and `weights` name architecture, file and entry, `origins` who said so, for `input`.
     `notices` are what a reader of its numbers has to know, found by its loader.
     The network is run on random images to find its logits and features; it keeps its mode and its gradients flags.
+    `content` stands for the code that answers, beside the weights, where finished work is kept and found again; None:
+    what that is nobody knows, as behind a black box, and nothing may be kept.
     `slices` divides large batches to bound the memory (None: they are taken whole).
     Where an image may have any number of labels, K is their number, and `limits` are the logits from which on each is
     said to be there (empty: 0); `of_label` is the view of one.
@@ -202,6 +204,7 @@ class Classifier(nn.Module):
             with preserve_mode(self.network), torch.no_grad():
                 seen = run(self.network, self._probe())
             self.weights_sha256 = weights_hash({**network.state_dict(), "answers": seen})
+        self.content: str | None = "" if self.differentiable else None
         self.answer = ToLogits(traced.scale, answer.threshold, single=single, independent=answer.independent)
         self._picked = traced.picked
         self._reversed = False

@@ -22,9 +22,12 @@ from audit.classifiers.black_box import BlackBox
 from audit.classifiers.checkpoint import existing_file
 from audit.classifiers.probe import first_line
 from audit.errors import ClassifierError
+from audit.storage.files import hash_file
 
 _put_aside: dict[tuple[str, ...], dict[str, ModuleType]] = {}
 """Modules imported from each list of folders, by name, so that a file is executed once."""
+_sources: dict[ModuleType, str] = {}
+"""SHA-256 of the files of a user's modules as they were when they were imported: later changes do not run."""
 
 
 def _is_neighbour(name: str, folders: tuple[str, ...]) -> bool:
@@ -36,6 +39,12 @@ def _is_neighbour(name: str, folders: tuple[str, ...]) -> bool:
 def _places(module: ModuleType) -> list[Path]:
     own = getattr(module, "__file__", None)
     return [Path(own)] if own else [Path(place) for place in getattr(module, "__path__", ())]
+
+
+def _note_source(module: ModuleType) -> None:
+    own = getattr(module, "__file__", None)
+    if own and module not in _sources:
+        _sources[module] = hash_file(Path(own))
 
 
 def _is_installed(name: str, module: ModuleType) -> bool:
@@ -66,6 +75,7 @@ def _on_the_path(folders: tuple[str, ...]) -> Iterator[None]:
             inside = any(place.is_relative_to(folder) for place in _places(module) for folder in folders)
             if before.get(name) is not module and inside and _is_neighbour(name, folders):
                 aside[name] = module
+                _note_source(module)
         for name in aside:
             sys.modules.pop(name, None)
         sys.modules.update(hidden)
@@ -100,6 +110,7 @@ def _import_factory(text: str) -> Callable[..., object]:
         raise ClassifierError(
             f"Module '{place}' of factory '{text}' cannot be imported ({_said(error)}): install it or check the path."
         ) from error
+    _note_source(module)
     factory = getattr(module, attribute, None)
     if not callable(factory):
         raise ClassifierError(f"Module '{place}' has no function or class '{attribute}': check factory '{text}'.")
@@ -139,6 +150,15 @@ def _module_of_file(file: Path) -> ModuleType:
         del sys.modules[name]
         raise
     return module
+
+
+def code_of_factory(text: str, folder: Path | None) -> str:
+    """Return a SHA-256 of the files in which `build_by_factory` found the code of a factory that it has called."""
+    found = list(_put_aside.get(_folders_of(text, folder), {}).values())
+    place = text.rpartition(":")[0]
+    if place in sys.modules:  # of an installed package
+        found.append(sys.modules[place])
+    return hashlib.sha256("".join(sorted({_sources[one] for one in found if one in _sources})).encode()).hexdigest()
 
 
 def build_by_factory(text: str, arguments: dict[str, Any], folder: Path | None) -> nn.Module:

@@ -18,11 +18,11 @@ import torch
 from torch import nn
 
 from audit.classifiers.architectures import SMALL_CONVNEXT_NAME, build_architecture
-from audit.classifiers.black_box import BlackBox
+from audit.classifiers.black_box import BlackBox, is_black_box
 from audit.classifiers.checkpoint import Checkpoint, existing_file, is_exported, is_torchscript
 from audit.classifiers.classifier import Classifier, class_order
 from audit.classifiers.containers.table import check_code, container, kind_and_place
-from audit.classifiers.factory import build_by_factory
+from audit.classifiers.factory import build_by_factory, code_of_factory
 from audit.classifiers.fitting import check_finite, fitting_arguments
 from audit.classifiers.input_settings import InputSettings, settings_of_arguments, settings_of_timm
 from audit.classifiers.loaded import Loaded, Request, opened_checkpoint, with_weights
@@ -32,6 +32,7 @@ from audit.config import ClassifierConfig, is_shipped, why_not_pixel_units
 from audit.errors import ClassifierError
 from audit.results import Notice, Origin
 from audit.runtime.seeds import stage_seed
+from audit.storage.files import hash_file
 
 
 def _read_program(text: str) -> nn.Module:
@@ -224,12 +225,15 @@ def _notices_of_answer(classifier: Classifier) -> Iterator[tuple[str, str]]:
             "not saturate. Its decisions are the same",
         )
     if answer.scale == "probabilities":
-        yield (
-            "probabilities",
-            f"it gives probabilities: their {'log-odds' if answer.independent else 'logarithms'} are taken for logits. "
-            "Where they saturate at 0 or 1 they have no "
-            "gradient, and attacks see less; give the network without its last softmax or sigmoid if you can",
+        taken = "log-odds" if answer.independent else "logarithms"
+        blind = (
+            "Where they saturate at 0 or 1 they have no gradient, and attacks see less; give the network without its "
+            "last softmax or sigmoid if you can"
+            if classifier.differentiable
+            else "Where they are rounded, and at 0 or 1, attacks by answers see less; let it answer with all digits if "
+            "you can"
         )
+        yield "probabilities", f"it gives probabilities: their {taken} are taken for logits. {blind}"
 
 
 def _notices_of_behaviour(classifier: Classifier) -> Iterator[tuple[str, str]]:
@@ -247,6 +251,14 @@ def _notices_of_behaviour(classifier: Classifier) -> Iterator[tuple[str, str]]:
             "its answer to an image depends on the other images of the batch (a batch norm without running statistics, "
             f"or one in training mode), so that every number depends on the batch size{mode}",
         )
+
+
+def _content_of(config: ClassifierConfig, network: nn.Module, file: str | None, folder: Path | None) -> str | None:
+    """Return a hash of the files that answer, for `Classifier.content`; `file` is what a program was read from."""
+    if config.factory is not None:
+        # A function of arrays may ask a service or a file that nobody knows of.
+        return None if is_black_box(network) else code_of_factory(config.factory, folder)
+    return hash_file(Path(file)) if file is not None and Path(file).is_file() else ""
 
 
 def _limits(config: ClassifierConfig, labels: Sequence[str]) -> tuple[float, ...]:
@@ -326,6 +338,7 @@ def load_classifier(
         origins=origins,
         answer=AnswerSettings(config.output, config.head, config.scale, threshold, config.features, independent),
     )
+    classifier.content = _content_of(config, network, contained[1] if contained else config.file, folder)
     classifier.limits = _limits(config, class_names) if independent else ()
     classifier.eval().prefer_channels_last()
     found = (

@@ -32,7 +32,7 @@ class Calibrated(CalibratedClassifier):
     """A calibrated classifier, and what its cached results are found by.
 
     `key` stands for everything that was seen: the features and logits of these very images, their classes, and whether
-    a gradient leads back to them.
+    a gradient leads back to them; and for the code of the classifier, as far as it is known.
     """
 
     key: str
@@ -98,7 +98,8 @@ def calibrate(context: Context, classifier: Classifier, calibration: AuditSet, s
     points = points.clamp(max=context.config.counterfactual.operating_point_cap)
     first = next(calibration.batches(PROBED))[0].to(device)
     seeing = "differentiable" if _has_gradient(classifier, first) else "no gradient"
-    key = f"{hash_tensor(seen.features)} {hash_tensor(answers)} {hash_tensor(calibration.row_labels)} {seeing}"
+    hashes = [hash_tensor(values) for values in (seen.features, answers, calibration.row_labels)]
+    key = " ".join([*hashes, seeing, *([classifier.content] if classifier.content else [])])
     return Calibrated(classifier, fitted, points, key, real=calibration)
 
 

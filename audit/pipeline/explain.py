@@ -125,7 +125,7 @@ def explain_model(
         tensors = {f.name: value for f in fields(found) if (value := getattr(found, f.name)) is not None}
         return Entry(tensors | {"targets": targets}, {})
 
-    entry = _remembering(context, method).cached(
+    entry = _remembering(context, method, subject.classifier).cached(
         "counterfactuals",
         compute,
         logits=logits,
@@ -141,9 +141,10 @@ def explain_model(
     return Explained(subject, queries, Counterfactuals(**tensors), targets)
 
 
-def _remembering(context: Context, method: ChosenMethod) -> Context:
-    """Return the context without a cache for a method whose code its name does not stand for."""
-    return context if method.known_by_version else replace(context, store=None)
+def _remembering(context: Context, method: ChosenMethod, classifier: Classifier) -> Context:
+    """Return the context without a cache where the code of the method or of the classifier may change unseen."""
+    known = method.known_by_version and classifier.content is not None
+    return context if known else replace(context, store=None)
 
 
 def _search_inputs(context: Context, method: ChosenMethod, networks: Networks, subject: Subject) -> dict[str, object]:
@@ -200,7 +201,7 @@ def way_back(context: Context, method: ChosenMethod, networks: Networks, explain
             )
         return Entry({"images": back.images, "returned": back.flipped}, {})
 
-    entry = _remembering(context, method).cached(
+    entry = _remembering(context, method, subject.classifier).cached(
         "ways back",
         compute,
         latents=start.pivots,

@@ -236,7 +236,8 @@ def _attacked(
     context: Context, audited: AuditSet, model: Measured, lost: list[NotComputed], onlookers: Onlookers | None
 ) -> Measured:
     config, classifier, failed = context.config, model.classifier, None
-    cache = None if context.store is None else StageCache(context.store, {"source": classifier.source})
+    known = {"source": classifier.source, "content": classifier.content}
+    cache = None if context.store is None or classifier.content is None else StageCache(context.store, known)
     # What comes after the attacks may fail, and their numbers stay.
     measured = [Attacked(model.robust, {})]
     attack = partial(

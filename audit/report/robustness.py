@@ -95,18 +95,25 @@ def headline_columns(models: Sequence[HasRobust]) -> list[Column]:
     """
     columns = attack_columns(models)
     bounded = [column for column in columns if column.bounded]
-    return _strongest([column for column in bounded if column.norm == "Linf"] or bounded or columns)
+    return _strongest([column for column in bounded if column.norm == "Linf"] or bounded or columns, models)
 
 
-def _strongest(columns: Sequence[Column]) -> list[Column]:
+def weight(column: Column, models: Sequence[HasRobust]) -> tuple[int, float]:
+    """Return what sorts the attacks of one radius: their strength, and of equally strong ones what they bring down."""
+    attacks = [attack for model in models if (attack := column.attack(model)) is not None]
+    kept = [value for attack in attacks if (value := attack.robust_accuracy.value) is not None and finite(value)]
+    return column.strength, -sum(kept) / len(kept) if kept else -1.0
+
+
+def _strongest(columns: Sequence[Column], models: Sequence[HasRobust]) -> list[Column]:
     # The strongest comes last and takes the place of the others.
-    best = {column.radius: column for column in sorted(columns, key=lambda column: column.strength)}
+    best = {column.radius: column for column in sorted(columns, key=lambda column: weight(column, models))}
     return sorted(best.values(), key=lambda column: column.eps)
 
 
 def strongest_columns(models: Sequence[HasRobust]) -> list[Column]:
     """Return one attack for each radius of either norm, L-inf first: the ensemble where it was made, else PGD."""
-    return headline_columns(models) + _strongest([one for one in attack_columns(models) if one.norm == "L2"])
+    return headline_columns(models) + _strongest([one for one in attack_columns(models) if one.norm == "L2"], models)
 
 
 def accuracy_curves(models: Sequence[ModelResult]) -> list[tuple[str, list[tuple[str, float]]]]:

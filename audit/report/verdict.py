@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from audit.report.robustness import Column, attack_columns, difference_of, stage_title
+from audit.report.robustness import Column, attack_columns, difference_of, stage_title, weight
 from audit.report.text import (
     bounds,
     finite,
@@ -157,16 +157,17 @@ def _robust_verdict(result: AuditResult) -> Markup:
 def told_column(result: AuditResult) -> Column | None:
     """Return the attack that most models met; L-inf before L2, the largest radius first, the ensemble before PGD.
 
-    One that no norm bounds comes last.
+    One that no norm bounds comes last. Of one radius it is the one that the table of all models shows.
     """
+    models = [model for model in result.models if model.failed is None]
 
-    def weight(column: Column) -> tuple[bool, bool, int, float, int]:
-        attacks = [column.attack(model) for model in result.models if model.failed is None]
+    def order(column: Column) -> tuple[bool, bool, int, float, tuple[int, float]]:
+        attacks = [column.attack(model) for model in models]
         met = sum(attack is not None and finite(attack.robust_accuracy.value) for attack in attacks)
-        return (column.bounded, column.norm == "Linf", met, column.eps, column.strength)
+        return (column.bounded, column.norm == "Linf", met, column.eps, weight(column, result.models))
 
-    columns = [column for column in attack_columns(result.models) if weight(column)[2]]
-    return max(columns, key=weight, default=None)
+    columns = [column for column in attack_columns(result.models) if order(column)[2]]
+    return max(columns, key=order, default=None)
 
 
 def _attack_name(column: Column) -> str:

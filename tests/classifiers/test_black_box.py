@@ -27,6 +27,13 @@ WEIGHT = np.random.default_rng(0).normal(size=(64, 2)).astype(np.float32)
 def make():
     return lambda images: images.reshape(len(images), -1) @ WEIGHT
 
+def sure():
+    def call(images):
+        raised = np.exp(images.reshape(len(images), -1) @ WEIGHT)
+        return raised / raised.sum(axis=1, keepdims=True)
+
+    return call
+
 def wrong():
     return 3
 """
@@ -120,3 +127,35 @@ def test_a_factory_may_return_a_function_of_arrays(tmp_path: Path) -> None:
         )  # fmt: skip
     with pytest.raises(ClassifierError, match=r"returns a int: it has to return a torch\.nn\.Module, or a function of"):
         load_classifier(ClassifierConfig(name="it", factory=f"{tmp_path}/nets.py:wrong"), (1, 8, 8), NAMES)
+
+
+def test_no_black_box_is_told_to_drop_its_softmax(tmp_path: Path) -> None:
+    (tmp_path / "nets.py").write_text(FACTORY)
+    found = load_classifier(ClassifierConfig(name="it", factory=f"{tmp_path}/nets.py:sure"), (1, 8, 8), NAMES)
+    told = {one.kind: one.text for one in found.notices}
+    assert "all digits" in told["probabilities"]
+    assert "softmax" not in told["probabilities"]
+
+
+def test_nothing_is_kept_of_what_may_change_unseen(tmp_path: Path) -> None:
+    """The cache goes by `content`: of a black box nobody knows it, and another file is another one."""
+    (tmp_path / "nets.py").write_text(FACTORY)
+    hidden_ = load_classifier(ClassifierConfig(name="it", factory=f"{tmp_path}/nets.py:make"), (1, 8, 8), NAMES)
+    assert hidden_.content is None
+    found = []
+    for name, body in (("one", "return x"), ("two", "return x.clamp(-9, 9)"), ("three", "return x")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "help.py").write_text(f"def after(x):\n    {body}\n")
+        (folder / "net.py").write_text(
+            "from help import after\nfrom torch import nn\n\n"
+            "class Net(nn.Module):\n"
+            "    def __init__(self):\n        super().__init__()\n        self.fc = nn.Linear(64, 2)\n"
+            "    def forward(self, x):\n        return after(self.fc(x.flatten(1)))\n"
+        )
+        torch.save({"fc.weight": torch.ones(2, 64), "fc.bias": torch.zeros(2)}, folder / "weights.pt")
+        given = {"factory": f"{folder}/net.py:Net", "checkpoint": f"{folder}/weights.pt"}
+        found.append(load_classifier(ClassifierConfig(name="it", **given), (1, 8, 8), NAMES).content)
+    assert all(found)
+    # Helper modules count as well; the same code elsewhere is the same.
+    assert found[0] == found[2] != found[1]

@@ -95,6 +95,26 @@ def test_an_attack_that_no_norm_bounds_has_a_column_and_leads_nothing(results: A
     assert "under Rotation and translation of 30deg,10%" in str(verdict(audit))
 
 
+@pytest.mark.parametrize(("square", "rays"), [(0.5, 0.25), (0.25, 0.5)])
+def test_of_attacks_by_answers_sentence_and_table_tell_the_one_that_brings_down_more(
+    results: AuditResult, square: float, rays: float
+) -> None:
+    audit = results.model_copy(deep=True)
+    for model in audit.models:
+        template = model.robust.pgd["2/255"]
+        for table in ("pgd", "pgd_l2", "ensemble", "ensemble_l2"):
+            getattr(model.robust, table).clear()
+        kept = {"square": square, "rays": rays}
+        tables = {
+            name: {"2/255": template.model_copy(update={"robust_accuracy": Interval(value=value, n=4)})}
+            for name, value in kept.items()
+        }
+        model.robust.attacks = {name: tables[name] for name in ("square", "rays")}
+    (column,) = headline_columns(audit.models)
+    assert column == told_column(audit)
+    assert column.attack_name == ("square" if square < rays else "rays")
+
+
 def test_what_the_images_of_one_model_do_to_the_others_has_a_table(results: AuditResult, folder: Path) -> None:
     audit = results.model_copy(deep=True)
     first, second, *_ = audit.models

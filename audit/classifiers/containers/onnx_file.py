@@ -23,7 +23,6 @@ from audit.classifiers.loaded import Loaded, Request, missing_package
 from audit.classifiers.probe import first_line, same
 from audit.errors import ClassifierError
 from audit.runtime.seeds import stage_generator
-from audit.storage.files import hash_file
 
 PROBES = 2
 
@@ -96,12 +95,12 @@ def _converted(simplified: Path, file: Path) -> nn.Module:
     return network.eval()
 
 
-def _black_box(session: Any, name: str, batch: int | None, file: Path) -> BlackBox:
+def _black_box(session: Any, name: str, batch: int | None) -> BlackBox:
     def answer(pixels: np.ndarray) -> object:
         found = session.run(None, {name: pixels})
         return found[0] if len(found) == 1 else tuple(found)
 
-    return BlackBox(answer, batch or CHUNK, hash_file(file))
+    return BlackBox(answer, batch or CHUNK)
 
 
 def _check(network: nn.Module, session: Any, name: str, images: Tensor) -> None:
@@ -166,5 +165,5 @@ def load(request: Request) -> Loaded:
             "answers for: what follows gradients is left out. Give the network itself by architecture or factory, or "
             "as a TorchScript or torch.export file, to have that as well",
         )
-        return Loaded(_black_box(session, name, batch, file), settings, called, file.name, notices=(told,))
+        return Loaded(_black_box(session, name, batch), settings, called, file.name, notices=(told,))
     return Loaded(network, settings, called, file.name)
