@@ -741,7 +741,9 @@ class ClassifierConfig(Section):
         description="run a file that is a program (TorchScript, torch.export) and may do whatever you may; for all: "
         "--allow-code",
     )
-    classes: tuple[str, ...] | None = Field(None, description="class names in the model's output order")
+    classes: tuple[str, ...] | None = Field(
+        None, description="class names in the model's output order; those that the data have not are left out"
+    )
     mean: PerChannel | None = Field(None, description="of pixels in [0, 1]; one number per channel, or one for all")
     std: PerChannel | None = Field(None, description="standard deviation, as mean")
     input_size: Annotated[int, BeforeValidator(_one_side)] | None = Field(

@@ -58,14 +58,18 @@ class LocalHead:
 
 
 def class_order(model_classes: Sequence[str], data_classes: Sequence[str], name: str) -> tuple[int, ...]:
-    """Return, for each class of the data, its position in the model's output; raises ClassifierError if they differ."""
+    """Return, for each class of the data, its position in the model's output; the model may know others as well.
+
+    Raises ClassifierError for a class of the data that the model has not, and for one that is named twice.
+    """
     unknown = [c for c in model_classes if c not in data_classes]
     missing = [c for c in data_classes if c not in model_classes]
-    if unknown or missing or len(model_classes) != len(data_classes):
+    twice = len(set(model_classes)) != len(model_classes)
+    if missing or twice:
         differences = [
             *([f"not in the data: {', '.join(unknown)}"] if unknown else []),
             *([f"not in the model: {', '.join(missing)}"] if missing else []),
-            *(["a class is named twice"] if not unknown and not missing else []),
+            *(["a class is named twice"] if twice else []),
         ]
         raise ClassifierError(
             f"Classes of classifier '{name}' ({', '.join(model_classes)}) do not match those of the data "
@@ -129,7 +133,8 @@ class Classifier(nn.Module):
 
     `network` takes normalised images of `input_shape` (C, H, W); `answer` says how to read what it returns.
     `class_names` are those of the data, in the data's order; `order[k]` is the position of class k in the network's
-    output (None: the same order). `mean` and `std` are in pixel units, one per channel (None: no normalisation).
+    output (None: the same order), which may hold `left_out` classes more that the data have not.
+    `mean` and `std` are in pixel units, one per channel (None: no normalisation).
     `source` and `weights` name architecture, file and entry, `origins` who said so, for `input`.
     `notices` are what a reader of its numbers has to know, found by its loader.
     The network is run on random images to find its logits and features; it keeps its mode and its gradients flags.
@@ -157,6 +162,7 @@ class Classifier(nn.Module):
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
         order: Sequence[int] | None = None,
+        left_out: int = 0,
         source: str = "memory",
         weights: str = "memory",
         origins: Mapping[str, Origin] | None = None,
@@ -168,6 +174,7 @@ class Classifier(nn.Module):
         self.name = name
         self.class_names = tuple(class_names)
         self.input_shape = input_shape
+        self.left_out = left_out
         self.source = source
         self.notices: tuple[Notice, ...] = ()
         self._weights = weights
@@ -186,19 +193,21 @@ class Classifier(nn.Module):
         if parameter is not None:
             self.mean, self.std = self.mean.to(parameter.device), self.std.to(parameter.device)
         answer = answer or AnswerSettings()
-        traced = trace_network(network, self._probe(), name, answer, self.num_classes)
+        outputs = self.num_classes + left_out
+        traced = trace_network(network, self._probe(), name, answer, outputs)
         self.network = traced.network
         self._channels_last = False
-        single = traced.width == 1 and self.num_classes == 2 and not answer.independent
-        if not single and traced.width != self.num_classes:
-            raise ClassifierError(
-                f"Classifier '{name}' has {traced.width} outputs for {self.num_classes} classes "
-                f"({', '.join(self.class_names)}): load a checkpoint for these classes, or give its own in 'classes'."
+        single = traced.width == 1 and outputs == 2 and not answer.independent
+        if not single and traced.width != outputs:
+            named = f"{outputs} classes" + (
+                f" ({', '.join(self.class_names)})" if not left_out else " named by 'classes'"
             )
-        if answer.threshold is not None and (self.num_classes != 2 or answer.independent):
             raise ClassifierError(
-                f"Classifier '{name}' has {self.num_classes} classes, and a threshold is for two: remove it."
+                f"Classifier '{name}' has {traced.width} outputs for {named}: load a checkpoint for these classes, or "
+                "give its own in 'classes', one name for each output; those that the data have not are left out."
             )
+        if answer.threshold is not None and (outputs != 2 or answer.independent):
+            raise ClassifierError(f"Classifier '{name}' has {outputs} classes, and a threshold is for two: remove it.")
         if not self.differentiable:
             # Its weights are unknown: its answers stand for them.
             with preserve_mode(self.network), torch.no_grad():
@@ -213,7 +222,8 @@ class Classifier(nn.Module):
         self._set_order(order)
 
     def _set_order(self, order: Sequence[int] | None) -> None:
-        kept = order is None or list(order) == list(range(self.num_classes))
+        outputs = self.num_classes + self.left_out
+        kept = order is None or list(order) == list(range(outputs))
         self.order = None if kept else torch.tensor(order, device=self.mean.device)
         self._own_head: nn.Linear | None = None
         rows = self.order if self.order is not None else torch.arange(self.num_classes, device=self.mean.device)
@@ -221,7 +231,7 @@ class Classifier(nn.Module):
         if isinstance(self.network, HookedNetwork):
             return
         if found is None:
-            self._own_head = linear_of(torch.eye(self.num_classes, device=self.mean.device)[rows], None)
+            self._own_head = linear_of(torch.eye(outputs, device=self.mean.device)[rows], None)
         elif not kept or self.answer.changes:
             weight, bias = self.answer.of_layer(found)
             self._own_head = linear_of(weight[rows], None if bias is None else bias[rows])
@@ -252,7 +262,7 @@ class Classifier(nn.Module):
             # As they were given, without the digits that float32 adds.
             mean=[round(value, 7) for value in self.mean.flatten().tolist()],
             std=[round(value, 7) for value in self.std.flatten().tolist()],
-            classes=[own[place] for place in range(self.num_classes)],
+            classes=[own[place] for place in sorted(own)],
             weights=self._weights,
             origins=self._origins,
             answer=self._answer_in_words(),

@@ -205,6 +205,19 @@ def _notices_of_answer(classifier: Classifier) -> Iterator[tuple[str, str]]:
             "it is a black box, of which only the answers are known: what follows gradients is not computed, and the "
             "attacks that do without see less, so that its robust accuracy is comparable with that of no other model",
         )
+    if classifier.left_out:
+        logits = (
+            ""
+            if answer.independent
+            else (
+                ", whose logits alone are compared: what it would give to other classes goes to these in proportion to "
+                "their own probabilities, so that an image of another class is answered with one of these"
+            )
+        )
+        yield (
+            "classes-left-out",
+            f"it knows {len(names) + classifier.left_out} classes, of which the data have {len(names)}{logits}",
+        )
     if answer.single:
         yield (
             "single-logit",
@@ -333,6 +346,7 @@ def load_classifier(
         mean=settings.mean,
         std=settings.std,
         order=order,
+        left_out=0 if settings.classes is None else len(settings.classes) - len(class_names),
         source=loaded.source,
         weights=loaded.weights,
         origins=origins,

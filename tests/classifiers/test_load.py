@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from audit.classifiers.architectures import SMALL_CONVNEXT_ARGS, small_convnext
-from audit.classifiers.classifier import class_order, weights_hash
+from audit.classifiers.classifier import Classifier, class_order, weights_hash
 from audit.classifiers.load import load_classifier
 from audit.config import AuditConfig, ClassifierConfig, resolve_paths
 from audit.errors import AuditError, ClassifierError
@@ -260,13 +260,41 @@ def test_half_precision_weights_are_used_in_float32(tmp_path: Path) -> None:
     [
         (("healthy", "opacity", "cancer"), "not in the data: cancer; not in the model: cardiomegaly"),
         (("healthy", "opacity"), "not in the model: cardiomegaly"),
-        ((*CLASSES, "other"), "not in the data: other"),
         ((*CLASSES, "healthy"), "named twice"),
     ],
 )
 def test_classes_that_differ_from_the_data_are_named(model: tuple[str, ...], sentence: str) -> None:
     with pytest.raises(ClassifierError, match=sentence):
         class_order(model, CLASSES, "it")
+
+
+@pytest.mark.parametrize("with_layer", [True, False])
+def test_classes_that_the_data_have_not_are_left_out(with_layer: bool) -> None:
+    network: nn.Module = nn.Sequential(nn.Flatten(), nn.Linear(64, 5), *([] if with_layer else [nn.ReLU()])).eval()
+    names = ("a", "b", "c")
+    order = class_order(("c", "x", "a", "y", "b"), names, "it")
+    it = Classifier(network, name="it", class_names=names, input_shape=(1, 8, 8), order=order, left_out=2)
+    given = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(it(given), network(given)[:, [2, 4, 0]])
+    assert it.input.classes == ["c", "a", "b"]
+    features, logits = it.features_and_logits(given)
+    assert torch.allclose(it.head(features), logits, atol=1e-6)
+
+
+def test_a_model_of_more_classes_than_the_data_says_so(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\ndef make():\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 5))\n"
+    )
+    torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 5)).state_dict(), tmp_path / "w.pt")
+    given = {"name": "it", "factory": f"{tmp_path}/net.py:make", "checkpoint": f"{tmp_path}/w.pt"}
+    named = ("c", "x", "a", "y", "b")
+    it = load_classifier(ClassifierConfig(**given, classes=named), (1, 8, 8), ("a", "b", "c"))
+    (told,) = [one.text for one in it.notices if one.kind == "classes-left-out"]
+    assert "it knows 5 classes, of which the data have 3" in told
+    with pytest.raises(ClassifierError, match=r"5 outputs for 3 classes .* one name for each output"):
+        load_classifier(ClassifierConfig(**given), (1, 8, 8), ("a", "b", "c"))
+    with pytest.raises(ClassifierError, match="5 outputs for 4 classes named by 'classes'"):
+        load_classifier(ClassifierConfig(**given, classes=named[:4]), (1, 8, 8), ("a", "c"))
 
 
 def with_tensor(state: dict[str, Tensor], key: str, value: Tensor | None) -> dict[str, Tensor]:

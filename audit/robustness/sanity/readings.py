@@ -142,7 +142,8 @@ def candidates(
     return Candidates(
         free=tuple((name, view) for view, name in views.items() if view.size == assumed.size),
         dear=tuple((name, view) for view, name in views.items() if view.size != assumed.size),
-        orders=_orders(classifier.class_names, classifier.input.classes),
+        # Where it knows more classes than the data have, their names were stated one by one.
+        orders=_orders(classifier.class_names, classifier.input.classes)[: 1 if classifier.left_out else None],
     )
 
 
