@@ -5,12 +5,16 @@
     python benchmarks/attacks.py known --models DIR --data mnist_test.npz [--images 500]
     python benchmarks/attacks.py memory
     python benchmarks/attacks.py large [--network resnet50] [--images 32] [--limits none 2GB 1GB]
+    python benchmarks/attacks.py speed [--networks resnet18 ...] [--images 8] [--steps 5] [--repeats 2]
 
 Peers attack the same classifier in torch's default memory layout, as a user would hand it over; ours is as
 `load_classifier` lays it out, channels last. DIR holds the two networks of AdverTorch's MNIST example as safetensors,
 and `lenet5.py`. A time ratio is peer / ours, the median over repeats that each time one after the other, the order
-changing; robust accuracy is that of the last repeat. `memory` measures each number of images, and `large` each
-`max_memory`, in a process of its own.
+changing; robust accuracy is that of the last repeat. `memory` measures each number of images, `large` each
+`max_memory`, and `speed` each pass, in a process of its own.
+
+`speed` answers and attacks images of 224x224 with networks of random weights: at 8/255, where nearly all fall at once,
+and at a radius so small that none falls, so that both sides do all steps on all images. Its times are of the processor.
 """
 
 import argparse
@@ -241,6 +245,66 @@ def large(args: argparse.Namespace) -> None:
         print(f"max_memory {limit:>5}: {grown:>6} MB more, {seconds:>6} s   {out[-2]}", flush=True)
 
 
+NOTHING_FALLS = 1e-6
+"""A radius at which no decision changes."""
+
+
+def speed_once(network: str, who: str, n: int, steps: int, eps: float) -> None:
+    """Print what the answers to `n` images and PGD on them take: processor seconds, wall seconds, MB more."""
+    import torchattacks
+    from timm import create_model
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model: nn.Module = create_model(network, num_classes=10).eval()
+    images = torch.rand(n, 3, 224, 224, generator=stage_generator(0, "benchmark"))
+    if who == "ours":
+        names = tuple(map(str, range(10)))
+        model = Classifier(model, name=network, class_names=names, input_shape=(3, 224, 224)).eval()
+        model.prefer_channels_last()
+
+    def work(some: Tensor) -> None:
+        with torch.no_grad():
+            labels = model(some).argmax(1)
+        if who == "ours":
+            pgd_attack(model, some, labels, eps=eps, steps=steps, generator=stage_generator(0, "benchmark"))
+        else:
+            torchattacks.PGD(model, eps=eps, alpha=2.5 * eps / steps, steps=steps)(some, labels)
+
+    work(images[:1])  # the first pass sets up what the libraries keep
+    before, cpu, wall = peak_memory_mb(), time.process_time(), time.perf_counter()
+    work(images)
+    print(time.process_time() - cpu, time.perf_counter() - wall, peak_memory_mb() - before)
+
+
+def speed(args: argparse.Namespace) -> None:
+    print(
+        f"{header('timm', 'torchattacks')}; clean and PGD of {args.steps} steps, {args.images} images of 224x224, "
+        f"medians of {args.repeats}"
+    )
+    for network in args.networks:
+        for eps in (8 / 255, NOTHING_FALLS):
+            found: dict[str, list[list[float]]] = {"ours": [], "torchattacks": []}
+            for _ in range(args.repeats):
+                for who, rows in found.items():
+                    given = [network, who, str(args.images), str(args.steps), str(eps)]
+                    command = [sys.executable, __file__, "speed-once", *given]
+                    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+                    rows.append([float(value) for value in out.split()[-3:]])
+            pairs = list(zip(found["torchattacks"], found["ours"], strict=True))
+            ratios = [statistics.median(theirs[what] / ours[what] for theirs, ours in pairs) for what in range(3)]
+            each = {
+                who: f"{args.images / statistics.median(row[0] for row in rows):.2f} images a processor second, "
+                f"{statistics.median(row[2] for row in rows):.0f} MB"
+                for who, rows in found.items()
+            }
+            print(
+                f"{network:24} eps {eps:.2g}: ours {each['ours']}; torchattacks {each['torchattacks']}; ratios: "
+                f"processor time {ratios[0]:.2f}, wall time {ratios[1]:.2f}, memory {ratios[2]:.2f}",
+                flush=True,
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -269,6 +333,18 @@ def main() -> None:
     one.add_argument("network")
     one.add_argument("n", type=int)
     one.add_argument("limit")
+    fast = commands.add_parser("speed")
+    fast.set_defaults(run=speed)
+    fast.add_argument(
+        "--networks", nargs="+", default=["resnet18", "resnet50", "convnext_tiny", "vit_tiny_patch16_224"]
+    )
+    fast.add_argument("--images", type=int, default=8)
+    fast.add_argument("--steps", type=int, default=5)
+    fast.add_argument("--repeats", type=int, default=2)
+    once = commands.add_parser("speed-once")
+    once.set_defaults(run=lambda args: speed_once(args.network, args.who, args.n, args.steps, args.eps))
+    for name, kind in (("network", str), ("who", str), ("n", int), ("steps", int), ("eps", float)):
+        once.add_argument(name, type=kind)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     args.run(args)
