@@ -9,7 +9,7 @@ that failed a trust check, or whose checks were not made, passes no bound unless
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -116,6 +116,10 @@ class Measured:
         return number if number is not None and math.isfinite(number) else None
 
 
+def _measured(interval: Interval) -> Measured:
+    return Measured(interval.value, interval.low, interval.high, interval.n)
+
+
 def _list_key(item: Row) -> str | None:
     match item:
         case RegionShare():
@@ -148,7 +152,8 @@ def _list_key(item: Row) -> str | None:
 
 _NO_NUMBERS = {
     "distances_by_image", "outcomes", "source", "attack", "confusion", "input", "failed", "method", "method_package",
-    "weights_sha256", "misclassified", "role", "vetoes", "veto", "extent", "mass_interval", "unexplained",
+    "weights_sha256", "misclassified", "role", "vetoes", "veto", "extent", "mass_interval", "unexplained", "towards",
+    "of_class", "example",
 }  # fmt: skip
 """Parts of the results that hold nothing to gate on: single images and decisions, how a model was read or explained."""
 
@@ -165,7 +170,7 @@ def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
             table[path] = Measured(node)
             return
         case Interval():
-            table[path] = Measured(node.value, node.low, node.high, node.n)
+            table[path] = _measured(node)
             return
         case Attack():
             _flatten(node.robust_accuracy, path, table)
@@ -248,9 +253,51 @@ def doubts_of(model: ModelResult, metric: str) -> Doubts:
     return Doubts(tuple(attack.untrusted), tuple(dict.fromkeys(unchecked)))
 
 
+def _headlines(model: ModelResult) -> dict[str, Measured]:
+    """Return single numbers that stand for tables: of what the model relies on, and of how it was loaded."""
+    found: dict[str, Measured] = {}
+    if model.certificate:
+        found["certificate.failed"] = Measured(sum(check.passed is False for check in model.certificate))
+        for check in model.certificate:
+            found[f"certificate.{check.name}"] = Measured(None if check.passed is None else float(check.passed))
+    if model.reliance is None:
+        return found
+
+    def worst(rows: list[Intervention]) -> Measured:
+        return _measured(max((row.worst for row in rows), key=lambda reaction: reaction.hit_order).hit)
+
+    rows = model.reliance.interventions
+    kinds = dict.fromkeys(row.kind for row in rows)
+    if rows:
+        found["reliance.worst"] = worst(rows)
+    found |= {f"reliance.worst.{kind}": worst([row for row in rows if row.kind == kind]) for kind in kinds}
+    for treated in model.reliance.regions:
+        # Each way of taking pixels away leaves traces of its own: what all of them show is told.
+        kept = _measured(treated.stay_right)
+        needed = treated.part == "region"
+        name = f"reliance.{'necessity' if needed else 'sufficiency'}.{treated.region}"
+        found[name] = _least(found.get(name), _lost(kept) if needed else kept)
+    if model.reliance.groups:
+        found["reliance.gap"] = _measured(model.reliance.groups[0].gap)
+    return found
+
+
+def _lost(kept: Measured) -> Measured:
+    """Return the share that is lost where `kept` is the one that stays."""
+    value, low, high = (None if one is None else 1 - one for one in (kept.value, kept.high, kept.low))
+    return replace(kept, value=value, low=low, high=high)
+
+
+def _least(one: Measured | None, other: Measured) -> Measured:
+    """Return the smaller number; what was not measured is smaller than anything, for it proves nothing."""
+    if one is None or one.value is None or other.value is None:
+        return other if one is None or one.value is not None else one
+    return min(one, other, key=lambda measured: measured.value or 0.0)
+
+
 def metrics_of(model: ModelResult) -> dict[str, Measured]:
     """Return every number of one model by dotted path; rows of a list are named by region, judge or target class."""
-    table = _numbers_of(model.model_copy(update={"labels": {}}))
+    table = _numbers_of(model.model_copy(update={"labels": {}})) | _headlines(model)
     for name, label in model.labels.items():
         table |= {f"labels.{name}.{path}": number for path, number in _numbers_of(label).items()}
     return table

@@ -5,6 +5,7 @@ import math
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from types import ModuleType
+from typing import Literal
 
 import pytest
 from hypothesis import given, settings
@@ -13,10 +14,24 @@ from hypothesis import strategies as st
 from audit.config import parse_config
 from audit.errors import ConfigError
 from audit.gate.evaluate import Policy, evaluate_gate, load_policy
-from audit.gate.policy import metrics_of
+from audit.gate.policy import Measured, metrics_of
 from audit.gate.ranges import range_of
 from audit.gate.render import to_junit_xml, to_markdown
-from audit.results import AuditResult, Failure, NotComputed, TrustCheck, read_results
+from audit.results import (
+    AuditResult,
+    Failure,
+    Group,
+    Interval,
+    Intervention,
+    InterventionKind,
+    LoadingCheck,
+    NotComputed,
+    Reaction,
+    Reliance,
+    Treated,
+    TrustCheck,
+    read_results,
+)
 
 ROOT = Path(__file__).parents[2]
 
@@ -371,6 +386,57 @@ def test_every_number_of_an_audit_has_a_range_and_lies_in_it(results: AuditResul
         assert bounds is not None, metric
         low, high = bounds
         assert number.value is None or low <= number.value <= high, metric
+
+
+def interval(value: float | None) -> Interval:
+    return Interval(value=value) if value is None else Interval(value=value, low=value - 0.05, high=value + 0.05, n=50)
+
+
+def test_what_a_model_relies_on_and_how_it_was_loaded_are_single_numbers(results: AuditResult):
+    def reacted(name: str, kind: InterventionKind, *changed: float) -> Intervention:
+        rows = [
+            Reaction(
+                strength=strength, variant="", variants={"": share}, changed=interval(share), shift=interval(share),
+                towards=None, rise=interval(None),
+            )
+            for strength, share in enumerate(changed, start=1)
+        ]  # fmt: skip
+        return Intervention(name=name, kind=kind, unit="", reactions=rows)
+
+    def without(part: Literal["region", "rest"], treatment: str, stay: float | None) -> Treated:
+        share = interval(stay)
+        return Treated(
+            region="lesion", part=part, treatment=treatment, n=50, accuracy=share, clean_accuracy=share,
+            stay_right=share, fall=share, follow=interval(None),
+        )  # fmt: skip
+
+    reliance = Reliance(
+        n=50,
+        interventions=[reacted("text", "token", 0.1, 0.3), reacted("blur", "sharpness", 0.2, 0.1)],
+        regions=[
+            without("region", "blurred", 0.4), without("region", "exchanged", 0.6), without("rest", "blurred", 0.7),
+            without("rest", "exchanged", None),
+        ],
+        groups=[Group(column="site", value="north", accuracy=interval(0.6), gap=interval(-0.2), p_value=0.01)],
+    )  # fmt: skip
+    passed = {"input": None, "gradient": False, "determinism": True}
+    certificate = [LoadingCheck(name=name, passed=told, finding="So.") for name, told in passed.items()]
+    model = results.models[0].model_copy(update={"reliance": reliance, "certificate": certificate})
+    table = metrics_of(model)
+    assert table["reliance.worst"] == table["reliance.worst.token"] == Measured(0.3, 0.25, pytest.approx(0.35), 50)
+    assert table["reliance.worst.sharpness"].value == 0.2
+    lost = table["reliance.necessity.lesion"]
+    assert [lost.value, lost.low, lost.high] == pytest.approx([0.4, 0.35, 0.45])
+    assert table["reliance.sufficiency.lesion"].value is None
+    assert table["reliance.gap"].value == -0.2
+    assert table["certificate.failed"].value == 1
+    assert [table[f"certificate.{name}"].value for name in passed] == [None, 0, 1]
+    for metric, number in table.items():
+        assert (bounds := range_of(metric)) is not None, metric
+        assert number.value is None or bounds[0] <= number.value <= bounds[1], metric
+    rule = {"metric": "certificate.failed", "max": 0, "models": [model.name]}
+    told = results.model_copy(update={"models": [model]})
+    assert evaluate_gate(told, policy(rule)).exit_status == 1
 
 
 @pytest.mark.parametrize(
