@@ -186,6 +186,9 @@ class DataConfig(Section):
         description="masks of where the class's meaning lies: a folder of mask files called as the images are, or for "
         "an .npz the ending of its mask arrays, such as 'masks' for test_masks",
     )
+    allow_outside: bool = Field(
+        False, description="take files that a CSV manifest names outside its own folder, by whatever path or link"
+    )
     groups: tuple[str, ...] = Field(
         (), description='columns of a CSV manifest, such as "site" or "sex", by whose values accuracy is compared'
     )

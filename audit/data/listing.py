@@ -32,6 +32,8 @@ MIDDLE = 256
 """Bytes of a file's middle that tell most files of one length apart."""
 MOST_CLASSES = 10_000
 """A larger label is taken for a mistake (an id, a year) where no class list says otherwise."""
+MOST_DIGITS = 300
+"""Of a number in a name or a cell; Python refuses to read those of thousands."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,8 @@ class Listing:
 def natural_key(text: str) -> tuple[list[tuple[int, int, str]], str]:
     """Sort key that puts `img2` before `img10`; equal for no two different texts."""
     parts = re.split(r"(\d+)", text.casefold())
-    return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts if part], text
+    numbers = [part.isdecimal() and len(part) <= MOST_DIGITS for part in parts]
+    return [(0, int(p), "") if is_number else (1, 0, p) for p, is_number in zip(parts, numbers, strict=True) if p], text
 
 
 def nearest(name: str, valid: Sequence[str]) -> str:
@@ -92,7 +95,7 @@ def _is_number(text: str) -> bool:
 
 def _integer_labels(labels: Sequence[str], where: Sequence[str], count: int) -> np.ndarray:
     for text, place in zip(labels, where, strict=True):
-        if not re.fullmatch(r"[+-]?\d+", text):
+        if not re.fullmatch(rf"[+-]?\d{{1,{MOST_DIGITS}}}", text):
             raise DataError(f"Label '{text}' in {place} is not a whole number: write class names or 0, 1, 2, ...")
         if not 0 <= int(text) < count:
             raise DataError(f"Label {text} in {place} is out of range: it must lie between 0 and {count - 1}.")

@@ -3,7 +3,8 @@
 Images with any number of labels have a list in `label`, divided by ';', or a column for every label: `label:NAME`, or
 any column that `data.classes` names. In those 1 is present, 0 absent, and -1 or nothing unknown.
 
-Paths are relative to the CSV. `mask` or `box` ("x0 y0 x1 y1", half-open pixels, several separated by ';') is the region
+Paths are relative to the CSV, and lie in its folder, links followed, unless `data.allow_outside` says otherwise: a table
+that comes with data must not bring other images of this machine into a report. `mask` or `box` ("x0 y0 x1 y1", half-open pixels, several separated by ';') is the region
 that carries the class's meaning; `mask:NAME` gives further named regions; an empty cell means none. Row numbers in
 messages count as a spreadsheet does: the header is row 1. Columns of other names are ignored but for those that
 `data.groups` names, unless they look like a misspelling of one of these.
@@ -12,6 +13,7 @@ messages count as a spreadsheet does: the header is row 1. Columns of other name
 import csv
 import difflib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from audit.config import DataConfig
@@ -78,14 +80,31 @@ def _check_header(header: Sequence[str], of_labels: Mapping[str, str], path: Pat
             )
 
 
-def _existing(cell: str, column: str, place: str, base: Path) -> Path:
-    try:
-        path = base / Path(cell).expanduser()
-        if path.is_file():
-            return path
-    except (OSError, RuntimeError):  # a name that is too long; a home folder of nobody
-        pass
-    raise DataError(f"File '{cell}' of column '{column}' in {place} does not exist: correct the path or the row.")
+@dataclass(frozen=True)
+class _Files:
+    """Turns cells into files: `base` is the folder of the manifest, `inside` whether all have to lie in it."""
+
+    base: Path
+    inside: bool
+
+    def existing(self, cell: str, column: str, place: str) -> Path:
+        """Return the file that `cell` names; raises DataError if it is not there or must not be taken."""
+        try:
+            path = self.base / Path(cell).expanduser()
+            there, real = path.is_file(), path.resolve()
+        except (OSError, RuntimeError, ValueError):  # a name that is too long, or with a NUL; a home folder of nobody
+            there, real = False, self.base
+        # Said of files that are not there as well, so that a table cannot ask which are.
+        if self.inside and not real.is_relative_to(self.base.resolve()):
+            raise DataError(
+                f"File '{cell}' of column '{column}' in {place} lies outside the manifest's folder, so that it may be "
+                "any image of this machine: move it there, or set data.allow_outside = true if the table is your own."
+            )
+        if not there:
+            raise DataError(
+                f"File '{cell}' of column '{column}' in {place} does not exist: correct the path or the row."
+            )
+        return path
 
 
 def _boxes(cell: str, place: str) -> tuple[Box, ...] | None:
@@ -150,13 +169,13 @@ def list_manifest(path: Path, config: DataConfig) -> Listing:
                 f"{', '.join(columns)}."
             )
 
+    named = _Files(path.parent, inside=not config.allow_outside)
+
     def files(column: str) -> tuple[Path | None, ...]:
         cells = zip(columns[column], where, strict=True)
-        return tuple(_existing(cell, column, place, path.parent) if cell else None for cell, place in cells)
+        return tuple(named.existing(cell, column, place) if cell else None for cell, place in cells)
 
-    images = tuple(
-        _existing(cell, "image", place, path.parent) for cell, place in zip(columns["image"], where, strict=True)
-    )
+    images = tuple(named.existing(cell, "image", place) for cell, place in zip(columns["image"], where, strict=True))
     _check_unique([image.resolve() for image in images], "image", where)
     ids = columns.get("id", columns["image"])
     _check_unique(ids, "id", where)
