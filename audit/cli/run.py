@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.table import Table
-from rich.text import Text
 
 from audit.cli.arguments import (
     CacheOption,
@@ -18,7 +17,7 @@ from audit.cli.arguments import (
     default_cache,
 )
 from audit.runtime.progress import choose_style
-from audit.runtime.terminal import say, show
+from audit.runtime.terminal import plain, say, show
 
 if TYPE_CHECKING:
     from audit.config import Effort
@@ -73,7 +72,7 @@ def _show_result(result: "AuditResult") -> None:
     from audit.report.robustness import strongest_columns
 
     attacks = strongest_columns(result.models)
-    table = Table(title=Text(result.name))
+    table = Table(title=plain(result.name))
     # Lines are broken here and nowhere else: a narrow terminal would cut a doubt off.
     for heading in ("rank", "model", "index", "95 %\ninterval", "clean", *(f"{a.title}\n{a.radius}" for a in attacks)):
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
@@ -81,7 +80,7 @@ def _show_result(result: "AuditResult") -> None:
         interval = "-" if model.index_interval is None else "{:.1f} to {:.1f}".format(*model.index_interval)
         table.add_row(
             "-" if model.rank is None else str(model.rank),
-            Text(model.name + _state(model)),
+            plain(model.name + _state(model)),
             "-" if model.index is None else f"{model.index:.1f}",
             interval,
             _percent(model.clean.accuracy.value),

@@ -38,6 +38,10 @@ ImageFile = Path | Member
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 """Endings, in lower case, that make a file in a class folder an image."""
 
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
+"""What those endings stand for. Pillow goes by the content and knows many more, among them EPS, which is a program that
+it would have Ghostscript run."""
+
 KEPT_BYTES = 2**28
 """How much of a set of image files stays decoded in memory."""
 
@@ -154,7 +158,7 @@ def _content(path: ImageFile) -> Path | io.BytesIO:
 def read_header(path: ImageFile) -> Header:
     """Read size and channels of an image file without decoding it; raises DataError naming the file."""
     try:
-        with Image.open(_content(path)) as image:
+        with Image.open(_content(path), formats=FORMATS) as image:
             _refuse_stack(image, path)
             width, height = image.size
             orientation = _orientation(image)
@@ -175,7 +179,7 @@ def open_upright(path: ImageFile) -> Image.Image:
 def _decoded(path: ImageFile) -> tuple[Image.Image, int | None, bool, bool]:
     """Return the upright image, its bits a sample and whether 0 is white (both only TIFF says), and `reduced`."""
     try:
-        with Image.open(_content(path)) as image:
+        with Image.open(_content(path), formats=FORMATS) as image:
             _refuse_stack(image, path)
             orientation, reduced = _orientation(image), _is_reduced(image)
             bits, inverted = _tiff_tag(image, BITS_PER_SAMPLE), _tiff_tag(image, PHOTOMETRIC) == MIN_IS_WHITE

@@ -3,11 +3,12 @@
 Images with any number of labels have a list in `label`, divided by ';', or a column for every label: `label:NAME`, or
 any column that `data.classes` names. In those 1 is present, 0 absent, and -1 or nothing unknown.
 
-Paths are relative to the CSV, and lie in its folder, links followed, unless `data.allow_outside` says otherwise: a table
-that comes with data must not bring other images of this machine into a report. `mask` or `box` ("x0 y0 x1 y1", half-open pixels, several separated by ';') is the region
-that carries the class's meaning; `mask:NAME` gives further named regions; an empty cell means none. Row numbers in
-messages count as a spreadsheet does: the header is row 1. Columns of other names are ignored but for those that
-`data.groups` names, unless they look like a misspelling of one of these.
+Paths are relative to the CSV, and lie in its folder, links followed, unless `data.allow_outside` says otherwise: a
+table that comes with data must not bring other images of this machine into a report. `mask` or `box` ("x0 y0 x1 y1",
+half-open pixels, several separated by ';') is the region that carries the class's meaning; `mask:NAME` gives further
+named regions; an empty cell means none. Row numbers in messages count as a spreadsheet does: the header is row 1.
+Columns of other names are ignored but for those that `data.groups` names, unless they look like a misspelling of one of
+these.
 """
 
 import csv

@@ -60,7 +60,10 @@ def to_junit_xml(outcome: GateOutcome) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("\n", " ").replace("<", "&lt;")
+    """Escape what Markdown would act on: a name must not end a cell, nor become a link, a picture or a tag."""
+    line = "".join(character if character.isprintable() else " " for character in text)
+    plain = line.replace("&", "&amp;").replace("<", "&lt;")
+    return re.sub(r"([\\|`*~\[\]])", r"\\\1", plain)
 
 
 def to_markdown(outcome: GateOutcome) -> str:

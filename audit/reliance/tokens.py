@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from audit.data.colour import luma
+from audit.data.images import DECODING_ERRORS
 from audit.errors import ConfigError
 
 CORNERS = ("top left", "top right", "bottom left", "bottom right")
@@ -153,10 +154,10 @@ def border(images: Tensor, size: float, white: bool) -> Tensor:
 def read_token(path: Path) -> Draw:
     """Return what draws the picture of a PNG at any size, with its own colours and transparency; raises ConfigError."""
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=("PNG",)) as file:
             picture = file.convert("RGBA")
-    except (OSError, ValueError, SyntaxError) as error:
-        reason = "it does not exist" if isinstance(error, FileNotFoundError) else "no picture that Pillow can read"
+    except DECODING_ERRORS as error:
+        reason = "it does not exist" if isinstance(error, FileNotFoundError) else "it is no PNG that can be read"
         raise ConfigError(f"Token file '{path}' cannot be read ({reason}): check reliance.tokens.") from None
 
     def draw(size: int, place: str) -> Token:

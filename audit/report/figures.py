@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from markupsafe import Markup, escape
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw
 
 from audit.errors import ResultsError
 from audit.results import EDIT_FULL_SCALE, AdversarialExample
@@ -27,16 +27,19 @@ _LARGEST_PNG = 60_000
 
 def read_image(folder: Path, name: str) -> Image.Image:
     """Open the image `name` inside `folder`; raises ResultsError if it is missing, broken or outside the folder."""
-    file = (folder / name).resolve()
+    try:
+        file = (folder / name).resolve()
+    except ValueError:  # a NUL in it
+        raise ResultsError(f"Image '{name}' cannot be a file: run the audit again.") from None
     if not file.is_relative_to(folder.resolve()):
         raise ResultsError(f"Image '{name}' lies outside '{folder}': a report shows only images beside its results.")
     if not file.is_file():
         raise ResultsError(f"Image '{name}' is not in '{folder}': keep the images beside results.json, or run again.")
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=("PNG",)) as image:
             image.load()
             return image.copy()
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+    except Exception as error:  # noqa: BLE001 - damaged bytes fail in whatever way they like
         raise ResultsError(f"Image '{name}' in '{folder}' cannot be read ({error}): run the audit again.") from None
 
 

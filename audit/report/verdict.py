@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from audit.report.robustness import Column, attack_columns, difference_of, stage_title, weight
 from audit.report.text import (
@@ -213,11 +213,11 @@ def _fall(fallen: Sequence[Shown], total: int, place: str) -> Markup:
     most = max(one.clean for one in fallen)
     weak = [one for one in fallen if one.clean < WEAK_BESIDE_OTHERS * most]
     others = [one for one in fallen if one not in weak]
-    who = names([one.model for one in others]) if len(others) < 3 else Markup(_count(others, total).capitalize())
+    who = names([one.model for one in others]) if len(others) < 3 else escape(_count(others, total).capitalize())
     text = Markup("{} {} {} {}").format(who, "falls" if len(others) == 1 else "fall", _from_to(others), place)
     if not weak:
         return text
-    who = names([one.model for one in weak]) if len(weak) < 3 else Markup(_count(weak, total))
+    who = names([one.model for one in weak]) if len(weak) < 3 else escape(_count(weak, total))
     return text + Markup(", and {} {}").format(who, _from_to(weak))
 
 
@@ -269,7 +269,7 @@ def _nothing_to_tell(shown: Sequence[Shown], fit: Sequence[Shown], place: str) -
     if not fit:
         return Markup("{} better than guessing would (clean {}), so accuracy {} says nothing").format(
             Markup("{} classifies no").format(names([shown[0].model])) if len(shown) == 1
-            else Markup(f"None of {_word(len(shown))} models classifies"),
+            else escape(f"None of {_word(len(shown))} models classifies"),
             _span([one.clean for one in shown]), place,
         )  # fmt: skip
     return Markup("No accuracy {} can be believed: {} failed a trust check").format(

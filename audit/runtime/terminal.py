@@ -8,6 +8,9 @@ from contextlib import suppress
 
 from rich.console import Console, RenderableType
 from rich.measure import Measurement
+from rich.text import Text
+
+from audit.errors import readable
 
 ERRORS = "spruce-audit"
 """Name of the way in which characters that cannot be encoded are replaced."""
@@ -51,7 +54,14 @@ def forgive() -> None:
 
 
 def say(text: object, err: bool = False) -> None:
-    """Print a line; a reader that went away (`| head`, a closed terminal) is no error of the command."""
+    """Print a line; a reader that went away (`| head`, a closed terminal) is no error of the command.
+
+    Names in it may be anybody's: nothing in them acts on the terminal (`audit.errors.readable`).
+    """
+    _print("\n".join(map(readable, str(text).split("\n"))), err)
+
+
+def _print(text: str, err: bool = False) -> None:
     stream = sys.stderr if err else sys.stdout
     if stream is None:
         return
@@ -63,7 +73,7 @@ def say(text: object, err: bool = False) -> None:
 
 
 def show(what: RenderableType, whole: bool = False) -> None:
-    """Print something of rich's, such as a table, as `say` does; texts in it are to be `rich.text.Text`, not markup.
+    """Print something of rich's, such as a table, as `say` does; texts in it are to be made by `plain`.
 
     `whole`: nothing is wrapped or cut, and lines may be longer than the terminal is wide.
     """
@@ -74,7 +84,12 @@ def show(what: RenderableType, whole: bool = False) -> None:
         )
     with console.capture() as printed:
         console.print(what)
-    say(printed.get().rstrip("\n"))
+    _print(printed.get().rstrip("\n"))
+
+
+def plain(text: str) -> Text:
+    """Text for `show` that is neither markup nor able to act on the terminal; its line breaks stay."""
+    return Text("\n".join(map(readable, text.split("\n"))))
 
 
 def finish() -> None:

@@ -61,13 +61,13 @@ def _open(url: str, **headers: str) -> http.client.HTTPResponse:
         raise Unobtainable(f"{shown(url)} is no http(s) address")
     user, at, host = parts.netloc.rpartition("@")
     plain = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
-    request = urllib.request.Request(plain, headers={"User-Agent": "spruce-audit", **headers})
+    request = urllib.request.Request(plain, headers={"User-Agent": "spruce-audit", **headers})  # noqa: S310 - seen above
     if at:
         token = base64.b64encode(unquote(user).encode()).decode()
         # Unredirected, so that a password meant for the index does not follow a redirection to another host.
         request.add_unredirected_header("Authorization", f"Basic {token}")
     try:
-        return urllib.request.urlopen(request, timeout=TIMEOUT)
+        return urllib.request.urlopen(request, timeout=TIMEOUT)  # noqa: S310
     except urllib.error.HTTPError:
         raise
     except (urllib.error.URLError, ValueError, *_BROKEN) as error:
@@ -150,7 +150,7 @@ def package_index() -> str:
     given = os.environ.get("PIP_INDEX_URL")
     if not given:
         command = [sys.executable, "-m", "pip", "config", "get", "global.index-url"]
-        asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)  # noqa: S603 - constants
         given = asked.stdout.strip() if asked.returncode == 0 else ""
     return given or PUBLIC_INDEX
 

@@ -89,6 +89,6 @@ def test_a_png_at_another_size_has_no_dark_rim(stamp: Path):
 
 def test_a_file_that_is_no_picture_is_refused_with_a_sentence(tmp_path: Path):
     (tmp_path / "no.png").write_text("no picture")
-    for name, why in (("no.png", "no picture that Pillow can read"), ("none.png", "it does not exist")):
+    for name, why in (("no.png", "it is no PNG that can be read"), ("none.png", "it does not exist")):
         with pytest.raises(ConfigError, match=why):
             read_token(tmp_path / name)
