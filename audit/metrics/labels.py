@@ -12,12 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import (
-    binary_auroc,
-    binary_average_precision,
-    binary_calibration_error,
-    binary_f1_score,
-)
 
 from audit.results import UNKNOWN_LABEL as UNKNOWN
 from audit.results import Interval
@@ -91,14 +85,20 @@ def _ranks(logits: Tensor) -> Tensor:
 
 
 def _auroc(values: Tensor, truth: Tensor) -> Tensor:
+    from torchmetrics.functional.classification import binary_auroc
+
     return binary_auroc(values, truth, validate_args=False)
 
 
 def _average_precision(values: Tensor, truth: Tensor) -> Tensor:
+    from torchmetrics.functional.classification import binary_average_precision
+
     return binary_average_precision(values, truth, validate_args=False)
 
 
 def _f1(values: Tensor, truth: Tensor) -> Tensor:
+    from torchmetrics.functional.classification import binary_f1_score
+
     return binary_f1_score(values, truth, validate_args=False)
 
 
@@ -147,6 +147,8 @@ def rank_scores(answers: LabelAnswers, rng: torch.Generator) -> tuple[LabelScore
 
 def calibration(answers: LabelAnswers) -> tuple[list[float | None], list[float | None]]:
     """Return the expected calibration error and the Brier score of every label; None where nothing is known."""
+    from torchmetrics.functional.classification import binary_calibration_error
+
     errors: list[float | None] = []
     briers: list[float | None] = []
     for logits, truth in zip(answers.logits.double().T, answers.truth.T, strict=True):

@@ -25,6 +25,12 @@ def test_help_and_version(run):
         assert command in text
 
 
+def test_an_audit_starts_without_what_only_several_labels_need():
+    loaded = "import sys, audit.pipeline.runner; print('torchmetrics' in sys.modules)"
+    printed = subprocess.run([sys.executable, "-c", loaded], capture_output=True, text=True, check=True).stdout
+    assert printed.strip() == "False"
+
+
 def test_the_shell_completes_commands_and_ends_with_0(monkeypatch, capsys):
     monkeypatch.setenv("_SPRUCE_AUDIT_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "spruce-audit ge")
