@@ -123,6 +123,11 @@ n = 24
 eps = ["1/255", "8/255"]
 steps = 5
 trust = {{ n = 8, square_queries = 20 }}
+
+[reliance]
+n = 20
+clusters = 2
+interventions = ["side-marker", "gamma"]
 {models}"""
     )
     return folder / "audit.toml"

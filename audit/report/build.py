@@ -8,7 +8,8 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,8 @@ class Cell:
             return "no edit in range"
         if not self.row.flipped:
             return "not flipped"
+        if self.row.moved:
+            return "changes other labels"
         return "as sure as asked" if self.row.reached else "less sure than asked"
 
     @property
@@ -133,10 +136,14 @@ def _check_place(target: Path) -> None:
 def report_pages(result: AuditResult, folder: Path, name: str = "report.html") -> dict[str, str]:
     """Return the files of the report of `result` by their names, `name` first; its images lie in `folder`."""
     models, labelled = text.in_order(result), result.label_counts is not None
-    edits = _read_edits(models, folder)
+    parts = [(label, part, [model.of_label(label) for model in models]) for label, part in labels.parts(result)]
+    # Of several labels, what is measured of single labels stands for one label of a model each.
+    subjects = labels.apart(models) if labelled else models
+    alone = result.model_copy(update={"models": subjects})
+    edits = _read_edits(subjects, folder)
     scale = figures.common_scale(list(edits.values()))
     means, mean_scale = _mean_edits(models, edits)
-    groups = _groups(_query_views(result, models, folder, edits, scale))
+    groups = _groups(_in_turn([_query_views(part, some, folder, edits, scale) for _, part, some in parts]))
     stem, suffix = Path(name).stem, Path(name).suffix
     files = [name, *(f"{stem}-{number}{suffix}" for number in range(2, len(groups) + 1))]
     environment = Environment(
@@ -158,7 +165,9 @@ def report_pages(result: AuditResult, folder: Path, name: str = "report.html") -
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "gradient": Markup(figures.gradient_css()),  # noqa: S704
         "text": text,
-        "regions": _region_names(models, result.queries),
+        "labelled": labelled,
+        "asked": sum(len(part.queries) for _, part, _ in parts),
+        "regions": _region_names(subjects, [query for _, part, _ in parts for query in part.queries]),
         "scale": scale,
         "pages": [(file, *ends) for file, ends in zip(files, numbers, strict=False)],  # there may be no query image
     }
@@ -179,10 +188,11 @@ def report_pages(result: AuditResult, folder: Path, name: str = "report.html") -
         findings=[
             *(labels.distrust(result) if labelled else robustness.distrust(result)),
             *(verdict.unfinished(result) if labelled else verdict.cautions(result)),
-            *reliance.findings(result),
-            *text.findings(result),
+            *labels.entangled(models),
+            *reliance.findings(alone),
+            *text.findings(alone),
         ],
-        labelled=labelled,
+        subjects=subjects,
         labels=labels,
         label_pictures=labels.attacked(models, folder),
         robustness=robustness,
@@ -215,14 +225,20 @@ def report_pages(result: AuditResult, folder: Path, name: str = "report.html") -
         maps=_vulnerability_maps(models, folder),
         examples=_vulnerability_examples(models, folder),
         attribution=attribution,
-        attributed=any(m.attributions for m in models),
-        attribution_examples=[] if result.queries else attribution.examples(models, folder),
+        attributed=any(m.attributions for m in subjects),
+        attribution_examples=[] if groups[0] else attribution.examples(subjects, folder),
         ranked=any(text.finite(m.index) for m in models),
-        explained=any(m.counterfactuals is not None for m in models),
+        explained=any(m.counterfactuals is not None for m in subjects),
         # Without a generator the table of accuracies is the first, and none of the index's columns is empty.
         listed=any(text.finite(m.index) or m.counterfactuals is not None for m in models),
-        accounts=accounts.accounts(result, models, folder),
-        method_names=list(dict.fromkeys(accounts.method_name(m.counterfactuals) for m in models if m.counterfactuals)),
+        accounts=[
+            replace(one, model=labels.called(one.model, label))
+            for label, part, some in parts
+            for one in accounts.accounts(part, some, folder)
+        ],
+        method_names=list(
+            dict.fromkeys(accounts.method_name(m.counterfactuals) for m in subjects if m.counterfactuals)
+        ),
         means=means,
         mean_scale=mean_scale,
         probability=_probabilities(result),
@@ -231,15 +247,15 @@ def report_pages(result: AuditResult, folder: Path, name: str = "report.html") -
         separation=_separation(result),
         weights=text.weights(result),
         curves=robustness.accuracy_curves(models),
-        distributions=_distributions(models),
+        distributions=_distributions(subjects),
         reliance=reliance,
-        relied=reliance.measured(models),
-        reliance_pictures=reliance.pictures(models, folder),
-        methods=methods.compared(result, models, folder, scale),
-        traces={m.name: _traces(m) for m in models},
+        relied=reliance.measured(subjects),
+        reliance_pictures=reliance.pictures(subjects, folder),
+        methods=methods.compared(result, subjects, folder, scale),
+        traces={m.name: _traces(m) for m in subjects},
         composition={} if result.inversion is None else result.inversion.composition,
         shared_rank=_shared_ranks(models),
-        not_computed=_not_computed(result, models),
+        not_computed=_not_computed(result, [*models, *subjects] if labelled else models),
     )
     others = zip(files[1:], groups[1:], strict=True)
     return {name: report} | {file: shown("page.html.j2", file, views, len(views)) for file, views in others}
@@ -368,6 +384,12 @@ def _query_views(
             )
         )
     return views
+
+
+def _in_turn(groups: Sequence[Sequence[QueryView]]) -> list[QueryView]:
+    """Return the views of all groups, the first of each before the second of any, numbered anew."""
+    views = [view for row in zip_longest(*groups) for view in row if view is not None]
+    return [replace(view, number=number) for number, view in enumerate(views, start=1)]
 
 
 def _outlines(masks: dict[str, NDArray[np.bool_]]) -> list[tuple[str, str]]:

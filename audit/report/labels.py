@@ -10,12 +10,16 @@ from audit.report import figures
 from audit.report.robustness import Column, HasRobust, strongest_columns
 from audit.report.text import bounds, finite, in_order, names, percent
 from audit.results import (
+    MAIN_REGION,
     AdversarialExample,
     AuditResult,
     Corruptions,
     Interval,
     LabelResult,
     ModelResult,
+    MovedLabel,
+    OffTarget,
+    RegionShare,
     TrustCheck,
 )
 
@@ -47,8 +51,59 @@ def verdict(result: AuditResult) -> Markup:
             names([best]), told, _number(_auroc(best))
         )
     text += _fall(sound)
+    if result.label_explanations:
+        return text + Markup(". What they decide by is told label by label.")
     whose = "they decide as they do" if len(sound) > 1 else "it decides as it does"
     return text + Markup(". Why {} was not examined.").format(whose)
+
+
+def parts(result: AuditResult) -> list[tuple[str, AuditResult]]:
+    """Return every label of which there are counterfactuals, and the audit of it; of single labels '' and all of it."""
+    if result.label_counts is None:
+        return [("", result)]
+    return [(name, result.of_label(name)) for name in result.label_explanations]
+
+
+def apart(models: Sequence[ModelResult]) -> list[ModelResult]:
+    """Return what was measured of every label of the `models` as a model of its own, called after both."""
+    names = dict.fromkeys(name for model in models for name in model.labels)
+    return [called(model, name) for name in names for model in models if name in model.labels]
+
+
+def called(model: ModelResult, name: str) -> ModelResult:
+    """Return the model as one of the label `name`, called after both; itself where it is one of single labels."""
+    return model.of_label(name).model_copy(update={"name": f"{name}: {model.name}"}) if name else model
+
+
+def moved_most(found: OffTarget) -> tuple[str, MovedLabel]:
+    """Return the other label about which most edits change the decision; of equals the one whose probability moves."""
+    return max(found.labels.items(), key=lambda one: (one[1].flips.value or 0.0, one[1].change.value or 0.0))
+
+
+def main_region(label: LabelResult) -> RegionShare | None:
+    """Return where the edits lie with respect to the region that carries the label's meaning."""
+    rows = [] if label.counterfactuals is None else label.counterfactuals.regions
+    return next((row for row in rows if row.region == MAIN_REGION), None)
+
+
+def entangled(models: Sequence[ModelResult]) -> list[Markup]:
+    """Return a sentence for every model and label that most edits of which change other labels as well."""
+    notes = []
+    for model in models:
+        for name, label in model.labels.items():
+            edits = label.counterfactuals
+            if edits is None or edits.off_target is None:
+                continue
+            flipped, valid = edits.flip_ratio.value or 0.0, edits.off_target.valid.value or 0.0
+            other, most = moved_most(edits.off_target)
+            if valid < flipped / 2:
+                notes.append(
+                    Markup(
+                        "<strong>{} does not keep “{}” apart:</strong> most edits that flip it change what is said of "
+                        "another label as well, “{}” on {} of {} images."
+                    ).format(model.name, name, other, percent(most.flips.value, 0), most.flips.n)
+                )
+    return notes
 
 
 def _auroc(model: ModelResult) -> Interval:

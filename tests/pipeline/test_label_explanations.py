@@ -1,5 +1,6 @@
 """Counterfactuals of labels: against the audit of two classes, on images whose truth is known, and end to end."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,8 @@ from audit.pipeline.label_explanations import explain_labels
 from audit.pipeline.labels import Labelled, measure_labels
 from audit.pipeline.meaningfulness import Meaningfulness, explain_models
 from audit.pipeline.runner import run_audit
-from audit.results import AuditResult, OffTarget, read_results
+from audit.report.build import report_pages
+from audit.results import AuditResult, NotComputed, OffTarget, read_results
 from audit.robustness.accuracy import clean_of_logits, predict
 from audit.runtime.progress import Advance
 
@@ -268,6 +270,27 @@ def test_an_audit_with_counterfactuals_of_labels(audit: tuple[AuditResult, Path]
         assert misled.counterfactuals.off_target.flips.value == misled.counterfactuals.flip_ratio.value != 0
         assert misled.components.validity == 0
         assert (sound.components.validity or 0) > 0.5
+
+
+def test_the_report_tells_why_labels_are_said_to_be_there(audit: tuple[AuditResult, Path]) -> None:
+    result, folder = audit
+    page = (folder / "report.html").read_text()
+    assert "Why is a label said to be there?" in page
+    assert "misled does not keep “heart” apart" in page
+    assert "marker: sound" in page
+    assert "changes marker as well" in page
+    assert page.count('<article class="query"') == sum(len(one.queries) for one in result.label_explanations.values())
+    # A label that was left out is told with its reason.
+    bare = result.model_copy(deep=True)
+    del bare.label_explanations["marker"]
+    for model in bare.models:
+        model.labels["marker"].counterfactuals, model.labels["marker"].queries = None, []
+    bare.not_computed.append(
+        NotComputed(what="marker", why="there are too few of them", paths=["labels.marker.counterfactuals"])
+    )
+    told = report_pages(bare, folder)["report.html"]
+    assert re.search(r"<td colspan=\"8\">[^|]*there are too few of them</td>", told)
+    assert "marker: sound" in told
 
 
 def test_a_gate_knows_counterfactuals_of_labels(audit: tuple[AuditResult, Path]) -> None:
