@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from audit.config import (
+    AttributionConfig,
     CounterfactualConfig,
     DataConfig,
     InversionConfig,
@@ -18,10 +19,11 @@ from audit.config import (
     QueryConfig,
     RankingConfig,
     RegionsConfig,
+    RelianceConfig,
     RobustnessConfig,
 )
 from audit.gate.policy import attack_of
-from audit.results import MEANINGFULNESS, Attack, AuditResult, ModelResult
+from audit.results import MEANINGFULNESS, TRANSFER, Attack, AuditResult, ModelResult
 
 Difference = str | None
 """Why two numbers do not measure the same thing, the end of a sentence; None: they do."""
@@ -35,6 +37,8 @@ _SECTIONS: Mapping[str, type[BaseModel]] = {
     "metrics": MetricsConfig,
     "ranking": RankingConfig,
     "robustness": RobustnessConfig,
+    "reliance": RelianceConfig,
+    "attribution": AttributionConfig,
 }
 _ELSEWHERE = {
     # Files are compared by the hash of what is in them, the kernel by its record, for earlier versions had another. A
@@ -185,6 +189,14 @@ def _other_attack(new: Attack, old: Attack, now: AuditResult, before: AuditResul
     return _other_options(now, before) or _other_settings(now, before, "robustness", keys)
 
 
+def _other_models(new: ModelResult, old: ModelResult, now: AuditResult, before: AuditResult) -> Difference:
+    here, there = (
+        {other.name: other.weights_sha256 for other in audit.models if other.name != model.name}
+        for model, audit in ((new, now), (old, before))
+    )
+    return None if here == there else "the images were made for other models"
+
+
 def _other_options(now: AuditResult, before: AuditResult) -> Difference:
     # A file of an earlier version says nothing of them.
     new, old = (_settings(result, "robustness").get("options") or {} for result in (now, before))
@@ -207,10 +219,16 @@ def other_instrument(
         return "its flips were shown to other copies"
     if (found := _other_images(now, before)) is not None:
         return found
+    for part, section in (("reliance", "reliance"), ("attributions", "attribution")):
+        if metric.startswith(f"{part}."):
+            return _other_settings(now, before, section) or _other_seed(now, before)
     if metric.startswith("label_summary."):
         return _other_settings(now, before, "robustness") or _other_seed(now, before)
     if not metric.startswith("robust."):
         return None
+    transferred = metric.startswith(("robust.transfers.", f"robust.attacks.{TRANSFER}"))
+    if transferred and (found := _other_models(new, old, now, before)) is not None:
+        return found
     attack, other = attack_of(new, metric), attack_of(old, metric)
     if attack is not None and other is not None and (found := _other_attack(attack, other, now, before)) is not None:
         return found

@@ -18,7 +18,7 @@ from audit.gate.render import gate_schema, to_json, to_junit_xml, to_markdown
 from audit.gate.significance import Estimate, change, more_images, side_of
 from audit.metrics.exact import mcnemar_p
 from audit.metrics.intervals import paired_difference, wilson_interval
-from audit.results import AuditResult, Interval
+from audit.results import AuditResult, Interval, Intervention, Reaction, Reliance, Transferred
 
 
 @pytest.fixture(scope="module")
@@ -284,6 +284,35 @@ def test_separate_audits_are_told_to_be_made_together(results: AuditResult):
         )
         assert said.status == ("not measured" if words else "pass")
         assert words is None or words in said.sentence
+
+
+def reacting(results: AuditResult) -> AuditResult:
+    """Two models' audit, in which `trades` has an intervention, and the images of the other one's attack."""
+    share = Interval(value=0.1, low=0.05, high=0.2, n=100)
+    reaction = Reaction(strength=0.1, variant="", variants={}, changed=share, shift=share, towards=None, rise=share)
+    blur = Intervention(name="blur", kind="sharpness", unit="", reactions=[reaction])
+    transfers = [Transferred(source="plain", metric="robust.pgd.8/255", accuracy=share, fooled=share)]
+    trades, plain = (next(m for m in results.models if m.name == name) for name in ("trades", "plain"))
+    robust = trades.robust.model_copy(update={"transfers": transfers})
+    trades = trades.model_copy(update={"reliance": Reliance(n=100, interventions=[blur]), "robust": robust})
+    return results.model_copy(update={"models": [trades, plain]})
+
+
+@pytest.mark.parametrize(
+    ("metric", "words"),
+    [
+        ("reliance.interventions.blur.reactions.0.1.changed", "reliance.n was 9 there"),
+        ("robust.transfers.plain.robust.pgd.8/255.accuracy", "made for other models"),
+    ],
+)
+def test_numbers_of_other_settings_or_other_models_are_not_compared(results: AuditResult, metric: str, words: str):
+    now = reacting(results)
+    rule = policy({"metric": metric, "models": ["trades"], "max_rise": 0.5, "allow_unchecked": True})
+    assert evaluate_gate(now, rule, now).exit_status == 0
+    before = {"models": now.models[:1], "config": {**now.config, "reliance": {"n": 9}}}
+    (check,) = evaluate_gate(now, rule, now.model_copy(update=before)).checks
+    assert check.status == "not measured"
+    assert words in check.sentence
 
 
 def test_files_without_outcomes_by_image_are_compared_all_the_same(results: AuditResult, tmp_path: Path):
