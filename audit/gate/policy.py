@@ -153,7 +153,7 @@ def _list_key(item: Row) -> str | None:
 _NO_NUMBERS = {
     "distances_by_image", "outcomes", "source", "attack", "confusion", "input", "failed", "method", "method_package",
     "weights_sha256", "misclassified", "role", "vetoes", "veto", "extent", "mass_interval", "unexplained", "towards",
-    "of_class", "example",
+    "of_class", "class_towards", "example",
 }  # fmt: skip
 """Parts of the results that hold nothing to gate on: single images and decisions, how a model was read or explained."""
 

@@ -43,12 +43,12 @@ def reaction(
         shift=shift,
         towards=None if towards is None else class_names[towards],
         rise=rises[0] if rises else Interval(value=None),
-    ).model_copy(update=_of_class_hit_most(decided, changed, moved, len(after), class_names, rng=rng))
+    ).model_copy(update=_of_class_hit_most(decided, now, moved, len(after), class_names, rng=rng))
 
 
 def _of_class_hit_most(
     decided: Tensor,
-    changed: Tensor,
+    now: Tensor,
     moved: Tensor,
     variants: int,
     class_names: Sequence[str],
@@ -56,7 +56,7 @@ def _of_class_hit_most(
     rng: torch.Generator,
 ) -> dict[str, object]:
     """Return the fields of the class whose decisions change most, beyond what few images let it seem."""
-    counts, hits = decided.bincount(), decided[changed].bincount(minlength=int(decided.max()) + 1)
+    counts, hits = decided.bincount(), decided[now != decided].bincount(minlength=int(decided.max()) + 1)
     enough = [c for c, count in enumerate(counts.tolist()) if count >= FEWEST]
     if not enough:
         return {}
@@ -64,4 +64,10 @@ def _of_class_hit_most(
     shares = {c: wilson_interval(int(hits[c]), int(counts[c]), level) for c in enough}
     worst = max(enough, key=lambda c: (shares[c].low or 0.0, shares[c].value or 0.0))
     fall = bootstrap_mean(-moved[decided == worst, worst], rng, level)
-    return {"of_class": class_names[worst], "class_changed": shares[worst], "class_fall": fall}
+    gone = now[(decided == worst) & (now != worst)]
+    return {
+        "of_class": class_names[worst],
+        "class_towards": class_names[int(gone.bincount().argmax())] if len(gone) else None,
+        "class_changed": shares[worst],
+        "class_fall": fall,
+    }

@@ -48,7 +48,7 @@ def effect(intervention: Intervention, reaction: Reaction) -> str:
     """Return what a reaction amounts to: where, how strong, which decisions change, and to what."""
     where = f"{reaction.variant}, " if reaction.variant else ""
     whose = "of all decisions" if reaction.of_class is None else f"of the decisions for “{reaction.of_class}”"
-    towards = f", most changed ones go to “{reaction.towards}”" if reaction.towards is not None else ""
+    towards = f", most changed ones go to “{reaction.hit_towards}”" if reaction.hit_towards is not None else ""
     hit = f"{percent(reaction.hit.value, 0)} {percent_bounds(reaction.hit)}"
     return f"{where}{strength(intervention, reaction)}: {hit} {whose} change{towards}"
 
@@ -93,7 +93,7 @@ def _of_tokens(model: ModelResult, token: Intervention) -> Markup:
         )
     corner = f", {worst.variant}," if worst.variant else ""
     whose = "" if worst.of_class is None else f" for “{worst.of_class}”"
-    towards = "" if worst.towards is None else f", most of them to “{worst.towards}”"
+    towards = "" if worst.hit_towards is None else f", most of them to “{worst.hit_towards}”"
     return Markup("A {} of {}{} changes {} of the decisions of {}{}{}.").format(
         spoken(token.name), strength(token, worst), corner, percent(worst.hit.value, 0), names([model]), whose, towards
     )

@@ -467,6 +467,9 @@ class Reaction(Row):
     of_class: str | None = Field(
         default=None, description="class whose decisions change most, of those with 10 or more; None: there is none"
     )
+    class_towards: str | None = Field(
+        default=None, description="class that most of its changed decisions go to; None: none changes, or older file"
+    )
     class_changed: Interval = Field(
         default=Interval(value=None), description="share of the decisions for that class that change"
     )
@@ -478,6 +481,11 @@ class Reaction(Row):
     def hit(self) -> Interval:
         """What interventions are ranked by: the share that changes, of the class that is hit most if there is one."""
         return self.changed if self.of_class is None else self.class_changed
+
+    @property
+    def hit_towards(self) -> str | None:
+        """The class that most of the decisions behind `hit` go to, as far as it is known."""
+        return self.towards if self.of_class is None else self.class_towards
 
     @property
     def hit_order(self) -> tuple[float, float]:

@@ -34,6 +34,13 @@ def test_what_changes_is_told_with_its_direction():
     assert found.hit == found.class_changed
 
 
+def test_where_the_decisions_of_the_class_hit_most_go_is_told_of_them_alone():
+    before, after = sure(*[0] * 10, *[1] * 30), sure(*[2] * 5, *[0] * 5, *[0] * 6, *[1] * 24)
+    found = reaction(0.1, before, {"": after}, NAMES, rng())
+    assert (found.towards, found.of_class) == ("a", "a")
+    assert found.class_towards == found.hit_towards == "c"
+
+
 def test_nothing_is_said_of_a_class_with_few_decisions():
     before = sure(*[0] * 9, *[1] * 9, *[2] * 9)
     found = reaction(0.1, before, {"": sure(*[1] * 27)}, NAMES, rng())
