@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.outputs import AnswerSettings
+from audit.config import AuditConfig
 from audit.counterfactual.answers import judged
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
 from audit.data.audit_set import AuditSet
@@ -131,6 +132,23 @@ def test_labels_that_follow_from_others_may_move(small: Small) -> None:
     for run in labelled.runs:
         assert run.second is not None
         assert run.second.scored["one"].summary.off_target is None
+
+
+def test_a_classifier_that_only_judges_is_asked_about_the_same_label(small: Small) -> None:
+    judge = classifier(LEFT, RIGHT)
+    judge.name = "judge"
+    asked = ({"name": "judge", "file": "none"},)
+    config = AuditConfig.model_validate(small.context.config.model_dump() | {"judge_checkpoints": asked, "queries": {}})
+    small = replace(
+        small,
+        context=replace(small.context, config=config),
+        networks=replace(small.networks, judges=(judge,)),
+    )
+    _, labelled = explained(small, classifier(LEFT, RIGHT))
+    left = labelled.runs[0].second
+    assert left is not None
+    told = next(row for row in left.scored["one"].summary.judges if row.name == "judge")
+    assert (told.accuracy, told.agreement) == (1, 1)
 
 
 def test_one_label_is_an_audit_of_two_classes(small: Small) -> None:
