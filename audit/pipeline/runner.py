@@ -122,7 +122,7 @@ def _run(context: Context, output: Output | None) -> AuditResult:
     if is_shown():
         with watch.stage("estimate"):
             found = estimate(context, images, models.classifiers, networks)
-        remark(f"Estimate: {found.sentence()}", in_lines=True)
+        remark(f"Estimate: {found.sentence()}", ahead=sum(found.seconds.values()))
     with watch.stage("sanity"):
         looks = first_looks(models.classifiers, config, images.audited, context.device)
     calibrated: dict[str, Calibrated | Failure] = {}

@@ -177,13 +177,14 @@ def is_shown() -> bool:
     return _current() != "none"
 
 
-def remark(text: str, in_lines: bool = False) -> None:
+def remark(text: str, ahead: float | None = None) -> None:
     """Say `text` on standard error while stages go on, beside bars or among lines of JSON.
 
-    Among plain lines only if it is to stand `in_lines`: what is in the results as well would be noise there.
+    Among plain lines it would be noise, for it stands in the results as well; unless it is about what lies `ahead`, in
+    seconds, and that is long enough for a line.
     """
     style = _current()
-    if style == "plain" and in_lines:
+    if style == "plain" and ahead is not None and ahead >= LINE_SECONDS:
         say(text, err=True)
     elif style == "rich":
         _console(style).print(Text(text), soft_wrap=True)
