@@ -534,15 +534,17 @@ def _read_report(path: Path) -> None:
     """Read results, and show what was accepted in every form there is."""
     import xml.etree.ElementTree as ElementTree
 
-    from audit.gate.evaluate import evaluate_gate, load_policy, to_junit_xml, to_markdown
-    from audit.report.build import report_html
+    from audit.gate.evaluate import evaluate_gate
+    from audit.gate.policy import load_policy
+    from audit.gate.render import to_junit_xml, to_markdown
+    from audit.report.build import render_report
     from audit.results import read_results
 
     found = read_results(path)
     outcome = evaluate_gate(found, load_policy(Path(__file__).parent / "gate.toml"), found)
     ElementTree.fromstring(to_junit_xml(outcome))
     to_markdown(outcome)
-    report_html(found, path.parent)
+    render_report(path)
 
 
 def _json_seeds() -> list[Bytes]:
