@@ -36,9 +36,11 @@ class Section(BaseModel):
 
 def _exact(text: str) -> Fraction:
     """Read `8/255`, `0.5/255`, `4 / 255` or `0.03` exactly; raises ValueError or ZeroDivisionError."""
-    parts = [Fraction(part.strip()) for part in text.split("/")]
-    if len(parts) > 2:
+    written = [part.strip() for part in text.split("/")]
+    # Exact numbers of a thousand digits, or of `1e999999999`, are no float and take for ever.
+    if len(written) > 2 or not all(re.fullmatch(r"[+-]?[\d.]{1,40}([eE][+-]?\d{1,2})?", part) for part in written):
         raise ValueError(text)
+    parts = [Fraction(part) for part in written]
     return parts[0] / parts[1] if len(parts) == 2 else parts[0]
 
 

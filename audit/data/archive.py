@@ -134,7 +134,7 @@ def archive_root(path: Path) -> ArchiveFolder:
     """
     root = ArchiveFolder(path, PurePosixPath())
     for info in open_archive(path).infolist():
-        inner = PurePosixPath(info.filename)
+        inner = PurePosixPath(info.filename.lstrip("/"))
         if info.filename.endswith("/"):  # `is_dir` of a name that is empty is an error of its own
             _folder(root, inner.parts)
             continue

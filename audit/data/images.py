@@ -70,6 +70,7 @@ DECODING_ERRORS = (
     TypeError,
     AttributeError,
     OverflowError,
+    MemoryError,  # for a length that a file claims and has not
     NotImplementedError,
     struct.error,
     zlib.error,

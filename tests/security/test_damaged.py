@@ -23,6 +23,7 @@ from audit.embeddings.array_pickle import read_arrays
 from audit.errors import AuditError, ClassifierError, ConfigError, DataError, MetricError, ResultsError
 from audit.results import read_results
 from audit.storage.checkpoint import load_checkpoint, save_checkpoint
+from audit.training.classifier.config import load_classifier_train_config
 
 
 def rezipped(file: Path, change: Callable[[str, bytes], tuple[str, bytes, int]]) -> None:
@@ -207,3 +208,16 @@ def test_what_can_be_no_path(place: str, tmp_path: Path) -> None:
     file.write_text(f'[data]\npath = "{place}"\n[[classifiers]]\nname = "it"\ncheckpoint = "shipped:plain"\n')
     with pytest.raises(ConfigError, match="cannot be a path"):
         load_config(file)
+
+
+def test_absolute_names_in_an_archive_are_names_in_it(archive: Path) -> None:
+    rezipped(archive, lambda name, content: (f"/{name}", content, zipfile.ZIP_STORED))
+    assert load_data(DataConfig(path=str(archive)), seed=0).ids[0] == "test/a/0.png"
+
+
+@pytest.mark.parametrize("eps", ["9" * 400, "1e999999999", "1/1e-999999999"])
+def test_a_radius_of_no_size(eps: str, tmp_path: Path) -> None:
+    file = tmp_path / "classifier.toml"
+    file.write_text(f'name = "it"\neps = "{eps}"\n[optimiser]\nsteps = 1\n[data]\npath = "phantom"\n')
+    with pytest.raises(ConfigError, match="eps"):
+        load_classifier_train_config(file)
