@@ -31,9 +31,9 @@ OVERSHOOT = 0.2
 class Push:
     """Multiplier of the operating point's constraint, one per image; starts at 1, where the loss is the thesis'."""
 
-    def __init__(self, goals: Tensor) -> None:
-        """Take the log-odds to reach, `[N]`."""
-        self.goals = goals
+    def __init__(self, goals: Tensor, aim: float = AIM) -> None:
+        """Take the log-odds to reach, `[N]`, and how far beyond them to aim."""
+        self.goals, self.aim = goals, aim
         self.value = torch.ones_like(goals)
         self.before = torch.full_like(goals, torch.nan)
 
@@ -44,7 +44,7 @@ class Push:
         """
         now = log_odds(logits, targets)
         trend = (now - self.before[rows]).nan_to_num(0)  # NaN: an image's first iterate
-        shortfall = self.goals[rows] + AIM - now - FORESIGHT * trend
+        shortfall = self.goals[rows] + self.aim - now - FORESIGHT * trend
         factor = RATE ** (shortfall / WIDTH).clamp(-1, 1)
         self.value[rows] = (self.value[rows] * factor).clamp(SMALLEST, LARGEST)
         self.before[rows] = now

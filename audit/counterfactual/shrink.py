@@ -6,10 +6,11 @@ Per image, with its own tuned generator G, its inversion I and the log-odds that
 
 The edit that the first phase found is pulled straight back towards the pivot for as long as it is valid. From there
 Adam descends on `WEIGHT mean|G(w) - I| + push max(0, goal + AIM - log-odds)`, in which every image has a multiplier
-(`balance.Push`) of its own. The smallest valid iterate is kept. Steps are a share of the edit's own size in w+, so that
-large and small edits, and generators of any spread, take the same number of them. Where an image has not become smaller
-for a while its step is halved, and if it has gone astray it returns to its smallest valid iterate; when halving no
-longer helps it has converged and leaves the batch. Images do not influence each other, and nothing is drawn at random.
+(`balance.Push`) of its own. The smallest valid iterate is kept, and at the end pulled back as at the start. Steps are a
+share of the edit's own size in w+, so that large and small edits, and generators of any spread, take the same number of
+them. Where an image has not become smaller for a while its step is halved, and if it has gone astray it returns to its
+smallest valid iterate; when halving no longer helps it has converged and leaves the batch. Images do not influence each
+other, and nothing is drawn at random.
 """
 
 from collections.abc import Callable
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
-from audit.counterfactual.balance import AIM, Push
+from audit.counterfactual.balance import Push
 from audit.counterfactual.batches import Batch
 from audit.counterfactual.iterates import Iterates, is_valid, log_odds
 from audit.generator.protocol import Generator
@@ -26,6 +27,9 @@ from audit.inversion.adam import RowAdam
 
 WEIGHT = 100.0
 """Weight of the mean absolute pixel change beside a shortfall of one in log-odds, before the push has found its own."""
+AIM = 0.03
+"""Log-odds aimed for beyond the operating point: less than alignment's, since a soft model pays for each with a larger
+edit (benchmarks/README.md)."""
 BETAS = (0.8, 0.95)
 """Of Adam. The gradient of an absolute value jumps where a pixel's change turns its sign: a long memory misleads
 (benchmarks/README.md)."""
@@ -43,7 +47,9 @@ ASTRAY = 1.3
 """Times the smallest change beyond which an iterate is given up for the one with that change, when the step is halved.
 The others go on where they are: the smallest valid iterate lies in a corner, from which a descent starts badly."""
 BISECTIONS = 5
-"""Halvings of the line from the edit found to the pivot."""
+"""Halvings of the line from an edit to the pivot."""
+NEAREST = 0.9
+"""Share of the smallest edit beyond which it is not pulled back at the end: descent has left little to gain there."""
 
 
 def shrink(
@@ -60,9 +66,9 @@ def shrink(
     Both networks are in evaluation mode with frozen parameters. `on_step` is told after every step how many images took
     it.
     """
-    codes = _pulled_back(generator, classifier, batch, iterates.latents)
+    whole, codes = batch, _pulled_back(generator, classifier, batch, iterates.latents)
     size, rows = STEP * _mean(codes - batch.pivots), torch.arange(len(codes), device=codes.device)
-    adam, push = RowAdam(codes, BETAS), Push(batch.goals)
+    adam, push = RowAdam(codes, BETAS), Push(batch.goals, AIM)
     mark = torch.full_like(size, torch.inf)
     since, idle, seen, halved = (torch.zeros_like(rows) for _ in range(4))
     for number in range(most + 1):
@@ -99,13 +105,29 @@ def shrink(
             if not stay.all():
                 rows, batch, codes = rows[stay], batch.select(stay), codes[stay]
                 adam.keep(stay)
+    _pull_back_found(generator, classifier, whole, iterates)
     return halved > HALVINGS
 
 
 @torch.no_grad()
-def _pulled_back(generator: Generator, classifier: Classifier, batch: Batch, codes: Tensor) -> Tensor:
-    """Codes on the line from `codes [N, L, w]` towards the pivots, as near to them as is valid by bisection."""
-    invalid, valid = torch.zeros_like(batch.goals), torch.ones_like(batch.goals)
+def _pull_back_found(generator: Generator, classifier: Classifier, batch: Batch, iterates: Iterates) -> None:
+    rows = iterates.reached.nonzero()[:, 0]
+    if len(rows):
+        found = batch.select(rows)
+        codes = _pulled_back(generator, classifier, found, iterates.latents[rows], NEAREST)
+        images = generator.images(codes, deltas=found.deltas)
+        iterates.observe(images, codes, classifier(images), rows)
+
+
+@torch.no_grad()
+def _pulled_back(
+    generator: Generator, classifier: Classifier, batch: Batch, codes: Tensor, nearest: float = 0.0
+) -> Tensor:
+    """Codes on the line from `codes [N, L, w]` to the pivots, as near to these as is valid and `nearest`, by bisection.
+
+    `nearest` is the share of the line that is left at least.
+    """
+    invalid, valid = torch.full_like(batch.goals, nearest), torch.ones_like(batch.goals)
     for _ in range(BISECTIONS):
         middle = (invalid + valid) / 2
         between = batch.pivots.lerp(codes, middle.view(-1, 1, 1))

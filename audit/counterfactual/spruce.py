@@ -85,7 +85,7 @@ class _Aims:
 
 
 @dataclass(frozen=True)
-class _Aligned:
+class Aligned:
     """Where the first phase ended, what it aimed at, and the push `[N]` that led to the iterates chosen."""
 
     iterates: Iterates
@@ -113,7 +113,7 @@ def _explain_batch(
     def stepped(some: int) -> None:
         advance_to(done + some / images / most)
 
-    aligned = _align(config, subject, networks, batch, stepped)
+    aligned = align(config, subject, networks, batch, stepped)
     advance_to((config.steps + 1) / most)
     iterates, said = aligned.iterates, _said_of(config, batch, aligned)
     if config.shrink:
@@ -130,7 +130,7 @@ def _explain_batch(
 
 
 @torch.no_grad()
-def _said_of(config: CounterfactualConfig, batch: Batch, aligned: _Aligned) -> dict[str, Tensor]:
+def _said_of(config: CounterfactualConfig, batch: Batch, aligned: Aligned) -> dict[str, Tensor]:
     """Say how far the features were carried, and whether the head alone assigns them to the target classes."""
     reach = reach_of(aligned.push)
 
@@ -143,13 +143,13 @@ def _said_of(config: CounterfactualConfig, batch: Batch, aligned: _Aligned) -> d
     return said
 
 
-def _align(
+def align(
     config: CounterfactualConfig,
     subject: CalibratedClassifier,
     networks: SearchNetworks,
     batch: Batch,
     stepped: Callable[[int], None],
-) -> _Aligned:
+) -> Aligned:
     """Align the features with those of the target class: the first phase of the search.
 
     Where the second phase follows, an image is done with the first as soon as it has reached the operating point.
@@ -183,7 +183,7 @@ def _align(
         return away + objective.sparsity(iterate.images, iterate.latents, distance) / push.value[rows]
 
     descend(classifier, networks.generator, batch, config, loss, watch)
-    return _Aligned(iterates, aims, led)
+    return Aligned(iterates, aims, led)
 
 
 @dataclass(frozen=True)

@@ -131,7 +131,7 @@ def test_what_is_returned_belongs_together() -> None:
     found, _ = shrunk(generator, classifier, edits, start, 40)
     torch.testing.assert_close(generator.images(found.latents, edits.deltas), found.images)
     rows = torch.arange(5)
-    assert found.trace.shape == (5, 42)
+    assert found.trace.shape == (5, 43)  # the start, 41 iterates, and the last one pulled back
     torch.testing.assert_close(found.trace[rows, found.step], found.confidence)
     torch.testing.assert_close(classifier(found.images).softmax(1)[:, 1], found.confidence)
     assert (found.step <= found.last).all()
@@ -146,7 +146,18 @@ def test_converged_images_leave_the_batch() -> None:
     assert converged.all()
     assert len(together.last.unique()) > 1
     assert steps[-1] < 6
-    assert sum(steps) == int(together.last.sum())
+    assert sum(steps) == int(together.last.sum()) - 6  # of the six pulled back at the end
+
+
+def test_the_end_lies_on_the_operating_point() -> None:
+    """What is left between the smallest valid iterate and the goal is taken back on the line to the pivot."""
+    generator, classifier, edits, start = problem(2, 6)
+    found, converged = shrunk(generator, classifier, edits, start, 400)
+    beyond = classifier(found.images)[:, 1] - edits.goals
+    assert converged.all()
+    assert (beyond >= -1e-5).all()
+    assert (beyond <= 0.02).all()
+    assert (found.step == found.last).any()
 
 
 def test_a_batch_is_its_images_one_at_a_time() -> None:
@@ -199,9 +210,9 @@ def test_where_no_edit_is_valid_the_start_comes_back() -> None:
 def test_the_unit_of_the_codes_does_not_matter(factor: float) -> None:
     """Codes of eight times the spread, drawn an eighth as strongly, take the same steps to the same images."""
     generator, classifier, edits, start = problem(7, 3)
-    first, _ = shrunk(generator, classifier, edits, start, 30)
+    first, _ = shrunk(generator, classifier, edits, start, 12)
     generator.matrix /= factor
     deltas = {"matrix": edits.deltas["matrix"] / factor}
     other = replace(edits, pivots=edits.pivots * factor, deltas=deltas)
-    again, _ = shrunk(generator, classifier, other, start * factor, 30)
+    again, _ = shrunk(generator, classifier, other, start * factor, 12)
     torch.testing.assert_close(again.images, first.images, atol=1e-4, rtol=0)
