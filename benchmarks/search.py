@@ -17,24 +17,28 @@ as strong around grey.
 import argparse
 import dataclasses
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from audit.classifiers.classifier import Classifier
 from audit.classifiers.load import load_classifier
 from audit.config import AuditConfig, load_config
 from audit.counterfactual.iterates import log_odds
 from audit.counterfactual.methods import choose_method
+from audit.data.audit_set import AuditSet
 from audit.data.demo import demo_config
 from audit.data.load import load_data
 from audit.data.phantom import HEALTHY, sample, twins
 from audit.pipeline.calibrate import calibrate
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Subject, explain_model
-from audit.pipeline.networks import load_networks
-from audit.pipeline.queries import choose_queries, invert_queries, stable_groups
+from audit.pipeline.networks import Networks, load_networks
+from audit.pipeline.queries import Queries, choose_queries, invert_queries, stable_groups
+from audit.results import Clean
 from audit.robustness.accuracy import clean_of_logits
 from audit.runtime.environment import Stopwatch
 from audit.runtime.seeds import stage_seed
@@ -63,22 +67,40 @@ def sheet(rows: list[Tensor], path: Path) -> None:
     save_image(torch.cat([torch.cat(list(row), 1) for row in rows]).clamp(0, 1)[None], path)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--n", type=int, default=16)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--models", nargs="*")
-    parser.add_argument("--cap", type=float)
-    parser.add_argument("--sheets", type=Path)
-    parser.add_argument("--cache", type=Path)
-    args = parser.parse_args()
+@dataclass(frozen=True)
+class Work:
+    """What the search starts from: the demonstration's networks, and the first images that all models get right.
+
+    `healthy` and `unmarked` are these images without their finding and without their marker, `masks` their regions.
+    """
+
+    context: Context
+    networks: Networks
+    models: dict[str, Classifier]
+    calibration: AuditSet
+    subjects: dict[str, tuple[Tensor, Clean]]
+    queried: Queries
+    healthy: Tensor
+    unmarked: Tensor
+    masks: dict[str, Tensor]
+
+    def known(self, name: str) -> Tensor:
+        """Return the known edits `[N, C, H, W]` of the model `name`."""
+        return (self.unmarked if name == "shortcut" else self.healthy) - self.queried.images
+
+    def subject(self, name: str) -> Subject:
+        """Calibrate the model `name`."""
+        return Subject(calibrate(self.context, self.models[name], self.calibration), *self.subjects[name])
+
+
+def prepare(n: int, seed: int, cap: float | None = None, cache: Path | None = None) -> Work:
+    """Choose and invert `n` images of the phantom."""
     config = load_config(demo_config())
-    config = config.model_copy(update={"seed": args.seed, "queries": config.queries.model_copy(update={"n": args.n})})
-    if args.cap is not None:
-        changed = config.counterfactual.model_copy(update={"operating_point_cap": args.cap})
+    config = config.model_copy(update={"seed": seed, "queries": config.queries.model_copy(update={"n": n})})
+    if cap is not None:
+        changed = config.counterfactual.model_copy(update={"operating_point_cap": cap})
         config = config.model_copy(update={"counterfactual": changed})
-    store = None if args.cache is None else Store(args.cache)
-    context = Context(config, Path.cwd(), torch.device("cpu"), store, Stopwatch())
+    context = Context(config, Path.cwd(), torch.device("cpu"), None if cache is None else Store(cache), Stopwatch())
     data = load_data(config.data, config.seed)
     audited, calibration = data.split("test"), data.split("calibration")
     networks = load_networks(config, data, context.device)
@@ -91,38 +113,51 @@ def main() -> None:
     selection = choose_queries(context, audited, decided)
     inverted = invert_queries(context, networks, audited, selection.indices)
     same = {name: model(inverted.inversion.images).argmax(1) == inverted.labels for name, model in models.items()}
-    (common,) = stable_groups(inverted, selection.groups, same, args.n).groups
+    (common,) = stable_groups(inverted, selection.groups, same, n).groups
     queried = inverted.select(common.places)
-    queries, rows, inversion = queried.images, queried.positions, queried.inversion
-    healthy, unmarked = interventions(config, labels)
-    known = dict.fromkeys(models, healthy[rows] - queries) | {"shortcut": unmarked[rows] - queries}
-    masks = {name: audited.select(rows).region(name) for name in ("region", "lesion", "marker")}
+    healthy, unmarked = (one[queried.positions] for one in interventions(config, labels))
+    masks = {name: audited.select(queried.positions).region(name) for name in ("region", "lesion", "marker")}
     around = functional.max_pool2d(masks["marker"][:, None].float(), 2 * NEAR + 1, 1, NEAR)[:, 0] > 0
     masks[f"within {NEAR} px of it"] = around
-    for name in args.models or models:
-        model = models[name]
+    subjects = {name: (logits, clean_of_logits(logits, labels, data.class_names)) for name, logits in answers.items()}
+    return Work(context, networks, models, calibration, subjects, queried, healthy, unmarked, masks)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--n", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=7)
+    parser.add_argument("--models", nargs="*")
+    parser.add_argument("--cap", type=float)
+    parser.add_argument("--sheets", type=Path)
+    parser.add_argument("--cache", type=Path)
+    args = parser.parse_args()
+    work = prepare(args.n, args.seed, args.cap, args.cache)
+    context, config, networks, masks = work.context, work.context.config, work.networks, work.masks
+    queried, queries, inversion = work.queried, work.queried.images, work.queried.inversion
+    for name in args.models or work.models:
+        model, known = work.models[name], work.known(name)
         print(name, flush=True)
-        for what, changed in (("healthy twin", healthy[rows]), ("marker off", unmarked[rows])):
+        for what, changed in (("healthy twin", work.healthy), ("marker off", work.unmarked)):
             logits = model(changed)
-            odds, flips = log_odds(logits, torch.full((len(rows),), HEALTHY)), logits.argmax(1) == HEALTHY
+            odds, flips = log_odds(logits, torch.full((len(queries),), HEALTHY)), logits.argmax(1) == HEALTHY
             print(
-                f"  {what:15} L1 {(changed - queries).abs().mean():.4f}   flips {int(flips.sum())} of {len(rows)}   "
+                f"  {what:15} L1 {(changed - queries).abs().mean():.4f}   flips {int(flips.sum())} of {len(queries)}   "
                 f"median confidence {odds.sigmoid().median():.4f}, log-odds {odds.mean():.1f}"
             )
-        calibrated = calibrate(context, model, calibration)
-        subject = Subject(calibrated, answers[name], clean_of_logits(answers[name], labels, data.class_names))
+        subject = work.subject(name)
         ends, seconds = {}, {}
         for phase, shrink in (("alignment alone", False), ("shrunk", True)):
             settings = config.counterfactual.model_copy(update={"shrink": shrink})
             its = dataclasses.replace(context, config=config.model_copy(update={"counterfactual": settings}))
             begun = time.monotonic()
             explained = explain_model(its, choose_method(settings, config.seed), networks, queried, subject)
-            ends[phase], seconds[phase] = explained.counterfactuals, (time.monotonic() - begun) / len(rows)
-        asked = float(calibrated.operating_point[HEALTHY])
+            ends[phase], seconds[phase] = explained.counterfactuals, (time.monotonic() - begun) / len(queries)
+        asked = float(subject.calibrated.operating_point[HEALTHY])
         for phase, one in ends.items():
             edits = (one.images - inversion.images)[:, 0]
             print(
-                f"  {phase:15} {line(edits, known[name][:, 0], masks)}   confidence {one.confidence.mean():.3f} "
+                f"  {phase:15} {line(edits, known[:, 0], masks)}   confidence {one.confidence.mean():.3f} "
                 f"(asked {asked:.3f}, reached {one.reached.float().mean():.2f})   {seconds[phase]:.2f} s, "
                 f"{one.trace.shape[1] if one.steps is None else float(one.steps.float().mean()):.0f} steps per image"
                 + ("" if one.converged is None else f"   converged {one.converged.float().mean():.2f}"),
@@ -130,9 +165,9 @@ def main() -> None:
             )
         if args.sheets is not None:
             changes = [(one.images - inversion.images)[:, 0] for one in ends.values()]
-            pictures = [inversion.images, *(one.images for one in ends.values()), queries + known[name]]
+            pictures = [inversion.images, *(one.images for one in ends.values()), queries + known]
             sheet(
-                [*(p[:, 0] for p in pictures), *(0.5 + 8 * change for change in (*changes, known[name][:, 0]))],
+                [*(p[:, 0] for p in pictures), *(0.5 + 8 * change for change in (*changes, known[:, 0]))],
                 args.sheets / f"{name}.png",
             )
 
