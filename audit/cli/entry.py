@@ -15,6 +15,7 @@ from audit.cli.prepare import doctor, estimate, init
 from audit.cli.report import report
 from audit.cli.run import demo, run
 from audit.cli.schema import schema
+from audit.cli.sites import merge, share
 from audit.errors import AuditError, Terminated
 from audit.runtime.progress import choose_style
 from audit.runtime.terminal import finish, forgive, say
@@ -26,7 +27,7 @@ DEFECT = 70
 """Exit status of a defect of this program (EX_SOFTWARE of sysexits.h)."""
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
-for _command in (init, doctor, estimate, run, demo, report, gate, export, schema):
+for _command in (init, doctor, estimate, run, demo, report, merge, share, gate, export, schema):
     app.command()(_command)
 for _name, _group in {"train": train.app, "generator": generator.app, "weights": weights.app}.items():
     app.add_typer(_group, name=_name)

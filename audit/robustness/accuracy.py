@@ -103,7 +103,11 @@ def class_scores(answers: Tensor, labels: Tensor, class_names: Sequence[str]) ->
     k = len(class_names)
     if len(answers) == 0 or int(answers.max()) >= k:
         return {}
-    counts = torch.bincount(labels * k + answers, minlength=k * k).reshape(k, k)
+    return scores_of_counts(torch.bincount(labels * k + answers, minlength=k * k).reshape(k, k), class_names)
+
+
+def scores_of_counts(counts: Tensor, class_names: Sequence[str]) -> dict[str, Any]:
+    """Return the same as `class_scores` of a confusion matrix, int64 `[K, K]`: true classes are rows."""
     hits, given, there = counts.diag().tolist(), counts.sum(0).tolist(), counts.sum(1).tolist()
     f1 = [2 * h / (g + t) if g + t else None for h, g, t in zip(hits, given, there, strict=True)]
     known = [value for value in f1 if value is not None]

@@ -1,0 +1,55 @@
+"""`share` and `merge`: results that may leave a site, and audits of several sites as one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from audit.cli.arguments import Out
+from audit.runtime.terminal import say
+
+
+def share(
+    results: Annotated[Path, typer.Argument(metavar="RESULTS.json")],
+    out: Annotated[Path | None, typer.Option("--out", help="default: results-minimal.json beside")] = None,
+) -> None:
+    """Write results without images, ids, paths and rows of single images, which `merge` accepts."""
+    from audit.pipeline.sites.share import minimal
+    from audit.results import read_results
+    from audit.storage.output import check_own, write_own
+
+    target = results.with_name("results-minimal.json") if out is None else out
+    check_own(target, '"shared": "minimal"')
+    write_own(target, minimal(read_results(results)).model_dump_json(indent=1) + "\n")
+    say(target)
+
+
+def merge(
+    results: Annotated[list[Path], typer.Argument(metavar="SITE/RESULTS.json ...")],
+    out: Out = Path("merged"),
+) -> None:
+    """Join audits of the same models, made at several sites, into one: results and report."""
+    from audit.pipeline.sites.merge import merge as join
+    from audit.pipeline.writing import write_audit
+    from audit.results import read_results
+    from audit.runtime.environment import Stopwatch
+    from audit.storage.output import open_output
+
+    named = dict(zip(site_names(results), results, strict=True))
+    joined = join({name: read_results(path) for name, path in named.items()})
+    with open_output(out, {f"the results of '{name}'": path for name, path in named.items()}) as output:
+        write_audit(joined, output, lambda _: None, Stopwatch())
+        say(output.folder / "report.html")
+
+
+def site_names(results: Sequence[Path]) -> list[str]:
+    """Return a name for every site: that of the last folder by which they differ, with more before it where needed."""
+    folders = [path.resolve().parent.parts for path in results]
+    while len(set(folders)) > 1 and len({parts[-1:] for parts in folders}) == 1:
+        folders = [parts[:-1] for parts in folders]
+    for depth in range(1, max(map(len, folders), default=1) + 1):
+        names = ["/".join(parts[-depth:]) for parts in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.resolve().parent.name}/{path.stem}" for path in results]

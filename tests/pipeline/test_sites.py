@@ -1,0 +1,149 @@
+"""Two real audits of the same shipped models, joined, and what may leave a site."""
+
+from pathlib import Path
+
+import pytest
+
+from audit.cli.sites import site_names
+from audit.errors import ResultsError
+from audit.pipeline.runner import run_audit
+from audit.pipeline.sites.merge import merge
+from audit.pipeline.sites.share import minimal
+from audit.report.build import render_report
+from audit.results import AuditResult
+
+CONFIG = """
+seed = {seed}
+reliance = false
+[data]
+path = "phantom"
+phantom = {{ calibration = 30, audit = {audit}, marker_correlation = {marker} }}
+[robustness]
+n = {n}
+eps = ["2/255"]
+attacks = ["pgd"]
+steps = 2
+trust = {{ n = 8, square_queries = 10 }}
+distance = {{ n = 6, norms = ["Linf"] }}
+corruptions = {{ names = ["gaussian_noise"], severities = [1, 3], n = 10 }}
+[[classifiers]]
+name = "plain"
+checkpoint = "shipped:plain"
+[[classifiers]]
+name = "shortcut"
+checkpoint = "shipped:shortcut"
+"""
+
+
+@pytest.fixture(scope="module")
+def sites(tmp_path_factory: pytest.TempPathFactory) -> dict[str, AuditResult]:
+    found = {}
+    for name, seed, audit, marker, n in (("north", 0, 60, 1.0, 12), ("south", 1, 90, 0.0, 16)):
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "audit.toml").write_text(CONFIG.format(seed=seed, audit=audit, marker=marker, n=n))
+        found[name] = run_audit(folder / "audit.toml", out=folder / "out")
+    return found
+
+
+def test_counts_of_sites_are_summed(sites: dict[str, AuditResult]) -> None:
+    joined = merge(sites)
+    for i, model in enumerate(joined.models):
+        parts = [one.models[i] for one in sites.values()]
+        assert model.clean.n == sum(part.clean.n for part in parts) == 150
+        hits = sum(round(part.clean.accuracy.value * part.clean.n) for part in parts)
+        assert model.clean.accuracy.value == pytest.approx(hits / 150)
+        assert model.clean.confusion == [
+            [a + b for a, b in zip(*rows, strict=True)]
+            for rows in zip(*(part.clean.confusion for part in parts), strict=True)
+        ]
+        attack = model.robust.pgd["2/255"]
+        assert attack.robust_accuracy.n == 28
+        assert set(attack.outcomes) == {
+            f"{name}/{row}" for name, one in sites.items() for row in one.models[i].robust.pgd["2/255"].outcomes
+        }
+        assert model.robust.distances[0].n == 12
+        assert model.robust.corruptions.n == 20
+        assert model.index is None
+    assert joined.classes == sites["north"].classes
+    assert joined.data["audited"] == 150
+
+
+def test_calibration_and_scores_are_those_of_all_images(sites: dict[str, AuditResult]) -> None:
+    joined = merge(sites).models[0].clean
+    gaps = sum(abs(one.confidence - one.accuracy.value) * one.accuracy.n for one in joined.confidence_bins)
+    assert joined.ece == pytest.approx(gaps / 150)
+    for i, name in enumerate(merge(sites).classes):
+        assert joined.recall[name] == pytest.approx(joined.confusion[i][i] / sum(joined.confusion[i]))
+
+
+def test_intervals_know_the_sites(sites: dict[str, AuditResult]) -> None:
+    joined = merge(sites)
+    # The shortcut needs the marker, which is where its class is at one site and anywhere at the other.
+    row = next(one for one in joined.sites.numbers if (one.model, one.metric) == ("shortcut", "clean.accuracy"))
+    assert row.p_value < 0.01
+    assert row.i2 > 0.8
+    accuracy = joined.models[1].clean.accuracy
+    assert accuracy.low <= row.across.low
+    assert accuracy.high >= row.across.high
+    assert {one.metric for one in joined.sites.numbers} == {"clean.accuracy", "robust.pgd.2/255", "robust.corruptions"}
+    assert all(-1 <= one.across.low <= one.across.high <= 1 for one in joined.sites.numbers)
+    pairs = [one for one in joined.sites.numbers if one.model == "plain \N{MINUS SIGN} shortcut"]
+    assert len(pairs) == len(joined.differences) == 3
+
+
+def test_what_is_shared_holds_no_image_and_is_joined_alike(sites: dict[str, AuditResult], tmp_path: Path) -> None:
+    shared = {name: minimal(one) for name, one in sites.items()}
+    for one in shared.values():
+        text = one.model_dump_json()
+        assert "images/" not in text
+        assert "shipped" not in text
+        assert "test-0" not in text
+    whole, joined = merge(sites), merge(shared)
+    assert joined.sites.numbers == whole.sites.numbers
+    assert joined.models[0].clean == whole.models[0].clean.model_copy(update={"misclassified": None})
+    assert all(image.startswith(("north/", "south/")) for image in whole.models[0].clean.misclassified)
+    assert joined.models[0].robust.pgd["2/255"].outcomes == {}
+    assert [note.paths for note in joined.models[0].not_computed] == [["robust.distances.Linf"]]
+    (tmp_path / "results.json").write_text(shared["north"].model_dump_json())
+    render_report(tmp_path / "results.json")
+
+
+def test_what_does_not_match_is_refused_with_the_reason(sites: dict[str, AuditResult]) -> None:
+    north, south = sites.values()
+
+    def refused(**changes: object) -> str:
+        with pytest.raises(ResultsError) as caught:
+            merge({"north": north, "south": south.model_copy(update=changes, deep=True)})
+        return str(caught.value)
+
+    other = [south.models[0].model_copy(update={"weights_sha256": "0" * 64}), south.models[1]]
+    assert "'plain' has other weights" in refused(models=other)
+    assert "the models are plain, shortcut and plain" in refused(models=south.models[:1])
+    assert "the classes are" in refused(classes=[*south.classes[::-1]])
+    assert "another generator" in refused(generator_sha256="0" * 64)
+    steps = {**south.config, "robustness": {**south.config["robustness"], "steps": 7}}
+    assert "robustness.steps is 2 and 7" in refused(config=steps)
+    assert "are of the same images" in refused(data=north.data)
+    with pytest.raises(ResultsError, match="two results files"):
+        merge({"north": north})
+
+
+def test_a_number_that_one_site_lacks_is_told(sites: dict[str, AuditResult]) -> None:
+    north, south = (one.model_copy(deep=True) for one in sites.values())
+    south.models[0].robust.pgd = {}
+    joined = merge({"north": north, "south": south})
+    assert joined.models[0].robust.pgd == {}
+    assert joined.models[0].not_computed[0].why == "not measured at south"
+
+
+def test_the_report_shows_each_site(sites: dict[str, AuditResult], tmp_path: Path) -> None:
+    (tmp_path / "results.json").write_text(merge(sites).model_dump_json())
+    html = render_report(tmp_path / "results.json").read_text(encoding="utf-8")
+    for words in ('id="sites"', "north<br>", "south<br>", "A site like these", "150 images", "2 sites"):
+        assert words in html
+
+
+def test_sites_are_called_by_their_folders() -> None:
+    assert site_names([Path("a/results.json"), Path("b/results.json")]) == ["a", "b"]
+    assert site_names([Path("x/out/results.json"), Path("y/out/results.json")]) == ["x", "y"]
+    assert [name.split("/")[-1] for name in site_names([Path("a/one.json"), Path("a/two.json")])] == ["one", "two"]
