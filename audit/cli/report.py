@@ -13,6 +13,9 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", help="file to write; default: report.html beside it")] = None,
 ) -> None:
     """Render the HTML report of earlier results again."""
-    from audit.report.build import render_report
+    from audit.report.build import render_files
+    from audit.storage.output import record
 
-    say(render_report(results, out))
+    files = render_files(results, out)
+    record(*files)
+    say(files[0])

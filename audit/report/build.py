@@ -6,7 +6,6 @@ else either.
 
 import base64
 import hashlib
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
@@ -38,7 +37,6 @@ from audit.report import (
 )
 from audit.results import AdversarialExample, AuditResult, Distribution, ModelResult, Query, QueryRow, read_results
 from audit.storage.files import atomic_write_text
-from audit.storage.output import record
 
 VISIBLE_QUERIES = 6
 """Query images shown at once; the others open on demand."""
@@ -102,7 +100,12 @@ class QueryView:
 
 
 def render_report(results_path: str | Path, out: str | Path | None = None) -> Path:
-    """Write the report of `results_path` and return its path; default: `report.html` beside the results.
+    """Write the report of `results_path` and return its path; see `render_files`."""
+    return render_files(results_path, out)[0]
+
+
+def render_files(results_path: str | Path, out: str | Path | None = None) -> list[Path]:
+    """Write the report of `results_path`, by default `report.html` beside it; return its files, the report first.
 
     Raises ResultsError if the results or one of their images cannot be read, or if the report would take the place of a
     file that is no report; then nothing is written.
@@ -111,16 +114,15 @@ def render_report(results_path: str | Path, out: str | Path | None = None) -> Pa
     target = source.with_name("report.html") if out is None else Path(out)
     _check_place(target)
     pages = report_pages(read_results(source), source.parent, target.name)
-    for name in pages:
-        _check_place(target.with_name(name))
+    files = {target.with_name(name): page for name, page in pages.items()}
+    for file in files:
+        _check_place(file)
     try:
-        for name, page in reversed(pages.items()):  # the report last: what it links to is there
-            atomic_write_text(target.with_name(name), page)
-        further = re.compile(rf"{re.escape(target.stem)}-\d+{re.escape(target.suffix)}")
-        record([target.with_name(name) for name in pages], further)
+        for file, page in reversed(files.items()):  # the report last: what it links to is there
+            atomic_write_text(file, page)
     except OSError as error:
         raise ResultsError(f"The report cannot be written to '{target}': {error.strerror}.") from None
-    return target
+    return list(files)
 
 
 def _check_place(target: Path) -> None:

@@ -253,16 +253,17 @@ def claim(out: Path, names: Sequence[str], checkpoint: str, inputs: Sequence[str
         atomic_write_text(out / TRAINING_LIST, text + "\n")
 
 
-def record(paths: Sequence[Path], former: re.Pattern[str]) -> None:
-    """Note in the list of the folder of `paths`, if it has one, that spruce-audit wrote these files anew.
+def record(report: Path, *further: Path) -> None:
+    """Note in the list of the report's folder, if it has one, that spruce-audit wrote these files anew.
 
-    What the list names that matches the pattern `former`, is not among them and is as it was written is removed.
+    Further files of an earlier rendering (report-2.html and so on), to which nothing leads any more, are removed.
     """
-    folder = paths[0].parent
+    folder = report.parent
+    former = re.compile(rf"{re.escape(report.stem)}-\d+{re.escape(report.suffix)}")
     known = read_manifest(folder)
     if known is None:
         return
-    fresh = {path.name: {hash_file(path)} for path in paths}
+    fresh = {path.name: {hash_file(path)} for path in (report, *further)}
     for name in [name for name in known if name not in fresh and former.fullmatch(name)]:
         if _is_ours(folder, name, known):
             (folder / name).unlink()

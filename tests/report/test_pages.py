@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from audit.report import build
-from audit.storage.output import MANIFEST
+from audit.storage.output import MANIFEST, record
 
 
 def test_too_many_images_for_one_file_stand_in_files_beside_it(
@@ -22,7 +22,8 @@ def test_too_many_images_for_one_file_stand_in_files_beside_it(
     whole = build.render_report(results).stat().st_size
     views = whole // 16  # two or three query images
     monkeypatch.setattr(build, "GALLERY_BYTES", views)
-    report = build.render_report(results)
+    report, *further = build.render_files(results)
+    record(report, *further)
     files = sorted(tmp_path.glob("report*.html"))
     assert len(files) > 2
     assert report.stat().st_size < whole - 2 * views
@@ -38,7 +39,7 @@ def test_too_many_images_for_one_file_stand_in_files_beside_it(
     page = open_page(files[0], java_script_enabled=False)
     assert page.locator("nav[aria-label='Files of query images']").is_visible()
     monkeypatch.undo()
-    build.render_report(results)
+    record(*build.render_files(results))
     assert sorted(tmp_path.glob("report*.html")) == [report]  # those of before, which nothing links to, are gone
 
 
