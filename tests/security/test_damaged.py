@@ -134,7 +134,7 @@ def test_names_in_a_zipped_checkpoint_that_are_no_text(tmp_path: Path) -> None:
 
 
 def test_a_pickle_of_arrays_that_asks_for_a_huge_memo() -> None:
-    # Python's own unpickler allocates a table for the largest index: 32 GiB for these ten bytes.
+    # Python's own unpickler allocates a table for the largest index: tens of GiB for these ten bytes.
     with pytest.raises(MetricError, match="cannot be read"):
         read_arrays(b"\x80\x03]r\xff\xff\xff\xff.", "it")
     with pytest.raises(MetricError) as caught:
