@@ -73,7 +73,7 @@ def main() -> None:
 def _status() -> int:
     """Run the command; only a gate's own verdict ends with 1."""
     try:
-        status = app(standalone_mode=False)
+        status = app(prog_name="spruce-audit", standalone_mode=False)
     except AuditError as error:
         return _mend(str(error))
     except OSError as error:
