@@ -216,7 +216,7 @@ class Classifier(nn.Module):
         self.content: str | None = "" if self.differentiable else None
         self.answer = ToLogits(traced.scale, answer.threshold, single=single, independent=answer.independent)
         self._picked = traced.picked
-        self._reversed = False
+        self.reversed_channels = False
         self.register_buffer("order", None, persistent=False)
         self.register_buffer("label", None, persistent=False)
         self._set_order(order)
@@ -305,7 +305,7 @@ class Classifier(nn.Module):
         channels, height, width = self.input_shape
         # Fewer channels first: a grey network on colour images then resizes one plane and not three.
         bridged = bridge_size(bridge_channels(images, channels), (height, width))
-        if self._reversed:
+        if self.reversed_channels:
             bridged = bridged.flip(1)
         # Expanded and permuted images keep their strides through all of this, and `view` in a network fails on them.
         return ((bridged - self.mean) / self.std).contiguous()
@@ -434,7 +434,7 @@ class Classifier(nn.Module):
         if std is not None:
             other.std = _per_channel(std, 1.0, channels, "std", self.name).to(self.std)
         if reversed_channels is not None:
-            other._reversed = reversed_channels
+            other.reversed_channels = reversed_channels
         if classes is not None:
             other._set_order(class_order(classes, self.class_names, self.name))
         changed = {"mean": mean, "std": std, "size": size, "classes": classes}

@@ -41,7 +41,7 @@ class Slices:
 
     def __init__(self, name: str, max_memory: str) -> None:
         self.ran: dict[bool, tuple[int, int, int]] = {}
-        self._name, self._max_memory = name, max_memory
+        self._name, self.max_memory = name, max_memory
         self._each: dict[tuple[bool, torch.Size, torch.device], int] = {}
         self._most: int | None = None
         self._largest = 1
@@ -67,7 +67,7 @@ class Slices:
         key = graded, images.shape[1:], images.device
         if key not in self._each:
             self._each[key] = _cost(network, images[:PROBED].detach(), graded)
-        budget = allowed(images.device, self._max_memory)
+        budget = allowed(images.device, self.max_memory)
         # What the attack itself holds of a batch of large images must not leave the network a single one.
         left = budget - min(STATE * images.nbytes, budget // 2)
         found = fitting(len(images), self._each[key], left)
@@ -88,6 +88,21 @@ class Slices:
                 "robustness.batch_size or data.image_size, or audit it on a machine with more memory."
             ) from None
 
+    def during(self, work: Callable[[], Result]) -> tuple[Result, dict[bool, tuple[int, int, int]]]:
+        """Return what `work` returns, and how batches were divided meanwhile."""
+        before, self.ran = self.ran, {}
+        try:
+            return work(), self.ran
+        finally:
+            meanwhile, self.ran = self.ran, before
+            self.told(meanwhile)
+
+    def told(self, ran: dict[bool, tuple[int, int, int]]) -> None:
+        """Take note of how batches were divided in work that was done earlier."""
+        for graded, (slice_, batch, each) in ran.items():
+            least, most, cost = self.ran.get(graded, (slice_, batch, each))
+            self.ran[graded] = min(least, slice_), max(most, batch), max(cost, each)
+
     def said(self) -> str | None:
         """Return a sentence on how batches were divided; None if none was."""
         if not self.ran:
@@ -96,7 +111,7 @@ class Slices:
         parts = [f"{kinds[g]} {most} of {n} images at a time" for g, (most, n, _) in sorted(self.ran.items())[::-1]]
         each = max(each for *_, each in self.ran.values())
         return (
-            f"To stay within max_memory = {self._max_memory}, batches were divided: {' and '.join(parts)} (one image "
+            f"To stay within max_memory = {self.max_memory}, batches were divided: {' and '.join(parts)} (one image "
             f"takes {each / 1e6:.0f} MB). That takes longer and moves numbers by rounding at most; raise max_memory to "
             "avoid it."
         )

@@ -12,7 +12,15 @@ if TYPE_CHECKING:
 Out = Annotated[Path, typer.Option("--out", help="folder for the outputs")]
 ConfigFile = Annotated[Path, typer.Argument(metavar="CONFIG.toml", help="configuration file")]
 CacheOption = Annotated[
-    Path | None, typer.Option("--cache", help="folder that keeps inversions and counterfactuals between runs")
+    Path | None, typer.Option("--cache", help="folder that keeps the results of stages between runs, for all audits")
+]
+CacheSize = Annotated[
+    str,
+    typer.Option(
+        "--cache-size",
+        envvar="SPRUCE_AUDIT_CACHE_SIZE",
+        help="most that the cache may hold; what was used longest ago is removed",
+    ),
 ]
 Quick = Annotated[bool, typer.Option("--quick", help="fewer images and attack steps, for a first look")]
 Standard = Annotated[bool, typer.Option("--standard", help="the defaults, whatever effort the file names")]
@@ -28,7 +36,19 @@ def chosen_effort(quick: bool, standard: bool, thorough: bool) -> "Effort | None
     return chosen[0] if chosen else None
 
 
-def default_cache() -> Path:
-    """Where inversions and counterfactuals are kept unless another folder is named."""
+def cache_folder(named: Path | None) -> Path:
+    """Return the folder of the cache: the one `named`, else the user's own."""
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "spruce-audit"
+    return named.expanduser() if named else (Path(base) if base else Path.home() / ".cache") / "spruce-audit"
+
+
+def size_in_bytes(size: str) -> int:
+    """Return the number of bytes that a text such as `20GB` stands for."""
+    from pydantic import TypeAdapter, ValidationError
+
+    from audit.config import Memory, memory_bytes
+
+    try:
+        return memory_bytes(TypeAdapter(Memory).validate_python(size))
+    except ValidationError:
+        raise typer.BadParameter(f"--cache-size is '{size}' where an amount such as 20GB is expected") from None

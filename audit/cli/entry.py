@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import rich_utils
 
-from audit.cli import generator, train, weights
+from audit.cli import generator, store, train, weights
 from audit.cli.export import export
 from audit.cli.gate import gate
 from audit.cli.prepare import doctor, estimate, init
@@ -29,7 +29,12 @@ DEFECT = 70
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 for _command in (init, doctor, estimate, run, demo, report, merge, share, gate, export, schema):
     app.command()(_command)
-for _name, _group in {"train": train.app, "generator": generator.app, "weights": weights.app}.items():
+for _name, _group in {
+    "train": train.app,
+    "generator": generator.app,
+    "weights": weights.app,
+    "store": store.app,
+}.items():
     app.add_typer(_group, name=_name)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from audit.cli.arguments import CacheOption, ConfigFile, Quick, Standard, Thorough, chosen_effort, default_cache
+from audit.cli.arguments import CacheOption, ConfigFile, Quick, Standard, Thorough, cache_folder, chosen_effort
 from audit.runtime.terminal import say, show
 
 
@@ -48,7 +48,7 @@ def doctor(
     from audit.pipeline.doctor import examine
 
     mend = 0
-    for check in examine(config, cache or default_cache()):
+    for check in examine(config, cache_folder(cache)):
         say(f"{check.state:<4}  {check.subject}: {check.text}")
         mend += check.state == "mend"
     if mend:

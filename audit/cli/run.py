@@ -8,13 +8,15 @@ from rich.table import Table
 
 from audit.cli.arguments import (
     CacheOption,
+    CacheSize,
     ConfigFile,
     Out,
     Quick,
     Standard,
     Thorough,
+    cache_folder,
     chosen_effort,
-    default_cache,
+    size_in_bytes,
 )
 from audit.runtime.progress import choose_style
 from audit.runtime.terminal import plain, say, show
@@ -22,6 +24,7 @@ from audit.runtime.terminal import plain, say, show
 if TYPE_CHECKING:
     from audit.config import Effort
     from audit.results import Attack, AuditResult, ModelResult
+    from audit.storage.cache import Store
 
 ProgressOption = Annotated[
     Literal["none", "plain", "rich"] | None,
@@ -41,7 +44,7 @@ AllowCode = Annotated[
 def _audit(
     config: Path,
     out: Path,
-    cache: Path | None,
+    cache: "Store | None",
     *,
     effort: "Effort | None" = None,
     baseline: str | None = None,
@@ -117,6 +120,7 @@ def run(
     *,
     out: Out = Path("reports/runs/audit"),
     cache: CacheOption = None,
+    cache_size: CacheSize = "20GB",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="compute everything anew and keep nothing")] = False,
     quick: Quick = False,
     standard: Standard = False,
@@ -133,10 +137,12 @@ def run(
     log_json: LogJson = False,
 ) -> None:
     """Audit the classifiers that CONFIG.toml names; writes results.json, the images and report.html."""
+    from audit.storage.cache import Store
+
     choose_style("json" if log_json else progress)
     effort = chosen_effort(quick, standard, thorough)
-    kept = None if no_cache else cache or default_cache()
-    _audit(config, out, kept, effort=effort, baseline=baseline, overwrite=overwrite, allow_code=allow_code)
+    store = None if no_cache else Store(cache_folder(cache), size_in_bytes(cache_size))
+    _audit(config, out, store, effort=effort, baseline=baseline, overwrite=overwrite, allow_code=allow_code)
 
 
 def demo(

@@ -87,6 +87,11 @@ class ChosenMethod:
         """Whether name and package stand for the method's code, so that its results can be cached."""
         return self.name not in METHODS.added
 
+    @property
+    def in_batches(self) -> bool:
+        """Whether query images are explained batch by batch, so that the others have no part in an image's edit."""
+        return isinstance(self.method, InBatches | Spruce)
+
     def explain(
         self,
         subject: CalibratedClassifier,

@@ -1,5 +1,6 @@
 """The images that an audit works on, read in batches so that memory is bounded by the batch and not by the set."""
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -42,6 +43,7 @@ class AuditSet:
     reading: Reading | None = None
     notices: tuple[Notice, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    _digests: dict[tuple[ImageReader, int], bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.rows is None:
@@ -132,6 +134,23 @@ class AuditSet:
                     )
                 out[position] = torch.from_numpy(np.asarray(mask, dtype=bool))
         return out
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of pixels (to the bit), labels, ids and class names, which stands for the set in keys of a store.
+
+        An image is read for it once, whichever selections it is in.
+        """
+        whole = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
+        for row, label in zip(self._rows().tolist(), self.row_labels.tolist(), strict=True):
+            place = self.read_image, row
+            if place not in self._digests:
+                pixels = np.ascontiguousarray(self.read_image(row))
+                head = f"{pixels.dtype}{pixels.shape}".encode()
+                self._digests[place] = hashlib.sha256(head + pixels.tobytes()).digest()
+            whole.update(f"\0{self.ids[row]}\0{label}\0".encode("utf-8", "surrogateescape"))
+            whole.update(self._digests[place])
+        return whole.hexdigest()
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Yield `(images, labels, indices)` in order, `batch_size` rows at a time."""

@@ -22,7 +22,7 @@ from audit.inversion.loss import Targets, distance, targets_of
 from audit.inversion.shares import in_shares
 from audit.runtime.memory import allowed, at_once, in_slices
 from audit.runtime.seeds import stage_generator
-from audit.storage.cache import hash_tensor
+from audit.storage.keys import hash_tensor
 
 LOCALITY_INTERVAL = 4
 LR_FLOOR = 0.05

@@ -81,7 +81,14 @@ def _ascribed(context: Context, rows: AuditSet, model: Measured) -> Ascribed:
             notes.append(_note(method, blind))
             continue
         with stage_progress(f"{method} of {model.name}", 2 * len(rows)) as advance:
-            one = tried(STAGE, partial(attribute, method, model.classifier, images, settings, seed, advance))
+            work = partial(attribute, method, model.classifier, images, settings, seed, advance)
+            one = tried(
+                STAGE,
+                partial(
+                    context.of(model.classifier).kept, STAGE, work, (attribute.__module__,), method=method,
+                    images=images, settings=settings.model_dump(exclude={"methods", "n"}), seed=seed,
+                ),
+            )  # fmt: skip
         if isinstance(one, Failure):
             notes.append(_note(method, one.why))
         else:

@@ -21,7 +21,7 @@ from audit.results import Failure
 from audit.robustness.attacks.checks import where_not_finite
 from audit.runtime.faults import tried
 from audit.runtime.progress import stage_progress
-from audit.storage.cache import hash_tensor
+from audit.storage.keys import hash_tensor
 
 PROBED = 4
 """Calibration images on which it is tried whether the logits have a gradient."""
@@ -66,18 +66,9 @@ def look_at(context: Context, classifier: Classifier, calibration: AuditSet) -> 
 
     Raises ClassifierError for features or logits that are not finite.
     """
-    config, device = context.config, context.device
-    features, logits = [], []
-    with preserve_mode(classifier), stage_progress(f"calibration {classifier.name}", len(calibration)) as advance:
-        for images, _, rows in calibration.batches(config.robustness.batch_size):
-            x, y = sparing(classifier, partial(classifier.features_and_logits, images.to(device)))
-            if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
-                where = where_not_finite(torch.cat([x, y], dim=1).cpu(), images, calibration.select(rows).row_ids)
-                raise ClassifierError(f"Classifier '{classifier.name}' has NaN or infinite features or logits{where}")
-            features.append(x.cpu())
-            logits.append(y.cpu())
-            advance(len(images))
-    return Seen(torch.cat(features), torch.cat(logits))
+    ask = partial(_seen, context, classifier, calibration)
+    stages, size = context.of(classifier), context.config.robustness.batch_size
+    return stages.kept("calibration", ask, ("audit.classifiers",), images=calibration.content, batch_size=size)
 
 
 @torch.no_grad()
@@ -86,7 +77,7 @@ def calibrate(context: Context, classifier: Classifier, calibration: AuditSet, s
 
     Raises ClassifierError where it assigns too few images to a class that an edit may leave or enter.
     """
-    config, device = context.config, context.device
+    config = context.config
     seen = look_at(context, classifier, calibration) if seen is None else seen
     answers = seen.logits
     decided = answers.argmax(1)
@@ -96,11 +87,30 @@ def calibrate(context: Context, classifier: Classifier, calibration: AuditSet, s
     )  # fmt: skip
     points = operating_points(answers.softmax(1), calibration.row_labels, decided)
     points = points.clamp(max=context.config.counterfactual.operating_point_cap)
-    first = next(calibration.batches(PROBED))[0].to(device)
-    seeing = "differentiable" if _has_gradient(classifier, first) else "no gradient"
+    first = calibration.select(range(min(PROBED, len(calibration))))
+    sees = context.of(classifier).kept(
+        "gradient on calibration images", lambda: _has_gradient(classifier, first.images().to(context.device)),
+        ("audit.classifiers",), images=first.content,
+    )  # fmt: skip
+    seeing = "differentiable" if sees else "no gradient"
     hashes = [hash_tensor(values) for values in (seen.features, answers, calibration.row_labels)]
     key = " ".join([*hashes, seeing, *([classifier.content] if classifier.content else [])])
     return Calibrated(classifier, fitted, points, key, real=calibration)
+
+
+@torch.no_grad()
+def _seen(context: Context, classifier: Classifier, calibration: AuditSet) -> Seen:
+    features, logits = [], []
+    with preserve_mode(classifier), stage_progress(f"calibration {classifier.name}", len(calibration)) as advance:
+        for images, _, rows in calibration.batches(context.config.robustness.batch_size):
+            x, y = sparing(classifier, partial(classifier.features_and_logits, images.to(context.device)))
+            if not (bool(x.isfinite().all()) and bool(y.isfinite().all())):
+                where = where_not_finite(torch.cat([x, y], dim=1).cpu(), images, calibration.select(rows).row_ids)
+                raise ClassifierError(f"Classifier '{classifier.name}' has NaN or infinite features or logits{where}")
+            features.append(x.cpu())
+            logits.append(y.cpu())
+            advance(len(images))
+    return Seen(torch.cat(features), torch.cat(logits))
 
 
 def _has_gradient(classifier: Classifier, images: Tensor) -> bool:

@@ -1,15 +1,17 @@
 """What every stage of one audit is given."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from audit.classifiers.classifier import Classifier
+from audit.classifiers.identity import stages_of
 from audit.config import AuditConfig
 from audit.runtime.environment import Stopwatch
 from audit.runtime.seeds import stage_generator
-from audit.storage.cache import Entry, Store
+from audit.storage.cache import Store
+from audit.storage.stages import Stages
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,11 @@ class Context:
         """Return random numbers that depend on the audit's seed and `stage` only."""
         return stage_generator(self.config.seed, stage)
 
-    def cached(self, stage: str, compute: Callable[[], Entry], **inputs: object) -> Entry:
-        """Return what `compute` does, read from the cache where it holds the stage's result for these `inputs`."""
-        if self.store is None:
-            return compute()
-        return self.store.get_or_compute(self.store.key(stage, **inputs), compute)
+    @property
+    def stages(self) -> Stages:
+        """Where results are kept, for work that no classifier has a part in."""
+        return Stages(self.store, {"torch": torch.__version__, "device": self.device.type})
+
+    def of(self, classifier: Classifier) -> Stages:
+        """Where results are kept that are of `classifier`."""
+        return stages_of(self.stages, classifier)

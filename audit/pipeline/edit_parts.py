@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from audit.metrics.intervals import wilson_interval
+from audit.pipeline.answers import decisions
+from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained
-from audit.pipeline.transfer import decisions
 from audit.results import Interval
 
 
 def flips_by_part(
-    explained: Explained, inversions: Tensor, mask: Tensor, device: torch.device
+    context: Context, explained: Explained, inversions: Tensor, mask: Tensor
 ) -> tuple[Interval, Interval]:
     """Return the shares of the flips that stay with the part inside `mask` `[N, H, W]` alone, and with it undone.
 
@@ -27,6 +28,6 @@ def flips_by_part(
     shares = []
     for part in (inside, ~inside):
         made = torch.where(part, edited, before)
-        stay = decisions(explained.subject.classifier, made, device) == explained.targets[rows] if len(rows) else rows
+        stay = decisions(context, explained.subject.classifier, made) == explained.targets[rows] if len(rows) else rows
         shares.append(wilson_interval(int(stay.sum()), len(rows)))
     return shares[0], shares[1]

@@ -1,7 +1,9 @@
-"""Counterfactuals of one classifier by the configured method, kept in the cache by all they depend on."""
+"""Counterfactuals of one classifier by the configured method, kept image by image."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +11,10 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.counterfactual.answers import logits_of
 from audit.counterfactual.methods import ChosenMethod
-from audit.counterfactual.protocol import Counterfactuals, InvertedQueries, SearchNetworks
+from audit.counterfactual.protocol import Counterfactuals, Inverted, InvertedQueries, SearchNetworks
 from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets, nearest_targets
-from audit.inversion.deltas import Rows
+from audit.embeddings.embedding import named
+from audit.inversion.deltas import Deltas, Rows
 from audit.metrics.labels import SideEffects, side_effects
 from audit.pipeline.calibrate import Calibrated, check_target
 from audit.pipeline.context import Context
@@ -19,7 +22,12 @@ from audit.pipeline.networks import Networks
 from audit.pipeline.queries import Queries
 from audit.results import Clean
 from audit.runtime.progress import stage_progress
-from audit.storage.cache import Entry, hash_code
+from audit.storage.stages import Lots, Stages
+
+CODE = ("audit.counterfactual", "audit.inversion")
+COUNTERFACTUALS = "counterfactuals"
+CLIMBING = {"steps", "lr", "gradient_clip", "batch_size"}
+"""Settings that the search for the nearest boundary follows."""
 
 
 @dataclass(frozen=True)
@@ -98,71 +106,116 @@ def explain_model(
 
     Raises ClassifierError where a target class has no operating point, and MethodError for a fault of the method.
     """
-    config, calibrated, classifier = context.config, subject.calibrated, subject.classifier
-    generator, inversion, logits = networks.loaded.generator, queries.inversion, subject.logits[queries.positions]
+    logits = subject.logits[queries.positions]
+    targets = _targets(context, networks, queries, subject, logits)
+    for target in targets.unique().tolist():
+        check_target(subject.calibrated, target)
+    asked = InvertedQueries(queries.images, logits.argmax(1), queries.inversion)
+    search = _Search(context, method, networks, subject)
+    found = search.explain(f"counterfactuals {subject.name}", asked, targets)
+    return Explained(subject, queries, found, targets)
 
-    def compute() -> Entry:
-        targets = choose_targets(
+
+def _targets(context: Context, networks: Networks, queries: Queries, subject: Subject, logits: Tensor) -> Tensor:
+    """Return the target class `[N]` of every query image."""
+    config, classifier, inversion = context.config, subject.classifier, queries.inversion
+    generator = networks.loaded.generator
+
+    def choose() -> Tensor:
+        return choose_targets(
             config.queries.target,
             logits,
             queries.labels,
             classifier.class_names,
             lambda sources: nearest_targets(classifier, generator, inversion, sources, config.counterfactual),
         )
-        assert not bool((targets == NOT_EXPLAINED).any()), (
-            "images classified as the fixed target are only selected where that is wrong"
-        )
-        for target in targets.unique().tolist():
-            check_target(calibrated, target)
-        with stage_progress(f"counterfactuals {classifier.name}", len(queries.images)) as advance:
-            found = method.explain(
-                calibrated,
-                SearchNetworks(generator, networks.perceptual),
-                InvertedQueries(queries.images, logits.argmax(1), inversion),
-                targets,
-                advance,
-            )
-        tensors = {f.name: value for f in fields(found) if (value := getattr(found, f.name)) is not None}
-        return Entry(tensors | {"targets": targets}, {})
 
-    entry = _remembering(context, method, subject.classifier).cached(
-        "counterfactuals",
-        compute,
-        logits=logits,
-        inversion=inversion.images,
-        pivots=inversion.pivots,
-        queries=queries.images,
-        labels=queries.labels,
-        target=config.queries.target,
-        **_search_inputs(context, method, networks, subject),
+    targets = context.of(classifier).kept(
+        "targets", choose, (choose_targets.__module__,), logits=logits, labels=queries.labels,
+        generator=networks.loaded.sha256, images=inversion.images, pivots=inversion.pivots,
+        asked=config.queries.target, settings=config.counterfactual.model_dump(include=CLIMBING),
+    )  # fmt: skip
+    assert not bool((targets == NOT_EXPLAINED).any()), (
+        "images classified as the fixed target are only selected where that is wrong"
     )
-    tensors = dict(entry.tensors)
-    targets = tensors.pop("targets")
-    return Explained(subject, queries, Counterfactuals(**tensors), targets)
+    return targets
 
 
-def _remembering(context: Context, method: ChosenMethod, classifier: Classifier) -> Context:
-    """Return the context without a cache where the code of the method or of the classifier may change unseen."""
-    known = method.known_by_version and classifier.content is not None
-    return context if known else replace(context, store=None)
+@dataclass(frozen=True)
+class _Search:
+    """One classifier, explained by one method."""
+
+    context: Context
+    method: ChosenMethod
+    networks: Networks
+    subject: Subject
+
+    def explain(self, stage: str, queries: InvertedQueries, targets: Tensor) -> Counterfactuals:
+        """Draw the counterfactuals of `queries` towards `targets` `[N]`; each is kept, whichever others there are."""
+        lots: Lots[_Row] = self._lots(queries, targets)
+        together = self.context.config.counterfactual.batch_size if self.method.in_batches else len(targets)
+        networks = SearchNetworks(self.networks.loaded.generator, self.networks.perceptual)
+        with stage_progress(stage, len(targets)) as advance:
+            advance(len(targets) - len(lots.missing))
+            for first in range(0, len(lots.missing), together):
+                rows = lots.missing[first : first + together]
+                inversion = _select(queries.inversion, rows)
+                some = InvertedQueries(queries.images[rows], queries.labels[rows], inversion)
+                search = partial(self.method.explain, self.subject.calibrated, networks, some, targets[rows], advance)
+                lots.keep(rows, lambda search=search: _rows(search()))  # type: ignore[misc]
+        return _together(lots.all())
+
+    def _lots(self, queries: InvertedQueries, targets: Tensor) -> "Lots[_Row]":
+        calibrated, inversion, config = self.subject.calibrated, queries.inversion, self.context.config
+        # Of a method of another package nothing stands for the code.
+        stages = self.context.of(self.subject.classifier) if self.method.known_by_version else Stages()
+        labels = zip(queries.labels.tolist(), targets.tolist(), strict=True)
+        seen = zip(queries.images, inversion.images, inversion.pivots, strict=True)
+        items = [
+            {"image": image, "inversion": drawn, "code": code, "source": source, "target": target}
+            for (image, drawn, code), (source, target) in zip(seen, labels, strict=True)
+        ]
+        # How many are explained together is no part of an image's counterfactual.
+        settings = config.counterfactual.model_dump(exclude={"method", "batch_size"})
+        return stages.on(max_memory=None).lots(
+            COUNTERFACTUALS,
+            items,
+            CODE,
+            # In a method of another package the images may have a part in each other's edits.
+            among=None if self.method.package is None else items,
+            method=[self.method.name, self.method.package],
+            settings=settings,
+            # Features, logits and classes of the calibration images, and so these images themselves.
+            calibration=calibrated.key,
+            operating_point=calibrated.operating_point,
+            generator=self.networks.loaded.sha256,
+            embedding=named(self.networks.perceptual),
+            seed=config.seed,
+        )
 
 
-def _search_inputs(context: Context, method: ChosenMethod, networks: Networks, subject: Subject) -> dict[str, object]:
-    """Return what every search of a subject depends on beside the images that it starts from."""
-    calibrated, perceptual = subject.calibrated, networks.perceptual
-    return {
-        # Features, logits and classes of the calibration images stand for the classifier's weights, code, preprocessing
-        # and class order, and for these images themselves.
-        "classifier": calibrated.key,
-        "operating_point": calibrated.operating_point,
-        "class_names": subject.classifier.class_names,
-        "generator": networks.loaded.sha256,
-        "embedding": [perceptual.name, perceptual.weights_sha256],
-        "settings": context.config.counterfactual.model_copy(update={"method": method.name}),
-        "package": method.package,
-        "code": hash_code("audit.counterfactual", "audit.inversion"),
-        "seed": context.config.seed,
-    }
+_Row = Mapping[str, Tensor | None]
+"""One image's counterfactual, by the fields of `Counterfactuals`."""
+
+
+def _rows(found: Counterfactuals) -> list[_Row]:
+    columns = {one.name: getattr(found, one.name) for one in fields(found)}
+    return [
+        {name: None if values is None else values[i] for name, values in columns.items()}
+        for i in range(len(found.images))
+    ]
+
+
+def _together(rows: Sequence[_Row]) -> Counterfactuals:
+    """Put counterfactuals together; traces of unequal length stay at their last value."""
+    columns: dict[str, Any] = {}
+    longest = max(len(row["trace"]) for row in rows if row["trace"] is not None)
+    for name in rows[0]:
+        values = [value for row in rows if (value := row[name]) is not None]
+        if name == "trace":
+            values = [torch.cat([t, t[-1:].expand(longest - len(t))]) for t in values]
+        columns[name] = torch.stack(values) if values else None
+    return Counterfactuals(**columns)
 
 
 @dataclass(frozen=True)
@@ -172,6 +225,13 @@ class _Drawn:
     pivots: Tensor
     deltas: Mapping[str, Rows]
     images: Tensor
+
+
+def _select(drawn: Inverted, rows: list[int]) -> _Drawn:
+    given, places = drawn.deltas, torch.tensor(rows)
+    if isinstance(given, Deltas) and given:  # their files are read when they are asked for
+        return _Drawn(drawn.pivots[rows], given.select(rows), drawn.images[rows])
+    return _Drawn(drawn.pivots[rows], {name: values[places] for name, values in given.items()}, drawn.images[rows])
 
 
 def way_back(context: Context, method: ChosenMethod, networks: Networks, explained: Explained) -> WayBack | str:
@@ -190,27 +250,9 @@ def way_back(context: Context, method: ChosenMethod, networks: Networks, explain
         return "no counterfactual flips"
     start = _Drawn(found.latents[rows], explained.queries.inversion.select(rows).deltas, found.images[rows])
 
-    def compute() -> Entry:
-        with stage_progress(f"ways back {subject.name}", len(rows)) as advance:
-            back = method.explain(
-                subject.calibrated,
-                SearchNetworks(networks.loaded.generator, networks.perceptual),
-                InvertedQueries(start.images, explained.targets[rows], start),
-                sources[rows],
-                advance,
-            )
-        return Entry({"images": back.images, "returned": back.flipped}, {})
-
-    entry = _remembering(context, method, subject.classifier).cached(
-        "ways back",
-        compute,
-        latents=start.pivots,
-        images=start.images,
-        labels=explained.targets[rows],
-        targets=sources[rows],
-        **_search_inputs(context, method, networks, subject),
-    )
-    return WayBack(rows, entry.tensors["images"], entry.tensors["returned"])
+    asked = InvertedQueries(start.images, explained.targets[rows], start)
+    back = _Search(context, method, networks, subject).explain(f"ways back {subject.name}", asked, sources[rows])
+    return WayBack(rows, back.images, back.flipped)
 
 
 def equal_edits(explained: Sequence[Explained], least: int) -> dict[int, int]:

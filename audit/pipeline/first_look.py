@@ -2,17 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
-import torch
-
-from audit.classifiers.certify import IMAGES, compiled_check, gradient_check
+from audit.classifiers.certify import IMAGES, compiled_check, draws_at_random, gradient_check
 from audit.classifiers.classifier import Classifier
-from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
+from audit.pipeline.context import Context
 from audit.results import LoadingCheck, Notice, Reading
 from audit.robustness.sanity.doubts import input_notices
 from audit.robustness.sanity.measure import read_otherwise, sample_of
 from audit.runtime.progress import remark
+
+CODE = ("audit.classifiers.certify", "audit.robustness.sanity")
 
 
 @dataclass(frozen=True)
@@ -24,25 +25,31 @@ class Look:
     checks: list[LoadingCheck] = field(default_factory=list)
 
 
-def first_looks(
-    classifiers: Sequence[Classifier], config: AuditConfig, audited: AuditSet, device: torch.device
-) -> dict[str, Look]:
+def first_looks(context: Context, classifiers: Sequence[Classifier], audited: AuditSet) -> dict[str, Look]:
     """Return a look at every classifier by its name, on a few images of `audited`.
 
     What it finds is also said on a terminal at once: the stages after this one may take hours.
     """
+    config, device = context.config, context.device
     sample = sample_of(audited, config.seed)
     architectures = {one.name: one.architecture for one in config.classifiers}
     names = audited.class_names
     # Labels that are numbers have an order by themselves, and `data.classes` is one that somebody wrote down.
     stated = config.data.classes is not None or all(name == f"class {k}" for k, name in enumerate(names))
     few = sample.images(range(min(IMAGES, len(sample)))).to(device)
+
+    def look(classifier: Classifier) -> tuple[list[Reading], list[LoadingCheck]]:
+        readings = read_otherwise(classifier, sample, architectures.get(classifier.name), device)
+        return readings, [gradient_check(classifier, few), compiled_check(classifier, few, config.compiled)]
+
     looks = {}
     for classifier in classifiers:
-        readings = read_otherwise(classifier, sample, architectures.get(classifier.name), device)
+        readings, checks = context.of(classifier).kept(
+            "first look", partial(look, classifier), CODE, images=sample.content, compiled=config.compiled,
+            architecture=architectures.get(classifier.name), random=draws_at_random(classifier),
+        )  # fmt: skip
         notices = input_notices(classifier.name, classifier.input, readings, audited.image_shape, names, stated=stated)
         for notice in notices:
             remark(f"Note on {notice.subject}: {notice.text}")
-        checks = [gradient_check(classifier, few), compiled_check(classifier, few, config.compiled)]
         looks[classifier.name] = Look(readings, notices, checks)
     return looks

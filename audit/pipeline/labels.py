@@ -5,7 +5,7 @@ classifier of two classes, label by label. What concerns all labels of an image 
 and in the mean, whether any label falls, and one perturbation against all of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -20,6 +20,7 @@ from audit.data.audit_set import AuditSet
 from audit.data.multilabel import absent, label_view
 from audit.metrics.intervals import bootstrap_mean, paired_difference, wilson_interval
 from audit.metrics.labels import LabelAnswers, LabelScores, calibration, rank_scores
+from audit.pipeline.answers import answers_of
 from audit.pipeline.attribution import Attributions
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images
@@ -51,10 +52,9 @@ from audit.results import (
     NotComputed,
     Notice,
 )
-from audit.robustness.accuracy import predict
 from audit.robustness.attacks.registry import radii_of
 from audit.robustness.evaluate import attacked_rows
-from audit.robustness.joint import Aim, Budget, joint_attack
+from audit.robustness.joint import Aim, Budget, Harmed, joint_attack
 from audit.runtime.faults import stage_kept, tried
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
@@ -199,7 +199,7 @@ def view_of(classifier: Classifier, label: int) -> Classifier:
 
 def _answered(context: Context, audited: AuditSet, classifier: Classifier) -> LabelledModel:
     def scored() -> LabelledModel:
-        logits = predict(classifier, audited, context.config.robustness.batch_size, context.device)
+        logits = answers_of(context, classifier, audited)
         limits = torch.tensor(classifier.limits or [0.0] * logits.shape[1])
         answers = LabelAnswers(logits, audited.row_labels, limits)
         # The same images are drawn for every model.
@@ -253,12 +253,20 @@ def _jointly(context: Context, audited: AuditSet, model: LabelledModel, lost: li
                     aim = Aim(truth.to(device), weights.to(device), model.answers.limits.to(device))
                     rng = stage_generator(context.config.seed, f"robustness/joint/{key}/{int(rows[0])}")
                     attack = partial(joint_attack, model.classifier, images.to(device), aim, budget, rng)
-                    found = sparing(model.classifier, attack)
-                    right.append(aim.right(found.logits).cpu())
+                    logits = context.of(model.classifier).kept(
+                        "attack on all labels", partial(_harmed, model.classifier, attack), (joint_attack.__module__,),
+                        images=chosen.select(rows).content, aim=aim, budget=budget, seed=context.config.seed,
+                        first=int(rows[0]),
+                    )  # fmt: skip
+                    right.append(aim.right(logits.to(device)).cpu())
                     advance(len(images))
                 before = model.answers.right[_places(audited, chosen)]
                 joint[key] = _joint_row(context, chosen, budget, torch.cat(right), before)
     return replace(model, joint=joint)
+
+
+def _harmed(classifier: Classifier, attack: Callable[[], Harmed]) -> Tensor:
+    return sparing(classifier, attack).logits.cpu()
 
 
 def _places(audited: AuditSet, some: AuditSet) -> Tensor:

@@ -20,22 +20,23 @@ from audit.inversion.pivotal import editability
 from audit.metrics.edit import mean_absolute
 from audit.metrics.intervals import mean_interval
 from audit.metrics.transfer import fit_judge
+from audit.pipeline.answers import decisions
 from audit.pipeline.compare import Compared, compare
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained, Subject, equal_edits, explain_model, way_back
 from audit.pipeline.images import Images
+from audit.pipeline.looks import embed_with_bar
 from audit.pipeline.networks import Networks
 from audit.pipeline.pairing import Group
 from audit.pipeline.queries import Queries, Selection, choose_queries, invert_queries, null_edits, stable_groups
 from audit.pipeline.rank import Ranking, rank_models
-from audit.pipeline.reference import Reference, build_reference, embed_with_bar
+from audit.pipeline.reference import Reference, build_reference
 from audit.pipeline.score import Scored, score_model
 from audit.pipeline.transfer import (
     Panel,
     all_verdicts,
     checkpoint_judges,
     classifier_judge,
-    decisions,
     domain_judge,
     goals_of,
 )
@@ -154,7 +155,7 @@ def _left(subjects: Sequence[Subject], found: Meaningfulness) -> list[Subject]:
 
 def _choose_queries(context: Context, images: Images, subjects: Sequence[Subject], found: Meaningfulness) -> Steps:
     """Choose the query images, invert them, and keep those that their models decide as before."""
-    wanted, device = context.config.queries.n, context.device
+    wanted = context.config.queries.n
     with context.watch.stage("inversion"):
         predicted = {one.name: one.logits.argmax(1) for one in _left(subjects, found)}
         selection = choose_queries(context, images.audited, predicted)
@@ -167,7 +168,7 @@ def _choose_queries(context: Context, images: Images, subjects: Sequence[Subject
             inverted = found.pool.of(images.audited, selection.indices)
         same: dict[str, Tensor] = {}
         for one in _left(subjects, found):
-            decided = tried("inversion", partial(decisions, one.classifier, inverted.inversion.images, device))
+            decided = tried("inversion", partial(decisions, context, one.classifier, inverted.inversion.images))
             if isinstance(decided, Failure):
                 found = found.without(one.name, decided)
             else:
@@ -246,7 +247,7 @@ def _score(context: Context, images: Images, subjects: Sequence[Subject], found:
     assert found.queries is not None
     assert images.calibration is not None
     network = found.networks.embedding
-    embedded = embed_with_bar(network, images.calibration, context.device, "embedding calibration images")
+    embedded = embed_with_bar(context, network, images.calibration, "embedding calibration images")
     edits = equal_edits(list(found.explained.values()), context.config.metrics.min_images)
     reference = build_reference(context, found.networks, found.queries, images.calibration, embedded, edits)
     panel: Panel | None = None
@@ -280,20 +281,20 @@ def _panel(
 ) -> Panel:
     """What the judges of every model say: the other models, those of the configuration, one in the domain embedding."""
     assert images.calibration is not None
-    network, device, audited, known = reference.networks.embedding, context.device, images.audited, images.calibration
+    network, audited, known = reference.networks.embedding, images.audited, images.calibration
     domain = fit_judge(network.name, embedded, known.row_labels)
     judges = [
         classifier_judge(
-            one.classifier, one.clean.accuracy.value or 0.0, goals_of(context, one.calibrated.operating_point), device
+            context, one.classifier, one.clean.accuracy.value or 0.0, goals_of(context, one.calibrated.operating_point)
         )
         for one in (each.subject for each in explained)
     ]
     judges += checkpoint_judges(context, reference.networks.judges, audited, known)
-    real = embed_with_bar(network, audited, device, "embedding audited images")
+    real = embed_with_bar(context, network, audited, "embedding audited images")
     accuracy = float((domain.predict(real) == audited.row_labels).float().mean())
     usual = domain.confidences(embedded)
     goals = goals_of(context, operating_points(usual, known.row_labels, usual.argmax(1)))
-    judges.append(domain_judge(network, domain, accuracy, goals, device))
+    judges.append(domain_judge(context, network, domain, accuracy, goals))
     return Panel(tuple(judges), all_verdicts(context, explained, judges, reference.queries))
 
 
@@ -324,8 +325,17 @@ def _editability(context: Context, networks: Networks, inversion: Inversion) -> 
     """Mean over the images of `pivotal.editability`; None where no weights were tuned."""
     if not inversion.deltas:
         return None
-    parts, config = [], context.config
-    for rows in torch.arange(len(inversion.pivots)).split(config.inversion.batch_size):
-        deltas = inversion.deltas.select(rows)
-        parts.append(editability(networks.loaded.generator, inversion.pivots[rows], deltas, config.seed).cpu())
-    return float(torch.cat(parts).mean())
+    config, size = context.config, context.config.inversion.batch_size
+
+    def moved() -> Tensor:
+        parts = []
+        for rows in torch.arange(len(inversion.pivots)).split(size):
+            deltas = inversion.deltas.select(rows)
+            parts.append(editability(networks.loaded.generator, inversion.pivots[rows], deltas, config.seed).cpu())
+        return torch.cat(parts)
+
+    kept = context.stages.kept(
+        "editability", moved, (editability.__module__,), generator=networks.loaded.sha256, pivots=inversion.pivots,
+        images=inversion.images, settings=config.inversion.deltas, limits=[size, config.max_memory], seed=config.seed,
+    )  # fmt: skip
+    return float(kept.mean())

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from audit.config import QueryConfig
 from audit.data.audit_set import AuditSet
+from audit.embeddings.embedding import named
 from audit.errors import ConfigError
-from audit.inversion.cache import keep_in, keep_without_store
+from audit.inversion.cache import CODE, inverted, keep_without_store
 from audit.inversion.invert import Inversion, invert
 from audit.inversion.inverter import Inverter
 from audit.pipeline.context import Context
@@ -23,7 +24,6 @@ from audit.pipeline.pairing import LEAST, Group, balanced, pair_models
 from audit.results import Failure
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
-from audit.storage.cache import hash_code
 
 METHODS = ("nearest", "runner-up")
 SPARE = 12
@@ -183,22 +183,23 @@ def null_edits(context: Context, networks: Networks, queries: Queries) -> Tensor
 
 def _invert(context: Context, networks: Networks, images: Tensor) -> Inversion:
     config, perceptual = context.config, networks.perceptual
-    keep = (
-        keep_without_store()
-        if context.store is None
-        else keep_in(
-            context.store,
-            generator=networks.loaded.sha256,
-            encoder=networks.encoder_sha256,
-            embedding=[perceptual.name, perceptual.weights_sha256],
-            settings=config.inversion,
-            code=hash_code("audit.inversion"),
-            seed=config.seed,
-        )
-    )
     inverter = Inverter(networks.loaded.generator, config.inversion, config.seed, perceptual, networks.encoder)
     with stage_progress("inversion (images)", len(images)) as advance:
-        return invert(inverter, images, advance, keep)
+        if context.store is None:
+            return invert(inverter, images, advance, keep_without_store())
+        lots = context.stages.lots(
+            "inversion",
+            [{"image": image} for image in images],
+            CODE,
+            generator=networks.loaded.sha256,
+            encoder=networks.encoder_sha256,
+            embedding=named(perceptual),
+            # How many are inverted together is no part of an image's inversion; the encoder's weights are named above.
+            settings=config.inversion.model_dump(exclude={"batch_size", "max_memory", "encoder"}),
+            seed=config.seed,
+        )
+        advance(len(images) - len(lots.missing))
+        return inverted(lots, images, lambda some, keep: invert(inverter, some, advance, keep))
 
 
 @dataclass(frozen=True)

@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from audit.data.audit_set import AuditSet
-from audit.embeddings.embedding import Embedder, embed_all
+from audit.embeddings.embedding import Embedder
 from audit.errors import DataError
 from audit.metrics.edit import nearest_distance
 from audit.pipeline.context import Context
+from audit.pipeline.looks import embed_with_bar, embedded
 from audit.pipeline.networks import Networks
 from audit.pipeline.queries import Queries
 from audit.results import MAIN_REGION
-from audit.runtime.progress import stage_progress
 
 REAL_TARGETS = 1000
 """Most real images of a target class that distributions and nearest neighbours are taken from."""
@@ -75,38 +75,28 @@ class Reference:
         return self.queries.rows.class_names
 
 
-def embed_with_bar(network: Embedder, images: AuditSet, device: torch.device, stage: str) -> Tensor:
-    """Embed a whole set `[N, d]` behind a progress bar, a batch at a time."""
-    parts = []
-    with stage_progress(stage, len(images)) as advance:
-        for batch, _, _ in images.batches(256):
-            parts.append(embed_all(network, batch, 256, device))
-            advance(len(batch))
-    return torch.cat(parts)
-
-
 def build_reference(
     context: Context,
     networks: Networks,
     queries: Queries,
     calibration: AuditSet,
-    embedded: Tensor,
+    known: Tensor,
     edits: Mapping[int, int],
 ) -> Reference:
     """Put together what the counterfactuals of all models are compared with.
 
-    `edits` holds the target classes and how many edits of a model enter FID and MMD, `embedded` `[M, d]` the
+    `edits` holds the target classes and how many edits of a model enter FID and MMD, `known` `[M, d]` the
     calibration images in the domain embedding. Raises DataError if a target class has no calibration image.
     """
-    rows, inverted, device = queries.rows, queries.inversion.images, context.device
+    rows, inverted = queries.rows, queries.inversion.images
     names = [MAIN_REGION, *(r for r in rows.regions if r != MAIN_REGION)] if rows.regions else []
     return Reference(
         queries=queries,
         networks=networks,
-        embedded_inversions=embed_all(networks.embedding, inverted, 256, device),
-        canonical_inversions={n.name: embed_all(n, inverted, 32, device) for n in networks.canonical},
+        embedded_inversions=embedded(context, networks.embedding, inverted),
+        canonical_inversions={n.name: embedded(context, n, inverted, 32) for n in networks.canonical},
         regions={name: rows.region(name) for name in names},
-        real={t: _real_targets(context, networks.canonical, queries, calibration, embedded, t) for t in edits},
+        real={t: _real_targets(context, networks.canonical, queries, calibration, known, t) for t in edits},
         edits=edits,
     )
 
@@ -116,7 +106,7 @@ def _real_targets(
     canonical: Sequence[Embedder],
     queries: Queries,
     calibration: AuditSet,
-    embedded: Tensor,
+    known: Tensor,
     target: int,
 ) -> RealTargets:
     name = calibration.class_names[target]
@@ -131,5 +121,5 @@ def _real_targets(
     nearest = torch.full((len(queries.images),), torch.inf)
     for batch, _, _ in images.batches(256):
         nearest = torch.minimum(nearest, nearest_distance(queries.images, batch))
-    seen = {n.name: embed_with_bar(n, images, context.device, f"{n.name} of real '{name}'") for n in canonical}
-    return RealTargets(name, embedded[rows], seen, nearest)
+    seen = {n.name: embed_with_bar(context, n, images, f"{n.name} of real '{name}'") for n in canonical}
+    return RealTargets(name, known[rows], seen, nearest)

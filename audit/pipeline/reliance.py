@@ -64,10 +64,13 @@ def measure_reliance(
     with context.watch.stage(STAGE), stage_kept(STAGE, lost, [STAGE]):
         some = attacked_rows(images.audited, settings.n, context.config.seed)
         shown = Shown(some, context.config.robustness.batch_size, context.device, context.config.seed)
-        reacted = succeeded(reactions([model.classifier for model in asked], shown, interventions))
+        classifiers = [model.classifier for model in asked]
+        reacted = succeeded(reactions(classifiers, shown, interventions, list(map(context.of, classifiers))))
         regions: dict[str, list[Treated]] = {name: [] for name in reacted}
         for region in images.audited.regions:
-            for name, rows in succeeded(treated([model.classifier for model in asked], shown, region)).items():
+            classifiers = [model.classifier for model in asked]
+            stages = list(map(context.of, classifiers))
+            for name, rows in succeeded(treated(classifiers, shown, region, stages)).items():
                 regions[name] += rows
         groups = _groups(context, images.audited, settings, asked)
         for model in asked:

@@ -18,6 +18,7 @@ from audit.classifiers.slices import sparing
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
 from audit.metrics.intervals import bootstrap_mean, paired_difference
+from audit.pipeline.answers import answers_of
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images
 from audit.results import (
@@ -32,10 +33,9 @@ from audit.results import (
     Robust,
     TrustCheck,
 )
-from audit.robustness.accuracy import clean_of_logits, predict
+from audit.robustness.accuracy import clean_of_logits
 from audit.robustness.attacks.blind import without_gradient
 from audit.robustness.corruptions.run import corruption_accuracies
-from audit.robustness.ensemble import StageCache
 from audit.robustness.evaluate import Attacked, attacked_rows, measured_robustness
 from audit.robustness.examples import Fooled
 from audit.robustness.sanity.doubts import answer_notices
@@ -158,11 +158,10 @@ def _clean(context: Context, audited: AuditSet, classifier: Classifier, known: T
     `known` are its logits, where they have been computed.
     """
     model = Measured(classifier, nothing_measured(audited.class_names))
-    some = attacked_rows(audited, IMAGES, context.config.seed)
+    some, stages = attacked_rows(audited, IMAGES, context.config.seed), context.of(classifier)
 
     def answered(model: Measured) -> Measured:
-        size = context.config.robustness.batch_size
-        logits = predict(classifier, audited, size, context.device) if known is None else known
+        logits = answers_of(context, classifier, audited) if known is None else known
         right = logits.argmax(1) == audited.row_labels
         clean = clean_of_logits(logits, audited.row_labels, audited.class_names)
         wrong = [row_id for row_id, its in zip(audited.row_ids, right.tolist(), strict=True) if not its]
@@ -171,12 +170,18 @@ def _clean(context: Context, audited: AuditSet, classifier: Classifier, known: T
 
     def checked(model: Measured) -> Measured:
         found = one_class(model.predicted, audited.row_labels, audited.class_names)
-        depends = sparing(classifier, partial(batch_dependence, classifier, some.images().to(context.device)))
+        ask = partial(batch_dependence, classifier, some.images().to(context.device))
+        depends = stages.kept(
+            "batch dependence", partial(sparing, classifier, ask), (batch_dependence.__module__,), images=some.content
+        )
         return replace(model, checks=[depends, *([] if found is None else [found])])
 
     def seen(model: Measured) -> Measured:
-        images = some.images().to(context.device)
-        return replace(model, blind=sparing(classifier, partial(without_gradient, classifier, images)))
+        ask = partial(without_gradient, classifier, some.images().to(context.device))
+        blind = stages.kept(
+            "gradient", partial(sparing, classifier, ask), (without_gradient.__module__,), images=some.content
+        )
+        return replace(model, blind=blind)
 
     with context.watch.stage("clean accuracy"):
         for step in (answered, checked, *([seen] if classifier.differentiable else [])):
@@ -192,7 +197,11 @@ def _onlookers(context: Context, audited: AuditSet, models: Sequence[Measured]) 
         return {}
     able = {one.name: one.classifier for one in models if one.failed is None}
     n = len(attacked_rows(audited, settings.n, context.config.seed))
-    return {name: Onlookers({other: network for other, network in able.items() if other != name}, n) for name in able}
+    stages = {name: context.of(network) for name, network in able.items()}
+    return {
+        name: Onlookers({other: network for other, network in able.items() if other != name}, n, stages)
+        for name in able
+    }
 
 
 def _transferred(
@@ -236,8 +245,6 @@ def _attacked(
     context: Context, audited: AuditSet, model: Measured, lost: list[NotComputed], onlookers: Onlookers | None
 ) -> Measured:
     config, classifier, failed = context.config, model.classifier, None
-    known = {"source": classifier.source, "content": classifier.content}
-    cache = None if context.store is None or classifier.content is None else StageCache(context.store, known)
     # What comes after the attacks may fail, and their numbers stay.
     measured = [Attacked(model.robust, {})]
     attack = partial(
@@ -246,7 +253,7 @@ def _attacked(
         audited,
         config.robustness,
         config.seed,
-        cache,
+        context.of(classifier),
         keep=measured.append,
         witness=None if onlookers is None else onlookers.see,
     )
@@ -266,9 +273,10 @@ def _corrupted(context: Context, audited: AuditSet, models: Sequence[Measured]) 
     """Measure all models on the same corrupted images, each of which is made once."""
     settings = context.config.robustness
     assert settings.corruptions is not None
+    classifiers = [model.classifier for model in models if model.failed is None]
     found = corruption_accuracies(
-        [model.classifier for model in models if model.failed is None], audited, settings.corruptions,
-        context.config.seed, batch_size=settings.batch_size, device=context.device,
+        classifiers, audited, settings.corruptions, context.config.seed, batch_size=settings.batch_size,
+        device=context.device, stages=list(map(context.of, classifiers)),
     )  # fmt: skip
     results = iter(found)
     return [model if model.failed is not None else _with_corruptions(model, next(results)) for model in models]
@@ -283,7 +291,7 @@ def _with_corruptions(model: Measured, found: tuple[Corruptions, Tensor] | Excep
 
 
 def _shifted(context: Context, foreign: AuditSet, model: Measured) -> Measured:
-    logits = predict(model.classifier, foreign, context.config.robustness.batch_size, context.device)
+    logits = answers_of(context, model.classifier, foreign)
     clean = clean_of_logits(logits, foreign.row_labels, foreign.class_names)
     return replace(model, robust=model.robust.model_copy(update={"shift": clean}))
 
@@ -297,7 +305,10 @@ def _mapped(context: Context, audited: AuditSet, calibration: AuditSet, model: M
     evaluated = attacked_rows(audited, settings.n, seed)
     try:
         learn = partial(vulnerability, model.classifier, calibration, evaluated, settings, seed)
-        maps = sparing(model.classifier, learn)
+        maps = context.of(model.classifier).kept(
+            "vulnerability map", partial(sparing, model.classifier, learn), (vulnerability.__module__,),
+            training=calibration.content, images=evaluated.content, settings=settings, seed=seed,
+        )  # fmt: skip
     except MetricError as error:
         # A model that the attack hardly fools has no map; that is a result, and no reason to stop the audit.
         note = NotComputed(what="vulnerability map", why=str(error), paths=["robust.vulnerability"])

@@ -43,7 +43,7 @@ from audit.storage.output import Output, open_output
 def run_audit(
     config: AuditConfig | str | Path,
     out: str | Path | None = None,
-    cache: str | Path | None = None,
+    cache: str | Path | Store | None = None,
     *,
     effort: Effort | None = None,
     baseline: str | Path | None = None,
@@ -55,11 +55,12 @@ def run_audit(
     `config` is a configuration or the path of its TOML file; an `effort` comes before the file's. With `out`,
     `results.json`, the images and `report.html` are written into that folder, which may be new, empty or an earlier
     audit's: only files that an audit wrote are replaced, and only by the same configuration unless told to `overwrite`.
-    Without it nothing is written and the image paths in the results name no files. `cache` is a folder in which
-    inversions and counterfactuals are kept for later runs. `baseline` is an old checkpoint of the only classifier: it
-    is audited too, for a gate to compare with. With `allow_code`, classifiers that are programs (TorchScript,
-    torch.export) are run, which can do whatever you can. Raises AuditError (one sentence: what, where, how to mend)
-    for whatever the caller can mend; of these, `writing.ReportError` holds results that are stored.
+    Without it nothing is written and the image paths in the results name no files. `cache` is a folder, or a
+    store with a bound, that keeps the result of every stage: a run that was killed goes on where it was, and an audit
+    that shares work with an earlier one reads it. `baseline` is an old checkpoint of the only classifier: it is audited
+    too, for a gate to compare with. With `allow_code`, classifiers that are programs (TorchScript, torch.export) are
+    run, which can do whatever you can. Raises AuditError (one sentence: what, where, how to mend) for whatever the
+    caller can mend; of these, `writing.ReportError` holds results that are stored.
     """
     if isinstance(config, AuditConfig):
         base, file, settings = Path.cwd(), None, config
@@ -68,12 +69,14 @@ def run_audit(
     if baseline is not None:
         settings = with_baseline(settings, baseline)
     settings = allowing_code(settings) if allow_code else settings
-    kept = None if cache is None else Path(cache).expanduser()
-    inputs = inputs_of(settings, file, kept)
+    store = cache if isinstance(cache, Store) or cache is None else Store(Path(cache).expanduser())
+    inputs = inputs_of(settings, file, None if store is None else store.root)
     if out is not None and not overwrite:
         check_same_audit(Path(out).expanduser(), settings, base)
     with limited(settings.max_memory), open_output(Path(out), inputs) if out is not None else nullcontext() as output:
-        store = None if kept is None else _open_store(kept)
+        if store is not None:
+            _check_writable(store.root)
+            store.bound()
         return _run(Context(settings, base, choose_device(settings.device), store, Stopwatch()), output)
 
 
@@ -91,14 +94,13 @@ def estimate_audit(config: str | Path, effort: Effort | None = None) -> Estimate
         return estimate(context, images, load_models(context, images).classifiers, networks)
 
 
-def _open_store(root: Path) -> Store:
+def _check_writable(root: Path) -> None:
     try:
         root.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root):
             pass
     except OSError as error:
         raise ConfigError(f"Cache folder '{root}' cannot be written ({error.strerror}): name another one.") from None
-    return Store(root)
 
 
 def _run(context: Context, output: Output | None) -> AuditResult:
@@ -124,7 +126,7 @@ def _run(context: Context, output: Output | None) -> AuditResult:
             found = estimate(context, images, models.classifiers, networks)
         remark(f"Estimate: {found.sentence()}", ahead=sum(found.seconds.values()))
     with watch.stage("sanity"):
-        looks = first_looks(models.classifiers, config, images.audited, context.device)
+        looks = first_looks(context, models.classifiers, images.audited)
     calibrated: dict[str, Calibrated | Failure] = {}
     if networks is not None and images.calibration is not None:
         with watch.stage("calibration"):

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from audit.counterfactual.methods import ChosenMethod
 from audit.counterfactual.protocol import Counterfactuals
-from audit.embeddings.embedding import Named, embed_all, named
+from audit.embeddings.embedding import Named, named
 from audit.errors import MetricError
 from audit.metrics.axioms import effectiveness, reversibility, shared_flips
 from audit.metrics.components import (
@@ -26,11 +26,11 @@ from audit.metrics.intervals import bootstrap_mean, mean_interval, wilson_interv
 from audit.metrics.kernels import KERNELS
 from audit.metrics.labels import SideEffects
 from audit.metrics.localisation import localise, region_share
-from audit.metrics.perceptual import perceptual_all
 from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scores
 from audit.pipeline.context import Context
 from audit.pipeline.edit_parts import flips_by_part
 from audit.pipeline.explain import Explained, OtherLabels
+from audit.pipeline.looks import embedded, lpips, perceptual
 from audit.pipeline.rank import bootstrap_weights
 from audit.pipeline.reference import Reference
 from audit.results import (
@@ -64,7 +64,7 @@ class Scored:
 
 
 def _distributions(
-    context: Context, reference: Reference, explained: Explained, embedded: Tensor, valid: Tensor
+    context: Context, reference: Reference, explained: Explained, edits: Tensor, valid: Tensor
 ) -> tuple[dict[str, list[Distribution]], tuple[TargetKernels, ...], list[NotComputed], dict[str, str]]:
     """Rows of FID and MMD, the kernels behind realism, and what was refused on too few images, by target class."""
     found, targets, networks = explained.counterfactuals, explained.targets, reference.networks
@@ -75,7 +75,7 @@ def _distributions(
     settings = context.config.metrics
     fewest, kernel = settings.min_images, KERNELS[settings.realism_kernel]
     kinds: tuple[Measure, ...] = (("fid", "biased"), ("mmd", "biased"), ("mmd", "unbiased"))
-    canonical = {n.name: embed_all(n, found.images, 32, context.device) for n in networks.canonical}
+    canonical = {n.name: embedded(context, n, found.images, 32) for n in networks.canonical}
     away = ~explained.wrong  # the others are images of their target class as they are: there is no gap to close
     if not bool(away.any()):
         reasons["realism"] = OWN_CLASS
@@ -86,7 +86,7 @@ def _distributions(
         real = reference.real[target]
         fewer = rows[: reference.edits[target]]
         sets, equal = (
-            EmbeddedSets(real.name, embedded[some], reference.embedded_inversions[some], real.embedded)
+            EmbeddedSets(real.name, edits[some], reference.embedded_inversions[some], real.embedded)
             for some in (rows, fewer)
         )
 
@@ -120,17 +120,17 @@ def score_model(
     found, targets, networks = explained.counterfactuals, explained.targets, reference.networks
     inversions, operating_point = reference.inversions, explained.subject.calibrated.operating_point
     edit, l1 = edit_map(found.images, inversions), mean_absolute(found.images, inversions)
-    embedded = embed_all(networks.embedding, found.images, 256, context.device)
+    edits = embedded(context, networks.embedding, found.images)
     others = explained.subject.others
     effects = None if others is None else others.between(inversions, found.images)
     valid = found.flipped if effects is None else effects.valid(found.flipped)
-    tables, kernels, missing, reasons = _distributions(context, reference, explained, embedded, valid)
+    tables, kernels, missing, reasons = _distributions(context, reference, explained, edits, valid)
     nearest, ruined = torch.empty(len(targets)), torch.zeros(len(targets), dtype=torch.bool)
     for target in targets.unique().tolist():
         rows, real = targets == target, reference.real[target]
         nearest[rows] = real.nearest[rows]
         before = reference.embedded_inversions[rows]
-        ruined[rows] = ruins(l1[rows], nearest[rows], embedded[rows], before, real.embedded)
+        ruined[rows] = ruins(l1[rows], nearest[rows], edits[rows], before, real.embedded)
     seen = localise(visible(edit), reference.regions[MAIN_REGION]) if MAIN_REGION in reference.regions else None
     local = {region: localise(edit, mask) for region, mask in reference.regions.items()}
     if seen is None or not seen["area"].isfinite().any():
@@ -149,12 +149,12 @@ def score_model(
         reasons["transfer"] = OWN_CLASS
     else:
         transfer[away] = transfer_scores(judges, targets[away], valid[away])
-    distance = perceptual_all(networks.perceptual, found.images, inversions, 128, context.device)
-    lpips = None if networks.lpips is None else networks.lpips.distance_all(found.images, inversions)
+    distance = perceptual(context, networks.perceptual, found.images, inversions)
+    canonical = None if networks.lpips is None else lpips(context, networks.lpips, found.images, inversions)
     generator = context.rng("permutation")
 
     def parts(row: RegionShare) -> RegionShare:
-        alone, undone = flips_by_part(explained, inversions, reference.regions[row.region], context.device)
+        alone, undone = flips_by_part(context, explained, inversions, reference.regions[row.region])
         return row.model_copy(update={"alone": alone, "undone": undone})
 
     summary = CounterfactualSummary(
@@ -176,7 +176,7 @@ def score_model(
         confidence=mean_interval(found.confidence),
         l1=mean_interval(l1),
         changed_share=float(changed_share(found.images, inversions).mean()),
-        lpips=None if networks.lpips is None or lpips is None else _perceptual(lpips, networks.lpips),
+        lpips=None if networks.lpips is None or canonical is None else _perceptual(canonical, networks.lpips),
         perceptual=_perceptual(distance, networks.perceptual),
         regions=[
             parts(region_share(region, edit, mask, PERMUTATIONS, generator))

@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
-from audit.classifiers.mode import preserve_mode
 from audit.classifiers.slices import sparing
 from audit.counterfactual.iterates import operating_points
 from audit.data.audit_set import AuditSet
-from audit.embeddings.embedding import Embedder, embed_all
+from audit.embeddings.embedding import Embedder
 from audit.metrics.transfer import Confidences, EmbeddingJudge, Verdicts
+from audit.pipeline.answers import answers_of, confidences_of, decisions
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained
+from audit.pipeline.looks import embedded
 from audit.pipeline.queries import Queries
-from audit.robustness.accuracy import predict
 from audit.robustness.attacks.pgd import pgd_attack
 from audit.runtime.progress import stage_progress
 
@@ -79,28 +79,15 @@ def _of(confidences: Tensor, targets: Tensor) -> Tensor:
     return confidences.gather(1, targets[:, None])[:, 0]
 
 
-@torch.no_grad()
-def confidences_of(classifier: Classifier, images: Tensor, device: torch.device) -> Tensor:
-    """Probabilities `[N, K]` of float64 that a classifier gives to `images` `[N, C, H, W]`, in batches."""
-    with preserve_mode(classifier):
-        parts = [sparing(classifier, partial(classifier, part.to(device))) for part in images.split(128)]
-        return torch.cat([logits.cpu().double().softmax(1) for logits in parts])
-
-
-def decisions(classifier: Classifier, images: Tensor, device: torch.device) -> Tensor:
-    """Labels `[N]` that a classifier gives to `images` `[N, C, H, W]`, in batches."""
-    return confidences_of(classifier, images, device).argmax(1)
-
-
 def goals_of(context: Context, points: Tensor) -> Tensor:
     """Return a judge's operating points `[K]` as they are asked of a model, and the most of it where there is none."""
     cap = context.config.counterfactual.operating_point_cap
     return points.clamp(max=cap).nan_to_num(cap)
 
 
-def classifier_judge(classifier: Classifier, accuracy: float, goals: Tensor, device: torch.device) -> Judge:
+def classifier_judge(context: Context, classifier: Classifier, accuracy: float, goals: Tensor) -> Judge:
     """Wrap an audited classifier as a judge."""
-    return Judge(classifier.name, accuracy, lambda images: confidences_of(classifier, images, device), goals)
+    return Judge(classifier.name, accuracy, partial(confidences_of, context, classifier), goals)
 
 
 def checkpoint_judges(
@@ -108,23 +95,20 @@ def checkpoint_judges(
 ) -> list[Judge]:
     """Wrap the classifiers of `judge_checkpoints`, with their accuracy on the `audited` images."""
     copied = {one.name: one.copy_of for one in context.config.judge_checkpoints}
-    batch = context.config.robustness.batch_size
     judges = []
     for one in classifiers:
-        logits = predict(one, audited, batch, context.device)
+        logits = answers_of(context, one, audited)
         accuracy = float((logits.argmax(1) == audited.row_labels).float().mean())
-        usual = predict(one, calibration, batch, context.device).double().softmax(1)
+        usual = answers_of(context, one, calibration).double().softmax(1)
         points = operating_points(usual, calibration.row_labels, usual.argmax(1))
-        judge = classifier_judge(one, accuracy, goals_of(context, points), context.device)
+        judge = classifier_judge(context, one, accuracy, goals_of(context, points))
         judges.append(replace(judge, weights_sha256=one.weights_sha256, copy_of=copied[one.name]))
     return judges
 
 
-def domain_judge(
-    network: Embedder, judge: EmbeddingJudge, accuracy: float, goals: Tensor, device: torch.device
-) -> Judge:
+def domain_judge(context: Context, network: Embedder, judge: EmbeddingJudge, accuracy: float, goals: Tensor) -> Judge:
     """Wrap the predictor in the domain embedding."""
-    return Judge(judge.name, accuracy, lambda made: judge.confidences(embed_all(network, made, 256, device)), goals)
+    return Judge(judge.name, accuracy, lambda made: judge.confidences(embedded(context, network, made)), goals)
 
 
 def adversarial_examples(context: Context, classifier: Classifier, queries: Queries) -> Tensor:
@@ -141,7 +125,10 @@ def adversarial_examples(context: Context, classifier: Classifier, queries: Quer
             ]
         )
 
-    return sparing(classifier, attack)
+    return context.of(classifier).kept(
+        "adversarial examples for the judges", partial(sparing, classifier, attack), (pgd_attack.__module__,),
+        images=queries.images, labels=queries.labels, eps=JUDGE_EPS, steps=JUDGE_STEPS, seed=context.config.seed,
+    )  # fmt: skip
 
 
 def all_verdicts(
@@ -158,7 +145,7 @@ def all_verdicts(
             adversarial.append(adversarial_examples(context, one.subject.classifier, one.queries))
             advance()
     works = [
-        decisions(one.subject.classifier, images, context.device) == one.targets
+        decisions(context, one.subject.classifier, images) == one.targets
         for one, images in zip(explained, adversarial, strict=True)
     ]
     verdicts: dict[str, list[Verdicts]] = {one.subject.name: [] for one in explained}

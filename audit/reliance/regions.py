@@ -7,6 +7,7 @@ class.
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from torch.nn.functional import avg_pool2d, interpolate, pad
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import check_images
 from audit.metrics.intervals import bootstrap_mean, wilson_interval
-from audit.reliance.run import Panel, Shown
+from audit.reliance.run import Keeper, Panel, Shown
 from audit.results import Interval, Treated
 from audit.robustness.corruptions.filters import gaussian_blur
 from audit.runtime.progress import stage_progress
@@ -68,7 +69,9 @@ TREATMENTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 PARTS = ("region", "rest")
 
 
-def treated(classifiers: Sequence[nn.Module], shown: Shown, region: str) -> list[list[Treated] | Exception]:
+def treated(
+    classifiers: Sequence[nn.Module], shown: Shown, region: str, stages: Sequence[Keeper] = ()
+) -> list[list[Treated] | Exception]:
     """Return what becomes of each classifier's answers when `region`, or all but it, is taken away.
 
     Images whose region is empty or all of them are left out; where none is left the lists are empty.
@@ -76,7 +79,7 @@ def treated(classifiers: Sequence[nn.Module], shown: Shown, region: str) -> list
     masks = shown.dataset.region(region)
     usable = (masks.flatten(1).any(1) & ~masks.flatten(1).all(1)).nonzero()[:, 0]
     dataset = shown.dataset.select(usable)
-    panel = Panel(classifiers)
+    panel = Panel(classifiers, stages)
     if len(dataset) == 0:
         return [[] for _ in classifiers]
     donors = _donors(dataset, shown)
@@ -84,12 +87,21 @@ def treated(classifiers: Sequence[nn.Module], shown: Shown, region: str) -> list
     found: dict[int, list[list[Tensor]]] = {i: [[] for _ in range(len(cells) + 1)] for i in panel.standing}
     with stage_progress(f"reliance on {region}", len(dataset)) as advance:
         for images, _, rows in dataset.batches(shown.batch_size):
-            images, ids = images.to(shown.device), dataset.select(rows).row_ids
+            images = images.to(shown.device)
             check_images(images, f"images of {dataset.source}")
             where, others = masks[usable[rows]].to(shown.device), donors.images(rows).to(shown.device)
-            changed = [TREATMENTS[name](images, where if part == "region" else ~where, others) for part, name in cells]
-            for place, given in enumerate((images, *changed)):
-                for i, answers in panel.answers(given.clamp(0, 1), ids).items():
+
+            def change(
+                cell: tuple[str, str] | None, images: Tensor = images, where: Tensor = where, others: Tensor = others
+            ) -> Tensor:
+                if cell is None:
+                    return images.clamp(0, 1)
+                part, name = cell
+                return TREATMENTS[name](images, where if part == "region" else ~where, others).clamp(0, 1)
+
+            for place, cell in enumerate((None, *cells)):
+                made = {} if cell is None else {"cell": cell, "where": where, "others": others}
+                for i, answers in panel.answers(partial(change, cell), dataset.select(rows), made).items():
                     found[i][place].append(answers)
             advance(len(images))
     told: list[list[Treated] | Exception] = []

@@ -4,10 +4,10 @@ Every changed image is made once for all models. What is kept of the passes are 
 a time, so that memory is bounded by the batch and not by the number of interventions.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from typing import NamedTuple
+from functools import cache, partial
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,16 @@ from audit.results import Intervention as InterventionRow
 from audit.robustness.attacks.checks import checked_logits
 from audit.runtime.progress import Advance, stage_progress
 from audit.runtime.seeds import stage_generator
+
+T = TypeVar("T")
+
+
+class Keeper(Protocol):
+    """What keeps a model's answers (`audit.storage.stages.Stages`)."""
+
+    def kept(self, stage: str, compute: Callable[[], T], code: Sequence[str], **inputs: Any) -> T:
+        """Return what `compute` does, from where it is kept for these `inputs`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,27 +50,50 @@ class Panel:
     """The models that are asked, by position; one that fails is in `failed` and is asked no more."""
 
     classifiers: Sequence[nn.Module]
+    stages: Sequence[Keeper] = ()
     failed: dict[int, Exception] = field(default_factory=dict)
 
     @property
     def standing(self) -> list[int]:
         return [i for i in range(len(self.classifiers)) if i not in self.failed]
 
-    def answers(self, images: Tensor, ids: Sequence[str]) -> dict[int, Tensor]:
-        """Return the probabilities `[N, K]` that every model gives to images, on the CPU; errors name them by `ids`."""
-        found = {}
-        for i in self.standing:
-            classifier = self.classifiers[i]
+    def answers(
+        self, images: Callable[[], Tensor], rows: AuditSet, made: Mapping[str, object] | None
+    ) -> dict[int, Tensor]:
+        """Return the probabilities `[N, K]` that every model gives to images that are made of `rows`, on the CPU.
+
+        The images are made for the first model whose answer is not kept. `made` says how; None: nothing stands for the
+        code that makes them, and no answer is kept.
+        """
+        shown, ids = cache(images), rows.row_ids
+
+        def answered(classifier: nn.Module) -> Tensor:
+            changed = shown()
             try:
                 with preserve_mode(classifier), torch.no_grad():
-                    logits = sparing(classifier, partial(checked_logits, classifier, images, ids))
-            except Exception as error:  # noqa: BLE001 - a network may raise anything
-                self.failed[i] = error
-            else:
-                found[i] = logits.softmax(dim=1).cpu()
+                    logits = sparing(classifier, partial(checked_logits, classifier, changed, ids))
+            except Exception as error:
+                raise _Refused from error  # a network may raise anything
+            return logits.softmax(dim=1).cpu()
+
+        found = {}
+        for i in self.standing:
+            ask = partial(answered, self.classifiers[i])
+            try:
+                if made is None or not self.stages:
+                    found[i] = ask()
+                else:
+                    found[i] = self.stages[i].kept("reliance", ask, CODE, images=rows.content, made=made)
+            except _Refused as refused:
+                self.failed[i] = refused.__cause__  # type: ignore[assignment]
         return found
 
 
+class _Refused(Exception):
+    """A model failed on images that were shown to it; the cause says how."""
+
+
+CODE = ("audit.reliance",)
 EXAMPLES = 3
 """Interventions, those that hit a model most, of which an image is shown."""
 UNCHANGED = Intervention("token", {"": lambda images, strength: images}, (0.0,), "")
@@ -86,20 +119,24 @@ class Reacted:
 
 
 def reactions(
-    classifiers: Sequence[nn.Module], shown: Shown, interventions: Mapping[str, Intervention]
+    classifiers: Sequence[nn.Module],
+    shown: Shown,
+    interventions: Mapping[str, Intervention],
+    stages: Sequence[Keeper] = (),
 ) -> list[Reacted | Exception]:
     """Return what every intervention does to each classifier's decisions.
 
-    A classifier that fails is an error in its place; the others are measured all the same.
+    A classifier that fails is an error in its place; the others are measured all the same. Answers are kept in the
+    `stages` of each.
     """
-    panel = Panel(classifiers)
+    panel = Panel(classifiers, stages)
     rows: list[list[InterventionRow]] = [[] for _ in classifiers]
     most: dict[tuple[int, str], _Flip] = {}
     passes = 1 + sum(len(one.variants) * len(one.strengths) for one in interventions.values())
     with stage_progress("reliance", len(shown.dataset) * passes) as advance:
-        before = {i: found[0, 0] for i, found in _passes(panel, shown, UNCHANGED, advance).items()}
+        before = {i: found[0, 0] for i, found in _passes(panel, shown, ("", UNCHANGED), advance).items()}
         for name, intervention in interventions.items():
-            for i, after in _passes(panel, shown, intervention, advance).items():
+            for i, after in _passes(panel, shown, (name, intervention), advance).items():
                 row = _row(name, intervention, before[i], after, shown)
                 rows[i].append(row)
                 place = list(intervention.variants).index(row.worst.variant)
@@ -158,16 +195,20 @@ def _examples(
     return found
 
 
-def _passes(panel: Panel, shown: Shown, intervention: Intervention, advance: Advance) -> dict[int, Tensor]:
+def _passes(panel: Panel, shown: Shown, named: tuple[str, Intervention], advance: Advance) -> dict[int, Tensor]:
     """Return the probabilities `[variants, strengths, N, K]` of every model that has not failed."""
-    cells = [(change, strength) for change in intervention.variants.values() for strength in intervention.strengths]
+    name, intervention = named
+    cells = [(variant, strength) for variant in intervention.variants for strength in intervention.strengths]
+    ours = not name or INTERVENTIONS.origin(name) is None
     found: dict[int, list[list[Tensor]]] = {i: [[] for _ in cells] for i in panel.standing}
     for images, _, indices in shown.dataset.batches(shown.batch_size):
         images = images.to(shown.device)
         check_images(images, f"images of {shown.dataset.source}")
-        ids = shown.dataset.select(indices).row_ids
-        for place, (change, strength) in enumerate(cells):
-            for i, answers in panel.answers(intervene(images, change, strength), ids).items():
+        rows = shown.dataset.select(indices)
+        for place, (variant, strength) in enumerate(cells):
+            change = partial(intervene, images, intervention.variants[variant], strength)
+            made = {"intervention": name, "variant": variant, "strength": strength} if ours else None
+            for i, answers in panel.answers(change, rows, made).items():
                 found[i][place].append(answers)
             advance(len(images))
     shape = len(intervention.variants), len(intervention.strengths)

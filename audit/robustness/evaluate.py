@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -50,12 +51,15 @@ from audit.robustness.attacks.registry import (
 )
 from audit.robustness.attacks.sight import Sight
 from audit.robustness.distance import median_distance, minimal_distances
-from audit.robustness.ensemble import Cascade, StageCache, run_cascade
+from audit.robustness.ensemble import Cascade, run_cascade
 from audit.robustness.examples import EXAMPLES, Fooled, first_fooled, most_fragile, still_fooled
 from audit.robustness.trust.verdict import Evidence, check_trust
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
+from audit.storage.stages import Stages
 
+CODE = (__name__,)
+"""What the results kept here depend on: this module and all that it imports."""
 BEFORE, SMALLER = 0, 1
 """Places of 'before' and 'smaller' in the outcomes of an image; behind them stand the attacks. -1: it stands."""
 
@@ -97,6 +101,11 @@ class _Met:
         """Return what stands before the first attack: nothing has fallen."""
         stands = torch.ones(len(images), dtype=torch.bool, device=images.device)
         return cls(stands, torch.full_like(labels, -1), images, labels, Sight.of(len(images), images.device))
+
+    def to(self, device: torch.device) -> "_Met":
+        """Return the same on `device`."""
+        moved = {name: getattr(self, name).to(device) for name in ("standing", "fell", "images", "answers")}
+        return replace(self, **moved, sight=Sight(self.sight.taken.to(device), self.sight.useful.to(device)))
 
     def after(self, earlier: "_Met") -> "_Met":
         """Return what has become of the batch by now: what fell `earlier`, and was not attacked again, is as it was."""
@@ -158,6 +167,9 @@ class Ball:
         return f"{attack_path(self.attack, self.norm)}.{self.radius}"
 
 
+T = TypeVar("T")
+NOWHERE = Stages()
+"""Nothing is kept."""
 Witness = Callable[[Ball, Tensor, Tensor], None]
 """Is shown a batch as the attack of a ball left it: the places in the attacked order, and the images."""
 
@@ -186,14 +198,14 @@ class _Task:
     classifier: nn.Module
     config: RobustnessConfig
     seed: int
-    cache: StageCache | None = None
+    stages: Stages = field(default_factory=Stages)
 
     @cached_property
     def others(self) -> dict[str, ChosenAttack]:
         return {chosen.name: chosen for chosen in others_of(self.config)}
 
     @cached_property
-    def stages(self) -> list[ChosenAttack]:
+    def cascaded(self) -> list[ChosenAttack]:
         return stages_of(self.config)
 
     @cached_property
@@ -204,7 +216,7 @@ class _Task:
     def made_of(self, attack: str) -> list[ChosenAttack]:
         """Return the attacks that `attack` is made of: one, or the stages of the ensemble."""
         if attack == ENSEMBLE:
-            return self.stages
+            return self.cascaded
         return [choose(PGD, self.config) if attack == PGD else self.others[attack]]
 
     def curves(self) -> list[list[Ball]]:
@@ -233,8 +245,19 @@ class _Task:
             attacks=self.made_of(attack),
             seed_stage=stream(attack, norm, eps, batch.first),
             seed=self.seed,
-            cache=self.cache,
         )
+
+    def kept(self, attack: str, compute: Callable[[], T], rows: AuditSet, **inputs: object) -> T:
+        """Return what `compute` makes of one batch, `rows` of the attacked order, by `attack`; kept where it is ours.
+
+        The source of an attack of another package is in no key: it is always made.
+        """
+        made_of = self.made_of(attack)
+        if any(one.source is not None for one in made_of):
+            return compute()
+        options = {one.name: dict(one.options) for one in made_of}
+        settings = {"attack": attack, "options": options, "seed": self.seed}
+        return self.stages.kept("attack", compute, CODE, images=rows.content, **settings, **inputs)
 
 
 @dataclass(frozen=True)
@@ -244,6 +267,23 @@ class _Batch:
     images: Tensor
     labels: Tensor
     first: int
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What is kept of one attack on one batch: what it met, and the first images that it fooled, by their rows."""
+
+    met: _Met
+    fooled: list[Fooled]
+
+
+def _done(task: _Task, batch: _Batch, earlier: _Met, ball: Ball, *, whole: bool) -> _Done:
+    """Attack what stands of one batch; all attacked images are kept where the `whole` batch is wanted."""
+    before = earlier if whole else replace(earlier, images=batch.images)
+    met = sparing(task.classifier, partial(_attack, task, batch, earlier.standing, ball)).after(before)
+    rows = torch.arange(batch.first, batch.first + len(batch.images))
+    fooled = first_fooled(batch.images, met.images, earlier.standing & ~met.standing, rows, ball.metric)
+    return _Done(met if whole else replace(met, images=met.images[:0]), fooled)
 
 
 def _pgd(task: _Task, batch: _Batch, active: Tensor, ball: Ball) -> _Met:
@@ -360,7 +400,7 @@ def robust_accuracy(
     dataset: AuditSet,
     config: RobustnessConfig,
     seed: int,
-    cache: StageCache | None = None,
+    stages: Stages = NOWHERE,
     *,
     stage: str = "attacks",
     witness: Witness | None = None,
@@ -369,12 +409,12 @@ def robust_accuracy(
 
     Images and random starts depend on `seed`, radius and `config.batch_size` only, so models are compared on equal
     terms; `stage` labels the progress bar, and `witness` is shown the images that the attack of `shown_attack` leaves.
-    With `cache` the stages of an ensemble that were finished in a killed run are read back. An attack of another
-    package that fails is left out, and said to be. No trust check is made: that is `measured_robustness`. Raises
+    What was done to a batch is kept in `stages`, those of the classifier. An attack of another package that fails is
+    left out, and said to be. No trust check is made: that is `measured_robustness`. Raises
     MetricError if `dataset` is empty, and ConfigError as `check_attacks` does.
     """
     config, left_out = (config, []) if is_differentiable(classifier) else by_answers(config)
-    task = _Task(classifier, config, seed, cache)
+    task = _Task(classifier, config, seed, stages)
     chosen = attacked_rows(dataset, config.n, seed)
     device = device_of(classifier)
     curves = task.curves()
@@ -390,16 +430,22 @@ def robust_accuracy(
             for curve in curves:
                 earlier = _Met.none(batch.images, batch.labels)
                 for ball in curve:
-                    active = earlier.standing
+                    watched = witness is not None and ball.attack == seen
+                    work = partial(_done, task, batch, earlier, ball, whole=watched)
+                    known = [earlier.standing, earlier.fell, earlier.answers]
                     try:
-                        met = sparing(classifier, partial(_attack, task, batch, active, ball)).after(earlier)
+                        done = task.kept(
+                            ball.attack, work, chosen.select(rows), ball=ball, eps=ball.eps, whole=watched,
+                            first=batch.first, earlier=known, outcomes=task.outcomes,
+                        )  # fmt: skip
                     except AttackFault as fault:
                         faults[ball.attack] = str(fault)
                         break
+                    met = done.met.to(device)
                     tallies[ball].enter(rows, met, earlier)
                     if ball.attack == first and ball.norm == balls[0].norm and len(examples) < EXAMPLES:
-                        found += first_fooled(batch.images, met.images, active & ~met.standing, rows, ball.metric)
-                    if witness is not None and ball.attack == seen:
+                        found += done.fooled
+                    if witness is not None and watched:
                         witness(ball, rows, met.images)
                     earlier = met
                     advance(len(images))
@@ -418,8 +464,16 @@ def robust_accuracy(
                 break
     measured.missing.extend(_missing(attack, why) for attack, why in faults.items())
     shown = [one for one in examples if one.metric in measured.standing]
-    measured.examples.extend(still_fooled(classifier, shown, chosen, device))
+    measured.examples.extend(_still_fooled(task, shown, chosen))
     return measured
+
+
+def _still_fooled(task: _Task, shown: list[Fooled], chosen: AuditSet) -> list[Fooled]:
+    """Return those of `shown` that the classifier still gets wrong, as `still_fooled` does."""
+    classifier = task.classifier
+    ask = partial(still_fooled, classifier, shown, chosen, device_of(classifier))
+    of = chosen.select([one.row for one in shown]).content
+    return task.stages.kept("attacked examples", ask, CODE, shown=shown, images=of) if shown else []
 
 
 def _enter(task: _Task, measured: Attacked, ball: Ball, tally: _Tally, chosen: AuditSet) -> None:
@@ -443,14 +497,21 @@ def _enter_minimal(task: _Task, measured: Attacked, attack: ChosenAttack, norm: 
     largest = 1.0 if norm == "Linf" else math.sqrt(math.prod(chosen.image_shape))
     device = device_of(task.classifier)
     found, tally = torch.empty(len(chosen)), _Tally.of(len(chosen))
+
+    def reached(batch: _Batch) -> tuple[Tensor, Tensor, Tensor, bool]:
+        """Return distances, which images were never seen, answers, and whether any gradient was taken."""
+        met = sparing(task.classifier, partial(task.cascade, batch, attack.name, norm, largest))
+        far = torch.where(met.standing, torch.inf, distance(met.images, batch.images, norm))
+        answers = _answers(task.classifier, met, batch.labels)
+        return far.cpu(), met.sight.blind.cpu(), answers.cpu(), bool(met.sight.taken.any())
+
     with stage_progress(f"{attack.name} on {name_of(task.classifier)}", len(chosen)) as advance:
         for images, labels, rows in chosen.batches(task.config.batch_size):
             batch = _Batch(images.to(device), labels.to(device), int(rows[0]))
-            met = sparing(task.classifier, partial(task.cascade, batch, attack.name, norm, largest))
-            reached = torch.where(met.standing, torch.inf, distance(met.images, batch.images, norm))
-            found[rows], tally.blind[rows] = reached.cpu(), met.sight.blind.cpu()
-            tally.answers[rows] = _answers(task.classifier, met, batch.labels).cpu()
-            tally.seen |= bool(met.sight.taken.any())
+            found[rows], tally.blind[rows], tally.answers[rows], seen = task.kept(
+                attack.name, partial(reached, batch), chosen.select(rows), norm=norm, largest=largest, first=batch.first
+            )
+            tally.seen |= seen
             advance(len(images))
     place, smaller = task.outcomes.index(attack.name), 0.0
     for radius in sorted(radii_of(task.config).get(norm, ()), key=eps_value):
@@ -474,7 +535,7 @@ def measured_robustness(
     dataset: AuditSet,
     config: RobustnessConfig,
     seed: int,
-    cache: StageCache | None = None,
+    stages: Stages = NOWHERE,
     *,
     keep: Callable[[Attacked], None] = lambda _: None,
     witness: Witness | None = None,
@@ -486,7 +547,7 @@ def measured_robustness(
     attacks are done; distances and checks are added to it. Raises as `robust_accuracy` does.
     """
     stage = f"attacks on {name_of(classifier)}"
-    measured = robust_accuracy(classifier, dataset, config, seed, cache, stage=stage, witness=witness)
+    measured = robust_accuracy(classifier, dataset, config, seed, stages, stage=stage, witness=witness)
     keep(measured)
     robust = measured.robust
     chosen = attacked_rows(dataset, config.n, seed)
@@ -495,11 +556,11 @@ def measured_robustness(
         measured.missing.extend(_not_computed_for_a_black_box(config))
         config = config.model_copy(update={"trust": None, "distance": None})
     for norm in () if config.distance is None else config.distance.norms:
-        row, account, fragile = _distances(classifier, chosen, config, norm, seed)
+        row, account, fragile = _distances(_Task(classifier, config, seed, stages), chosen, norm)
         robust.distances.append(row)
         measured.examples.extend(fragile)
         evidence.accounts[row.path] = account
-    check_trust(classifier, chosen, config, seed, evidence)
+    check_trust(classifier, chosen, config, seed, evidence, stages)
     return measured
 
 
@@ -542,43 +603,46 @@ def _distance_account(kind: str, where: str, found: Tensor, blind: Tensor) -> Ac
     return Account(kind, where, int((blind & (found > 0)).sum()), int((found > 0).sum()))
 
 
-def _distances(
-    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, norm: Norm, seed: int
-) -> tuple[MinimalDistance, Account, list[Fooled]]:
+def _distances(task: _Task, chosen: AuditSet, norm: Norm) -> tuple[MinimalDistance, Account, list[Fooled]]:
     """Search the nearest adversarial images; returns their distances, what the search saw, and the most fragile."""
+    classifier, config = task.classifier, task.config
     settings = config.distance
     assert settings is not None
     rows = chosen.select(range(min(settings.n, len(chosen))))
     largest = eps_value(settings.largest_linf) if norm == "Linf" else settings.largest_l2
-    device = device_of(classifier)
+    bisections, steps, device = settings.bisections, config.steps, device_of(classifier)
     found, blind = torch.empty(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
     fragile: list[Fooled] = []
+
+    def measure(images: Tensor, labels: Tensor, at: Tensor) -> tuple[Tensor, Tensor, list[Fooled]]:
+        """Return distances, which images were never seen, and those that the smallest perturbations fool."""
+        sight = Sight.of(len(images), device)
+        distances, nearest = minimal_distances(
+            classifier,
+            images.to(device),
+            labels.to(device),
+            norm=norm,
+            largest=largest,
+            bisections=bisections,
+            steps=steps,
+            generator=stage_generator(task.seed, f"robustness/distance/{norm}/{int(at[0])}"),
+            sight=sight,
+        )
+        far = distances.cpu()
+        return far, sight.blind.cpu(), _reached(images, nearest.cpu(), far, at, f"robust.distances.{norm}")
+
     with stage_progress(f"minimal distances of {name_of(classifier)}", len(rows)) as advance:
         for images, labels, at in rows.batches(config.batch_size):
-
-            def measure(
-                images: Tensor = images, labels: Tensor = labels, first: int = int(at[0])
-            ) -> tuple[Tensor, Tensor, Tensor]:
-                sight = Sight.of(len(images), device)
-                distances, nearest = minimal_distances(
-                    classifier,
-                    images.to(device),
-                    labels.to(device),
-                    norm=norm,
-                    largest=largest,
-                    bisections=settings.bisections,
-                    steps=config.steps,
-                    generator=stage_generator(seed, f"robustness/distance/{norm}/{first}"),
-                    sight=sight,
-                )
-                return distances.cpu(), sight.blind.cpu(), nearest.cpu()
-
-            found[at], blind[at], nearest = sparing(classifier, measure)
-            fragile = most_fragile([*fragile, *_reached(images, nearest, found[at], at, f"robust.distances.{norm}")])
+            work = partial(sparing, classifier, partial(measure, images, labels, at))
+            found[at], blind[at], few = task.stages.kept(
+                "minimal distances", work, CODE, images=rows.select(at).content, norm=norm, largest=largest,
+                bisections=bisections, steps=steps, seed=task.seed, first=int(at[0]),
+            )  # fmt: skip
+            fragile = most_fragile([*fragile, *few])
             advance(len(images))
     where = f"The search for minimal distances in {_said(norm)}"
     row, account = _distance_row(rows, found, norm, largest), _distance_account("distance", where, found, blind)
-    return row, account, still_fooled(classifier, fragile, rows, device)
+    return row, account, _still_fooled(task, fragile, rows)
 
 
 def _reached(images: Tensor, nearest: Tensor, distances: Tensor, rows: Tensor, metric: str) -> list[Fooled]:

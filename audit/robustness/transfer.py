@@ -22,17 +22,20 @@ from audit.robustness.accuracy import class_scores, standing_recall
 from audit.robustness.attacks.checks import checked_logits
 from audit.robustness.evaluate import Ball
 from audit.runtime.faults import tried
+from audit.storage.stages import Stages
 
 
 @dataclass(frozen=True)
 class Onlookers:
     """The models that see the attacked images of another one; `n` images are attacked.
 
-    `answers` int64 `[n]` are their decisions, by model and ball; one that fails is in `failed` and is asked no more.
+    `answers` int64 `[n]` are their decisions, by model and ball, kept in their `stages`; one that fails is in `failed`
+    and is asked no more.
     """
 
     models: Mapping[str, nn.Module]
     n: int
+    stages: Mapping[str, Stages] = field(default_factory=dict)
     answers: dict[tuple[str, Ball], Tensor] = field(default_factory=dict)
     failed: dict[str, Failure] = field(default_factory=dict)
 
@@ -41,7 +44,8 @@ class Onlookers:
         for name, model in self.models.items():
             if name in self.failed:
                 continue
-            found = tried("transfer", partial(sparing, model, partial(_answers, model, images)))
+            ask, stages = partial(sparing, model, partial(_answers, model, images)), self.stages.get(name, Stages())
+            found = tried("transfer", partial(stages.kept, "transfer", ask, (__name__,), images=images))
             if isinstance(found, Failure):
                 self.failed[name] = found
             else:

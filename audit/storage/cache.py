@@ -1,75 +1,204 @@
-"""The cache of stages on disk: an entry is found by a hash of everything it was computed from.
+"""The store: results of stages in a folder, found by a hash of all they were computed from, shared between audits.
 
-A key is the SHA-256 of a stage's name, the package version and every input in canonical JSON, in which the hash of its
-bytes stands for a tensor. An entry is one safetensors file with its own checksum, moved into place when complete: a
-damaged entry counts as absent.
+An entry is one safetensors file, moved into its place when it is complete. Its header holds the SHA-256 of the whole
+file, with zeros in the place of that hash, and every byte is compared with it before anything is read. A damaged entry
+is set aside and counts as absent. No lock is held at any time: two audits that compute the same at once write the same.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import numpy as np
 import safetensors
-import torch
-from pydantic import BaseModel
 from safetensors.torch import save_file
 from torch import Tensor
 
+from audit.storage.codec import Entry
 from audit.storage.files import atomic_path
 from audit.storage.version import package_version
 
-
-def hash_tensor(tensor: Tensor) -> str:
-    """SHA-256 of a tensor's type, shape and values, hexadecimal; the same on every device and for every stride."""
-    values = tensor.detach().cpu().contiguous()
-    digest = hashlib.sha256(f"{values.dtype}{tuple(values.shape)}".encode())
-    digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
-
-
-@cache
-def hash_code(*packages: str) -> str:
-    """SHA-256 of all source files of `packages`: it stands for their code and for every constant written in it."""
-    digest = hashlib.sha256()
-    for package in packages:
-        folder = Path(str(files(package)))
-        for file in sorted(folder.rglob("*.py")):
-            source = file.read_bytes()
-            digest.update(f"{package}/{file.relative_to(folder).as_posix()}:{len(source)}\n".encode() + source)
-    return digest.hexdigest()
+SUFFIX = ".safetensors"
+DAMAGED = "damaged"
+"""Folder of entries that were set aside."""
+_SEAL = '"sha256":"{}"'
+_UNSEALED = "0" * 64
+_LARGEST_HEADER = 100 * 10**6
+_CHUNK = 2**20
+_SHARE_LEFT = 0.9
+"""Share of the bound that is left when it was exceeded, so that not every further entry exceeds it again."""
+_ABANDONED = 3600.0
+"""Seconds after which a file that was never completed is taken for that of a writer that was killed."""
 
 
-def _canonical(value: Any) -> Any:
-    """Turn `value` into plain JSON types; raises TypeError for what has no stable form (a path, a function, a set)."""
-    if isinstance(value, Tensor):
-        return {"tensor": hash_tensor(value)}
-    if isinstance(value, np.ndarray):
-        return {"tensor": hash_tensor(torch.from_numpy(np.ascontiguousarray(value)))}
-    if isinstance(value, BaseModel):
-        return _canonical(value.model_dump(mode="json"))
-    if isinstance(value, Mapping):
-        if not all(isinstance(key, str) for key in value):
-            raise TypeError("keys of a mapping must be strings to be part of a store key")
-        return {key: _canonical(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_canonical(entry) for entry in value]
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    raise TypeError(f"a {type(value).__name__} has no stable form and cannot be part of a store key")
+@dataclass(frozen=True)
+class Listed:
+    """One entry as it lies in the store; `used` is when it was last written or read, in seconds of the epoch."""
+
+    key: str
+    bytes: int
+    used: float
 
 
-def _checksum(tensors: Mapping[str, Tensor], metadata: str) -> str:
-    parts = [metadata, *(f"{name}:{hash_tensor(tensors[name])}" for name in sorted(tensors))]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+@dataclass(frozen=True)
+class Collected:
+    """What was removed from a store, and how many bytes are left in it."""
+
+    entries: int
+    bytes: int
+    left: int
+
+
+@dataclass
+class _Account:
+    """What this process knows of a store: bytes written since it was last looked through, and troubles told already."""
+
+    written: int = 0
+    told: set[str] = field(default_factory=set)
+
+
+@dataclass(frozen=True)
+class Store:
+    """Entries below the folder `root`, which is made when first written to; safe to share between processes.
+
+    With `max_bytes` the entries used longest ago are removed where all of them take more.
+    """
+
+    root: Path
+    max_bytes: int | None = None
+    _account: _Account = field(default_factory=_Account, compare=False, repr=False)
+
+    def path(self, key: str) -> Path:
+        """File of the entry `key`, whether or not it is there."""
+        return self.root / key[:2] / f"{key}{SUFFIX}"
+
+    def put(
+        self, key: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None, stage: str = ""
+    ) -> None:
+        """Write an entry of `stage` at once or not at all; it replaces an earlier one of the same key.
+
+        A store that cannot be written (a full disk) is no reason to lose what was computed: a warning is logged, once.
+        """
+        text = json.dumps(dict(metadata or {}), sort_keys=True)
+        header = {"json": text, "stage": stage, "version": package_version(), "sha256": _UNSEALED}
+        path = self.path(key)
+        try:
+            with atomic_path(path) as temporary:
+                save_file(_without_shared_memory(tensors), temporary, metadata=header)
+                _seal(temporary)
+            self._account.written += path.stat().st_size
+        except (OSError, safetensors.SafetensorError) as error:
+            why = getattr(error, "strerror", None) or error
+            self._tell("write", f"Nothing is kept in the store '{self.root}', and the audit goes on without: {why}.")
+        if self.max_bytes is not None and self._account.written > self.max_bytes * (1 - _SHARE_LEFT):
+            self.bound()
+
+    def get(self, key: str) -> Entry | None:
+        """Read an entry; None if there is none or its file is damaged, which sets it aside and logs a warning."""
+        path = self.path(key)
+        try:
+            if not _is_whole(path):
+                self._set_aside(path)
+                return None
+            with safetensors.safe_open(path, framework="pt") as file:
+                stored = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        except FileNotFoundError:
+            return None
+        except (OSError, safetensors.SafetensorError) as error:
+            why = getattr(error, "strerror", None) or error
+            self._tell(key, f"The entry '{path}' of the store cannot be read and is computed again: {why}.")
+            return None
+        with contextlib.suppress(OSError):  # a store to be read only
+            os.utime(path)  # the entries used longest ago are the first to go
+        return Entry(tensors, json.loads(stored["json"]))
+
+    def entries(self) -> Iterator[Listed]:
+        """Yield all entries, in no order; what vanishes meanwhile is left out."""
+        for path in self.root.glob(f"??/*{SUFFIX}"):
+            try:
+                seen = path.stat()
+            except OSError:
+                continue
+            if not path.name.startswith("."):
+                yield Listed(path.name.removesuffix(SUFFIX), seen.st_size, seen.st_mtime)
+
+    def description(self, key: str) -> dict[str, Any] | None:
+        """Return stage, version and shapes of the tensors of an entry; None if it cannot be read."""
+        try:
+            with safetensors.safe_open(self.path(key), framework="pt") as file:
+                stored = file.metadata() or {}
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+                shapes = {name: [one.get_dtype(), *one.get_shape()] for name, one in slices.items()}
+        except (OSError, safetensors.SafetensorError):
+            return None
+        return {"stage": stored.get("stage", ""), "version": stored.get("version", ""), "tensors": shapes}
+
+    def verify(self) -> tuple[int, list[str]]:
+        """Compare every entry with its hash; return how many are whole, and the keys of those set aside."""
+        whole, damaged = 0, []
+        for one in self.entries():
+            path = self.path(one.key)
+            try:
+                if _is_whole(path):
+                    whole += 1
+                    continue
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                self._tell(one.key, f"The entry '{path}' of the store cannot be read: {error.strerror}.")
+            self._set_aside(path)
+            damaged.append(one.key)
+        return whole, damaged
+
+    def bound(self) -> None:
+        """Remove what is too much, if the store has a bound."""
+        if self.max_bytes is not None:
+            self.collect(self.max_bytes)
+
+    def collect(self, max_bytes: int) -> Collected:
+        """Remove what damaged entries and killed writers left, then the entries used longest ago above `max_bytes`."""
+        self._account.written = 0
+        for path in [*self.root.glob(f"{DAMAGED}/*"), *self.root.glob("??/.*.tmp")]:
+            _remove(path, older_than=time.time() - _ABANDONED)
+        entries = sorted(self.entries(), key=lambda one: one.used)
+        left = sum(one.bytes for one in entries)
+        aim = left if left <= max_bytes else int(max_bytes * _SHARE_LEFT)
+        removed = count = 0
+        for one in entries:
+            if left - removed <= aim:
+                break
+            if _remove(self.path(one.key)):
+                removed, count = removed + one.bytes, count + 1
+        return Collected(count, removed, left - removed)
+
+    def _set_aside(self, path: Path) -> None:
+        aside = self.root / DAMAGED / path.name
+        self._tell(str(path), f"The entry '{path}' of the store is damaged: it is set aside as '{aside}'.")
+        with contextlib.suppress(OSError):  # where nothing can be written, it is passed over each time
+            aside.parent.mkdir(exist_ok=True)
+            os.replace(path, aside)
+
+    def _tell(self, about: str, trouble: str) -> None:
+        if about not in self._account.told:
+            self._account.told.add(about)
+            logging.getLogger(__name__).warning("%s", trouble)
+
+
+def _remove(path: Path, older_than: float | None = None) -> bool:
+    try:
+        if older_than is not None and path.stat().st_mtime > older_than:
+            return False
+        path.unlink()
+    except OSError:
+        return False
+    return True
 
 
 def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,71 +207,54 @@ def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     seen: set[int] = set()
     for name, value in tensors.items():
         tensor = value.detach().cpu().contiguous()
-        storage = tensor.untyped_storage().data_ptr()
-        plain[name] = tensor.clone() if storage in seen else tensor
-        seen.add(storage)
+        storage = tensor.untyped_storage()
+        # A view of a larger storage would be written with all of it.
+        whole = storage.data_ptr() not in seen and storage.nbytes() == tensor.nbytes
+        plain[name] = tensor if whole else tensor.clone()
+        seen.add(storage.data_ptr())
     return plain
 
 
-@dataclass(frozen=True)
-class Entry:
-    """What one stage left: named tensors (on the CPU) and JSON metadata."""
+def _header_of(file: BinaryIO) -> bytes | None:
+    """Return length and header of a safetensors file, from its beginning; None where it has none."""
+    length = file.read(8)
+    n = int.from_bytes(length, "little")
+    header = file.read(n) if len(length) == 8 and n <= _LARGEST_HEADER else b""
+    return length + header if header and len(header) == n else None
 
-    tensors: dict[str, Tensor]
-    metadata: dict[str, Any] = field(default_factory=dict)
+
+def _digest(header: bytes, file: BinaryIO) -> str:
+    """SHA-256 of `header` and of the rest of `file`."""
+    digest = hashlib.sha256(header)
+    while chunk := file.read(_CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest()
 
 
-@dataclass(frozen=True)
-class Store:
-    """Entries below the folder `root`, which is made when first written to; safe to share between processes."""
+def _seal(path: Path) -> None:
+    """Write the hash of a file of zeros in its place into that place."""
+    with path.open("rb+") as file:
+        header = _header_of(file)
+        assert header is not None
+        sealed = _digest(header, file)
+        file.seek(header.index(_SEAL.format(_UNSEALED).encode()))
+        file.write(_SEAL.format(sealed).encode())
 
-    root: Path
 
-    def key(self, stage: str, **inputs: Any) -> str:
-        """Key of a stage's result for `inputs`: tensors, arrays, configuration sections and plain JSON values.
+def _is_whole(path: Path) -> bool:
+    """Whether a file is as it was sealed. Raises OSError where it cannot be read.
 
-        Everything that the result depends on belongs here, such as the hash of weights, the seed, and the code whose
-        constants shape it (`hash_code`), which may change under one version. Raises TypeError.
-        """
-        whole = {"stage": stage, "version": package_version(), "inputs": _canonical(inputs)}
-        text = json.dumps(whole, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-    def path(self, key: str) -> Path:
-        """File of the entry `key`, whether or not it is there."""
-        return self.root / key[:2] / f"{key}.safetensors"
-
-    def put(self, key: str, tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> None:
-        """Write an entry at once or not at all; it replaces an earlier one of the same key.
-
-        A cache that cannot be written (a full disk) is no reason to lose what was computed: a warning is logged.
-        """
-        plain = _without_shared_memory(tensors)
-        text = json.dumps(dict(metadata or {}), sort_keys=True)
-        header = {"json": text, "sha256": _checksum(plain, text)}
+    It is read, and not mapped, for that: a bad block is then an error, and not the end of the process.
+    """
+    with path.open("rb") as file:
+        header = _header_of(file)
+        if header is None:
+            return False
         try:
-            with atomic_path(self.path(key)) as temporary:
-                save_file(plain, temporary, metadata=header)
-        except (OSError, safetensors.SafetensorError) as error:
-            logging.getLogger(__name__).warning("Nothing is kept in the cache '%s': %s", self.root, error)
-
-    def get(self, key: str) -> Entry | None:
-        """Read an entry; None if there is none or its file is damaged."""
-        try:
-            with safetensors.safe_open(self.path(key), framework="pt") as file:
-                stored = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        except (OSError, safetensors.SafetensorError):
-            return None
-        text = stored.get("json", "")
-        if stored.get("sha256") != _checksum(tensors, text):
-            return None
-        return Entry(tensors, json.loads(text))
-
-    def get_or_compute(self, key: str, compute: Callable[[], Entry]) -> Entry:
-        """Return the entry `key`, computing and writing it first if it is absent or damaged."""
-        found = self.get(key)
-        if found is None:
-            found = compute()
-            self.put(key, found.tensors, found.metadata)
-        return found
+            stated = json.loads(header[8:])["__metadata__"]["sha256"]
+        except (ValueError, KeyError, TypeError):
+            return False
+        if not isinstance(stated, str) or len(stated) != len(_UNSEALED):
+            return False
+        unsealed = header.replace(_SEAL.format(stated).encode(), _SEAL.format(_UNSEALED).encode(), 1)
+        return _digest(unsealed, file) == stated

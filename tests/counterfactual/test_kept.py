@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 from support_explained import Other, explained
+from support_store import kept
 from torch import Tensor
 
+from audit.pipeline.explain import COUNTERFACTUALS
 from audit.storage.cache import Store
 
 
@@ -22,7 +24,7 @@ def test_relabelled_calibration_images_ask_for_other_counterfactuals(
     """Their labels set the operating point, and nothing else that a cached entry could be told by."""
     store = Store(tmp_path)
     first = explained(world, images, labels, store)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert kept(tmp_path)[COUNTERFACTUALS] == 1
     with torch.no_grad():
         sure = world.classifier(images).softmax(1).amax(1)
     relabelled = labels.clone()
@@ -31,7 +33,7 @@ def test_relabelled_calibration_images_ask_for_other_counterfactuals(
         relabelled[rows[sure[rows] > sure[rows].median()]] = 1 - index
     after = explained(world, images, relabelled, store)
     assert (after.subject.calibrated.operating_point < first.subject.calibrated.operating_point).all()
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    assert kept(tmp_path)[COUNTERFACTUALS] == 2
     fresh = explained(world, images, relabelled, None)
     assert torch.equal(after.counterfactuals.images, fresh.counterfactuals.images)
     assert not torch.equal(after.counterfactuals.images, first.counterfactuals.images)
@@ -41,7 +43,7 @@ def test_the_same_question_is_answered_from_the_cache(world, images: Tensor, lab
     store = Store(tmp_path)
     first = explained(world, images, labels, store)
     again = explained(world, images, labels, store)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert kept(tmp_path)[COUNTERFACTUALS] == 1
     assert torch.equal(first.counterfactuals.images, again.counterfactuals.images)
 
 
@@ -51,10 +53,10 @@ def test_another_embedding_for_the_metrics_asks_for_the_same_counterfactuals(
     store = Store(tmp_path)
     first = explained(world, images, labels, store)
     again = explained(world, images, labels, store, embedding=Other(8))
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 1
+    assert kept(tmp_path)[COUNTERFACTUALS] == 1
     assert torch.equal(first.counterfactuals.images, again.counterfactuals.images)
     explained(world, images, labels, store, perceptual=Other(16))
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    assert kept(tmp_path)[COUNTERFACTUALS] == 2
 
 
 def test_a_cap_bounds_what_is_asked_for_and_asks_for_other_counterfactuals(
@@ -66,9 +68,9 @@ def test_a_cap_bounds_what_is_asked_for_and_asks_for_other_counterfactuals(
     assert cap > 0.5
     capped = explained(world, images, labels, store, operating_point_cap=cap)
     assert capped.subject.calibrated.operating_point.tolist() == pytest.approx([cap, cap])
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 2
+    assert kept(tmp_path)[COUNTERFACTUALS] == 2
     explained(world, images, labels, store, operating_point_cap=cap, shrink=False)
-    assert len(list(tmp_path.rglob("*.safetensors"))) == 3
+    assert kept(tmp_path)[COUNTERFACTUALS] == 3
 
 
 def test_the_cache_keeps_what_both_phases_say(world, images: Tensor, labels: Tensor, tmp_path: Path) -> None:

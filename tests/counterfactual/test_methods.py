@@ -8,6 +8,7 @@ import torch
 from pydantic import ValidationError
 from support_explained import explained
 from support_outside import install
+from support_store import kept
 from torch import Tensor
 
 from audit.config import AuditConfig, CounterfactualConfig
@@ -15,6 +16,7 @@ from audit.counterfactual.answers import judged
 from audit.counterfactual.methods import METHODS, ChosenMethod, choose_method, choose_methods
 from audit.counterfactual.protocol import Counterfactuals, SearchNetworks
 from audit.errors import ConfigError, MethodError
+from audit.pipeline.explain import COUNTERFACTUALS
 from audit.pipeline.runner import run_audit
 from audit.storage.cache import Store
 
@@ -84,7 +86,7 @@ def test_a_method_of_another_package_runs_in_the_stage(world, images: Tensor, la
     first = explained(world, images, labels, store, **settings(share=0.9))
     again = explained(world, images, labels, store, **settings(share=0.9))
     other = explained(world, images, labels, store, **settings(share=0.2))
-    assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == 2
+    assert kept(tmp_path / "cache")[COUNTERFACTUALS] == 2
     assert torch.equal(first.counterfactuals.images, again.counterfactuals.images)
     assert torch.equal(first.targets, world.targets)
     assert first.counterfactuals.latents is None
@@ -225,4 +227,4 @@ def test_a_method_added_in_this_process_is_not_cached(
     monkeypatch.setattr(METHODS, "added", {})
     METHODS.add("mine", lambda settings, seed: Answer(found))
     explained(world, images, labels, Store(tmp_path), method="mine")
-    assert not list(tmp_path.rglob("*.safetensors"))
+    assert kept(tmp_path)[COUNTERFACTUALS] == 0

@@ -1,6 +1,7 @@
-"""Inversions in the store: chunk by chunk, mapped from files, the same when they come back; and bounded memory."""
+"""Inversions in the store: image by image, mapped from files, the same when they come back; and bounded memory."""
 
 import copy
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,16 @@ from audit.config import ConfigError, InversionConfig, memory_bytes, parse_confi
 from audit.errors import GeneratorError
 from audit.generator.stylegan2.networks import Generator
 from audit.inversion import invert as invert_module
-from audit.inversion.cache import from_entry, keep_in, keep_without_store, to_entry
+from audit.inversion.cache import CODE, from_rows, inverted, keep_without_store, to_rows
 from audit.inversion.codes import candidate_codes, nearest_codes
 from audit.inversion.invert import Inversion, Keep, invert
 from audit.inversion.inverter import Inverter
 from audit.runtime import memory
-from audit.storage.cache import Entry, Store
+from audit.storage.cache import Store
+from audit.storage.codec import Entry, pack, unpack
+from audit.storage.stages import Stages
+
+SCALARS = ("mse", "pivot_mse")
 
 
 def config(**values: object) -> InversionConfig:
@@ -36,46 +41,47 @@ def assert_same(one: Inversion, two: Inversion) -> None:
 
 
 @pytest.mark.parametrize("method", ["optimise", "pti"])
-def test_an_entry_brings_the_inversion_back(
-    method: str, generator: Generator, draw_images: Callable[[int, int], Tensor], tmp_path: Path
+def test_an_inversion_comes_back_row_by_row(
+    method: str, generator: Generator, draw_images: Callable[[int, int], Tensor]
 ) -> None:
     found = invert(Inverter(generator, config(method=method), 0), draw_images(3, 4))
-    store, entry = Store(tmp_path), to_entry(found)
-    store.put("ab" * 32, entry.tensors, entry.metadata)
-    read = store.get("ab" * 32)
-    assert read is not None
-    again = from_entry(read)
+    again = from_rows(unpack(pack(to_rows(found))))
     assert_same(again, found)
     assert bool(again.deltas) == (method == "pti")
     assert again.deltas.bytes_per_image == found.deltas.bytes_per_image
 
 
-def counting(keep: Keep) -> tuple[Keep, list[int]]:
-    """`keep`, and how many images each computed chunk had."""
-    computed: list[int] = []
+def kept_in(
+    root: Path, generator: Generator, images: Tensor, batch_size: int = 2
+) -> tuple[Inversion, list[int], list[float]]:
+    """Inversions through the store at `root`, how many images each computed chunk had, and the progress told."""
+    settings, computed, told = config(batch_size=batch_size), [], []
+    lots = Stages(Store(root)).lots("inversion", [{"image": image} for image in images], CODE)
 
-    def counted(images: Tensor, compute: Callable[[], Inversion]) -> Inversion:
-        def count() -> Inversion:
-            computed.append(len(images))
-            return compute()
+    def counted(some: Tensor, keep: Keep) -> None:
+        def count(chunk: Tensor, compute: Callable[[], Inversion]) -> Inversion:
+            computed.append(len(chunk))
+            return keep(chunk, compute)
 
-        return keep(images, count)
+        invert(Inverter(generator, settings, 0), some, lambda amount=1: told.append(amount), count)
 
-    return counted, computed
+    return inverted(lots, images, counted), computed, told
 
 
-def test_every_chunk_is_kept_as_soon_as_it_is_done(
+def test_every_image_is_kept_whatever_it_was_inverted_with(
     generator: Generator, draw_images: Callable[[int, int], Tensor], tmp_path: Path
 ) -> None:
-    images, settings = draw_images(5, 4), config()
-    keep, computed = counting(keep_in(Store(tmp_path), settings=settings))
-    first = invert(Inverter(generator, settings, 0), images[:2], keep=keep)
-    done: list[float] = []
-    whole = invert(Inverter(generator, settings, 0), images, advance=lambda x=1: done.append(x), keep=keep)
-    assert computed == [2, 2, 1]  # the first chunk came out of the store
-    assert sum(done) == pytest.approx(5)
-    assert_same(whole.select([0, 1]), first)
-    assert_same(whole, invert(Inverter(generator, settings, 0), images))
+    images = draw_images(5, 4)
+    first, sizes, told = kept_in(tmp_path, generator, images[:3])
+    assert sizes == [2, 1]
+    assert sum(told) == pytest.approx(3)
+    turned, sizes, _ = kept_in(tmp_path, generator, images.flip(0), batch_size=4)
+    assert sizes == [2]
+    assert_same(turned.select([4, 3, 2]), first)
+    whole, sizes, _ = kept_in(tmp_path, generator, images, batch_size=5)
+    assert sizes == []
+    assert_same(whole, turned.select([4, 3, 2, 1, 0]))
+    assert_same(first, invert(Inverter(generator, config(), 0), images[:3]))
 
 
 def test_without_a_store_a_long_list_lies_in_nameless_files(
@@ -100,13 +106,15 @@ def test_reading_a_few_images_reads_no_more(tmp_path: Path) -> None:
 
     n, store = 400, Store(tmp_path)
     shape = (64, 64, 3, 3)  # 36864 numbers an image: 59 MB of float32 in all
-    scalars = {name: torch.zeros(n) for name in ("mse", "pivot_mse")}
-    small = scalars | {"pivots": torch.zeros(n, 2, 2), "images": torch.zeros(n, 1, 2, 2)}
-    store.put("cd" * 32, small | {"delta/w": torch.ones(n, *shape)}, {"method": "pti", "shapes": {"w": shape}})
+    small = {name: torch.zeros(2, 2) for name in ("pivots", "images")} | {name: torch.zeros(()) for name in SCALARS}
+    rows = [small | {"perceptual": None, "encoder_mse": None, "delta": {"w": torch.ones(shape)}} for _ in range(n)]
+    entry = pack([row | {"shapes": {"w": shape}, "method": "pti"} for row in rows])
+    store.put("cd" * 32, entry.tensors, entry.metadata)
+    del entry, rows
     # Opened plainly: the store itself looks at every byte once, to compare the checksum.
     with safe_open(store.path("cd" * 32), framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in small} | {"delta/w": file.get_tensor("delta/w")}
-    found = from_entry(Entry(tensors, {"method": "pti", "shapes": {"w": shape}}))
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        found = from_rows(unpack(Entry(tensors, json.loads(file.metadata()["json"]))))
     before = resident()
     part = found.select([3, 390])
     assert part.deltas["w"][torch.tensor([1])].sum() == 36864

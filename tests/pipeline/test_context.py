@@ -4,8 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from support_small_audit import by_brightness
 
-from audit.storage.cache import Entry, Store
+from audit.storage.cache import Store
 
 
 def test_random_numbers_are_of_the_seed_and_the_stage(small) -> None:
@@ -14,17 +15,8 @@ def test_random_numbers_are_of_the_seed_and_the_stage(small) -> None:
     assert not torch.equal(first, other)
 
 
-def test_what_was_computed_is_read_again_for_the_same_inputs_only(small, tmp_path: Path) -> None:
-    counted = []
-
-    def compute() -> Entry:
-        counted.append(1)
-        return Entry({"x": torch.ones(2)})
-
+def test_results_of_a_classifier_are_its_own(small, tmp_path: Path) -> None:
     kept = replace(small.context, store=Store(tmp_path))
-    for inputs in ({"n": 1}, {"n": 1}, {"n": 2}):
-        assert torch.equal(kept.cached("stage", compute, **inputs).tensors["x"], torch.ones(2))
-    assert len(counted) == 2
-    for _ in range(2):
-        small.context.cached("stage", compute, n=1)
-    assert len(counted) == 4
+    left, again, whole = (kept.of(by_brightness(name)) for name in ("left", "left", "whole"))
+    assert left.given["classifier"] == again.given["classifier"] != whole.given["classifier"]
+    assert small.context.of(by_brightness("left")).store is None

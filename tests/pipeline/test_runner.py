@@ -14,8 +14,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import audit
+from audit.classifiers.classifier import Classifier
+from audit.classifiers.identity import ASKED
+from audit.classifiers.slices import PROBED
 from audit.cli import app, main
 from audit.config import load_config
+from audit.counterfactual.spruce import Spruce
 from audit.errors import AuditError, GeneratorError
 from audit.generator.files.load import load_generator, save_generator
 from audit.generator.stylegan2.discriminator import Discriminator
@@ -222,11 +226,40 @@ def test_rescaled_features_change_nothing(folder):
         assert other.confidence == pytest.approx(one.confidence, abs=2e-2)
 
 
-def test_a_second_run_reads_the_cache_and_agrees(outcome, folder):
+def test_a_second_run_does_no_models_work_and_agrees(outcome, folder, monkeypatch):
+    first, asked = outcome[0], []
+    call = Classifier._call
+
+    def counted(self, function, images):
+        asked.append(len(images))
+        return call(self, function, images)
+
+    def drawn(*_):
+        raise AssertionError("an image was drawn")
+
+    monkeypatch.setattr(Classifier, "_call", counted)
+    monkeypatch.setattr(Generator, "draw", drawn)
     again = audit.run_audit(folder / "audit.toml", cache=folder / "cache")
-    first = outcome[0]
     assert again.models == first.models
+    assert again.comparisons == first.comparisons
+    # Random images only, by which each of the two is known; the first two of them tell how much memory they take.
+    assert sorted(asked) == [PROBED, PROBED, ASKED, ASKED]
     assert again.environment.seconds["inversion"] < first.environment.seconds["inversion"]
+
+
+def test_another_batch_size_finds_every_inversion_and_counterfactual(outcome, folder, monkeypatch):
+    def searched(*_):
+        raise AssertionError("something was searched for")
+
+    monkeypatch.setattr("audit.pipeline.queries.invert", searched)
+    monkeypatch.setattr(Spruce, "explain", searched)
+    file = write_config(folder, "batches.toml")
+    text = file.read_text()
+    for table in ("inversion", "counterfactual"):
+        text = text.replace(f"[{table}]", f"[{table}]\nbatch_size = 3")
+    file.write_text(text)
+    again = audit.run_audit(file, cache=folder / "cache")
+    assert [one.queries for one in again.models] == [one.queries for one in outcome[0].models]
 
 
 def test_judges_that_are_not_audited_are_told_with_their_weights(outcome, folder):

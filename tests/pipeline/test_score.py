@@ -96,12 +96,12 @@ def test_the_part_of_an_edit_that_carries_the_flip_is_told_from_the_rest(small) 
     explained = small.explained(small.subject(by_brightness("left")))
     half = torch.zeros(6, 16, 16, dtype=torch.bool)
     half[:5, :, :8] = True  # one image does not show the region
-    before, device = small.queries.inversion.images, torch.device("cpu")
-    alone, undone = flips_by_part(explained, before, half, device)
+    before = small.queries.inversion.images
+    alone, undone = flips_by_part(small.context, explained, before, half)
     assert (alone.value, undone.value, alone.n, undone.n) == (1.0, 0.0, 5, 5)
-    alone, undone = flips_by_part(explained, before, ~half, device)
+    alone, undone = flips_by_part(small.context, explained, before, ~half)
     assert (alone.value, undone.value) == (pytest.approx(1 / 6), pytest.approx(5 / 6))
-    nothing, _ = flips_by_part(explained, before, torch.zeros_like(half), device)
+    nothing, _ = flips_by_part(small.context, explained, before, torch.zeros_like(half))
     assert (nothing.value, nothing.n) == (None, 0)
 
 

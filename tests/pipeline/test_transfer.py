@@ -6,6 +6,7 @@ import torch
 from support_small_audit import by_brightness
 
 from audit.config import AuditConfig
+from audit.pipeline.answers import decisions
 from audit.pipeline.transfer import (
     Judge,
     Panel,
@@ -13,7 +14,6 @@ from audit.pipeline.transfer import (
     all_verdicts,
     checkpoint_judges,
     classifier_judge,
-    decisions,
 )
 
 
@@ -21,7 +21,7 @@ def test_nobody_judges_counterfactuals_of_its_own(small) -> None:
     left, whole = by_brightness("left"), by_brightness("whole")
     explained = [small.explained(small.subject(one)) for one in (left, whole)]
     goals = torch.tensor([0.9, 0.9])
-    judges = [classifier_judge(one, 0.9, goals, small.context.device) for one in (left, whole)]
+    judges = [classifier_judge(small.context, one, 0.9, goals) for one in (left, whole)]
     judges.append(Judge("always bright", 0.5, lambda images: torch.tensor([[0.2, 0.8]]).repeat(len(images), 1), goals))
     verdicts = all_verdicts(small.context, explained, judges, small.queries)
     assert [one.judge for one in verdicts["left"]] == ["whole", "always bright"]
@@ -41,9 +41,7 @@ def test_nobody_judges_counterfactuals_of_its_own(small) -> None:
 def test_adversarial_examples_are_within_the_radius(small) -> None:
     made = adversarial_examples(small.context, by_brightness("whole"), small.queries)
     assert (made - small.queries.images).abs().max() <= 8 / 255 + 1e-6
-    assert torch.equal(
-        decisions(by_brightness("whole"), small.queries.images, small.context.device), small.queries.labels
-    )
+    assert torch.equal(decisions(small.context, by_brightness("whole"), small.queries.images), small.queries.labels)
 
 
 def test_a_copy_is_asked_about_its_model_only(small) -> None:

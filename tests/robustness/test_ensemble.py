@@ -1,7 +1,6 @@
-"""The cascade: each stage on what still stands, every success confirmed, a killed run that comes to the same end."""
+"""The cascade: each stage on what still stands, and every success confirmed."""
 
 import itertools
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,19 +10,14 @@ from audit.config import EnsembleConfig, RobustnessConfig
 from audit.errors import ClassifierError, MetricError
 from audit.robustness.attacks.apgd import apgd_attack
 from audit.robustness.attacks.registry import stages_of
-from audit.robustness.ensemble import Cascade, StageCache, run_cascade
+from audit.robustness.ensemble import Cascade, run_cascade
 from audit.runtime.seeds import stage_generator
-from audit.storage.cache import Store
 
 SMALL = EnsembleConfig(apgd_steps=5, fab_steps=5, square_queries=20, target_classes=3)
 
 
-class Stopped(KeyboardInterrupt):
-    """The run is killed."""
-
-
 class Counting(nn.Module):
-    """A small network that counts its forward passes and can be killed at one of them."""
+    """A small network that counts its forward passes, and the images that it saw."""
 
     def __init__(self, classes: int = 4, seed: int = 0) -> None:
         super().__init__()
@@ -38,11 +32,8 @@ class Counting(nn.Module):
             )
         self.passes = 0
         self.rows = 0
-        self.killed_at: int | None = None
 
     def forward(self, images: Tensor) -> Tensor:
-        if self.passes == self.killed_at:
-            raise Stopped
         self.passes += 1
         self.rows += len(images)
         return self.network(images)
@@ -64,10 +55,8 @@ def cascade(
     *,
     eps: float = 0.05,
     config: EnsembleConfig = SMALL,
-    store: Store | None = None,
     seed: int = 0,
     norm: str = "Linf",
-    **key: str,
 ) -> Cascade:
     return run_cascade(
         classifier,
@@ -78,7 +67,6 @@ def cascade(
         attacks=stages_of(RobustnessConfig(ensemble=config)),
         seed_stage="test/0",
         seed=seed,
-        cache=None if store is None else StageCache(store, key),
     )
 
 
@@ -132,71 +120,6 @@ def test_stages_after_the_last_success_meet_nothing() -> None:
     found = cascade(classifier, images, labels, eps=1.0)
     assert counts(found)[-1] == ("square", 0, 0)
     assert not found.standing.any()
-
-
-@pytest.mark.parametrize("after", ["apgd-ce", "apgd-t", "fab-t", "square"])
-def test_a_killed_run_goes_on_after_its_last_finished_stage(after: str, tmp_path: Path) -> None:
-    classifier, images, labels = case()
-    passes = {}
-    order = ("apgd-ce", "apgd-t", "fab-t", "square")
-    for last in order:
-        classifier.passes = 0
-        stages = order[: order.index(last) + 1]
-        cascade(classifier, images, labels, config=SMALL.model_copy(update={"stages": stages}))
-        passes[last] = classifier.passes
-    whole = cascade(classifier, images, labels)
-
-    store = Store(tmp_path)
-    finished = passes[order[order.index(after) - 1]] if after != "apgd-ce" else 1
-    classifier.passes, classifier.killed_at = 0, finished + 1
-    with pytest.raises(Stopped):
-        cascade(classifier, images, labels, store=store)
-    classifier.passes, classifier.killed_at = 0, None
-    resumed = cascade(classifier, images, labels, store=store)
-    # The clean pass is made again, and nothing else of the stages that were finished.
-    assert classifier.passes == 1 + passes["square"] - finished
-    assert counts(resumed) == counts(whole)
-    assert torch.equal(resumed.images, whole.images)
-    assert torch.equal(resumed.standing, whole.standing)
-
-
-def test_a_finished_run_is_read_back_without_an_attack(tmp_path: Path) -> None:
-    classifier, images, labels = case()
-    first = cascade(classifier, images, labels, store=Store(tmp_path))
-    classifier.passes = 0
-    again = cascade(classifier, images, labels, store=Store(tmp_path))
-    assert classifier.passes == 1
-    assert torch.equal(again.images, first.images)
-    assert counts(again) == counts(first)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"eps": 0.051},
-        {"seed": 1},
-        {"config": SMALL.model_copy(update={"apgd_steps": 6})},
-        {"norm": "L2"},
-        {"architecture": "another"},
-        {"weight": 1.0001},
-        {"image": 0.5},
-        {"code": "another temperature"},
-    ],
-)
-def test_nothing_is_read_back_when_something_it_depends_on_has_changed(change: dict, tmp_path: Path) -> None:
-    classifier, images, labels = case()
-    cascade(classifier, images, labels, store=Store(tmp_path))
-    change = dict(change)
-    if "weight" in change:
-        # A buffer: what normalises the images is as much a part of the classifier as its weights.
-        classifier.network[1].running_var *= change.pop("weight")
-    if "image" in change:
-        images[5, 0, 0, 0] = change.pop("image")
-    if change.pop("code", None):
-        classifier.register_forward_hook(lambda module, inputs, logits: logits / 2)
-    files = len(list(tmp_path.rglob("*.safetensors")))
-    cascade(classifier, images, labels, store=Store(tmp_path), **change)
-    assert len(list(tmp_path.rglob("*.safetensors"))) > files
 
 
 def test_mode_parameters_and_global_rng_are_untouched() -> None:

@@ -1,55 +1,18 @@
-"""The store: keys, and entries that survive or count as absent."""
+"""The store: entries that come back as they were or count as absent, its bound, and writers side by side."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from audit.config import InversionConfig
-from audit.storage.cache import Entry, Store, hash_code, hash_tensor
+from audit.storage.cache import DAMAGED, Store
+from audit.storage.codec import Entry
+from audit.storage.version import package_version
 
 TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
-
-
-def test_equal_inputs_have_equal_keys(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    key = store.key("inversion", config=InversionConfig(), weights="abc", images=torch.ones(2, 3), seed=0)
-    assert len(key) == 64
-    other = Store(tmp_path / "elsewhere")
-    assert other.key("inversion", seed=0, images=torch.ones(2, 3), weights="abc", config=InversionConfig()) == key
-    assert store.key("x", value=(1, 2)) == store.key("x", value=[1, 2])
-    assert store.key("x", value=np.float64(0.5)) == store.key("x", value=0.5)
-    assert store.key("x", value=np.ones(3, dtype=np.float32)) == store.key("x", value=torch.ones(3))
-
-
-def test_any_difference_changes_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store = Store(tmp_path)
-    base = {"config": InversionConfig(), "images": torch.zeros(2, 3), "seed": 0}
-    keys = [
-        store.key("inversion", **base),
-        store.key("explain", **base),
-        store.key("inversion", **{**base, "seed": 1}),
-        store.key("inversion", **{**base, "seed": "0"}),
-        store.key("inversion", **{**base, "seed": None}),
-        store.key("inversion", **{**base, "config": InversionConfig(pivot_steps=151)}),
-        store.key("inversion", **{**base, "images": torch.zeros(3, 2)}),
-        store.key("inversion", **{**base, "images": torch.zeros(2, 3, dtype=torch.float64)}),
-        store.key("inversion", **{**base, "images": torch.full((2, 3), 1e-30)}),
-        store.key("inversion", **base, more=None),
-    ]
-    monkeypatch.setattr("audit.storage.cache.package_version", lambda: "another")
-    keys.append(store.key("inversion", **base))
-    assert len(set(keys)) == len(keys)
-
-
-@pytest.mark.parametrize("value", [Path("x"), {1: "a"}, {1, 2}, print, object()])
-def test_what_has_no_stable_form_is_refused(tmp_path: Path, value: object) -> None:
-    with pytest.raises(TypeError, match="key"):
-        Store(tmp_path).key("stage", value={"deep": [value]})
 
 
 @pytest.mark.parametrize("dtype", TYPES)
@@ -96,38 +59,11 @@ def test_absent_and_damaged_entries_are_none(tmp_path: Path) -> None:
     for damaged in (b"", half_header, whole[:-3], bytes(flipped), other_metadata, b"x" * 100, whole + b"tail"):
         path.write_bytes(damaged)
         assert store.get("0000") is None
+        assert not path.exists()
+        assert (store.root / DAMAGED / path.name).read_bytes() == damaged
     path.write_bytes(whole)
     assert store.get("0000") is not None
     assert sorted(p.name for p in path.parent.iterdir()) == ["0000.safetensors"]
-
-
-def test_computed_once_and_again_when_damaged(tmp_path: Path) -> None:
-    store = Store(tmp_path)
-    calls: list[int] = []
-
-    def compute() -> Entry:
-        calls.append(1)
-        return Entry({"x": torch.ones(3)}, {"n": 3})
-
-    for _ in range(2):
-        assert store.get_or_compute("key", compute).metadata == {"n": 3}
-    assert len(calls) == 1
-    store.path("key").write_bytes(b"damaged")
-    assert store.get_or_compute("key", compute).tensors["x"].equal(torch.ones(3))
-    assert len(calls) == 2
-    assert store.get("key") is not None
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.lists(st.integers(0, 255), min_size=6, max_size=6), st.sampled_from(TYPES))
-def test_the_hash_sees_values_shape_and_type_but_not_strides(values: list[int], dtype: torch.dtype) -> None:
-    tensor = torch.tensor(values).reshape(2, 3).to(dtype)
-    assert hash_tensor(tensor) == hash_tensor(tensor.T.contiguous().T)
-    assert hash_tensor(tensor) != hash_tensor(tensor.reshape(3, 2))
-    assert hash_tensor(tensor) != hash_tensor(tensor.reshape(6))
-    others = [t for t in TYPES if t != dtype]
-    assert all(hash_tensor(tensor) != hash_tensor(tensor.to(t)) for t in others)
-    assert hash_tensor(torch.zeros(0)) != hash_tensor(torch.zeros(0, 1))
 
 
 def test_a_cache_that_cannot_be_written_costs_no_result(
@@ -138,26 +74,112 @@ def test_a_cache_that_cannot_be_written_costs_no_result(
 
     monkeypatch.setattr(os, "fsync", full_disk)
     store = Store(tmp_path)
-    entry = store.get_or_compute("key", lambda: Entry({"x": torch.ones(3)}, {"n": 3}))
-    assert entry.metadata == {"n": 3}
-    assert "No space left" in caplog.text
+    for _ in range(2):
+        store.put("key", {"x": torch.ones(3)}, {"n": 3})
+    assert caplog.text.count("No space left") == 1
     assert store.get("key") is None
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-def test_the_hash_of_code_sees_every_constant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hashed() -> str:
-        hash_code.cache_clear()
-        return hash_code("coded", "coded.inner")
+def test_the_entries_used_longest_ago_go_first(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for i in range(6):
+        store.put(f"{i:02d}", {"x": torch.zeros(1000)})
+        os.utime(store.path(f"{i:02d}"), (i, i))
+    assert store.get("00") is not None  # used now
+    size = store.path("00").stat().st_size
+    collected = store.collect(4 * size)
+    assert collected.entries == 3
+    assert collected.left == 3 * size <= 4 * size * 0.9
+    assert sorted(one.key for one in store.entries()) == ["00", "04", "05"]
+    assert store.collect(4 * size).entries == 0
 
-    (tmp_path / "coded" / "inner").mkdir(parents=True)
-    for file in ("coded/__init__.py", "coded/inner/__init__.py"):
-        (tmp_path / file).write_text("STEP = 1\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = hashed()
-    assert hashed() == before
-    (tmp_path / "coded" / "inner" / "__init__.py").write_text("STEP = 2\n")
-    changed = hashed()
-    (tmp_path / "coded" / "inner" / "more.py").write_text("")
-    assert len({before, changed, hashed()}) == 3
-    hash_code.cache_clear()
+
+def test_a_bound_is_kept_while_an_audit_writes(tmp_path: Path) -> None:
+    store = Store(tmp_path, max_bytes=50_000)
+    for i in range(40):
+        store.put(f"{i:02d}", {"x": torch.zeros(1000)})
+        assert sum(one.bytes for one in store.entries()) <= 50_000 * 1.1 + 5000
+    assert store.get("39") is not None
+    assert store.get("00") is None
+
+
+def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.put("ab", {"x": torch.zeros(3)})
+    old, new = (store.path("ab").with_name(f".{name}.tmp") for name in ("old", "new"))
+    for file in (old, new):
+        file.write_bytes(b"half")
+    os.utime(old, (0, 0))
+    store.collect(10**9)
+    assert (old.exists(), new.exists(), store.get("ab") is not None) == (False, True, True)
+
+
+def test_a_check_of_all_entries_sets_the_damaged_aside(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for key in ("aa", "bb", "cc"):
+        store.put(key, {"x": torch.zeros(3)}, stage="some")
+    store.path("bb").write_bytes(store.path("bb").read_bytes()[:-1])
+    assert store.verify() == (2, ["bb"])
+    assert store.verify() == (2, [])
+    assert store.description("aa") == {
+        "stage": "some",
+        "version": package_version(),
+        "tensors": {"x": ["F32", 3]},
+    }
+
+
+WRITER = """
+import sys
+from pathlib import Path
+import torch
+from audit.storage.cache import Store
+
+store = Store(Path(sys.argv[1]), max_bytes=60_000)
+for turn in range(60):
+    key = f"{turn % 20:02d}"
+    found = store.get(key)
+    assert found is None or torch.equal(found.tensors["x"], torch.full((500,), float(turn % 20)))
+    store.put(key, {"x": torch.full((500,), float(turn % 20))})
+print(len(list(store.entries())))
+"""
+
+
+def test_two_processes_write_and_clear_one_store_side_by_side(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(tmp_path)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    for one in both:
+        out, error = one.communicate(timeout=120)
+        assert (one.returncode, error) == (0, "")
+        assert int(out) > 0
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert not (tmp_path / DAMAGED).exists()
+    assert Store(tmp_path).verify()[1] == []
+
+
+def test_a_store_that_may_only_be_read_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = Store(tmp_path)
+    store.put("ab", {"x": torch.ones(3)})
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    for name in ("utime", "replace"):
+        monkeypatch.setattr(os, name, refused)
+    found = store.get("ab")
+    assert found is not None
+    assert found.tensors["x"].equal(torch.ones(3))
+
+
+def test_a_block_that_cannot_be_read_costs_a_recomputation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = Store(tmp_path)
+    store.put("ab", {"x": torch.ones(3)})
+
+    def broken(*_: object) -> bool:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr("audit.storage.cache._is_whole", broken)
+    assert store.get("ab") is None
+    assert "Input/output error" in caplog.text

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from audit.errors import GeneratorError
-from audit.storage.cache import hash_tensor
+from audit.storage.keys import hash_tensor
 
 RESOLUTIONS = tuple(2**k for k in range(4, 11))
 """Sides of the images that the networks can be built for."""

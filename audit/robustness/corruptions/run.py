@@ -8,8 +8,8 @@ its own, and no glass, zoom, fog or frost.
 """
 
 import difflib
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from audit.robustness.corruptions.constants import IMAGENET_C, Constants, fittin
 from audit.robustness.evaluate import attacked_rows
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
+from audit.storage.stages import Stages
 
 _FUNCTIONS: tuple[Callable[[Tensor, int, torch.Generator, Constants], Tensor], ...] = (
     noise.gaussian_noise,
@@ -90,6 +91,14 @@ def corrupt(
         return _BY_NAME[name](images, severity, generator, published).clamp(0, 1)
 
 
+def _itself(images: Tensor) -> Tensor:
+    return images
+
+
+class _Refused(Exception):
+    """A classifier failed on images that were shown to it; the cause says how."""
+
+
 def corruption_accuracies(
     classifiers: Sequence[nn.Module],
     dataset: AuditSet,
@@ -98,13 +107,15 @@ def corruption_accuracies(
     *,
     batch_size: int,
     device: torch.device | str = "cpu",
+    stages: Sequence[Stages] | None = None,
 ) -> list[tuple[Corruptions, Tensor] | Exception]:
     """Measure every classifier on the same corrupted images, each of which is made once.
 
     Takes the first `config.n` images of the attacked order. Returns, per classifier, the result and the correctness of
     every prediction, bool `[n, corruptions, severities]` in the order of `config`, for paired comparisons; or the error
-    of a classifier that failed, the others being measured all the same. Draws depend on `seed`, corruption, severity
-    and batch only. Raises ConfigError for an unknown corruption and MetricError if `dataset` is empty.
+    of a classifier that failed, the others being measured all the same. Answers are kept in the `stages` of each. Draws
+    depend on `seed`, corruption, severity and batch only. Raises ConfigError for an unknown corruption and MetricError
+    if `dataset` is empty.
     """
     names = config.names if config.names is not None else CORRUPTIONS
     check_names(names)
@@ -114,33 +125,45 @@ def corruption_accuracies(
     published = fitting(config.constants, *chosen.image_shape[1:])
     cells = [(i, name, j, severity) for i, name in enumerate(names) for j, severity in enumerate(config.severities)]
     failed: dict[int, Exception] = {}
+    kept = stages or [Stages()] * len(classifiers)
 
-    def answered(model: int, shown: Tensor, labels: Tensor, ids: Sequence[str]) -> Tensor | None:
+    def answered(model: int, shown: Callable[[], Tensor], rows: AuditSet, cell: Mapping[str, object]) -> Tensor | None:
         """Whether each answer is right, None of a model that has failed."""
         if model in failed:
             return None
+        labels = rows.row_labels
+        ids = [f"{row_id} ({cell['name']} {cell['severity']})" if cell else row_id for row_id in rows.row_ids]
+
+        def right() -> Tensor:
+            images = shown()
+            try:
+                return _answers(classifiers[model], images, labels, ids) == labels
+            except Exception as error:
+                raise _Refused from error  # a network may raise anything
+
         try:
-            return _answers(classifiers[model], shown, labels, ids) == labels
-        except Exception as error:  # noqa: BLE001 - a network may raise anything
-            failed[model] = error
+            return kept[model].kept("corruptions", right, (__name__,), images=rows.content, cell=cell)
+        except _Refused as refused:
+            failed[model] = refused.__cause__  # type: ignore[assignment]
             return None
 
     correct = torch.zeros(len(classifiers), len(chosen), len(names), len(config.severities), dtype=torch.bool)
     clean = torch.zeros(len(classifiers), len(chosen), dtype=torch.bool)
     with stage_progress("corruptions", len(chosen) * len(cells)) as advance:
-        for images, labels, rows in chosen.batches(batch_size):
+        for images, _, rows in chosen.batches(batch_size):
             images = images.to(device)
             check_images(images, f"images of {dataset.source}")
-            ids = chosen.select(rows).row_ids
+            these, first = chosen.select(rows), int(rows[0])
             for model in range(len(classifiers)):
-                if (right := answered(model, images, labels, ids)) is not None:
+                if (right := answered(model, partial(_itself, images), these, {})) is not None:
                     clean[model, rows] = right
             for i, name, j, severity in cells:
-                generator = stage_generator(seed, f"corruptions/{name}/{severity}/{int(rows[0])}")
-                corrupted = corrupt(images, name, severity, generator, published)
-                of_these = [f"{row_id} ({name} {severity})" for row_id in ids]
+                cell = {"name": name, "severity": severity, "constants": published.name, "seed": seed, "first": first}
+                draws = stage_generator(seed, f"corruptions/{name}/{severity}/{first}")
+                # Made for the first model whose answer is not known.
+                corrupted = cache(partial(corrupt, images, name, severity, draws, published))
                 for model in range(len(classifiers)):
-                    if (right := answered(model, corrupted, labels, of_these)) is not None:
+                    if (right := answered(model, corrupted, these, cell)) is not None:
                         correct[model, rows, i, j] = right
                 advance(len(images))
     return [

@@ -23,7 +23,9 @@ from audit.robustness.attacks.registry import radii_of
 from audit.robustness.trust.case import DISTANCE
 from audit.robustness.trust.checks import ensemble_beats_pgd, trust_checks, trusted, untrusted_reasons
 from audit.runtime.progress import stage_progress
+from audit.storage.stages import Stages
 
+CODE = ("audit.robustness.trust.checks",)
 FEWEST_STANDING = 8
 """Images that have to stand under an attack for its trust checks to have something to look at; half of few images."""
 
@@ -85,31 +87,39 @@ def _beaten(evidence: Evidence) -> tuple[list[TrustCheck], dict[str, str]]:
 
 
 def _made_checks(
-    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, seed: int, evidence: Evidence
+    classifier: nn.Module,
+    chosen: AuditSet,
+    config: RobustnessConfig,
+    seed: int,
+    evidence: Evidence,
+    stages: Stages,
 ) -> list[TrustCheck]:
     assert config.trust is not None
     rows = chosen.select(range(min(config.trust.n, len(chosen))))
     device = device_of(classifier)
     standing = {path: values[: len(rows)] for path, values in evidence.standing.items()}
     norm, eps = telling_ball(config, standing)
+
+    def checked() -> list[TrustCheck]:
+        images, labels = rows.images().to(device), rows.row_labels.to(device)
+        made = partial(trust_checks, classifier, images, labels, config, norm=norm, eps=eps, seed=seed)
+        return sparing(classifier, made)
+
     with stage_progress(f"trust checks of {name_of(classifier)}", 1) as advance:
-        made = partial(
-            trust_checks,
-            classifier,
-            rows.images().to(device),
-            rows.row_labels.to(device),
-            config,
-            norm=norm,
-            eps=eps,
-            seed=seed,
+        checks = stages.kept(
+            "trust checks", checked, CODE, images=rows.content, settings=config, norm=norm, eps=eps, seed=seed
         )
-        checks = sparing(classifier, made)
         advance(1)
     return checks
 
 
 def check_trust(
-    classifier: nn.Module, chosen: AuditSet, config: RobustnessConfig, seed: int, evidence: Evidence
+    classifier: nn.Module,
+    chosen: AuditSet,
+    config: RobustnessConfig,
+    seed: int,
+    evidence: Evidence,
+    stages: Stages,
 ) -> None:
     """Make every check that `config` asks for on the first images of `chosen`; writes into `evidence.robust`.
 
@@ -117,7 +127,7 @@ def check_trust(
     """
     robust = evidence.robust
     blind, reasons = sight_check(evidence.accounts)
-    checks = [] if config.trust is None else _made_checks(classifier, chosen, config, seed, evidence)
+    checks = [] if config.trust is None else _made_checks(classifier, chosen, config, seed, evidence, stages)
     beats, beaten = _beaten(evidence)
     for path, kind, number in _numbers(robust):
         number.untrusted = untrusted_reasons(checks, kind)

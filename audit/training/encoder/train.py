@@ -30,9 +30,9 @@ from audit.inversion.loss import distance, squared_error, targets_of
 from audit.inversion.pivot import distance_to_w
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator, stage_seed
-from audit.storage.cache import hash_tensor
 from audit.storage.checkpoint import Resumable, fingerprint
 from audit.storage.files import atomic_write_history
+from audit.storage.keys import hash_tensor
 from audit.training.generator.config import portable
 from audit.training.generator.stream import read_uint8
 from audit.training.shared.card import save_weights, write_card

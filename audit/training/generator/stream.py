@@ -15,8 +15,8 @@ from torch import Tensor
 
 from audit.data.audit_set import AuditSet
 from audit.runtime.distributed import ALONE, Workers
-from audit.storage.cache import hash_tensor
 from audit.storage.checkpoint import fingerprint
+from audit.storage.keys import hash_tensor
 from audit.training.shared.passes import Passes
 
 AHEAD = 3
