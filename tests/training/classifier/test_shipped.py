@@ -84,7 +84,7 @@ def test_shortcut_falls_where_the_marker_says_nothing() -> None:
 
 def without_later_keys(asked: dict[str, Any], kept: dict[str, Any]) -> dict[str, Any]:
     """Leave out what a card that was written earlier cannot know; such a key has to be unset, or to be found out."""
-    assert all(asked[key] in (None, {}, [], "auto") for key in asked.keys() - kept.keys())
+    assert all(asked[key] in (None, False, {}, [], "auto") for key in asked.keys() - kept.keys())
     return {
         key: without_later_keys(value, kept[key]) if isinstance(value, dict) else value
         for key, value in asked.items()
