@@ -179,6 +179,11 @@ class DataConfig(Section):
         gt=0,
         description="pixel value that means white, such as 4095; default: the largest of the depth (255, 65535), or 1",
     )
+    window: Literal["file"] | tuple[float, Annotated[float, Field(gt=1)]] | None = Field(
+        None,
+        description="of DICOM files: [centre, width] of what lies between black and white, in rescaled units, such as "
+        "[40, 400] for soft tissue in CT; 'file': the window of each file; default: none, numbers are divided by white",
+    )
     audit_split: str = Field("test", description="split whose images are audited")
     calibration_split: str | None = Field(
         None, description="default: calibration, val, valid, validation, dev or train"
@@ -198,6 +203,12 @@ class DataConfig(Section):
     shift: str | None = Field(
         None, description="second set of the same classes from another source, read as 'path' is; its whole audit split"
     )
+
+    @model_validator(mode="after")
+    def _white_or_window(self) -> "DataConfig":
+        if self.white is not None and self.window is not None:
+            raise ValueError("white and window both say which numbers are white: give one of them")
+        return self
 
     @property
     def is_phantom(self) -> bool:

@@ -408,6 +408,24 @@ def _read_image(path: Path) -> None:
     decode_mask(path)
 
 
+def _dicom_seeds() -> list[Bytes]:
+    from pydicom.data import get_testdata_file
+
+    names = ("CT_small", "MR_small_RLE", "SC_rgb_jpeg_dcmtk", "JPEG2000", "SC_rgb_small_odd", "liver_1frame")
+    files = [get_testdata_file(f"{name}.dcm", download=False) for name in names]
+    return [Path(file).read_bytes() for file in files]
+
+
+def _read_dicom(path: Path) -> None:
+    from audit.data.dicom import Window, decode_dicom, read_dicom_header
+
+    def read(window: Window | None) -> None:
+        read_dicom_header(path, window)
+        decode_dicom(path, window)
+
+    _each(path, lambda _: read(None), lambda _: read("file"), lambda _: read((40, 400)))
+
+
 def _tensors() -> dict[str, torch.Tensor]:
     return {"0.weight": torch.ones(2, 1, 3, 3), "0.bias": torch.zeros(2), "4.weight": torch.ones(3, 2)}
 
@@ -574,6 +592,7 @@ READERS: dict[str, Reader] = {
     "npz": Reader(_npz_seeds, _read_npz, ".npz", (edit_members,)),
     "archive": Reader(_archive_seeds, _read_archive, ".zip", (edit_members,)),
     "image": Reader(_image_seeds, _read_image, ".png", (edit_chunks,)),
+    "dicom": Reader(_dicom_seeds, _read_dicom, ".dcm"),
     "safetensors": Reader(_safetensors_seeds, _read_tensors, ".safetensors", (edit_header,)),
     "pickle": Reader(_pickle_seeds, _read_tensors, ".pt", (edit_members,)),
     "plain-pickle": Reader(_plain_seeds, _read_plain, ".pkl"),

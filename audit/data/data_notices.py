@@ -8,6 +8,7 @@ from itertools import islice
 import numpy as np
 
 from audit.data.audit_set import AuditSet
+from audit.data.dicom import NOT_APPLIED
 from audit.data.reading import EXAMPLES, Look, Reading
 from audit.results import MAIN_REGION, DataRead, Notice
 
@@ -196,6 +197,14 @@ def of_headers(read: DataRead, reading: Reading, ids: Sequence[str]) -> list[Not
     if deep:
         text = f"{_images(sum(deep.values()), total)} hold colour of 16 bits a channel, of which the upper 8 were read."
         notices.append(_notice("reduced-depth", text))
+    unwindowed = sum(n for kind, n in read.kinds.items() if kind.endswith(NOT_APPLIED))
+    if unwindowed:
+        text = (
+            f"{_images(unwindowed, total)} carry a window (centre and width, by which a viewer shows them) that was "
+            'not applied: their numbers were divided by white. Set data.window = "file", or [centre, width], if the '
+            "models were trained on windowed images."
+        )
+        notices.append(_notice("window", text))
     foreign = {kind: n for kind, n in read.kinds.items() if any(word in kind for word in ("CMYK", "YCbCr", "LAB"))}
     if foreign:
         text = f"{_images(sum(foreign.values()), total)} are {', '.join(foreign)} and became RGB without profiles."

@@ -17,7 +17,8 @@ from pathlib import Path
 from audit.config import DataConfig
 from audit.data.archive import ArchiveFolder, Member, archive_root
 from audit.data.audit_set import AuditSet
-from audit.data.images import EXTENSIONS, ImageFile
+from audit.data.header import ImageFile
+from audit.data.images import EXTENSIONS
 from audit.data.listing import Listing, natural_key, to_audit_set
 from audit.data.reading import left_out
 from audit.errors import DataError, readable

@@ -12,6 +12,7 @@ pipeline usually takes otherwise are counted and become notices of the audit, `a
   the image as it is stored);
 - CMYK and YCbCr become RGB by Pillow's formulas, without colour profiles; a palette is looked up;
 - colour becomes grey by ITU-R 601-2 luma; grey becomes RGB by repetition;
+- DICOM is read by `audit.data.dicom`;
 - resizing is bilinear with antialiasing (Pillow's filter widens with the reduction) to a square; aspect is not kept.
 """
 
@@ -27,20 +28,20 @@ import numpy as np
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from audit.data import dicom
 from audit.data.archive import Member
 from audit.data.colour import LUMA
 from audit.data.depth import BYTE, Stored, to_unit
+from audit.data.header import Header, ImageFile
 from audit.errors import DataError
 
-ImageFile = Path | Member
-"""Where an encoded image lies: a file, or a member of an archive."""
-
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+OF_PILLOW = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+EXTENSIONS = (*OF_PILLOW, *dicom.EXTENSIONS)
 """Endings, in lower case, that make a file in a class folder an image."""
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP")
-"""What those endings stand for. Pillow goes by the content and knows many more, among them EPS, which is a program that
-it would have Ghostscript run."""
+"""What the endings of Pillow's files stand for. Pillow goes by the content and knows many more, among them EPS, which
+is a program that it would have Ghostscript run."""
 
 KEPT_BYTES = 2**28
 """How much of a set of image files stays decoded in memory."""
@@ -76,20 +77,6 @@ DECODING_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-
-
-@dataclass(frozen=True)
-class Header:
-    """What an image file says of itself before its pixels are decoded; height and width after EXIF orientation.
-
-    `kind` names depth and colour for a person; `turned`: an EXIF orientation was applied.
-    """
-
-    height: int
-    width: int
-    channels: int
-    kind: str = "8-bit grey"
-    turned: bool = False
 
 
 def _orientation(image: Image.Image) -> int:
@@ -156,8 +143,13 @@ def _content(path: ImageFile) -> Path | io.BytesIO:
     return path.open() if isinstance(path, Member) else path
 
 
-def read_header(path: ImageFile) -> Header:
-    """Read size and channels of an image file without decoding it; raises DataError naming the file."""
+def read_header(path: ImageFile, window: dicom.Window | None = None) -> Header:
+    """Read size and channels of an image file without decoding it; raises DataError naming the file.
+
+    `window` is of DICOM files: how their numbers become brightness.
+    """
+    if dicom.is_dicom(path, OF_PILLOW):
+        return dicom.read_dicom_header(path, window)
     try:
         with Image.open(_content(path), formats=FORMATS) as image:
             _refuse_stack(image, path)
@@ -196,11 +188,13 @@ def _over_black(layer: Image.Image, grey: bool) -> Image.Image:
     return flat.convert("L" if grey else "RGB")
 
 
-def decode_stored(path: ImageFile) -> Stored:
+def decode_stored(path: ImageFile, window: dicom.Window | None = None) -> Stored:
     """Decode an image file to the numbers that it holds; raises DataError naming the file if it cannot be decoded.
 
-    Whole bytes are upright, over black, and grey or RGB; deeper grey is as stored.
+    Whole bytes are upright, over black, and grey or RGB; deeper grey is as stored, but for DICOM under a `window`.
     """
+    if dicom.is_dicom(path, OF_PILLOW):
+        return dicom.decode_dicom(path, window)
     image, bits, inverted, reduced = _decoded(path)
     if image.mode.startswith("I;16"):
         return Stored(np.asarray(image), 4095.0 if bits == 12 else 65535.0, inverted)
@@ -252,11 +246,15 @@ def convert_image(pixels: np.ndarray, side: int | None, channels: int | None) ->
 
 @dataclass(frozen=True)
 class Conversion:
-    """How the stored numbers of every image of a set become pixels; None leaves size, channels or white as stored."""
+    """How the stored numbers of every image of a set become pixels; None leaves size, channels or white as stored.
+
+    `window` is of DICOM files.
+    """
 
     side: int | None
     channels: int | None
     white: float | None
+    window: dicom.Window | None = None
 
     def pixels(self, stored: Stored, what: str) -> np.ndarray:
         """Return uint8 or float32 in [0, 1], `[H, W]` or `[H, W, 3]`; `what` names the image in messages.
@@ -299,4 +297,4 @@ class KeepingReader:
 
 def read_image(row: int, paths: tuple[ImageFile, ...], conversion: Conversion) -> np.ndarray:
     """Decode and convert the image of `row`; bound with `functools.partial` it is a picklable `ImageReader`."""
-    return conversion.pixels(decode_stored(paths[row]), f"Image file '{paths[row]}'")
+    return conversion.pixels(decode_stored(paths[row], conversion.window), f"Image file '{paths[row]}'")

@@ -18,7 +18,8 @@ import torch
 from audit.config import DataConfig
 from audit.data.archive import Member
 from audit.data.audit_set import AuditSet, MaskReader
-from audit.data.images import Conversion, Header, ImageFile, KeepingReader, decode_stored, read_header, read_image
+from audit.data.header import Header, ImageFile
+from audit.data.images import Conversion, KeepingReader, decode_stored, read_header, read_image
 from audit.data.multilabel import SEPARATOR, cells_to_labels, check_every_label, lists_to_labels, notices, strata
 from audit.data.reading import Look, Reading, digest, look_at
 from audit.data.regions import Box, check_boxes, check_mask_file, read_mask, read_region
@@ -182,6 +183,8 @@ def check_classes(classes: tuple[str, ...] | None, fewest: int = 2) -> None:
 
 def _check_headers(listing: Listing, headers: Sequence[Header], config: DataConfig) -> None:
     first = headers[0]
+    if config.window is not None and not any(header.kind.startswith("DICOM") for header in headers):
+        raise DataError(f"data.window is for DICOM files, and there is none in {listing.source}: remove it.")
     for path, header in zip(listing.paths, headers, strict=True):
         if config.image_size is None and (header.height, header.width) != (first.height, first.width):
             raise DataError(
@@ -230,12 +233,14 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
         labels, names, told = _resolve_label_sets(listing, config)
     else:
         labels, names = resolve_labels(listing, config.classes, numbers)
-    headers = [read_header(path) for path in track(listing.paths, "Reading image headers", len(listing.paths))]
+    headers = [
+        read_header(path, config.window) for path in track(listing.paths, "Reading image headers", len(listing.paths))
+    ]
     _check_headers(listing, headers, config)
     _check_regions(listing, headers)
     channels = config.channels or headers[0].channels
     height, width = (config.image_size,) * 2 if config.image_size else (headers[0].height, headers[0].width)
-    conversion = Conversion(config.image_size, channels, config.white)
+    conversion = Conversion(config.image_size, channels, config.white, config.window)
     reader = KeepingReader(partial(read_image, paths=listing.paths, conversion=conversion))
     return AuditSet(
         read_image=reader,
@@ -264,7 +269,7 @@ def examine_file(
     row: int, keep: bool, paths: tuple[ImageFile, ...], reader: KeepingReader, conversion: Conversion
 ) -> tuple[Look, bytes]:
     """What the numbers in the file of `row` are like, and a hash of the pixels that the models see."""
-    stored, what = decode_stored(paths[row]), f"Image file '{paths[row]}'"
+    stored, what = decode_stored(paths[row], conversion.window), f"Image file '{paths[row]}'"
     pixels = conversion.pixels(stored, what)
     if keep:
         reader.keep(row, pixels)

@@ -158,6 +158,8 @@ def _load(config: DataConfig, seed: int, labelled: bool) -> AuditSet:
     _check_masks_lie_outside(config, kind)
     if config.groups and kind != "manifest" and package is None:
         raise DataError(f"data.groups names columns of a CSV manifest, and '{kind}' has none: remove it.")
+    if config.window is not None and kind not in ("folder", "zip", "manifest"):
+        raise DataError(f"data.window is for DICOM files, and data of format '{kind}' have none: remove it.")
     if package is not None:
         dataset = converted(load_outside(load, config, seed, package), config.image_size, config.channels)
         return with_masks(replace(dataset, read_image=KeepingReader(dataset.read_image)), config)

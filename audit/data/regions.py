@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
-from audit.data.images import open_upright, read_header
+from audit.data.dicom import is_dicom
+from audit.data.images import OF_PILLOW, open_upright, read_header
 from audit.errors import DataError
 
 Box = tuple[float, float, float, float]
@@ -24,14 +25,16 @@ def is_region_name(name: str) -> bool:
     return re.fullmatch(r"[\w .+-]+", name) is not None
 
 
-def _refuse_lossy(path: Path) -> None:
+def _refuse_kind(path: Path) -> None:
     if path.suffix.lower() in {".jpg", ".jpeg"}:
         raise DataError(f"Mask file '{path}' is a JPEG, whose compression leaves non-zero noise: save it as PNG.")
+    if is_dicom(path, OF_PILLOW):
+        raise DataError(f"Mask file '{path}' is DICOM: save it as PNG, zero outside.")
 
 
 def check_mask_file(path: Path, height: int, width: int, place: str = "") -> None:
     """Raise DataError unless a mask file has the size of its image, which stands in `place`; no pixel is decoded."""
-    _refuse_lossy(path)
+    _refuse_kind(path)
     mask = read_header(path)
     if (mask.height, mask.width) != (height, width):
         raise DataError(
@@ -45,7 +48,7 @@ def decode_mask(path: Path) -> np.ndarray:
 
     Of a file with transparency, only pixels that are both visible and not black are inside.
     """
-    _refuse_lossy(path)
+    _refuse_kind(path)
     image = open_upright(path)
     if image.mode in {"1", "L", "P", "I", "F"} or image.mode.startswith("I;16"):
         return np.asarray(image) != 0

@@ -82,7 +82,7 @@ def test_what_was_passed_over_is_counted_by_reason(make: Make, save_image: SaveI
     root = make()
     for index in range(5):
         save_image(f"set/test/b/followup/{index}.png")
-        (root / "test" / "b" / f"{index}.DCM").write_bytes(b"DICM")
+        (root / "test" / "b" / f"{index}.NII").write_bytes(b"n+1")
     save_image("set/test/b/followup/deeper/9.png")
     save_image("set/loose.png")
     (root / "README").write_text("text")
@@ -94,11 +94,11 @@ def test_what_was_passed_over_is_counted_by_reason(make: Make, save_image: SaveI
     found = _described(root)
     assert _left_out(found.read) == {
         "image outside the class folders": 1, "no ending": 1, "broken link": 1, "neither file nor folder": 1,
-        "ending .dcm": 5, "image in a folder below a class folder": 6,
+        "ending .nii": 5, "image in a folder below a class folder": 6,
     }  # fmt: skip
     text = _text(found, "left-out")
     assert "15 files at data.path are not read" in text
-    assert "5 x ending .dcm (test/b/0.DCM, test/b/1.DCM, test/b/2.DCM, ...)" in text
+    assert "5 x ending .nii (test/b/0.NII, test/b/1.NII, test/b/2.NII, ...)" in text
     assert found.read.splits["test"] == {"a": 3, "b": 3}
 
 
@@ -109,12 +109,12 @@ def test_members_of_a_zip_are_counted_alike(make: Make, tmp_path: Path) -> None:
         for entry in sorted(root.rglob("*")):
             file.write(entry, entry.relative_to(root).as_posix())
         file.write(root / "test/a/0.png", "test/a/follow/0.png")
-        file.writestr("test/a/0.dcm", b"")
+        file.writestr("test/a/0.nii", b"")
         with pytest.warns(UserWarning, match="Duplicate name"):
             file.write(root / "test/a/1.png", "test/a/0.png")
     found = _described(path)
     assert _left_out(found.read) == {
-        "ending .dcm": 1, "image in a folder below a class folder": 1, "second member of one name": 1
+        "ending .nii": 1, "image in a folder below a class folder": 1, "second member of one name": 1
     }  # fmt: skip
 
 
@@ -136,7 +136,7 @@ def test_names_that_are_no_utf8_are_read_and_shown_escaped(make: Make) -> None:
         os.rename(root + b"/test/a/0.png", root + b"/test/a/Br\xfccke.png")
         os.rename(root + b"/test/b", root + b"/test/gr\xfcn")
         os.rename(root + b"/val/b", root + b"/val/gr\xfcn")
-        with open(root + b"/test/a/\xe4.dcm", "wb"):
+        with open(root + b"/test/a/\xe4.nii", "wb"):
             pass
     except OSError:
         pytest.skip("this file system takes names in UTF-8 only")
@@ -145,7 +145,7 @@ def test_names_that_are_no_utf8_are_read_and_shown_escaped(make: Make) -> None:
     assert "test/a/Br\\xfccke.png" in data.ids
     assert "".join(data.ids).encode("utf-8")
     found = describe(data, "test", "val")
-    assert found.read.left_out[0].examples == ["test/a/\\xe4.dcm"]
+    assert found.read.left_out[0].examples == ["test/a/\\xe4.nii"]
     found.read.model_dump_json().encode("utf-8")
     with open(root + b"/test/a/\xe4.png", "wb"):
         pass
@@ -351,7 +351,7 @@ def test_the_second_source_is_looked_at_too(make: Make, tmp_path: Path) -> None:
     (tmp_path / "first").mkdir()
     first = (root).rename(tmp_path / "first" / "set")
     other = make(high=4096, dtype=np.uint16)
-    (other / "test/a/x.dcm").write_bytes(b"DICM")
+    (other / "test/a/x.nii").write_bytes(b"n+1")
     config = DataConfig(path=str(first), shift=str(other))
     audited = load_data(config, 0).split("test")
     notices = describe_shift(load_shift(config, 0, audited))
@@ -403,11 +403,11 @@ def test_folders_that_cannot_be_read_are_named(
 
 def test_a_training_hears_of_its_images_too(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     root = make(high=4096, dtype=np.uint16)
-    (root / "val/a/x.dcm").write_bytes(b"DICM")
+    (root / "val/a/x.nii").write_bytes(b"n+1")
     (root / "test/a/0.png").write_bytes((root / "test/a/0.png").read_bytes()[:80])
     data = load_images(DataConfig(path=str(root)), 0)
     note_on_training_data(data.split("val"))  # a broken file of another split is none of its business
     said = capsys.readouterr()
     assert said.out == ""
-    assert "Note on data: 1 file at data.path is not read: 1 x ending .dcm" in said.err
+    assert "Note on data: 1 file at data.path is not read: 1 x ending .nii" in said.err
     assert "`white = 4095`" in said.err
