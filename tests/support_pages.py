@@ -4,7 +4,8 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+_TOP = ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY", "PYPI")
+PAGES = [*(ROOT / f"{name}.md" for name in _TOP), *sorted((ROOT / "docs").glob("*.md"))]
 _FENCE = re.compile(r"^```(.*)\n([\s\S]*?)^```$", re.MULTILINE)
 
 

@@ -32,6 +32,17 @@ def test_the_readme_is_short():
     assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= MOST_WORDS
 
 
+def test_what_a_package_index_shows_has_no_relative_link():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    links = _LINK.findall((ROOT / project["readme"]).read_text(encoding="utf-8"))
+    assert [link for link in links if "://" not in link] == []
+
+
+def test_the_site_has_every_page():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert [page.name for page in PAGES if page.relative_to(ROOT).as_posix() not in navigation] == []
+
+
 def _anchors(page: Path) -> set[str]:
     """Anchors of the headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.+)$", _CODE.sub("", page.read_text(encoding="utf-8")), re.MULTILINE)
