@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 import numpy as np
 
-from audit.data.archive import Member
 from audit.data.depth import Stored, stored_array
 from audit.data.header import Header, ImageFile
 from audit.errors import DataError
@@ -60,7 +59,7 @@ def is_dicom(path: ImageFile, others: tuple[str, ...]) -> bool:
 
 
 def _content(path: ImageFile) -> BinaryIO | io.BytesIO:
-    return path.open() if isinstance(path, Member) else Path(path).open("rb")
+    return path.open("rb") if isinstance(path, Path) else path.open()
 
 
 @contextmanager

@@ -17,7 +17,6 @@ from pathlib import Path
 from audit.config import DataConfig
 from audit.data.archive import ArchiveFolder, Member, archive_root
 from audit.data.audit_set import AuditSet
-from audit.data.header import ImageFile
 from audit.data.images import EXTENSIONS
 from audit.data.listing import Listing, natural_key, to_audit_set
 from audit.data.reading import left_out
@@ -25,7 +24,7 @@ from audit.errors import DataError, readable
 from audit.results import LeftOut
 
 Folder = Path | ArchiveFolder
-Group = tuple[str | None, str, Sequence[ImageFile]]
+Group = tuple[str | None, str, Sequence[Path | Member]]
 UNLABELLED = "unlabelled"
 MOST_ENTRIES = 1_000_000
 """Files and folders that are looked at in search of what was left out; a link may lead to a whole disk."""
@@ -49,7 +48,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith((".", "__")) or name.lower() in DESKTOP_FILES
 
 
-def _images(path: Folder) -> list[ImageFile]:
+def _images(path: Folder) -> list[Path | Member]:
     found = [p for p in _entries(path) if p.suffix.lower() in EXTENSIONS and not is_hidden(p.name) and p.is_file()]
     files = [p for p in found if not isinstance(p, ArchiveFolder)]
     return sorted(files, key=lambda p: natural_key(p.name))

@@ -29,7 +29,6 @@ from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from audit.data import dicom
-from audit.data.archive import Member
 from audit.data.colour import LUMA
 from audit.data.depth import BYTE, Stored, to_unit
 from audit.data.header import Header, ImageFile
@@ -140,7 +139,7 @@ def _kind(image: Image.Image) -> str:
 
 
 def _content(path: ImageFile) -> Path | io.BytesIO:
-    return path.open() if isinstance(path, Member) else path
+    return path if isinstance(path, Path) else path.open()
 
 
 def read_header(path: ImageFile, window: dicom.Window | None = None) -> Header:

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from audit.config import DataConfig
-from audit.data.archive import Member
 from audit.data.audit_set import AuditSet, MaskReader
 from audit.data.header import Header, ImageFile
 from audit.data.images import Conversion, KeepingReader, decode_stored, read_header, read_image
@@ -282,7 +281,7 @@ def bytes_key(row: int, thorough: bool, paths: tuple[ImageFile, ...]) -> object:
     Raises DataError.
     """
     path = paths[row]
-    if isinstance(path, Member):
+    if not isinstance(path, Path):
         return hashlib.blake2b(path.open().getbuffer(), digest_size=16).digest() if thorough else path.quick_key()
     try:
         if thorough:

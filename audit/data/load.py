@@ -1,6 +1,7 @@
 """Load the images that a configuration names, of whatever format: those in `FORMATS`, or another package's.
 
-Formats of this package are a folder or `.zip`, a CSV manifest, an `.npz` of MedMNIST layout and the phantom.
+Formats of this package are a folder or `.zip`, a CSV manifest, an `.npz` of MedMNIST layout, a folder that `datasets`
+of Hugging Face has saved, and the phantom.
 """
 
 from dataclasses import replace
@@ -12,6 +13,7 @@ import numpy as np
 from audit.config import DataConfig
 from audit.data.audit_set import AuditSet, ImageReader, MaskReader
 from audit.data.folder import load_folder
+from audit.data.hugging_face import is_saved, load_saved
 from audit.data.images import KeepingReader, convert_image
 from audit.data.listing import check_classes, nearest
 from audit.data.manifest import load_manifest
@@ -28,12 +30,12 @@ CALIBRATION_SPLITS = ("calibration", "val", "valid", "validation", "dev", "train
 
 
 def detect_format(path: str) -> str:
-    """Tell 'folder', 'zip', 'manifest', 'npz' or 'phantom' from a path; raises DataError if missing or unknown."""
+    """Tell which of the formats of this package lies at a path; raises DataError if missing or unknown."""
     if path == "phantom":
         return "phantom"
     file = Path(path)
     if file.is_dir():
-        return "folder"
+        return "datasets" if is_saved(file) else "folder"
     if not file.exists():
         raise DataError(f"Data path '{path}' does not exist: check data.path (relative to the configuration file).")
     kinds = {".csv": "manifest", ".npz": "npz", ".zip": "zip"}
@@ -82,6 +84,7 @@ FORMATS: Registry[Loader] = Registry(
         "zip": load_folder,
         "manifest": load_manifest,
         "npz": load_npz,
+        "datasets": load_saved,
         "phantom": _load_phantom,
     },
 )
@@ -158,7 +161,7 @@ def _load(config: DataConfig, seed: int, labelled: bool) -> AuditSet:
     _check_masks_lie_outside(config, kind)
     if config.groups and kind != "manifest" and package is None:
         raise DataError(f"data.groups names columns of a CSV manifest, and '{kind}' has none: remove it.")
-    if config.window is not None and kind not in ("folder", "zip", "manifest"):
+    if config.window is not None and kind not in ("folder", "zip", "manifest", "datasets"):
         raise DataError(f"data.window is for DICOM files, and data of format '{kind}' have none: remove it.")
     if package is not None:
         dataset = converted(load_outside(load, config, seed, package), config.image_size, config.channels)
