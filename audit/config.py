@@ -160,8 +160,8 @@ class DataConfig(Section):
     )
     format: str = Field(
         "auto",
-        description="folder, zip, manifest, npz, datasets, phantom, or a format that another package adds; auto: told "
-        "by what lies there",
+        description="folder, zip, manifest, npz, medmnist, datasets, phantom, or a format that another package adds; "
+        "auto: told by what lies there",
     )
     options: dict[str, Any] = Field(default_factory=dict, description="settings for a format of another package")
     task: Literal["auto", "single-label", "multi-label"] = Field(

@@ -18,6 +18,7 @@ from audit.data.images import KeepingReader, convert_image
 from audit.data.listing import check_classes, nearest
 from audit.data.manifest import load_manifest
 from audit.data.masks import with_masks
+from audit.data.medmnist_names import load_medmnist
 from audit.data.multilabel import without_labels
 from audit.data.npz import load_npz
 from audit.data.outside import Loader, load_outside
@@ -84,6 +85,7 @@ FORMATS: Registry[Loader] = Registry(
         "zip": load_folder,
         "manifest": load_manifest,
         "npz": load_npz,
+        "medmnist": load_medmnist,
         "datasets": load_saved,
         "phantom": _load_phantom,
     },
