@@ -96,6 +96,10 @@ AutoMemory = Annotated[str, BeforeValidator(lambda value: value if value == "aut
 """An amount of memory, or 'auto'."""
 
 
+LowPrecision = Literal["bfloat16", "float16"]
+Precision = Literal["float32", LowPrecision]
+
+
 def memory_bytes(memory: str) -> int:
     """Return the number of bytes that a memory text such as `2GB` stands for."""
     number = memory.rstrip("KMGIBkmgib ")
@@ -908,6 +912,11 @@ class AuditConfig(Section):
         "auto",
         description="whether the certificate of loading compares each model with what torch.compile makes of it, half "
         "a minute and more a model; auto: on a GPU",
+    )
+    precision: Precision = Field(
+        "float32",
+        description="of gradients of PGD and of answers to corrupted and changed images, for models whose decisions it "
+        "does not change (docs/robustness.md#in-16-bits)",
     )
     max_memory: AutoMemory = Field(
         "auto",

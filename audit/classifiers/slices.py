@@ -42,7 +42,7 @@ class Slices:
     def __init__(self, name: str, max_memory: str) -> None:
         self.ran: dict[bool, tuple[int, int, int]] = {}
         self._name, self.max_memory = name, max_memory
-        self._each: dict[tuple[bool, torch.Size, torch.device], int] = {}
+        self._each: dict[tuple[bool, bool, torch.Size, torch.device], int] = {}
         self._most: int | None = None
         self._largest = 1
 
@@ -55,7 +55,7 @@ class Slices:
             return network(images)
         parts = images.tensor_split(math.ceil(n / at_once))
         slice_, batch, each = self.ran.get(graded, (n, n, 0))
-        cost = self._each[graded, images.shape[1:], images.device]
+        cost = self._each[_pass(images, graded)]
         self.ran[graded] = min(slice_, len(parts[0])), max(batch, n), max(each, cost)
         if not graded:
             return _joined([network(part) for part in parts])
@@ -64,7 +64,7 @@ class Slices:
             return _joined([checkpoint(network, part, use_reentrant=False) for part in parts])
 
     def _at_once(self, network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> int:
-        key = graded, images.shape[1:], images.device
+        key = _pass(images, graded)
         if key not in self._each:
             self._each[key] = _cost(network, images[:PROBED].detach(), graded)
         budget = allowed(images.device, self.max_memory)
@@ -121,6 +121,11 @@ class Slices:
             return False
         self._most, self._largest = self._largest // 2, 1
         return True
+
+
+def _pass(images: Tensor, graded: bool) -> tuple[bool, bool, torch.Size, torch.device]:
+    """Return what the memory of an image's pass depends on; in 16 bits it takes less."""
+    return graded, torch.is_autocast_enabled(images.device.type), images.shape[1:], images.device
 
 
 def sparing(classifier: nn.Module, work: Callable[[], Result]) -> Result:

@@ -66,6 +66,7 @@ from audit.results import (
     Notice,
     Robust,
 )
+from audit.robustness.precision import LowPasses
 from audit.storage.pictures import file_names
 
 
@@ -337,6 +338,7 @@ def _row(findings: Findings, model: Measured, folder: str) -> ModelResult:
         input=classifier.input,
         sanity=findings.looks[name].readings,
         certificate=certificate(classifier, findings.looks[name], model.checks),
+        precision=model.low.precision if isinstance(model.low, LowPasses) else "float32",
         failed=failed,
         unreliable=unreliable(model),
         clean=model.clean,

@@ -15,6 +15,7 @@ from audit.errors import ClassifierError, ConfigError, Terminated
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images
 from audit.results import Failure, Notice
+from audit.robustness.precision import precision_refused
 from audit.runtime.faults import reason
 
 
@@ -58,6 +59,9 @@ def load_model(config: ClassifierConfig, context: Context, images: Images) -> Cl
     found = load_classifier(config, data.image_shape, data.class_names, context.base, independent=data.is_multi_label)
     classifier = found.to(context.device)
     classifier.slices = Slices(config.name, context.config.max_memory)
+    if context.config.precision != "float32" and data.is_multi_label:
+        why = "models of labels do so always."
+        classifier.notices += (precision_refused(config.name, why),)
     if context.config.generator is not None:
         classifier.notices += tuple(_notices_of_counterfactuals(classifier, context.config.counterfactual))
     return classifier

@@ -64,13 +64,12 @@ def measure_reliance(
     with context.watch.stage(STAGE), stage_kept(STAGE, lost, [STAGE]):
         some = attacked_rows(images.audited, settings.n, context.config.seed)
         shown = Shown(some, context.config.robustness.batch_size, context.device, context.config.seed)
-        classifiers = [model.classifier for model in asked]
-        reacted = succeeded(reactions(classifiers, shown, interventions, list(map(context.of, classifiers))))
+        stages = [model.stages(context) for model in asked]
+        reacted = succeeded(reactions([model.answering for model in asked], shown, interventions, stages))
         regions: dict[str, list[Treated]] = {name: [] for name in reacted}
         for region in images.audited.regions:
-            classifiers = [model.classifier for model in asked]
-            stages = list(map(context.of, classifiers))
-            for name, rows in succeeded(treated(classifiers, shown, region, stages)).items():
+            stages = [model.stages(context) for model in asked]
+            for name, rows in succeeded(treated([model.answering for model in asked], shown, region, stages)).items():
                 regions[name] += rows
         groups = _groups(context, images.audited, settings, asked)
         for model in asked:

@@ -10,11 +10,12 @@ from functools import partial
 from itertools import combinations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from audit.classifiers.black_box import REASON
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.slices import sparing
+from audit.config import LowPrecision
 from audit.data.audit_set import AuditSet
 from audit.errors import MetricError
 from audit.metrics.intervals import bootstrap_mean, paired_difference
@@ -38,6 +39,8 @@ from audit.robustness.attacks.blind import without_gradient
 from audit.robustness.corruptions.run import corruption_accuracies
 from audit.robustness.evaluate import Attacked, attacked_rows, measured_robustness
 from audit.robustness.examples import Fooled
+from audit.robustness.precision import IMAGES as COMPARED
+from audit.robustness.precision import LowPasses, low_passes, precision_refused
 from audit.robustness.sanity.doubts import answer_notices
 from audit.robustness.transfer import Onlookers, Shown, transfer_attack
 from audit.robustness.trust.batch_dependence import IMAGES, batch_dependence, one_class
@@ -46,6 +49,7 @@ from audit.robustness.trust.verdict import doubt_all
 from audit.robustness.vulnerability.map import VulnerabilityMaps, map_overlap, vulnerability
 from audit.runtime.faults import reason, stage_kept, tried
 from audit.runtime.seeds import stage_generator
+from audit.storage.stages import Stages
 
 
 def nothing_measured(class_names: Sequence[str]) -> Clean:
@@ -59,7 +63,8 @@ class Measured:
 
     `outcomes` holds, by the path of a number in the results, what it is the mean of: bool or float `[n]`, one an image.
     `checks` are those of the model as a whole, made whatever the settings; `blind` says, if so, that nothing leads back
-    from its logits to the image.
+    from its logits to the image. `low` are its passes in 16 bits, or why all have to be in float32 where 16 were asked
+    for.
     """
 
     classifier: Classifier
@@ -72,11 +77,22 @@ class Measured:
     not_computed: tuple[NotComputed, ...] = ()
     checks: Sequence[TrustCheck] = ()
     blind: str | None = None
+    low: LowPasses | str | None = None
     failed: Failure | None = None
 
     @property
     def name(self) -> str:
         return self.classifier.name
+
+    @property
+    def answering(self) -> nn.Module:
+        """What is asked for answers to changed images."""
+        return self.low.answers if isinstance(self.low, LowPasses) else self.classifier
+
+    def stages(self, context: Context) -> Stages:
+        """Where results are kept that passes in 16 bits may have a part in."""
+        stages = context.of(self.classifier)
+        return self.low.stages(stages) if isinstance(self.low, LowPasses) else stages
 
     @property
     def predicted(self) -> Tensor:
@@ -108,6 +124,8 @@ def measure_models(
     settings, watch = context.config.robustness, context.watch
     lost: list[NotComputed] = []
     models = [_clean(context, images.audited, one, (logits or {}).get(one.name)) for one in classifiers]
+    if context.config.precision != "float32":
+        models = _lowered(context, images.audited, models, context.config.precision)
     attacked = images.attacked or images.audited
     onlookers = _onlookers(context, attacked, models)
     models = [
@@ -190,6 +208,20 @@ def _clean(context: Context, audited: AuditSet, classifier: Classifier, known: T
     return model
 
 
+def _lowered(
+    context: Context, audited: AuditSet, models: Sequence[Measured], precision: LowPrecision
+) -> list[Measured]:
+    """Try every model in 16 bits."""
+    seed, size = context.config.seed, context.config.robustness.batch_size
+    some = attacked_rows(audited, COMPARED, seed)
+
+    def step(model: Measured) -> Measured:
+        return replace(model, low=low_passes(model.classifier, some, precision, size))
+
+    with context.watch.stage("precision"):
+        return [model if model.failed is not None else _after(model, "precision", step) for model in models]
+
+
 def _onlookers(context: Context, audited: AuditSet, models: Sequence[Measured]) -> dict[str, Onlookers]:
     """Return, by model, the others that see its attacked images; empty where no transfer is asked for."""
     settings = context.config.robustness
@@ -249,11 +281,11 @@ def _attacked(
     measured = [Attacked(model.robust, {})]
     attack = partial(
         measured_robustness,
-        classifier,
+        model.low.gradients if isinstance(model.low, LowPasses) else classifier,
         audited,
         config.robustness,
         config.seed,
-        context.of(classifier),
+        model.stages(context),
         keep=measured.append,
         witness=None if onlookers is None else onlookers.see,
     )
@@ -273,10 +305,10 @@ def _corrupted(context: Context, audited: AuditSet, models: Sequence[Measured]) 
     """Measure all models on the same corrupted images, each of which is made once."""
     settings = context.config.robustness
     assert settings.corruptions is not None
-    classifiers = [model.classifier for model in models if model.failed is None]
+    asked = [model for model in models if model.failed is None]
     found = corruption_accuracies(
-        classifiers, audited, settings.corruptions, context.config.seed, batch_size=settings.batch_size,
-        device=context.device, stages=list(map(context.of, classifiers)),
+        [model.answering for model in asked], audited, settings.corruptions, context.config.seed,
+        batch_size=settings.batch_size, device=context.device, stages=[model.stages(context) for model in asked],
     )  # fmt: skip
     results = iter(found)
     return [model if model.failed is not None else _with_corruptions(model, next(results)) for model in models]
@@ -337,7 +369,11 @@ def model_notices(model: Measured) -> list[Notice]:
     said = "Nothing measured of it may be believed."
     name = model.classifier.name
     found = [Notice(subject=name, kind=BATCH_DEPENDENCE, text=f"{said} {reason}") for reason in unreliable(model)]
-    return found + ([] if model.blind is None else [Notice(subject=name, kind="no-gradient", text=model.blind)])
+    if model.blind is not None:
+        found.append(Notice(subject=name, kind="no-gradient", text=model.blind))
+    if isinstance(model.low, str):
+        found.append(precision_refused(name, model.low))
+    return found
 
 
 def notices_of_answers(model: Measured, audited: AuditSet) -> list[Notice]:

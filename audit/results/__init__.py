@@ -964,6 +964,9 @@ class Identity(Row):
     certificate: list[LoadingCheck] = Field(
         default_factory=list, description="checks of how it was loaded; empty: the file is older"
     )
+    precision: Literal["float32", "bfloat16", "float16"] = Field(
+        default="float32", description="of gradients of PGD, and of answers to corrupted and changed images"
+    )
 
 
 class ModelResult(Measurements, Identity):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from audit.classifiers.black_box import REASON
 from audit.classifiers.mode import preserve_mode
+from audit.classifiers.precision import in_float32
 from audit.classifiers.slices import sparing
 from audit.config import RobustnessConfig, eps_value
 from audit.data.audit_set import AuditSet
@@ -235,9 +236,9 @@ class _Task:
         return found
 
     def cascade(self, batch: "_Batch", attack: str, norm: Norm, eps: float) -> Cascade:
-        """Attack the images of `batch` by what `attack` is made of."""
+        """Attack the images of `batch` by what `attack` is made of, in float32."""
         return run_cascade(
-            self.classifier,
+            in_float32(self.classifier),
             batch.images,
             batch.labels,
             eps=eps,
@@ -544,7 +545,9 @@ def measured_robustness(
 
     A failed check puts its finding beside every number that it concerns, and so does an attack that never had a
     gradient, whatever checks are switched off. `witness` is as there. `keep` is given what was measured as soon as the
-    attacks are done; distances and checks are added to it. Raises as `robust_accuracy` does.
+    attacks are done; distances and checks are added to it. Of a classifier whose gradients are of 16 bits PGD follows
+    these; attacks that look for the boundary itself, or hold the losses of two steps against each other, run in
+    float32. Raises as `robust_accuracy` does.
     """
     stage = f"attacks on {name_of(classifier)}"
     measured = robust_accuracy(classifier, dataset, config, seed, stages, stage=stage, witness=witness)
@@ -556,7 +559,7 @@ def measured_robustness(
         measured.missing.extend(_not_computed_for_a_black_box(config))
         config = config.model_copy(update={"trust": None, "distance": None})
     for norm in () if config.distance is None else config.distance.norms:
-        row, account, fragile = _distances(_Task(classifier, config, seed, stages), chosen, norm)
+        row, account, fragile = _distances(_Task(in_float32(classifier), config, seed, stages), chosen, norm)
         robust.distances.append(row)
         measured.examples.extend(fragile)
         evidence.accounts[row.path] = account

@@ -52,7 +52,7 @@ def _one_restart(target: Target, rows: Tensor, start: Tensor, climb: _Climb) -> 
             current = current.detach().requires_grad_(not last)
             logits = target.logits(current)
             losses = cross_entropy(logits, labels[active])
-        wrong = logits.argmax(dim=1) != labels[active]
+        wrong = target.wrong(logits, current, labels[active])
         better = wrong | (losses.detach() > best_loss[active])
         best[active[better]] = current.detach()[better]
         best_loss[active[better]] = losses.detach()[better]

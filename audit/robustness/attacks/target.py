@@ -57,6 +57,18 @@ class Target:
         """Return the logits `[n, K]` of any images; raises ClassifierError where they are not finite or no logits."""
         return checked_logits(self.classifier, images)
 
+    def wrong(self, logits: Tensor, images: Tensor, labels: Tensor) -> Tensor:
+        """Return which of `images` `[n, C, H, W]`, whose `logits` `[n, K]` came of a pass, are misclassified `[n]`.
+
+        Where a pass with a gradient runs in 16 bits, those that it calls so are asked for once more in float32.
+        """
+        wrong = logits.argmax(dim=1) != labels
+        if images.requires_grad and getattr(self.classifier, "low_gradients", False) and bool(wrong.any()):
+            rows = wrong.nonzero().flatten()
+            with torch.no_grad():
+                wrong[rows] = self.logits(images[rows].detach()).argmax(dim=1) != labels[rows]
+        return wrong
+
     def gradient(self, losses: Tensor, images: Tensor) -> Tensor:
         """Return the gradient of each image's loss `[n]` with respect to that image, as `image_gradient` does."""
         return image_gradient(self.classifier, losses, images)

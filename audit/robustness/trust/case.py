@@ -78,6 +78,7 @@ class ScaleFree(nn.Module):
         super().__init__()
         self.classifier = classifier
         self.name = getattr(classifier, "name", type(classifier).__name__)
+        self.low_gradients = getattr(classifier, "low_gradients", False)
         self.training = False
 
     def forward(self, images: Tensor) -> Tensor:

@@ -5,9 +5,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from audit.config import Eps, EpsL2, Section, Training, eps_value, load_training, read_config
+from audit.config import Eps, EpsL2, Precision, Section, Training, eps_value, load_training, read_config
 from audit.training.classifier.preset import with_preset
-from audit.training.shared.precision import Precision
 
 NO_FILE = ("none", "timm")
 """What `initial` may say beside a file or shipped weights."""

@@ -4,32 +4,12 @@ Micikevicius et al. 2018 ("Mixed precision training"): float16 needs the loss sc
 vanish; bfloat16 has the range of float32 and needs none.
 """
 
-from typing import Literal
-
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from audit.classifiers.precision import Autocast
+from audit.config import Precision
 from audit.errors import ConfigError
-
-Precision = Literal["float32", "bfloat16", "float16"]
-
-
-class Autocast(nn.Module):
-    """A network whose forward pass runs in `dtype` and whose logits are float32.
-
-    The cast ends with every forward pass: an objective may change weights between two passes, and the casts that
-    autocast keeps would be those of the old weights.
-    """
-
-    def __init__(self, network: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.network = network
-        self.dtype = dtype
-
-    def forward(self, images: Tensor) -> Tensor:
-        with torch.autocast(images.device.type, dtype=self.dtype):
-            logits: Tensor = self.network(images)
-        return logits.float()
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
