@@ -53,7 +53,7 @@ def test_a_folder_of_masks_gives_the_numbers_of_a_manifest(root: Path) -> None:
             },
             "classifiers": [{"name": "m", "factory": f"{root / 'nets.py'}:net", "checkpoint": str(root / "net.pt")}],
         }  # fmt: skip
-        (model,) = run_audit(parse_config(AuditConfig, values, "the test"), root / "out").models
+        (model,) = run_audit(parse_config(AuditConfig, values, "the test"), root / "out", overwrite=True).models
         assert model.robust.vulnerability is not None
         return [region.model_dump() for region in model.robust.vulnerability.regions]
 
