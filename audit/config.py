@@ -758,8 +758,8 @@ class ClassifierConfig(Section):
     )
     allow_code: bool = Field(
         False,
-        description="run a file that is a program (TorchScript, torch.export) and may do whatever you may; for all: "
-        "--allow-code",
+        description="run a TorchScript or torch.export file that does more than arithmetic, with all your rights; for "
+        "all: --allow-code",
     )
     classes: tuple[str, ...] | None = Field(
         None, description="class names in the model's output order; those that the data have not are left out"

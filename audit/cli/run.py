@@ -37,7 +37,9 @@ Overwrite = Annotated[
 
 AllowCode = Annotated[
     bool,
-    typer.Option("--allow-code", help="run TorchScript and torch.export files; such programs can do whatever you can"),
+    typer.Option(
+        "--allow-code", help="run TorchScript and torch.export files whatever they do; they can do whatever you can"
+    ),
 ]
 
 

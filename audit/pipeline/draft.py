@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from audit.classifiers.checkpoint import Checkpoint, is_exported, is_torchscript, read_checkpoint
+from audit.classifiers.containers.programs import beyond_arithmetic
 from audit.classifiers.recognise import outputs_of, recognised
 from audit.config import DataConfig, container_of, is_shipped
 from audit.data.audit_set import AuditSet
@@ -210,12 +211,11 @@ def _classifier(place: str, images: AuditSet | None, folder: Path, table: _Table
         return
     if file.suffix == ".onnx" or is_torchscript(file) or is_exported(file):
         table.set("file", _relative(file, folder))
-        if file.suffix != ".onnx":
-            table.say(
-                "allow_code = true  # it is a program, which can do whatever you can: only if you trust its maker"
-            )
+        more = None if file.suffix == ".onnx" else beyond_arithmetic(file)
+        if more is not None:
+            table.say("allow_code = true  # it does more than compute, whatever you can: only if you trust its maker")
             table.open_points.append(
-                f"classifier '{file.name}' is a program: allow it by allow_code = true, if you trust it"
+                f"classifier '{file.name}' is a program with {more}: allow it by allow_code = true, if you trust it"
             )
         return
     checkpoint = read_checkpoint(file)

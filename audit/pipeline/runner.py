@@ -58,8 +58,8 @@ def run_audit(
     Without it nothing is written and the image paths in the results name no files. `cache` is a folder, or a
     store with a bound, that keeps the result of every stage: a run that was killed goes on where it was, and an audit
     that shares work with an earlier one reads it. `baseline` is an old checkpoint of the only classifier: it is audited
-    too, for a gate to compare with. With `allow_code`, classifiers that are programs (TorchScript, torch.export) are
-    run, which can do whatever you can. Raises AuditError (one sentence: what, where, how to mend) for whatever the
+    too, for a gate to compare with. With `allow_code`, programs (TorchScript, torch.export) that do more than compute
+    are run, which can do whatever you can. Raises AuditError (one sentence: what, where, how to mend) for whatever the
     caller can mend; of these, `writing.ReportError` holds results that are stored.
     """
     if isinstance(config, AuditConfig):

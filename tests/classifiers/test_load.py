@@ -204,7 +204,7 @@ def test_script_and_export_files(tmp_path: Path) -> None:
     torch.export.save(torch.export.export(network, (images(),), dynamic_shapes=shapes), tmp_path / "export.pt2")
     eager = load_state(network, tmp_path)
     for name in ("script.pt", "trace.ts", "export.pt2"):
-        it = load(file=str(tmp_path / name), allow_code=True, mean=(0.5,), std=(0.5,), classes=CLASSES[::-1])
+        it = load(file=str(tmp_path / name), mean=(0.5,), std=(0.5,), classes=CLASSES[::-1])
         assert it.source == name
         assert it.weights_sha256 == eager.weights_sha256
         assert torch.allclose(it(images(3)), eager(images(3)), atol=1e-6)
@@ -399,9 +399,9 @@ def test_bad_files_end_in_one_sentence(tmp_path: Path) -> None:
     }
     for name, sentence in cases.items():
         with pytest.raises(ClassifierError, match=sentence):
-            load(file=str(tmp_path / name), allow_code=True)
+            load(file=str(tmp_path / name))
     with pytest.raises(ClassifierError, match="set its input_size and channels"):
-        load(file=str(tmp_path / "whole.pt"), allow_code=True, channels=3)
+        load(file=str(tmp_path / "whole.pt"), channels=3)
 
 
 def test_unknown_shipped_weights_are_named() -> None:

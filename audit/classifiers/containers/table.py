@@ -6,8 +6,8 @@ Another package adds a kind by an entry point of the group `spruce_audit.contain
 from collections.abc import Iterable
 from pathlib import Path
 
-from audit.classifiers.checkpoint import is_exported, is_torchscript
 from audit.classifiers.containers import hugging_face, monai_bundle, onnx_file, timm_hub, torchvision_model, xray_vision
+from audit.classifiers.containers.programs import beyond_arithmetic
 from audit.classifiers.loaded import Container
 from audit.config import ClassifierConfig, container_of
 from audit.errors import ConfigError
@@ -59,17 +59,19 @@ def container(kind: str, config: ClassifierConfig) -> Container:
 
 
 def check_code(config: ClassifierConfig) -> None:
-    """Raise ConfigError where the classifier is a program, and nobody has said that it may run.
+    """Raise ConfigError where the classifier is a program that does more than compute, and nobody has said it may run.
 
     Everything else is read as data: no other file can bring code, whatever `allow_code` says.
     """
-    file = None if config.file is None or config.allow_code or kind_and_place(config) else Path(config.file)
-    if file is not None and (is_torchscript(file) or is_exported(file)):
-        kind = "TorchScript" if is_torchscript(file) else "torch.export"
+    if config.file is None or config.allow_code or kind_and_place(config):
+        return
+    more = beyond_arithmetic(Path(config.file))
+    if more is not None:
         raise ConfigError(
-            f"Classifier '{config.name}' comes as a program, the {kind} file '{file}', and a program can read, change "
-            "and destroy whatever you can: give its network by architecture or factory and its weights as checkpoint, "
-            "or, if you trust whoever made the file, set allow_code = true (for all classifiers: --allow-code)."
+            f"Classifier '{config.name}' comes as a program, '{config.file}', with more in it than a network's "
+            f"arithmetic: {more}. It could read, change and destroy whatever you can: give its network by architecture "
+            "or factory and its weights as checkpoint, or, if you trust whoever made the file, set allow_code = true "
+            "(for all classifiers: --allow-code)."
         )
 
 
