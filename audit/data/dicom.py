@@ -17,6 +17,7 @@ import io
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
@@ -49,13 +50,21 @@ TAGS = (
 def is_dicom(path: ImageFile, others: tuple[str, ...]) -> bool:
     """Whether a file is to be read as DICOM: by its ending, or by its content unless its ending is one of `others`."""
     suffix = path.suffix.lower()
-    if suffix in EXTENSIONS or suffix in others:
-        return suffix in EXTENSIONS
+    return suffix in EXTENSIONS if suffix in (*EXTENSIONS, *others) else is_marked(path)
+
+
+def is_marked(path: ImageFile) -> bool:
+    """Whether a file has the mark of DICOM, whatever it is called."""
     try:
         with _content(path) as file:
             return file.read(PREAMBLE + len(MARK))[PREAMBLE:] == MARK
     except OSError:
         return False
+
+
+def is_installed() -> bool:
+    """Whether DICOM files can be read."""
+    return find_spec("pydicom") is not None
 
 
 def _content(path: ImageFile) -> BinaryIO | io.BytesIO:

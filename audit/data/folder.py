@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from audit.config import DataConfig
+from audit.data import dicom
 from audit.data.archive import ArchiveFolder, Member, archive_root
 from audit.data.audit_set import AuditSet
 from audit.data.images import EXTENSIONS
@@ -50,8 +51,15 @@ def is_hidden(name: str) -> bool:
 
 def _images(path: Folder) -> list[Path | Member]:
     found = [p for p in _entries(path) if p.suffix.lower() in EXTENSIONS and not is_hidden(p.name) and p.is_file()]
-    files = [p for p in found if not isinstance(p, ArchiveFolder)]
+    files = [p for p in found if not isinstance(p, ArchiveFolder) and (not _called_dicom(p) or dicom.is_marked(p))]
+    if not dicom.is_installed():
+        # Beside other images DICOM is left out, and said to be; alone it is refused, with the remedy.
+        files = [p for p in files if not _called_dicom(p)] or files
     return sorted(files, key=lambda p: natural_key(p.name))
+
+
+def _called_dicom(path: Path | Member) -> bool:
+    return path.suffix.lower() in dicom.EXTENSIONS
 
 
 def _classes_of(root: Folder) -> list[Group]:
@@ -81,6 +89,10 @@ def _reason(path: Path | Member, depth: int, levels: int) -> str:
         return "broken link" if path.is_symlink() else "neither file nor folder"
     if path.suffix.lower() not in EXTENSIONS:
         return f"ending {readable(path.suffix.lower())}" if path.suffix else "no ending"
+    if _called_dicom(path) and not dicom.is_marked(path):
+        return f"ending {path.suffix.lower()}, but no DICOM file"
+    if _called_dicom(path) and not dicom.is_installed():
+        return "DICOM, which needs pip install 'spruce-audit[dicom]'"
     return "image in a folder below a class folder" if depth > levels else "image outside the class folders"
 
 

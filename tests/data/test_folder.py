@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from audit.config import DataConfig
+from audit.data.folder import list_folder
 from audit.data.load import load_data
 from audit.errors import DataError
 
@@ -62,6 +63,23 @@ def test_split_folders(save_image: SaveImage, tmp_path: Path) -> None:
     assert data.class_names == ("a", "b", "only_here")
     assert len(data.split("train")) == 7
     assert data.split("test").row_ids == ("test/a/0.png", "test/a/1.png", "test/b/0.png", "test/b/1.png")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_files_called_dicom_are_left_out_where_they_are_none_or_cannot_be_read(
+    class_folders: Path, monkeypatch: pytest.MonkeyPatch, installed: bool
+) -> None:
+    monkeypatch.setattr("audit.data.dicom.is_installed", lambda: installed)
+    before = set(list_folder(class_folders).ids)
+    folder = next(path for path in sorted(class_folders.iterdir()) if path.is_dir())
+    image = next(path for path in sorted(folder.iterdir()) if path.suffix == ".png")
+    (folder / "picture.dcm").write_bytes(image.read_bytes())
+    (folder / "real.dcm").write_bytes(b"\0" * 128 + b"DICM")
+    listed = list_folder(class_folders)
+    assert set(listed.ids) - before == ({f"{folder.name}/real.dcm"} if installed else set())
+    reasons = {one.reason: one.examples for one in listed.left_out}
+    assert reasons["ending .dcm, but no DICOM file"] == [f"{folder.name}/picture.dcm"]
+    assert ("DICOM, which needs pip install 'spruce-audit[dicom]'" in reasons) is not installed
 
 
 def test_tools_leftovers_and_other_files_are_no_images(class_folders: Path) -> None:
