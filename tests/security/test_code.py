@@ -165,6 +165,19 @@ def test_two_members_of_one_name_are_read_by_nobody(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_what_cannot_be_read_is_no_plain_program(tmp_path: Path) -> None:
+    mark, flags = b"PK\x01\x02", 8
+    torch.jit.trace(network(), torch.rand(2, 1, 8, 8)).save(str(tmp_path / "it.pt"))
+    data = bytearray((tmp_path / "it.pt").read_bytes())
+    place = data.find(mark)
+    while place >= 0:
+        data[place + flags] |= 1  # encrypted
+        place = data.find(mark, place + 4)
+    (tmp_path / "it.pt").write_bytes(data)
+    assert str(beyond_arithmetic(tmp_path / "it.pt")).startswith("what cannot be read")
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_a_program_that_only_computes_needs_no_permission(tmp_path: Path) -> None:
     torch.jit.trace(network(), torch.rand(2, 1, 8, 8)).save(str(tmp_path / "it.pt"))
     config = ClassifierConfig(name="net", file=str(tmp_path / "it.pt"))

@@ -7,8 +7,10 @@ load with whatever they call. A file with none of that is no more dangerous than
 
 import io
 import json
+import lzma
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,10 @@ REACHING_OUT = {"save", "from_file", "read_file", "write_file", "rpc_sync", "rpc
 """Operators of torch 2.14 with the name of a file or of a machine among their arguments (`_jit_get_all_schemas`)."""
 PLAIN_CALLS = ("_operator.", "math.", "torch.sym_")
 """Beginnings of what a torch.export graph calls beside operators: sums and comparisons of sizes."""
+UNREADABLE = (
+    zipfile.BadZipFile, RuntimeError, ValueError, LookupError, EOFError, OSError, zlib.error, lzma.LZMAError,
+)  # fmt: skip
+"""What reading a member of a damaged, encrypted or oddly compressed archive raises."""
 LARGEST_MEMBER = 256 * 2**20
 """Bytes of code or graph that are looked at; a network has far fewer."""
 
@@ -45,7 +51,7 @@ def beyond_arithmetic(file: Path) -> str | None:
             if large:
                 return f"a member of more than {LARGEST_MEMBER // 2**20} MiB of code, '{large[0]}'"
             return next(_in_script(archive) if is_torchscript(file) else _in_export(archive), None)
-    except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError, RecursionError, OSError) as error:
+    except UNREADABLE as error:
         return f"what cannot be read ({type(error).__name__})"
 
 
