@@ -1,12 +1,22 @@
 """Fixtures shared by the tests."""
 
 import importlib.util
+import signal
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from audit.runtime import progress
+
+
+@pytest.fixture(autouse=True)
+def signals_as_before():
+    """Undo what a command called within the tests makes of signals: a worker that ignores SIGTERM cannot end others."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(autouse=True)
