@@ -128,8 +128,7 @@ def _read_safetensors(file: Path) -> Checkpoint:
 def _forbidden(content: Plain) -> str | None:
     """Return a function of Python's library that a pickle asks to call and that builds no data (it is not called)."""
     found = [name for name in harmful(content) if name in content.called]
-    known = {("builtins", "getattr"), ("__builtin__", "getattr")}
-    return next((".".join(name)[:80] for name in found if _is_standard(name[0]) and name not in known), None)
+    return next((".".join(name)[:80] for name in found if _is_standard(name[0])), None)
 
 
 def _is_standard(module: str) -> bool:

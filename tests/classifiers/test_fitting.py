@@ -2,6 +2,7 @@
 
 import argparse
 import collections
+import enum
 import json
 import pathlib
 from pathlib import Path
@@ -54,12 +55,22 @@ def fitted(content: object, folder: Path, network: nn.Module | None = None, **se
     return float(next(network.parameters()).detach().flatten()[0]), fit
 
 
+class OldMode(enum.Enum):
+    """An enumeration that pickles its members as Python before 3.11.4 does."""
+
+    FAST = 1
+
+    def __reduce_ex__(self, _: object) -> tuple[Any, ...]:
+        return getattr, (type(self), self.name)
+
+
 EXTRAS = {
     "args": argparse.Namespace(lr=0.1, out=pathlib.PurePosixPath("runs/1")),
     "metric": np.float64(0.9),
     "history": collections.defaultdict(list, loss=[1.0]),
     "recent": collections.deque([1, 2]),
     "version": torch.__version__,
+    "mode": OldMode.FAST,
     "optimizer": {"state": {0: {"exp_avg": torch.zeros(3)}}, "param_groups": [{"lr": 0.1}]},
     "epoch": 3,
 }

@@ -10,7 +10,7 @@ reach into a function or class.
 import re
 import sys
 
-from audit.storage.tensors.plain_pickle import Name, Plain
+from audit.storage.tensors.plain_pickle import GETATTR, Name, Plain
 
 _STANDARD: dict[str, frozenset[str]] = {
     "collections": frozenset({"OrderedDict", "defaultdict", "Counter", "deque"}),
@@ -53,7 +53,13 @@ _CONSTRUCTORS = (
 
 
 def is_harmless(name: Name, called: bool) -> bool:
-    """Tell whether a file of weights may hold the global `name`, which it calls or only refers to."""
+    """Tell whether a file of weights may hold the global `name`, which it calls or only refers to.
+
+    A `getattr` that names a part of a class or object does not count as called: what it names is held to the same rules
+    as if it had been named outright.
+    """
+    if name in GETATTR:
+        return not called
     module, attribute = name
     if not _MODULE.fullmatch(module) or not _MODULE.fullmatch(attribute):
         return False

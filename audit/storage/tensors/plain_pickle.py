@@ -22,6 +22,8 @@ MAX_NAME = 300
 """Characters of a global's module or name."""
 Name = tuple[str, str]
 """Module and qualified name of a global."""
+GETATTR: frozenset[Name] = frozenset({("builtins", "getattr"), ("__builtin__", "getattr")})
+"""What a pickle calls to name a part of a class or object."""
 
 
 @dataclass(frozen=True, eq=False, repr=False, slots=True)
@@ -146,6 +148,8 @@ class _Machine:
             function = function.arguments[0]
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
             raise Refused("its pickle calls something that is no named function")
+        if function.name in GETATTR and self._member(arguments):
+            return
         name, entries = function.name, None
         if name[0] in ("copyreg", "copy_reg") and arguments and isinstance(arguments[0], Global):
             # How the older protocols make an object of a class, with what a dictionary or list within it holds.
@@ -155,6 +159,21 @@ class _Machine:
         if called:
             self.called.add(name)
         self.stack.append(Call(name, arguments, entries))
+
+    def _member(self, arguments: tuple[Any, ...]) -> bool:
+        """Describe `getattr` of a name or object as what protocol 4 writes for it: a name with a dot in it.
+
+        Python before 3.11.4 pickles the member of an enumeration so, the older protocols a class within a class, and
+        any of them the method of an object. False where `arguments` are anything else.
+        """
+        match arguments:
+            case (Global(name=(module, name)), str(attribute)):
+                self._new_global(module, f"{name}.{attribute}")
+            case (Call(name=(module, name)), str(attribute)):
+                self._new_global(module, f"{name}.{attribute}")
+            case _:
+                return False
+        return True
 
     def _call(self, _: None) -> None:
         arguments, function = self.pop(), self.pop()

@@ -224,6 +224,15 @@ class Colour(enum.Enum):
     RED = 1
 
 
+class OldColour(enum.Enum):
+    """An enumeration that pickles its members as Python before 3.11.4 does."""
+
+    RED = 1
+
+    def __reduce_ex__(self, _):
+        return getattr, (type(self), self.name)
+
+
 class Settings(dict):
     """A dictionary of somebody's own, as configuration libraries have them."""
 
@@ -245,6 +254,7 @@ EXTRAS = {
     "ordered": type("Mine", (collections.OrderedDict,), {"__module__": __name__, "__qualname__": "Mine"})(a=1),
     "own dictionary": Settings(a=Settings(b=1)),
     "enumeration": Colour.RED,
+    "enumeration of old": OldColour.RED,
     "uuid": uuid.UUID(int=2**128 - 1),
     "device": torch.device("cpu"),
     "dtype": torch.float32,

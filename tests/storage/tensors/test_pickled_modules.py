@@ -21,8 +21,10 @@ from torch.testing import assert_close
 from audit.errors import GeneratorError
 from audit.generator.commands import inspect_generator
 from audit.generator.files.load import load_generator
-from audit.storage.tensors.file_bytes import MAX_OPCODES
+from audit.storage.tensors.file_bytes import MAX_OPCODES, Budget, in_memory
+from audit.storage.tensors.harmless import harmful
 from audit.storage.tensors.pickled_modules import plain_settings
+from audit.storage.tensors.plain_pickle import read_pickle
 
 VECTORS = Path(__file__).parents[3].parent / "shared/conformance/stylegan2_ada_32_gray.safetensors"
 SEEN: list[str] = []
@@ -164,7 +166,7 @@ def command(tmp_path):
 
 def test_calls_by_reduce_are_refused_by_name(refused, command):
     g, d = tiny()
-    for harmful, named in (
+    for call, named in (
         (Reduces(os.system, command), "posix.system"),
         (Reduces(eval, f"__import__('os').system({command!r})"), "builtins.eval"),
         (Reduces(builtins.exec, "raise SystemExit"), "builtins.exec"),
@@ -172,9 +174,9 @@ def test_calls_by_reduce_are_refused_by_name(refused, command):
         (Reduces(__import__, "antigravity"), "builtins.__import__"),
         (Reduces(torch.load, "x.pt"), "torch.serialization.load"),
     ):
-        refused(pickle.dumps({"G_ema": harmful}), named)
-        refused(pickle.dumps(harmful, protocol=2), "asks for")
-        state = snapshot(g.state_dict(), d.state_dict(), harm=[{"deep": (harmful,)}])
+        refused(pickle.dumps({"G_ema": call}), named)
+        refused(pickle.dumps(call, protocol=2), "asks for")
+        state = snapshot(g.state_dict(), d.state_dict(), harm=[{"deep": (call,)}])
         sentence = refused(state, "asks for")
         assert named in sentence
 
@@ -189,8 +191,45 @@ def test_a_call_inside_the_state_or_the_settings_is_refused(refused, command):
 def test_a_chain_of_attributes_is_refused(refused, command):
     chain = stack_global("builtins", "getattr") + stack_global("os", "path") + text("os") + b"\x86R"
     chain = stack_global("builtins", "getattr") + chain + text("system") + b"\x86R" + text(command) + b"\x85R"
-    refused(pickled(chain), "no named function")  # the result of a call is nothing that can be called
+    refused(pickled(chain), "os.path.os.system")
     refused(pickled(stack_global("os", "path.os.system") + text(command) + b"\x85R"), "path.os.system")
+
+
+def attribute_of(owner: bytes, name: str) -> bytes:
+    return stack_global("builtins", "getattr") + owner + text(name) + b"\x86R"
+
+
+@pytest.mark.parametrize("owner", [stack_global("settings", "Mode"), stack_global("settings", "Mode") + b")R"])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_part_of_a_class_or_object_is_a_name_whatever_python_wrote_it(owner, legacy):
+    member = attribute_of(attribute_of(owner, "Inner"), "RED")
+    if legacy:
+        member = member.replace(stack_global("builtins", "getattr"), b"c__builtin__\ngetattr\n")
+    content = read_pickle(in_memory(pickled(member)), Budget())
+    assert ("settings", "Mode.Inner.RED") in content.globals
+    assert content.value.name == ("settings", "Mode.Inner.RED")
+    assert harmful(content) == []
+
+
+@pytest.mark.parametrize(
+    ("owner", "part", "named"),
+    [
+        (stack_global("os", "path"), "supports_unicode_filenames", "os.path.supports_unicode_filenames"),
+        (stack_global("settings", "Mode"), "__globals__", "settings.Mode.__globals__"),
+        (stack_global("settings", "Mode") + b")R", "__class__", "settings.Mode.__class__"),
+        (stack_global("settings", "Mode"), "RED\n", "settings.Mode.RED"),
+        (b"K\x01", "real", "builtins.getattr"),
+        (b")", "count", "builtins.getattr"),
+        (stack_global("builtins", "getattr"), "__call__", "builtins.getattr.__call__"),
+    ],
+)
+def test_part_that_reaches_into_what_is_no_data_is_refused(refused, owner, part, named):
+    refused(pickled(attribute_of(owner, part)), named)
+
+
+def test_part_that_is_called_is_held_to_the_rule_for_calls(refused, command):
+    refused(pickled(attribute_of(stack_global("torch", "hub"), "load") + text(command) + b"\x85R"), "torch.hub.load")
+    refused(pickled(b"cfunctools\npartial\n" + stack_global("builtins", "getattr") + b"\x85R)R"), "builtins.getattr")
 
 
 def test_names_that_only_look_allowed_are_refused(refused, command):
