@@ -1,6 +1,8 @@
 """`train ...`: train what an audit needs."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import typer
 
@@ -8,22 +10,27 @@ from audit.cli.arguments import ConfigFile, Out
 from audit.runtime.terminal import say
 
 app = typer.Typer(no_args_is_help=True, help="Train what an audit needs: classifiers, generator, embedding.")
+S = TypeVar("S")
+RUN_FILES = ("history.jsonl", "checkpoint.pt")
+GENERATOR_FILES = ("generator.safetensors", "generator.json", "samples.png", "samples", *RUN_FILES)
+ENCODER_FILES = ("encoder.safetensors", "encoder.json", *RUN_FILES)
 
 
-def _claim(out: Path, name: str) -> None:
+def _named(name: str) -> tuple[str, ...]:
+    return f"{name}.safetensors", f"{name}.json", f"{name}.checkpoint.pt"
+
+
+def _train(
+    train: Callable[[S, Path], Path], settings: S, out: Path, files: Sequence[str], start: str | None = None
+) -> None:
+    """Claim `files` in `out`, the last of them the checkpoint, where `start` is read only; train; print the weights."""
+    from audit.runtime.distributed import is_first
     from audit.storage.output import claim
 
-    checkpoint = f"{name}.checkpoint.pt"
-    claim(out, (f"{name}.safetensors", f"{name}.json", checkpoint), checkpoint)
-
-
-def _claim_generator(out: Path, kind: str, start: str | None) -> None:
-    from audit.storage.output import claim
-
-    names = [f"{kind}.safetensors", f"{kind}.json", "history.jsonl", "checkpoint.pt"]
-    if kind == "generator":
-        names += ["samples.png", "samples"]
-    claim(out, names, "checkpoint.pt", (start,))
+    claim(out, files, files[-1], (start,))
+    weights = train(settings, out)
+    if is_first():
+        say(weights)
 
 
 @app.command("classifier")
@@ -33,15 +40,11 @@ def train_classifier_command(config: ConfigFile, out: Out = Path("runs/classifie
     Writes safetensors and a card. A killed run goes on where it was. For several GPUs or processes:
     torchrun --nproc-per-node 2 -m audit.cli train classifier CONFIG.toml
     """
-    from audit.runtime.distributed import is_first
     from audit.training.classifier.config import load_classifier_train_config
     from audit.training.classifier.train import train_classifier
 
     settings = load_classifier_train_config(config)
-    _claim(out, settings.name)
-    weights = train_classifier(settings, out)
-    if is_first():
-        say(weights)
+    _train(train_classifier, settings, out, _named(settings.name))
 
 
 @app.command("factors")
@@ -51,8 +54,7 @@ def train_factors_command(config: ConfigFile, out: Out = Path("runs/factors")) -
     from audit.training.embedding.factors import train_factors
 
     settings = load_factors_train_config(config)
-    _claim(out, settings.name)
-    say(train_factors(settings, out))
+    _train(train_factors, settings, out, _named(settings.name))
 
 
 @app.command("generator")
@@ -61,15 +63,11 @@ def train_generator_command(config: ConfigFile, out: Out = Path("runs/generator"
 
     For several GPUs or processes: torchrun --nproc-per-node 2 -m audit.cli train generator CONFIG.toml
     """
-    from audit.runtime.distributed import is_first
     from audit.training.generator.config import load_generator_train_config
     from audit.training.generator.train import run_generator_training
 
     settings = load_generator_train_config(config)
-    _claim_generator(out, "generator", settings.start_from)
-    weights = run_generator_training(settings, out)
-    if is_first():
-        say(weights)
+    _train(run_generator_training, settings, out, GENERATOR_FILES, settings.start_from)
 
 
 @app.command("mapping")
@@ -79,8 +77,7 @@ def train_mapping_command(config: ConfigFile, out: Out = Path("runs/mapping")) -
     from audit.training.generator.mapping_config import load_fit_mapping_config
 
     settings = load_fit_mapping_config(config)
-    _claim_generator(out, "generator", settings.generator)
-    say(run_mapping_fit(settings, out))
+    _train(run_mapping_fit, settings, out, GENERATOR_FILES, settings.generator)
 
 
 @app.command("embedding")
@@ -89,15 +86,11 @@ def train_embedding_command(config: ConfigFile, out: Out = Path("runs/embedding"
 
     A killed run goes on where it was; torchrun as for classifiers.
     """
-    from audit.runtime.distributed import is_first
     from audit.training.embedding.config import load_embedding_train_config
     from audit.training.embedding.train import train_embedding
 
     settings = load_embedding_train_config(config)
-    _claim(out, settings.name)
-    weights = train_embedding(settings, out)
-    if is_first():
-        say(weights)
+    _train(train_embedding, settings, out, _named(settings.name))
 
 
 @app.command("encoder")
@@ -106,5 +99,4 @@ def train_encoder_command(config: ConfigFile, out: Out = Path("runs/encoder")) -
     from audit.training.encoder.config import load_encoder_train_config, run_encoder_training
 
     settings = load_encoder_train_config(config)
-    _claim_generator(out, "encoder", settings.generator)
-    say(run_encoder_training(settings, out))
+    _train(run_encoder_training, settings, out, ENCODER_FILES, settings.generator)
