@@ -6,13 +6,12 @@ Needs no generator. A model that fails here keeps all that was measured of it be
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
 
 from audit.config import RelianceConfig
 from audit.data.audit_set import AuditSet
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images
-from audit.pipeline.robustness import Measured
+from audit.pipeline.robustness import Measured, panel_of
 from audit.reliance.groups import CLUSTERS, clusters, gaps
 from audit.reliance.regions import treated
 from audit.reliance.run import Changed, Shown, reactions
@@ -23,7 +22,6 @@ from audit.runtime.faults import reason, stage_kept
 from audit.storage.pictures import save_image
 
 STAGE = "reliance"
-Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -50,34 +48,23 @@ def measure_reliance(
     lost: list[NotComputed] = []
     found: dict[str, Reliance] = {}
     examples: dict[str, Mapping[str, Changed]] = {}
-    notes: dict[str, NotComputed] = {}
-
-    def succeeded(answers: Sequence[Answer | Exception]) -> dict[str, Answer]:
-        """Return the answers by the names of the models asked; note the models that failed, and ask them no more."""
-        named = dict(zip([model.name for model in asked], answers, strict=True))
-        for name, answer in named.items():
-            if isinstance(answer, Exception):
-                notes[name] = NotComputed(what=STAGE, why=reason(answer), paths=[STAGE])
-        asked[:] = [model for model in asked if model.name not in notes]
-        return {name: answer for name, answer in named.items() if not isinstance(answer, Exception)}
-
+    panel = panel_of(context, asked)
     with context.watch.stage(STAGE), stage_kept(STAGE, lost, [STAGE]):
         some = attacked_rows(images.audited, settings.n, context.config.seed)
         shown = Shown(some, context.config.robustness.batch_size, context.device, context.config.seed)
-        stages = [model.stages(context) for model in asked]
-        reacted = succeeded(reactions([model.answering for model in asked], shown, interventions, stages))
+        reacted = reactions(panel, shown, interventions)
         regions: dict[str, list[Treated]] = {name: [] for name in reacted}
         for region in images.audited.regions:
-            stages = [model.stages(context) for model in asked]
-            for name, rows in succeeded(treated([model.answering for model in asked], shown, region, stages)).items():
+            for name, rows in treated(panel, shown, region).items():
                 regions[name] += rows
-        groups = _groups(context, images.audited, settings, asked)
-        for model in asked:
-            name = model.name
+        standing = [model for model in asked if model.name in panel.standing]
+        groups = _groups(context, images.audited, settings, standing)
+        for name in panel.standing:
             found[name] = Reliance(
                 n=len(some), interventions=reacted[name].rows, regions=regions[name], groups=groups[name]
             )
             examples[name] = reacted[name].examples
+    notes = {name: NotComputed(what=STAGE, why=reason(error), paths=[STAGE]) for name, error in panel.failed.items()}
     return Relied(found, examples, notes, tuple(lost))
 
 

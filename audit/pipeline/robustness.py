@@ -39,6 +39,7 @@ from audit.robustness.attacks.blind import without_gradient
 from audit.robustness.corruptions.run import corruption_accuracies
 from audit.robustness.evaluate import Attacked, attacked_rows, measured_robustness
 from audit.robustness.examples import Fooled
+from audit.robustness.panel import Panel
 from audit.robustness.precision import IMAGES as COMPARED
 from audit.robustness.precision import LowPasses, low_passes, precision_refused
 from audit.robustness.sanity.doubts import answer_notices
@@ -99,6 +100,12 @@ class Measured:
         """Decisions `[N]` on the audited images."""
         assert self.logits is not None, "only a model that was measured takes part"
         return self.logits.argmax(1)
+
+
+def panel_of(context: Context, models: Sequence[Measured]) -> Panel:
+    """Return those of `models` that have not failed as they are shown changed images together."""
+    asked = [model for model in models if model.failed is None]
+    return Panel({one.name: one.answering for one in asked}, {one.name: one.stages(context) for one in asked})
 
 
 @dataclass(frozen=True)
@@ -231,7 +238,7 @@ def _onlookers(context: Context, audited: AuditSet, models: Sequence[Measured]) 
     n = len(attacked_rows(audited, settings.n, context.config.seed))
     stages = {name: context.of(network) for name, network in able.items()}
     return {
-        name: Onlookers({other: network for other, network in able.items() if other != name}, n, stages)
+        name: Onlookers(Panel({other: network for other, network in able.items() if other != name}, stages), n)
         for name in able
     }
 
@@ -252,10 +259,11 @@ def _transferred(
         seen = onlookers.get(other.name)
         if seen is None or other.name == model.name:
             continue
-        failed += [seen.failed[model.name].why] if model.name in seen.failed else []
+        error = seen.panel.failed.get(model.name)
+        failed += [] if error is None else [reason(error)]
         for (name, ball), answers in seen.answers.items():
             attack = other.robust.table(ball.attack, ball.norm).get(ball.radius)
-            if name == model.name and attack is not None and model.name not in seen.failed:
+            if name == model.name and attack is not None and error is None:
                 fell = torch.tensor([attack.outcomes[row_id] not in (None, "before") for row_id in chosen.row_ids])
                 shown.append(Shown(other.name, ball, answers, fell))
     if not shown:
@@ -305,19 +313,17 @@ def _corrupted(context: Context, audited: AuditSet, models: Sequence[Measured]) 
     """Measure all models on the same corrupted images, each of which is made once."""
     settings = context.config.robustness
     assert settings.corruptions is not None
-    asked = [model for model in models if model.failed is None]
+    panel = panel_of(context, models)
     found = corruption_accuracies(
-        [model.answering for model in asked], audited, settings.corruptions, context.config.seed,
-        batch_size=settings.batch_size, device=context.device, stages=[model.stages(context) for model in asked],
+        panel, audited, settings.corruptions, context.config.seed,
+        batch_size=settings.batch_size, device=context.device,
     )  # fmt: skip
-    results = iter(found)
-    return [model if model.failed is not None else _with_corruptions(model, next(results)) for model in models]
+    failed = {name: Failure(stage="corruptions", why=reason(error)) for name, error in panel.failed.items()}
+    models = [replace(model, failed=failed.get(model.name, model.failed)) for model in models]
+    return [_with_corruptions(model, *found[model.name]) if model.name in found else model for model in models]
 
 
-def _with_corruptions(model: Measured, found: tuple[Corruptions, Tensor] | Exception) -> Measured:
-    if isinstance(found, Exception):
-        return replace(model, failed=Failure(stage="corruptions", why=reason(found)))
-    corruptions, correct = found
+def _with_corruptions(model: Measured, corruptions: Corruptions, correct: Tensor) -> Measured:
     outcomes = {**model.outcomes, "robust.corruptions": correct.double().mean(dim=(1, 2))}
     return replace(model, robust=model.robust.model_copy(update={"corruptions": corruptions}), outcomes=outcomes)
 

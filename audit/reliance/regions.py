@@ -6,19 +6,20 @@ from what lies around (pull-push, Gortler et al. 1996, section 3.4), or exchange
 class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import check_images
 from audit.metrics.intervals import bootstrap_mean, wilson_interval
-from audit.reliance.run import Keeper, Panel, Shown
+from audit.reliance.run import Shown, probabilities
 from audit.results import Interval, Treated
 from audit.robustness.corruptions.filters import gaussian_blur
+from audit.robustness.panel import Panel
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
 
@@ -69,22 +70,19 @@ TREATMENTS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
 PARTS = ("region", "rest")
 
 
-def treated(
-    classifiers: Sequence[nn.Module], shown: Shown, region: str, stages: Sequence[Keeper] = ()
-) -> list[list[Treated] | Exception]:
-    """Return what becomes of each classifier's answers when `region`, or all but it, is taken away.
+def treated(panel: Panel, shown: Shown, region: str) -> dict[str, list[Treated]]:
+    """Return by name what becomes of each model's answers when `region`, or all but it, is taken away.
 
     Images whose region is empty or all of them are left out; where none is left the lists are empty.
     """
     masks = shown.dataset.region(region)
     usable = (masks.flatten(1).any(1) & ~masks.flatten(1).all(1)).nonzero()[:, 0]
     dataset = shown.dataset.select(usable)
-    panel = Panel(classifiers, stages)
     if len(dataset) == 0:
-        return [[] for _ in classifiers]
+        return {model: [] for model in panel.standing}
     donors = _donors(dataset, shown)
     cells = [(part, name) for part in PARTS for name in TREATMENTS]
-    found: dict[int, list[list[Tensor]]] = {i: [[] for _ in range(len(cells) + 1)] for i in panel.standing}
+    found: dict[str, list[list[Tensor]]] = {model: [[] for _ in range(len(cells) + 1)] for model in panel.standing}
     with stage_progress(f"reliance on {region}", len(dataset)) as advance:
         for images, _, rows in dataset.batches(shown.batch_size):
             images = images.to(shown.device)
@@ -101,22 +99,18 @@ def treated(
 
             for place, cell in enumerate((None, *cells)):
                 made = {} if cell is None else {"cell": cell, "where": where, "others": others}
-                for i, answers in panel.answers(partial(change, cell), dataset.select(rows), made).items():
-                    found[i][place].append(answers)
+                answers = probabilities(panel, partial(change, cell), dataset.select(rows), made)
+                for model, given in answers.items():
+                    found[model][place].append(given)
             advance(len(images))
-    told: list[list[Treated] | Exception] = []
-    for i in range(len(classifiers)):
-        if i in panel.failed:
-            told.append(panel.failed[i])
-            continue
-        before, *after = (torch.cat(parts) for parts in found[i])
+    told: dict[str, list[Treated]] = {}
+    for model in panel.standing:
+        before, *after = (torch.cat(parts) for parts in found[model])
         rng = stage_generator(shown.seed, f"reliance/{region}")
-        told.append(
-            [
-                _told(region, cell, before, answers, dataset.row_labels, donors.row_labels, rng=rng)
-                for cell, answers in zip(cells, after, strict=True)
-            ]
-        )
+        told[model] = [
+            _told(region, cell, before, answers, dataset.row_labels, donors.row_labels, rng=rng)
+            for cell, answers in zip(cells, after, strict=True)
+        ]
     return told
 
 

@@ -5,9 +5,9 @@ a time, so that memory is bounded by the batch and not by the number of interven
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cache, partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -21,18 +21,9 @@ from audit.reliance.reactions import reaction
 from audit.reliance.spec import Intervention, intervene
 from audit.results import Intervention as InterventionRow
 from audit.robustness.attacks.checks import checked_logits
+from audit.robustness.panel import Panel
 from audit.runtime.progress import Advance, stage_progress
 from audit.runtime.seeds import stage_generator
-
-T = TypeVar("T")
-
-
-class Keeper(Protocol):
-    """What keeps a model's answers (`audit.storage.stages.Stages`)."""
-
-    def kept(self, stage: str, compute: Callable[[], T], code: Sequence[str], **inputs: Any) -> T:
-        """Return what `compute` does, from where it is kept for these `inputs`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -43,54 +34,6 @@ class Shown:
     batch_size: int
     device: torch.device
     seed: int
-
-
-@dataclass
-class Panel:
-    """The models that are asked, by position; one that fails is in `failed` and is asked no more."""
-
-    classifiers: Sequence[nn.Module]
-    stages: Sequence[Keeper] = ()
-    failed: dict[int, Exception] = field(default_factory=dict)
-
-    @property
-    def standing(self) -> list[int]:
-        return [i for i in range(len(self.classifiers)) if i not in self.failed]
-
-    def answers(
-        self, images: Callable[[], Tensor], rows: AuditSet, made: Mapping[str, object] | None
-    ) -> dict[int, Tensor]:
-        """Return the probabilities `[N, K]` that every model gives to images that are made of `rows`, on the CPU.
-
-        The images are made for the first model whose answer is not kept. `made` says how; None: nothing stands for the
-        code that makes them, and no answer is kept.
-        """
-        shown, ids = cache(images), rows.row_ids
-
-        def answered(classifier: nn.Module) -> Tensor:
-            changed = shown()
-            try:
-                with preserve_mode(classifier), torch.no_grad():
-                    logits = sparing(classifier, partial(checked_logits, classifier, changed, ids))
-            except Exception as error:
-                raise _Refused from error  # a network may raise anything
-            return logits.softmax(dim=1).cpu()
-
-        found = {}
-        for i in self.standing:
-            ask = partial(answered, self.classifiers[i])
-            try:
-                if made is None or not self.stages:
-                    found[i] = ask()
-                else:
-                    found[i] = self.stages[i].kept("reliance", ask, CODE, images=rows.content, made=made)
-            except _Refused as refused:
-                self.failed[i] = refused.__cause__  # type: ignore[assignment]
-        return found
-
-
-class _Refused(Exception):
-    """A model failed on images that were shown to it; the cause says how."""
 
 
 CODE = ("audit.reliance",)
@@ -118,35 +61,42 @@ class Reacted:
     examples: dict[str, Changed]
 
 
-def reactions(
-    classifiers: Sequence[nn.Module],
-    shown: Shown,
-    interventions: Mapping[str, Intervention],
-    stages: Sequence[Keeper] = (),
-) -> list[Reacted | Exception]:
-    """Return what every intervention does to each classifier's decisions.
+def probabilities(
+    panel: Panel, show: Callable[[], Tensor], rows: AuditSet, made: Mapping[str, object] | None
+) -> dict[str, Tensor]:
+    """Return the probabilities `[N, K]` that every model gives to images that are made of `rows`, on the CPU.
 
-    A classifier that fails is an error in its place; the others are measured all the same. Answers are kept in the
-    `stages` of each.
+    `made` says how; None: nothing stands for the code that makes them, and no answer is kept.
     """
-    panel = Panel(classifiers, stages)
-    rows: list[list[InterventionRow]] = [[] for _ in classifiers]
-    most: dict[tuple[int, str], _Flip] = {}
+    ids = rows.row_ids
+
+    def answer(classifier: nn.Module, images: Tensor) -> Tensor:
+        with preserve_mode(classifier), torch.no_grad():
+            return sparing(classifier, partial(checked_logits, classifier, images, ids)).softmax(dim=1).cpu()
+
+    asked = replace(panel, stages={}) if made is None else panel
+    return asked.ask("reliance", show, answer, CODE, images=rows.content, made=made)
+
+
+def reactions(panel: Panel, shown: Shown, interventions: Mapping[str, Intervention]) -> dict[str, Reacted]:
+    """Return by name what every intervention does to the decisions of each model of `panel` that does not fail."""
+    rows: dict[str, list[InterventionRow]] = {name: [] for name in panel.standing}
+    most: dict[tuple[str, str], _Flip] = {}
     passes = 1 + sum(len(one.variants) * len(one.strengths) for one in interventions.values())
     with stage_progress("reliance", len(shown.dataset) * passes) as advance:
-        before = {i: found[0, 0] for i, found in _passes(panel, shown, ("", UNCHANGED), advance).items()}
+        before = {model: found[0, 0] for model, found in _passes(panel, shown, ("", UNCHANGED), advance).items()}
         for name, intervention in interventions.items():
-            for i, after in _passes(panel, shown, (name, intervention), advance).items():
-                row = _row(name, intervention, before[i], after, shown)
-                rows[i].append(row)
+            for model, after in _passes(panel, shown, (name, intervention), advance).items():
+                row = _row(name, intervention, before[model], after, shown)
+                rows[model].append(row)
                 place = list(intervention.variants).index(row.worst.variant)
                 answers = after[place, intervention.strengths.index(row.worst.strength)]
-                most[i, name] = _largest_flip(before[i], answers)
-    ranked = [sorted(found, key=lambda row: row.worst.hit_order, reverse=True) for found in rows]
-    return [
-        panel.failed[i] if i in panel.failed else Reacted(found, _examples(found, i, most, shown, interventions))
-        for i, found in enumerate(ranked)
-    ]
+                most[model, name] = _largest_flip(before[model], answers)
+    found = {}
+    for model in panel.standing:
+        ranked = sorted(rows[model], key=lambda row: row.worst.hit_order, reverse=True)
+        found[model] = Reacted(ranked, _examples(ranked, model, most, shown, interventions))
+    return found
 
 
 def _row(name: str, intervention: Intervention, before: Tensor, after: Tensor, shown: Shown) -> InterventionRow:
@@ -178,8 +128,8 @@ def _largest_flip(before: Tensor, after: Tensor) -> _Flip:
 
 def _examples(
     rows: Sequence[InterventionRow],
-    model: int,
-    most: Mapping[tuple[int, str], _Flip],
+    model: str,
+    most: Mapping[tuple[str, str], _Flip],
     shown: Shown,
     interventions: Mapping[str, Intervention],
 ) -> dict[str, Changed]:
@@ -195,12 +145,12 @@ def _examples(
     return found
 
 
-def _passes(panel: Panel, shown: Shown, named: tuple[str, Intervention], advance: Advance) -> dict[int, Tensor]:
+def _passes(panel: Panel, shown: Shown, named: tuple[str, Intervention], advance: Advance) -> dict[str, Tensor]:
     """Return the probabilities `[variants, strengths, N, K]` of every model that has not failed."""
     name, intervention = named
     cells = [(variant, strength) for variant in intervention.variants for strength in intervention.strengths]
     ours = not name or INTERVENTIONS.origin(name) is None
-    found: dict[int, list[list[Tensor]]] = {i: [[] for _ in cells] for i in panel.standing}
+    found: dict[str, list[list[Tensor]]] = {model: [[] for _ in cells] for model in panel.standing}
     for images, _, indices in shown.dataset.batches(shown.batch_size):
         images = images.to(shown.device)
         check_images(images, f"images of {shown.dataset.source}")
@@ -208,9 +158,9 @@ def _passes(panel: Panel, shown: Shown, named: tuple[str, Intervention], advance
         for place, (variant, strength) in enumerate(cells):
             change = partial(intervene, images, intervention.variants[variant], strength)
             made = {"intervention": name, "variant": variant, "strength": strength} if ours else None
-            for i, answers in panel.answers(change, rows, made).items():
-                found[i][place].append(answers)
+            for model, answers in probabilities(panel, change, rows, made).items():
+                found[model][place].append(answers)
             advance(len(images))
     shape = len(intervention.variants), len(intervention.strengths)
-    whole = {i: [torch.cat(parts) for parts in found[i]] for i in panel.standing}
-    return {i: torch.stack(parts).unflatten(0, shape) for i, parts in whole.items()}
+    whole = {model: [torch.cat(parts) for parts in found[model]] for model in panel.standing}
+    return {model: torch.stack(parts).unflatten(0, shape) for model, parts in whole.items()}

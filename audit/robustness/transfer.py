@@ -5,7 +5,7 @@ only answers are kept. Taken together, the images made for all others are an att
 gradients nor its answers.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -17,45 +17,33 @@ from audit.classifiers.slices import sparing
 from audit.config import eps_value
 from audit.data.audit_set import AuditSet
 from audit.metrics.intervals import wilson_interval
-from audit.results import TRANSFER, Attack, Failure, Transferred
+from audit.results import TRANSFER, Attack, Transferred
 from audit.robustness.accuracy import class_scores, standing_recall
 from audit.robustness.attacks.checks import checked_logits
 from audit.robustness.evaluate import Ball
-from audit.runtime.faults import tried
-from audit.storage.stages import Stages
+from audit.robustness.panel import Panel
 
 
 @dataclass(frozen=True)
 class Onlookers:
-    """The models that see the attacked images of another one; `n` images are attacked.
+    """The panel of models that see the `n` attacked images of another one.
 
-    `answers` int64 `[n]` are their decisions, by model and ball, kept in their `stages`; one that fails is in `failed`
-    and is asked no more.
+    `answers` int64 `[n]` are their decisions, by model and ball.
     """
 
-    models: Mapping[str, nn.Module]
+    panel: Panel
     n: int
-    stages: Mapping[str, Stages] = field(default_factory=dict)
     answers: dict[tuple[str, Ball], Tensor] = field(default_factory=dict)
-    failed: dict[str, Failure] = field(default_factory=dict)
 
     def see(self, ball: Ball, rows: Tensor, images: Tensor) -> None:
         """Show them `images` `[N, C, H, W]`, `rows` of the attacked order, as the attack of `ball` left them."""
-        for name, model in self.models.items():
-            if name in self.failed:
-                continue
-            ask, stages = partial(sparing, model, partial(_answers, model, images)), self.stages.get(name, Stages())
-            found = tried("transfer", partial(stages.kept, "transfer", ask, (__name__,), images=images))
-            if isinstance(found, Failure):
-                self.failed[name] = found
-            else:
-                empty = torch.zeros(self.n, dtype=torch.int64)
-                self.answers.setdefault((name, ball), empty)[rows] = found
+        for name, found in self.panel.ask("transfer", lambda: images, _decisions, (__name__,), images=images).items():
+            self.answers.setdefault((name, ball), torch.zeros(self.n, dtype=torch.int64))[rows] = found
 
 
-def _answers(model: nn.Module, images: Tensor) -> Tensor:
+def _decisions(model: nn.Module, images: Tensor) -> Tensor:
     with preserve_mode(model), torch.no_grad():
-        return checked_logits(model, images).argmax(dim=1).cpu()
+        return sparing(model, partial(checked_logits, model, images)).argmax(dim=1).cpu()
 
 
 @dataclass(frozen=True)

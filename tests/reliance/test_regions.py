@@ -10,6 +10,7 @@ from audit.data.audit_set import AuditSet
 from audit.reliance.regions import TREATMENTS, inpaint, treated
 from audit.reliance.run import Shown
 from audit.results import Treated
+from audit.robustness.panel import Panel
 
 
 @settings(max_examples=40, deadline=None)
@@ -68,8 +69,7 @@ def both_tell(n: int = 24) -> AuditSet:
 
 
 def told(model: nn.Module) -> dict[tuple[str, str], Treated]:
-    (rows,) = treated([model], Shown(both_tell(), 5, torch.device("cpu"), 0), "region")
-    assert isinstance(rows, list)
+    (rows,) = treated(Panel({"it": model}), Shown(both_tell(), 5, torch.device("cpu"), 0), "region").values()
     return {(row.part, row.treatment): row for row in rows}
 
 
@@ -94,7 +94,6 @@ def test_a_model_that_reads_something_else_stays_right_without_the_region():
 
 def test_a_region_that_no_image_has_is_left_out_and_a_failure_is_a_value():
     shown = Shown(both_tell(), 5, torch.device("cpu"), 0)
-    assert treated([Patch(middle=True)], shown, "none") == [[]]
-    failed, good = treated([nn.Identity(), Patch(middle=True)], shown, "region")
-    assert isinstance(failed, Exception)
-    assert isinstance(good, list)
+    panel = Panel({"failing": nn.Identity(), "good": Patch(middle=True)})
+    assert treated(panel, shown, "none") == {"failing": [], "good": []}
+    assert list(treated(panel, shown, "region")) == list(panel.standing) == ["good"]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from audit.data.audit_set import AuditSet
 from audit.reliance.interventions import INTERVENTIONS
 from audit.reliance.run import Reacted, Shown, reactions
+from audit.robustness.panel import Panel
 from audit.runtime.seeds import stage_generator
 
 
@@ -54,23 +55,24 @@ def shown(batch_size: int = 8) -> Shown:
     return Shown(dark(), batch_size, torch.device("cpu"), 0)
 
 
+def reacted(model: nn.Module, images: Shown) -> Reacted:
+    return reactions(Panel({"it": model}), images, CHOSEN)["it"]
+
+
 def test_a_corner_that_decides_is_found_and_ranked_first():
-    corner, blind = reactions([Corner(), Blind()], shown(), CHOSEN)
-    assert isinstance(corner, Reacted)
+    found = reactions(Panel({"corner": Corner(), "blind": Blind()}), shown(), CHOSEN)
+    corner, blind = found["corner"], found["blind"]
     first = corner.rows[0]
     assert (first.name, first.kind, first.source) == ("side-marker", "token", None)
     assert first.worst.variant == "top right"
     assert first.worst.changed.value == 1
     assert (first.worst.towards, first.worst.of_class) == ("on", "off")
-    assert isinstance(blind, Reacted)
     assert all(one.changed.value == 0 == one.shift.value for row in blind.rows for one in row.reactions)
     assert blind.examples == {}
 
 
 def test_an_image_that_flips_is_shown_as_it_was_and_as_it_is():
-    (corner,) = reactions([Corner()], shown(), CHOSEN)
-    assert isinstance(corner, Reacted)
-    example = corner.examples["side-marker"]
+    example = reacted(Corner(), shown()).examples["side-marker"]
     assert (example.before, example.after) == ("off", "on")
     model = Corner()
     assert [int(model(one[None]).argmax()) for one in (example.image, example.changed)] == [0, 1]
@@ -78,21 +80,20 @@ def test_an_image_that_flips_is_shown_as_it_was_and_as_it_is():
 
 
 def test_a_model_that_fails_is_an_error_and_the_others_go_on():
-    failed, blind = reactions([Failing(), Blind()], shown(), CHOSEN)
-    assert isinstance(failed, Exception)
-    assert "too bright" in str(failed)
-    assert isinstance(blind, Reacted)
-    assert len(blind.rows) == 3
+    panel = Panel({"failing": Failing(), "blind": Blind()})
+    found = reactions(panel, shown(), CHOSEN)
+    assert "too bright" in str(panel.failed["failing"])
+    assert list(found) == ["blind"]
+    assert len(found["blind"].rows) == 3
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 64])
 def test_the_size_of_batches_changes_nothing(batch_size: int):
-    usual, other = (reactions([Corner()], shown(size), CHOSEN)[0] for size in (8, batch_size))
+    usual, other = (reacted(Corner(), shown(size)) for size in (8, batch_size))
     assert _rounded(usual) == _rounded(other)
 
 
-def _rounded(found: Reacted | Exception) -> list[object]:
-    assert isinstance(found, Reacted)
+def _rounded(found: Reacted) -> list[object]:
     return [
         (row.name, one.strength, one.variant, one.changed, round(one.shift.value or 0, 5))
         for row in found.rows
@@ -106,7 +107,7 @@ def test_no_batch_is_larger_than_asked_and_modes_and_random_numbers_stay():
     model.register_forward_hook(lambda module, given, out: sizes.append(len(given[0])))
     model.train()
     state = torch.get_rng_state()
-    reactions([model], shown(8), CHOSEN)
+    reacted(model, shown(8))
     assert max(sizes) == 8
     assert model.training
     assert torch.equal(state, torch.get_rng_state())

@@ -20,6 +20,7 @@ from audit.results import Robust
 from audit.robustness.attacks.pgd import pgd_attack
 from audit.robustness.corruptions.run import corruption_accuracies
 from audit.robustness.evaluate import measured_robustness, robust_accuracy
+from audit.robustness.panel import Panel
 from audit.robustness.precision import LowPasses, low_passes
 from audit.storage.stages import Stages
 
@@ -82,7 +83,8 @@ def test_a_shipped_classifier_decides_in_16_bits_as_in_32() -> None:
         assert attack.robust_accuracy.low <= value <= attack.robust_accuracy.high
         assert (exact.standing[f"robust.pgd.{radius}"] != rough.standing[f"robust.pgd.{radius}"]).sum() <= 1
     corruptions = CorruptionsConfig(n=48, names=("contrast", "gaussian_noise"), severities=(1, 3, 5))
-    (_, right), (_, same) = corruption_accuracies([model, low.answers], data, corruptions, 3, batch_size=24)
+    panel = Panel({"exact": model, "rough": low.answers})
+    (_, right), (_, same) = corruption_accuracies(panel, data, corruptions, 3, batch_size=24).values()
     assert float((right != same).double().mean()) <= 1e-3
     assert 0 < float(right.double().mean()) < 1
 

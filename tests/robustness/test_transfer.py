@@ -9,6 +9,7 @@ from audit.config import RobustnessConfig
 from audit.errors import ConfigError
 from audit.robustness.attacks.registry import check_attacks, shown_attack
 from audit.robustness.evaluate import Ball, attacked_rows, robust_accuracy
+from audit.robustness.panel import Panel
 from audit.robustness.transfer import Onlookers, Shown, transfer_attack
 
 LEVELS, LABELS = [0.45, 0.40, 0.30, 0.55, 0.60, 0.70], [0, 0, 0, 1, 1, 1]
@@ -28,7 +29,7 @@ class Broken(nn.Module):
 
 
 def seen(**models: nn.Module) -> Onlookers:
-    onlookers = Onlookers(models, 6)
+    onlookers = Onlookers(Panel(models), 6)
     robust_accuracy(Brightness(), grey_levels(LEVELS, LABELS), CONFIG, 0, witness=onlookers.see)
     return onlookers
 
@@ -48,7 +49,7 @@ def test_the_others_answer_to_the_images_that_the_attack_left() -> None:
 
 def test_a_model_that_fails_is_asked_no_more_and_costs_the_others_nothing() -> None:
     found = seen(broken=Broken(), itself=Brightness())
-    assert "no such image" in found.failed["broken"].why
+    assert "no such image" in str(found.panel.failed["broken"])
     assert {name for name, _ in found.answers} == {"itself"}
 
 

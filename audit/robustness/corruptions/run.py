@@ -9,7 +9,7 @@ its own, and no glass, zoom, fog or frost.
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +26,9 @@ from audit.robustness.attacks.checks import check_labels, checked_logits, float_
 from audit.robustness.corruptions import blur, digital, noise, weather
 from audit.robustness.corruptions.constants import IMAGENET_C, Constants, fitting
 from audit.robustness.evaluate import attacked_rows
+from audit.robustness.panel import Panel
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
-from audit.storage.stages import Stages
 
 _FUNCTIONS: tuple[Callable[[Tensor, int, torch.Generator, Constants], Tensor], ...] = (
     noise.gaussian_noise,
@@ -91,31 +91,21 @@ def corrupt(
         return _BY_NAME[name](images, severity, generator, published).clamp(0, 1)
 
 
-def _itself(images: Tensor) -> Tensor:
-    return images
-
-
-class _Refused(Exception):
-    """A classifier failed on images that were shown to it; the cause says how."""
-
-
 def corruption_accuracies(
-    classifiers: Sequence[nn.Module],
+    panel: Panel,
     dataset: AuditSet,
     config: CorruptionsConfig,
     seed: int,
     *,
     batch_size: int,
     device: torch.device | str = "cpu",
-    stages: Sequence[Stages] | None = None,
-) -> list[tuple[Corruptions, Tensor] | Exception]:
-    """Measure every classifier on the same corrupted images, each of which is made once.
+) -> dict[str, tuple[Corruptions, Tensor]]:
+    """Measure every model of `panel` on the same corrupted images, each of which is made once.
 
-    Takes the first `config.n` images of the attacked order. Returns, per classifier, the result and the correctness of
-    every prediction, bool `[n, corruptions, severities]` in the order of `config`, for paired comparisons; or the error
-    of a classifier that failed, the others being measured all the same. Answers are kept in the `stages` of each. Draws
-    depend on `seed`, corruption, severity and batch only. Raises ConfigError for an unknown corruption and MetricError
-    if `dataset` is empty.
+    Takes the first `config.n` images of the attacked order. Returns, by the name of a model that does not fail, the
+    result and the correctness of every prediction, bool `[n, corruptions, severities]` in the order of `config`, for
+    paired comparisons. Draws depend on `seed`, corruption, severity and batch only. Raises ConfigError for an unknown
+    corruption and MetricError if `dataset` is empty.
     """
     names = config.names if config.names is not None else CORRUPTIONS
     check_names(names)
@@ -124,62 +114,45 @@ def corruption_accuracies(
         raise MetricError(f"There is no image of {dataset.source} to corrupt: check data.audit_split.")
     published = fitting(config.constants, *chosen.image_shape[1:])
     cells = [(i, name, j, severity) for i, name in enumerate(names) for j, severity in enumerate(config.severities)]
-    failed: dict[int, Exception] = {}
-    kept = stages or [Stages()] * len(classifiers)
 
-    def answered(model: int, shown: Callable[[], Tensor], rows: AuditSet, cell: Mapping[str, object]) -> Tensor | None:
-        """Whether each answer is right, None of a model that has failed."""
-        if model in failed:
-            return None
+    def right(show: Callable[[], Tensor], rows: AuditSet, cell: Mapping[str, object]) -> dict[str, Tensor]:
+        """Whether each answer is right, by model."""
         labels = rows.row_labels
         ids = [f"{row_id} ({cell['name']} {cell['severity']})" if cell else row_id for row_id in rows.row_ids]
 
-        def right() -> Tensor:
-            images = shown()
-            try:
-                return _answers(classifiers[model], images, labels, ids) == labels
-            except Exception as error:
-                raise _Refused from error  # a network may raise anything
+        def answer(classifier: nn.Module, images: Tensor) -> Tensor:
+            with preserve_mode(classifier), torch.no_grad():
+                logits = sparing(classifier, partial(checked_logits, classifier, images, ids)).cpu()
+            check_labels(labels, len(images), logits.shape[1])
+            return logits.argmax(dim=1) == labels
 
-        try:
-            return kept[model].kept("corruptions", right, (__name__,), images=rows.content, cell=cell)
-        except _Refused as refused:
-            failed[model] = refused.__cause__  # type: ignore[assignment]
-            return None
+        return panel.ask("corruptions", show, answer, (__name__,), images=rows.content, cell=cell)
 
-    correct = torch.zeros(len(classifiers), len(chosen), len(names), len(config.severities), dtype=torch.bool)
-    clean = torch.zeros(len(classifiers), len(chosen), dtype=torch.bool)
-    with stage_progress("corruptions", len(chosen) * len(cells)) as advance:
+    n = len(chosen)
+    correct = {model: torch.zeros(n, len(names), len(config.severities), dtype=torch.bool) for model in panel.standing}
+    clean = {model: torch.zeros(n, dtype=torch.bool) for model in panel.standing}
+    with stage_progress("corruptions", n * len(cells)) as advance:
         for images, _, rows in chosen.batches(batch_size):
             images = images.to(device)
             check_images(images, f"images of {dataset.source}")
             these, first = chosen.select(rows), int(rows[0])
-            for model in range(len(classifiers)):
-                if (right := answered(model, partial(_itself, images), these, {})) is not None:
-                    clean[model, rows] = right
+            for model, found in right(partial(_itself, images), these, {}).items():
+                clean[model][rows] = found
             for i, name, j, severity in cells:
                 cell = {"name": name, "severity": severity, "constants": published.name, "seed": seed, "first": first}
                 draws = stage_generator(seed, f"corruptions/{name}/{severity}/{first}")
-                # Made for the first model whose answer is not known.
-                corrupted = cache(partial(corrupt, images, name, severity, draws, published))
-                for model in range(len(classifiers)):
-                    if (right := answered(model, corrupted, these, cell)) is not None:
-                        correct[model, rows, i, j] = right
+                corrupted = partial(corrupt, images, name, severity, draws, published)
+                for model, found in right(corrupted, these, cell).items():
+                    correct[model][rows, i, j] = found
                 advance(len(images))
-    return [
-        failed[model]
-        if model in failed
-        else (_summary(hits, names, config.severities, seed, untouched, published), hits)
-        for model, (hits, untouched) in enumerate(zip(correct, clean, strict=True))
-    ]
+    return {
+        model: (_summary(correct[model], names, config.severities, seed, clean[model], published), correct[model])
+        for model in panel.standing
+    }
 
 
-def _answers(classifier: nn.Module, images: Tensor, labels: Tensor, ids: Sequence[str]) -> Tensor:
-    """Return the class `[N]` that the classifier answers to each image, on the CPU; errors name images by `ids`."""
-    with preserve_mode(classifier), torch.no_grad():
-        logits = sparing(classifier, partial(checked_logits, classifier, images, ids)).cpu()
-    check_labels(labels, len(images), logits.shape[1])
-    return logits.argmax(dim=1)
+def _itself(images: Tensor) -> Tensor:
+    return images
 
 
 def _summary(

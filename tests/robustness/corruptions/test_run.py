@@ -16,6 +16,7 @@ from audit.config import CorruptionsConfig
 from audit.data.audit_set import AuditSet
 from audit.errors import ClassifierError, ConfigError, MetricError
 from audit.metrics.intervals import paired_difference
+from audit.results import Corruptions
 from audit.robustness.corruptions import blur, digital, noise, weather
 from audit.robustness.corruptions.blur import disk_kernel, trail_kernels
 from audit.robustness.corruptions.constants import CIFAR_C, IMAGENET_C, Constants, fitting
@@ -28,6 +29,7 @@ from audit.robustness.corruptions.run import (
 )
 from audit.robustness.corruptions.weather import plasma
 from audit.robustness.evaluate import attacked_rows
+from audit.robustness.panel import Panel
 
 UNORDERED_AS_PUBLISHED = ("glass_blur", "snow", "frost")
 """The published constants themselves do not rise at every step here (imagecorruptions behaves alike at 224x224)."""
@@ -278,9 +280,15 @@ def config(**values: Any) -> CorruptionsConfig:
     return CorruptionsConfig(**{"names": ("brightness", "contrast"), "n": 10, **values})
 
 
+def accuracies(
+    data: AuditSet, settings: CorruptionsConfig, seed: int = 0, **models: nn.Module
+) -> dict[str, tuple[Corruptions, Tensor]]:
+    return corruption_accuracies(Panel(models), data, settings, seed=seed, batch_size=4)
+
+
 def test_accuracy_can_be_told_by_hand() -> None:
     data, settings = grey_set(20), config(severities=(1, 5))
-    ((result, correct),) = corruption_accuracies([Brightness(0.5)], data, settings, seed=0, batch_size=4)
+    result, correct = accuracies(data, settings, it=Brightness(0.5))["it"]
     chosen = attacked_rows(data, 10, 0)
     levels = chosen.images().mean(dim=(1, 2, 3))
     for j, more in enumerate((0.05, 0.3)):
@@ -305,8 +313,8 @@ def test_accuracy_can_be_told_by_hand() -> None:
 def test_all_models_meet_the_same_images_alone_or_together() -> None:
     data, settings = grey_set(9), config(names=("gaussian_noise", "fog"), severities=(3,))
     models = [Brightness(0.5).train(), Brightness(0.4), Brightness(0.5)]
-    together = corruption_accuracies(models, data, settings, seed=3, batch_size=4)
-    (alone,) = corruption_accuracies(models[1:2], data, settings, seed=3, batch_size=4)
+    together = list(accuracies(data, settings, 3, a=models[0], b=models[1], c=models[2]).values())
+    alone = accuracies(data, settings, 3, b=models[1])["b"]
     count = len(models[0].seen)
     assert all(torch.equal(a, b) for a, b in zip(models[0].seen, models[1].seen[:count], strict=True))
     assert all(torch.equal(a, b) for a, b in zip(models[1].seen[:count], models[1].seen[count:], strict=True))
@@ -321,15 +329,15 @@ def test_all_models_meet_the_same_images_alone_or_together() -> None:
 def test_another_seed_draws_other_images() -> None:
     model, settings = Brightness(0.5), config(names=("gaussian_noise",), severities=(1,))
     for seed in (0, 1):
-        corruption_accuracies([model], grey_set(4), settings, seed=seed, batch_size=4)
+        accuracies(grey_set(4), settings, seed, it=model)
     assert not torch.equal(model.seen[0], model.seen[1])
 
 
 def test_unknown_corruption_and_empty_set_are_refused() -> None:
     with pytest.raises(ConfigError, match="did you mean 'jpeg_compression'"):
-        corruption_accuracies([Brightness(0.5)], grey_set(4), config(names=("jpeg",)), seed=0, batch_size=4)
+        accuracies(grey_set(4), config(names=("jpeg",)), it=Brightness(0.5))
     with pytest.raises(MetricError, match="no image"):
-        corruption_accuracies([Brightness(0.5)], grey_set(4).select([]), config(), seed=0, batch_size=4)
+        accuracies(grey_set(4).select([]), config(), it=Brightness(0.5))
 
 
 def test_a_classifier_that_fails_leaves_the_others_their_numbers() -> None:
@@ -338,8 +346,10 @@ def test_a_classifier_that_fails_leaves_the_others_their_numbers() -> None:
             raise RuntimeError("no such kernel")
 
     data, settings = grey_set(9), config(severities=(1,))
-    failed, whole = corruption_accuracies([Refuses(), Brightness(0.5)], data, settings, seed=0, batch_size=4)
-    (alone,) = corruption_accuracies([Brightness(0.5)], data, settings, seed=0, batch_size=4)
-    assert isinstance(failed, ClassifierError)
-    assert "no such kernel" in str(failed)
-    assert whole[0] == alone[0]
+    panel = Panel({"failing": Refuses(), "whole": Brightness(0.5)})
+    found = corruption_accuracies(panel, data, settings, seed=0, batch_size=4)
+    alone = accuracies(data, settings, it=Brightness(0.5))["it"]
+    assert isinstance(panel.failed["failing"], ClassifierError)
+    assert "no such kernel" in str(panel.failed["failing"])
+    assert list(found) == ["whole"]
+    assert found["whole"][0] == alone[0]
