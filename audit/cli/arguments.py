@@ -1,6 +1,7 @@
 """Arguments and options that several commands take."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,3 +53,15 @@ def size_in_bytes(size: str) -> int:
         return memory_bytes(TypeAdapter(Memory).validate_python(size))
     except ValidationError:
         raise typer.BadParameter(f"--cache-size is '{size}' where an amount such as 20GB is expected") from None
+
+
+def folder_names(results: Sequence[Path]) -> list[str]:
+    """Return a name for each of some results: the last folder by which they differ, with more before it if needed."""
+    folders = [path.resolve().parent.parts for path in results]
+    while len(set(folders)) > 1 and len({parts[-1:] for parts in folders}) == 1:
+        folders = [parts[:-1] for parts in folders]
+    for depth in range(1, max(map(len, folders), default=1) + 1):
+        names = ["/".join(parts[-depth:]) for parts in folders]
+        if len(set(names)) == len(names):
+            return names
+    return [f"{path.resolve().parent.name}/{path.stem}" for path in results]

@@ -1,12 +1,11 @@
 """`share` and `merge`: results that may leave a site, and audits of several sites as one."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from audit.cli.arguments import Out
+from audit.cli.arguments import Out, folder_names
 from audit.runtime.terminal import say
 
 
@@ -36,20 +35,8 @@ def merge(
     from audit.runtime.environment import Stopwatch
     from audit.storage.output import open_output
 
-    named = dict(zip(site_names(results), results, strict=True))
+    named = dict(zip(folder_names(results), results, strict=True))
     joined = join({name: read_results(path) for name, path in named.items()})
     with open_output(out, {f"the results of '{name}'": path for name, path in named.items()}) as output:
         write_audit(joined, output, lambda _: None, Stopwatch())
         say(output.folder / "report.html")
-
-
-def site_names(results: Sequence[Path]) -> list[str]:
-    """Return a name for every site: that of the last folder by which they differ, with more before it where needed."""
-    folders = [path.resolve().parent.parts for path in results]
-    while len(set(folders)) > 1 and len({parts[-1:] for parts in folders}) == 1:
-        folders = [parts[:-1] for parts in folders]
-    for depth in range(1, max(map(len, folders), default=1) + 1):
-        names = ["/".join(parts[-depth:]) for parts in folders]
-        if len(set(names)) == len(names):
-            return names
-    return [f"{path.resolve().parent.name}/{path.stem}" for path in results]

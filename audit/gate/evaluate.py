@@ -151,7 +151,7 @@ def _check_above(number: int, rule: Rule, name: str, results: AuditResult) -> Ch
         )  # fmt: skip
     index = rule.model_copy(update={"metric": "index"})
     both = [model for model in results.models if model.name in (name, rule.above)]
-    doubt = next((d for m in both if (d := _doubt_of_all(m) or _doubt_of(m, index))), None)
+    doubt = next((d for m in both if (d := doubt_of_all(m) or _doubt_of(m, index))), None)
     passed = probability >= rule.probability - ROUNDING
     if doubt is not None and passed:
         return _not_measured(number, name, metric, requirement, doubt)
@@ -183,7 +183,7 @@ def _vetoed(metric: str, model: ModelResult) -> str:
 
 
 def _check_bounds(rule_number: int, rule: Rule, model: ModelResult, case: _Case) -> Iterator[Check]:
-    doubt = _doubt_of_all(model) or _doubt_of(model, rule)
+    doubt = doubt_of_all(model) or _doubt_of(model, rule)
     for check in _bounds(rule_number, rule, model, case):
         if check.status in ("pass", "inconclusive") and doubt is not None:
             yield check.model_copy(update={"status": "not measured", "more_images": None, "sentence": doubt})
@@ -191,7 +191,7 @@ def _check_bounds(rule_number: int, rule: Rule, model: ModelResult, case: _Case)
             yield check
 
 
-def _doubt_of_all(model: ModelResult) -> str | None:
+def doubt_of_all(model: ModelResult) -> str | None:
     """Return why nothing that was measured of the model passes a bound, or None."""
     if model.unreliable:
         return f"Whatever was measured of {model.name} is unreliable: {model.unreliable[0]}"
@@ -318,7 +318,7 @@ def _baseline_value(rule: Rule, metric: str, model: ModelResult, case: _Case) ->
     if difference is not None:
         remedy = "" if part_of(model, metric)[1].split(".")[0] not in MEANINGFULNESS else JOINT
         return None, f"{metric} cannot be compared with the baseline: {difference.rstrip('.')}{remedy}."
-    doubt = _doubt_of_all(before) or _doubt_of(before, rule)
+    doubt = doubt_of_all(before) or _doubt_of(before, rule)
     if doubt is not None:
         return None, f"In the baseline: {doubt}"
     value, reason = _measure(before, case.before, metric, "value")

@@ -12,7 +12,6 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from numpy.typing import NDArray
 
@@ -25,6 +24,7 @@ from audit.report import (
     certificate,
     classes,
     figures,
+    jinja,
     labels,
     methods,
     provenance,
@@ -42,7 +42,6 @@ VISIBLE_QUERIES = 6
 """Query images shown at once; the others open on demand."""
 GALLERY_BYTES = 18_000_000
 """Size that the query images of one file may have: a browser opens a file of 20 MB in less than two seconds."""
-_MARK = b'<meta name="generator" content="spruce-audit">'
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def _check_place(target: Path) -> None:
     """Raise ResultsError if `target` is there and is not a report, which names its maker near the top."""
     try:
         with target.open("rb") as file:
-            known = _MARK in file.read(2000)
+            known = jinja.MARK.encode() in file.read(2000)
     except OSError:  # not there, or a folder: writing it will say what is wrong
         return
     if not known:
@@ -149,24 +148,14 @@ def report_pages(result: AuditResult, folder: Path, name: str = "report.html") -
     groups = _groups(_in_turn([_query_views(part, some, folder, edits, scale) for _, part, some in parts]))
     stem, suffix = Path(name).stem, Path(name).suffix
     files = [name, *(f"{stem}-{number}{suffix}" for number in range(2, len(groups) + 1))]
-    environment = Environment(
-        loader=PackageLoader("audit.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {
-        "number": text.number, "percent": text.percent, "percent_bounds": text.percent_bounds, "p_value": text.p_value,
-        "probability": text.probability,
-    }  # fmt: skip
-    css = environment.loader.get_source(environment, "report.css")[0] if environment.loader else ""
-    script = environment.loader.get_source(environment, "report.js")[0] if environment.loader else ""
+    environment = jinja.environment()
+    script = jinja.source("report.js")
     numbers = [(group[0].number, group[-1].number) for group in groups if group]
     shared = {
         "result": result,
         "models": models,
-        "css": Markup(css),  # noqa: S704 - css, script and gradient are files and constants of the package
-        "script": Markup(script),  # noqa: S704
+        "script": Markup(script),  # noqa: S704 - a file of the package
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "gradient": Markup(figures.gradient_css()),  # noqa: S704
         "text": text,
         "labelled": labelled,
         "asked": sum(len(part.queries) for _, part, _ in parts),

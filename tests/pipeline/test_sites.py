@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from audit.cli.sites import site_names
+from audit.cli.arguments import folder_names
 from audit.errors import ResultsError
 from audit.pipeline.runner import run_audit
 from audit.pipeline.sites.merge import merge
@@ -144,6 +144,6 @@ def test_the_report_shows_each_site(sites: dict[str, AuditResult], tmp_path: Pat
 
 
 def test_sites_are_called_by_their_folders() -> None:
-    assert site_names([Path("a/results.json"), Path("b/results.json")]) == ["a", "b"]
-    assert site_names([Path("x/out/results.json"), Path("y/out/results.json")]) == ["x", "y"]
-    assert [name.split("/")[-1] for name in site_names([Path("a/one.json"), Path("a/two.json")])] == ["one", "two"]
+    assert folder_names([Path("a/results.json"), Path("b/results.json")]) == ["a", "b"]
+    assert folder_names([Path("x/out/results.json"), Path("y/out/results.json")]) == ["x", "y"]
+    assert [name.split("/")[-1] for name in folder_names([Path("a/one.json"), Path("a/two.json")])] == ["one", "two"]
