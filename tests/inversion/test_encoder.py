@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from safetensors import safe_open
+from support_kills import survives_every_kill
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -113,6 +114,16 @@ def test_training_learns_resumes_and_writes_its_card(
     with safe_open(whole, framework="pt") as file:
         assert file.metadata()["generator_sha256"] == generator.weights_sha256
     assert len((tmp_path / "whole/history.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_kill_behind_any_file_is_survived(
+    generator: Generator, dataset: AuditSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    survives_every_kill(
+        lambda out: train_encoder(config(steps=2, snapshot_steps=1), generator, dataset, out, None, CPU),
+        tmp_path,
+        monkeypatch,
+    )
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(

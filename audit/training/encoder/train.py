@@ -179,8 +179,9 @@ def train_encoder(
             state.seconds += time.monotonic() - began
             row = {"step": float(state.step)} | {k: v / steps for k, v in sums.items()}
             state.history.append(row | held_out_errors(state.encoder, generator, held_out, device))
-            state.save(checkpoint, key)
+            # First what the last checkpoint stands for: a run killed in between makes it again, and not nothing.
             _write(state, config, out, held, perceptual)
+            state.save(checkpoint, key)
     return out / "encoder.safetensors"
 
 

@@ -236,8 +236,8 @@ def fit_mapping(
                 raise ConfigError(f"The moments are no longer finite after {fit.step} steps: lower lr.")
             row = {"kimg": fit.step * config.batch_size / 1000} | gaps
             fit.history.append(row)
-            fit.save(checkpoint, key)
             atomic_write_history(out / "history.jsonl", fit.history)
+            fit.save(checkpoint, key)
     _write(config, loaded, fit, before, reference, out)
     return out / "generator.safetensors"
 

@@ -134,8 +134,8 @@ def _train(
                 scores, picture = take_snapshot(state, config, reference, reals.dataset.class_names, place.folder)
                 row |= scores
                 state.history.append(row)
-                state.save(place.folder / CHECKPOINT, place.key)
                 atomic_write_history(place.folder / "history.jsonl", state.history)
+                state.save(place.folder / CHECKPOINT, place.key)
                 if place.board is not None:
                     _show(place.board, row, picture, state.images)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support_kills import survives_every_kill
 from typer.testing import CliRunner
 
 from audit.cli import app
@@ -78,6 +79,11 @@ def fitted(file, out, data=None, networks=None, judge=None, **changes):
     networks = networks or [Pixels(PIXELS_SIDE)]
     path = fit_mapping(config(**changes), load_generator(file), data or images(), out, networks, judge)
     return path, json.loads((out / "generator.json").read_text())
+
+
+def test_a_kill_behind_any_file_is_survived(file, tmp_path, monkeypatch):
+    short = {"kimg": 0.256, "snapshot_kimg": 0.128, "window_kimg": 0.1}
+    survives_every_kill(lambda out: fitted(file, out, **short)[0], tmp_path, monkeypatch)
 
 
 def test_the_gap_closes_and_all_but_the_mapping_network_stays(file, tmp_path):

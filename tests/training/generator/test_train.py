@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
+from support_kills import survives_every_kill
 from torch.testing import assert_close
 
 from audit.config import parse_config
@@ -79,6 +80,11 @@ def test_a_run_killed_within_a_step_goes_on_to_the_same_weights(tmp_path, monkey
         train_generator(config(), images(), tmp_path / "killed", None, CPU)
     monkeypatch.undo()
     assert same(weights(train_generator(config(), images(), tmp_path / "killed", None, CPU)), weights(whole))
+
+
+def test_a_kill_behind_any_file_is_survived(tmp_path, monkeypatch):
+    short = config(kimg=0.016, snapshot_kimg=0.008)
+    survives_every_kill(lambda out: train_generator(short, images(), out, None, CPU), tmp_path, monkeypatch)
 
 
 def test_streamed_images_train_to_the_same_weights(tmp_path):
