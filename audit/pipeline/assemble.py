@@ -26,6 +26,7 @@ from audit.pipeline.labels import (
     label_summary,
 )
 from audit.pipeline.meaningfulness import STAGE, Meaningfulness
+from audit.pipeline.mixture import mixture_notices
 from audit.pipeline.models import Models
 from audit.pipeline.networks import Networks, judged_by_steering
 from audit.pipeline.pictures import (
@@ -42,6 +43,7 @@ from audit.pipeline.pictures import (
     with_maps,
     with_pictures,
 )
+from audit.pipeline.queries import source_classes
 from audit.pipeline.reliance import Relied, save_changed, with_examples
 from audit.pipeline.robustness import (
     Measured,
@@ -64,6 +66,7 @@ from audit.results import (
     ModelResult,
     NotComputed,
     Notice,
+    Query,
     Robust,
 )
 from audit.robustness.precision import LowPasses
@@ -105,6 +108,7 @@ def assemble(context: Context, findings: Findings) -> AuditResult:
     """Return the results, with the names of all pictures."""
     config, images = context.config, findings.images
     rows = _model_rows(context, findings)
+    explanations = _explanations(config, findings)
     return AuditResult(
         name=config.name,
         created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
@@ -116,12 +120,12 @@ def assemble(context: Context, findings: Findings) -> AuditResult:
         data_read=images.read,
         label_counts=None if findings.labels is None else label_counts(images.audited),
         models=rows,
-        notices=_notices(config, findings),
+        notices=[*_notices(config, findings), *_mixture(config, images, rows, explanations.get("queries", ()))],
         differences=_differences(findings, config.seed),
         not_computed=[*_not_computed(findings), *findings.lost],
         environment=context.watch.environment(context.device),
         **_instruments(config, findings.networks),
-        **_explanations(config, findings),
+        **explanations,
     )
 
 
@@ -236,6 +240,15 @@ def _notices(config: AuditConfig, findings: Findings) -> list[Notice]:
         *_divided(findings.models.classifiers),
         *(Notice(subject="audit", kind="stage-failed", text=f"{n.what}: {n.why}") for n in findings.lost),
     ]
+
+
+def _mixture(
+    config: AuditConfig, images: Images, models: Sequence[ModelResult], queries: Sequence[Query]
+) -> list[Notice]:
+    """Tell unequal shares of the classes among the query images; there are none of all labels together."""
+    names = images.all.class_names
+    sources = [names[c] for c in source_classes(config.queries, names)] if queries else []
+    return mixture_notices(models, queries, sources)
 
 
 def _differences(findings: Findings, seed: int) -> list[Difference]:

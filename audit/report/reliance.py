@@ -71,7 +71,7 @@ def sentence(model: ModelResult) -> Markup:
     assert model.reliance is not None
     tokens = [row for row in model.reliance.interventions if row.kind == "token"]
     others = [row for row in model.reliance.interventions if row.kind != "token"]
-    said = _of_tokens(model, tokens[0]) if tokens else Markup("")
+    said = _of_tokens(model, tokens) if tokens else Markup("")
     if not others:
         return said
     most = others[0]
@@ -85,18 +85,31 @@ def sentence(model: ModelResult) -> Markup:
     )
 
 
-def _of_tokens(model: ModelResult, token: Intervention) -> Markup:
-    worst = token.worst
+def _of_tokens(model: ModelResult, tokens: Sequence[Intervention]) -> Markup:
+    token = tokens[0]  # of which most is sure; it is the first to alarm
     if not alarming(token):
-        return Markup("No pasted token changes more than {} of the decisions of {}{}.").format(
-            percent(worst.hit.value, 0), names([model]), "" if worst.of_class is None else " for any one class"
-        )
+        return _of_harmless(model, tokens)
+    worst = token.worst
     corner = f", {worst.variant}," if worst.variant else ""
     whose = "" if worst.of_class is None else f" for “{worst.of_class}”"
     towards = "" if worst.hit_towards is None else f", most of them to “{worst.hit_towards}”"
     return Markup("A {} of {}{} changes {} of the decisions of {}{}{}.").format(
         spoken(token.name), strength(token, worst), corner, percent(worst.hit.value, 0), names([model]), whose, towards
     )
+
+
+def _of_harmless(model: ModelResult, tokens: Sequence[Intervention]) -> Markup:
+    """Tell the most that a token was seen to change, with its interval, where none surely changes much."""
+    token, most = max(
+        ((token, one) for token in tokens for one in token.reactions), key=lambda pair: pair[1].hit.value or 0.0
+    )
+    if not most.hit.value:
+        told = Markup("No pasted token changes a decision of {} ({} {}).")
+        return told.format(names([model]), percent(most.hit.value, 0), percent_bounds(most.hit))
+    whose = "" if most.of_class is None else f" for “{most.of_class}”"
+    told = Markup("No pasted token surely changes more than {} of the decisions of {}; most, by a {} of {}: {} {}{}.")
+    shares = (percent(most.hit.value, 0), percent_bounds(most.hit))
+    return told.format(percent(ALARM, 0), names([model]), spoken(token.name), strength(token, most), *shares, whose)
 
 
 def treatments(models: Sequence[ModelResult]) -> list[str]:
@@ -130,7 +143,7 @@ def findings(result: AuditResult) -> list[Markup]:
         assert model.reliance is not None
         tokens = [row for row in model.reliance.interventions if alarming(row)]
         if tokens:
-            notes.append(_of_tokens(model, tokens[0]))
+            notes.append(_of_tokens(model, tokens))
     return notes
 
 

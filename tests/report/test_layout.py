@@ -26,6 +26,8 @@ MEASURE = """async () => {
     tables: tables.map(one => one.getAttribute('aria-label') || one.getAttribute('aria-labelledby')),
     first: first.getBoundingClientRect().right,
     images: images.length, broken: broken.reduce((a, b) => a + b, 0),
+    cut: [...document.querySelectorAll('.inputs small')].filter(one =>
+      !one.textContent.includes(' ') && one.getClientRects().length > 1).length,
     outlines: [...document.querySelectorAll('svg.outline use')].filter(one => one.getBBox().width > 0).length,
   };
 }"""
@@ -58,7 +60,7 @@ def test_nothing_runs_out_of_the_page(open_page: Callable[..., Any], reports: di
     for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         found = page.evaluate(MEASURE)
-        assert (found["page"], found["body"], found["broken"]) == (0, 0, 0), (width, found)
+        assert (found["page"], found["body"], found["broken"], found["cut"]) == (0, 0, 0, 0), (width, found)
         # Rank, model and index, or the first number where there is no index, are seen without scrolling.
         assert found["first"] <= width, (width, found)
         if width >= 1280:
