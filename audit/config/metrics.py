@@ -21,7 +21,7 @@ class MetricsConfig(Section):
         "auto",
         min_length=1,
         description="whose feature maps the perceptual distance rests on, which inversion and search also minimise: "
-        "the same choice as for embedding, and independent of it",
+        "the same choice as for embedding, and independent of it; or lpips-vgg, whose weights are fetched on demand",
     )
     realism_kernel: Literal["energy", "cmmd"] = Field(
         "energy",

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 from audit.counterfactual.exceptional import Calibration
-from audit.embeddings.embedding import FeatureNetwork
+from audit.embeddings.embedding import MapNetwork
 from audit.generator.protocol import Generator
 from audit.inversion.deltas import Rows
 from audit.runtime.progress import Advance
@@ -58,7 +58,7 @@ class SearchNetworks:
     """The networks that draw an edit and measure how large it looks; None: no perceptual distance."""
 
     generator: Generator
-    perceptual: FeatureNetwork | None
+    perceptual: MapNetwork | None
 
 
 @dataclass(frozen=True)

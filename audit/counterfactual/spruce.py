@@ -29,7 +29,7 @@ from audit.counterfactual.exceptional import expected_features
 from audit.counterfactual.iterates import Iterates
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
 from audit.counterfactual.shrink import shrink
-from audit.metrics.perceptual import distance_of_maps, unit_channels
+from audit.metrics.perceptual import comparable, distance_of_maps
 from audit.runtime.progress import Advance
 
 REFERENCE_PIXELS = 3 * 256 * 256
@@ -158,7 +158,7 @@ def align(
     with torch.no_grad():
         features, head = classifier.features(batch.queries), classifier.head_at(batch.queries)
         expected, _ = expected_features(subject.calibration, head, features, batch.sources, batch.targets)
-        maps = None if perceptual is None else unit_channels(perceptual.maps(batch.queries))
+        maps = None if perceptual is None else comparable(perceptual, batch.queries)
     aims, sigma = _Aims(head, features, expected, maps), subject.calibration.sigma.to(features)
     push, iterates = Push(batch.goals), batch.iterates(config.choose)
     led = push.value.clone()
@@ -176,7 +176,7 @@ def align(
     def loss(iterate: Iterate) -> Tensor:
         rows, distance = iterate.rows, None
         if perceptual is not None and aims.maps is not None:
-            seen = unit_channels(perceptual.maps(iterate.images))
+            seen = comparable(perceptual, iterate.images)
             distance = distance_of_maps(seen, [one[rows] for one in aims.maps])
         objective = Objective(config, sigma, batch.pivots[rows], batch.queries[rows])
         away = objective.features(iterate.features, aims.carried(reach_of(push.value[rows]), rows))

@@ -56,7 +56,15 @@ class Lpips(nn.Module):
         self.weights_sha256 = weights_sha256
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """Tapped layers `[N, c, h, w]` of images `[N, 1 or 3, H, W]` in [0, 1], of unit length at every place."""
+        """Tapped layers `[N, c, h, w]` of images `[N, 1 or 3, H, W]` in [0, 1], of unit length at every place.
+
+        Raises MetricError on too small images.
+        """
+        if min(images.shape[2:]) < self.smallest:
+            raise MetricError(
+                f"{self.name} is not defined on images of {images.shape[2]}x{images.shape[3]}: the side must be at "
+                f"least {self.smallest}."
+            )
         value, maps = (2 * three_channels(images) - 1 - self.shift) / self.scale, []
         for i, layer in enumerate(self.features):
             value = layer(value)
@@ -64,14 +72,14 @@ class Lpips(nn.Module):
                 maps.append(_unit(value))
         return maps
 
+    def comparable(self, images: Tensor) -> list[Tensor]:
+        """Maps of which the mean over the layers of the summed squared differences is the distance."""
+        maps = enumerate(self.maps(images))
+        return [one * (len(self.taps) * self.get_buffer(f"head{i}")).sqrt() for i, one in maps]
+
     def distance(self, a: Tensor, b: Tensor) -> Tensor:
         """Distance `[N]` between images `[N, 1 or 3, H, W]` in [0, 1]; raises MetricError on too small ones."""
         check_pair(a, b, "images of LPIPS")
-        if min(a.shape[2:]) < self.smallest:
-            raise MetricError(
-                f"{self.name} is not defined on images of {a.shape[2]}x{a.shape[3]}: the side must be at least "
-                f"{self.smallest}."
-            )
         pairs = zip(self.maps(a), self.maps(b), strict=True)
         layers = [((p - q).square() * self.get_buffer(f"head{i}")).sum(1) for i, (p, q) in enumerate(pairs)]
         return torch.stack([layer.mean((1, 2)) for layer in layers]).sum(0)

@@ -87,7 +87,10 @@ EMBEDDINGS: Registry[Spec] = Registry(
         ),
         "clip": Spec(lambda _: load_clip(), ("metrics.canonical",)),
         "lpips-alex": Spec(lambda _: load_lpips("alex"), ("similarity", "second_discriminator")),
-        "lpips-vgg": Spec(lambda _: load_lpips("vgg"), ("metrics.canonical", "similarity", "second_discriminator")),
+        "lpips-vgg": Spec(
+            lambda _: load_lpips("vgg"),
+            ("metrics.canonical", "metrics.perceptual", "similarity", "second_discriminator"),
+        ),
     },
 )
 

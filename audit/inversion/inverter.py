@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from audit.config import InversionConfig
-from audit.embeddings.embedding import FeatureNetwork
+from audit.embeddings.embedding import MapNetwork
 from audit.generator.protocol import Generator
 from audit.inversion.encoder import Encoder
 
@@ -19,5 +19,5 @@ class Inverter:
     generator: Generator
     config: InversionConfig
     seed: int
-    perceptual: FeatureNetwork | None = None
+    perceptual: MapNetwork | None = None
     encoder: Encoder | None = None

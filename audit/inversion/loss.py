@@ -9,13 +9,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audit.embeddings.embedding import FeatureNetwork
-from audit.metrics.perceptual import distance_of_maps, unit_channels
+from audit.embeddings.embedding import MapNetwork
+from audit.metrics.perceptual import comparable, distance_of_maps
 
 
 @dataclass(frozen=True)
 class Targets:
-    """Images to reach `[N, C, R, R]` in [0, 1] and, where a perceptual term is wanted, their unit-length maps."""
+    """Images to reach `[N, C, R, R]` in [0, 1] and, where a perceptual term is wanted, the maps to compare."""
 
     images: Tensor
     maps: tuple[Tensor, ...] | None = None
@@ -26,9 +26,9 @@ class Targets:
 
 
 @torch.no_grad()
-def targets_of(images: Tensor, perceptual: FeatureNetwork | None) -> Targets:
+def targets_of(images: Tensor, perceptual: MapNetwork | None) -> Targets:
     """Compute once what every step compares with."""
-    return Targets(images, None if perceptual is None else tuple(unit_channels(perceptual.maps(images))))
+    return Targets(images, None if perceptual is None else tuple(comparable(perceptual, images)))
 
 
 def squared_error(drawn: Tensor, targets: Tensor) -> Tensor:
@@ -37,13 +37,13 @@ def squared_error(drawn: Tensor, targets: Tensor) -> Tensor:
 
 
 def distance(
-    drawn: Tensor, targets: Targets, perceptual: FeatureNetwork | None, l2_weight: float, perceptual_weight: float
+    drawn: Tensor, targets: Targets, perceptual: MapNetwork | None, l2_weight: float, perceptual_weight: float
 ) -> tuple[Tensor, Tensor]:
     """Return the weighted distance and the mean squared error alone, each `[N]`."""
     mse = squared_error(drawn, targets.images)
     loss = l2_weight * mse
     if perceptual is not None and targets.maps is not None:
         # The feature network keeps the pixel contract; what is out of range is pulled back by the squared error.
-        maps = unit_channels(perceptual.maps(drawn.clamp(0, 1)))
+        maps = comparable(perceptual, drawn.clamp(0, 1))
         loss = loss + perceptual_weight * distance_of_maps(maps, list(targets.maps))
     return loss, mse

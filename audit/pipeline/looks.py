@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from audit.data.audit_set import AuditSet
-from audit.embeddings.embedding import Embedder, FeatureNetwork, Named, embed_all, named
+from audit.embeddings.embedding import Embedder, MapNetwork, Named, embed_all, named
 from audit.embeddings.lpips import Lpips
 from audit.metrics.perceptual import perceptual_all
 from audit.pipeline.context import Context
@@ -38,7 +38,7 @@ def embed_with_bar(context: Context, network: Embedder, images: AuditSet, stage:
     return context.stages.kept("embedding", embed, CODE, network=named(network), images=images.content, limits=limits)
 
 
-def perceptual(context: Context, network: FeatureNetwork, images: Tensor, others: Tensor) -> Tensor:
+def perceptual(context: Context, network: MapNetwork, images: Tensor, others: Tensor) -> Tensor:
     """Perceptual distances `[N]` of `images` to `others`."""
     compare = partial(perceptual_all, network, images, others, 128, context.device)
     return _compared(context, network, compare, images, others)

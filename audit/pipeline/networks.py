@@ -9,7 +9,7 @@ from audit.classifiers.classifier import Classifier, weights_hash
 from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
 from audit.embeddings.canonical import available
-from audit.embeddings.embedding import Embedder, FeatureNetwork, named
+from audit.embeddings.embedding import Embedder, MapNetwork, named
 from audit.embeddings.lpips import SMALLEST, Lpips
 from audit.embeddings.resolve import Request, check_word, resolve
 from audit.errors import ConfigError, MetricError
@@ -53,7 +53,7 @@ class Networks:
     loaded: LoadedGenerator
     encoder: Encoder | None
     embedding: Embedder
-    perceptual: FeatureNetwork
+    perceptual: MapNetwork
     canonical: list[Embedder] = field(default_factory=list)
     lpips: Lpips | None = None
     missing: list[NotComputed] = field(default_factory=list)
@@ -82,10 +82,11 @@ def load_networks(config: AuditConfig, data: AuditSet, device: torch.device) -> 
         return Request(key, device, config.data.is_phantom, loaded)
 
     embedding = resolve(config.metrics.embedding, request("metrics.embedding"), "vectors")
-    perceptual = resolve(config.metrics.perceptual, request("metrics.perceptual"), "vectors and maps")
+    perceptual = resolve(config.metrics.perceptual, request("metrics.perceptual"), "maps")
     empty = torch.zeros(1, *data.image_shape, device=device)
-    for one in (embedding, perceptual):
-        one.embed(empty)  # fails here, and not after hours, if the images have a size that the embedding does not read
+    # These fail here, and not after hours, if the images have a size that the network does not read.
+    embedding.embed(empty)
+    perceptual.maps(empty)
     notices = _notices(config, loaded, embedding, perceptual)
     return Networks(loaded, encoder, embedding, perceptual, canonical, lpips, missing, notices)
 
@@ -94,8 +95,12 @@ def judged_by_steering(config: AuditConfig, networks: Networks) -> list[str]:
     """Return the dotted paths of numbers that rest on the network whose distance inversion or search minimised."""
     if not (config.inversion.perceptual_weight or config.counterfactual.steering_weight):
         return []
-    same = named(networks.embedding) == named(networks.perceptual)
-    return ["counterfactuals.perceptual", *(["components.realism", "counterfactuals.judges"] if same else [])]
+    steering, found = named(networks.perceptual), ["counterfactuals.perceptual"]
+    if networks.lpips is not None and named(networks.lpips) == steering:
+        found.append("counterfactuals.lpips")
+    if named(networks.embedding) == steering:
+        found += ["components.realism", "counterfactuals.judges"]
+    return found
 
 
 def _canonical(wanted: str, side: int, device: torch.device) -> tuple[list[Embedder], Lpips | None, list[NotComputed]]:
@@ -125,9 +130,7 @@ def _canonical(wanted: str, side: int, device: torch.device) -> tuple[list[Embed
     return embedders, lpips, missing
 
 
-def _notices(
-    config: AuditConfig, loaded: LoadedGenerator, embedding: Embedder, perceptual: FeatureNetwork
-) -> list[Notice]:
+def _notices(config: AuditConfig, loaded: LoadedGenerator, embedding: Embedder, perceptual: MapNetwork) -> list[Notice]:
     """Say what the generator's file left open, and whether the perceptual distance is no longer in the embedding."""
     found = [
         Notice(subject="generator", kind="generator-file", text=f"{note[:1].upper()}{note[1:]}.")

@@ -6,16 +6,19 @@ import dataclasses
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models.vgg import cfgs, make_layers
 
-from audit.config import CounterfactualConfig
+from audit.config import PRESETS, CounterfactualConfig
 from audit.counterfactual import batches
 from audit.counterfactual.balance import OVERSHOOT
 from audit.counterfactual.descent import clip_per_image
 from audit.counterfactual.methods import choose_method
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
 from audit.counterfactual.spruce import Objective
+from audit.embeddings.lpips import from_torch
 from audit.errors import ClassifierError
 from audit.generator.stylegan2.networks import Generator
+from audit.metrics.perceptual import perceptual_distance
 from audit.runtime.memory import limited
 from audit.runtime.progress import Advance
 
@@ -270,6 +273,29 @@ def test_raw_weights_carry_over_to_other_sizes_and_standardised_ones_are_of_the_
     )
     torch.testing.assert_close(raw, torch.tensor([1e-4 * 14 * 512 * 0.3 + 1e-6 * 3 * 256 * 256 * 0.1]))
     torch.testing.assert_close(standardised, torch.tensor([0.9216 * 0.3 + 30 * 0.1]))
+
+
+def test_the_preset_of_the_thesis_runs_on_lpips(world) -> None:
+    """LPIPS of VGG with weights drawn at random: its own are not on every machine."""
+    rng = torch.Generator().manual_seed(0)
+    backbone = {
+        f"features.{name}": torch.randn(value.shape, generator=rng) / value[0].numel() ** 0.5
+        for name, value in make_layers(cfgs["D"]).state_dict().items()
+    }
+    heads = {f"lin{i}.model.1.weight": torch.rand(c, generator=rng) for i, c in enumerate((64, 128, 256, 512, 512))}
+    network = from_torch(backbone, heads, "vgg", "0" * 64)
+    queries = world.queries.clone().requires_grad_()
+    torch.testing.assert_close(
+        perceptual_distance(network, queries, world.inversion.images),
+        network.distance(queries, world.inversion.images),
+    )
+    preset = PRESETS["spruce-thesis"]["counterfactual"]
+    literal = run(world, perceptual=network, steps=20, **preset)
+    assert literal.flipped.any()
+    assert (literal.steps == 20).all()
+    assert literal.push is literal.reach is literal.converged is None
+    without = run(world, steps=20, **preset | {"perceptual_weight": 0.0})
+    assert not torch.equal(literal.images, without.images)
 
 
 def test_gradients_are_clipped_image_by_image() -> None:

@@ -7,14 +7,14 @@ from typing import Literal
 import pytest
 import torch
 
-from audit.config import AuditConfig, load_config
+from audit.config import PRESETS, AuditConfig, load_config
 from audit.data.audit_set import AuditSet
 from audit.data.demo import demo_config
 from audit.data.phantom import phantom_set
 from audit.errors import ConfigError, GeneratorError, MetricError
 from audit.generator.features import DiscriminatorFeatures
 from audit.generator.files.load import load_generator, save_generator
-from audit.pipeline.networks import judged_by_steering, load_networks
+from audit.pipeline.networks import check_embeddings, judged_by_steering, load_networks
 from audit.pipeline.runner import run_audit
 
 CPU = torch.device("cpu")
@@ -54,6 +54,15 @@ def test_required_networks_fail_with_the_command_that_fetches_them(config: Audit
         load_networks(choose(config, "require"), data, CPU)
 
 
+def test_the_preset_of_the_thesis_asks_for_lpips(config: AuditConfig, data: AuditSet) -> None:
+    preset = config.model_copy(
+        update={"metrics": config.metrics.model_copy(update=PRESETS["spruce-thesis"]["metrics"])}
+    )
+    check_embeddings(preset)
+    with pytest.raises(MetricError, match=r"run `spruce-audit weights pull lpips-v0\.1-vgg`"):
+        load_networks(choose(preset, "off"), data, CPU)
+
+
 def test_off_says_nothing(config: AuditConfig, data: AuditSet) -> None:
     assert load_networks(choose(config, "off"), data, CPU).missing == []
 
@@ -64,6 +73,8 @@ def test_numbers_of_the_network_that_steers_the_edit_are_named(config: AuditConf
     assert judged_by_steering(config, networks) == [own, "components.realism", "counterfactuals.judges"]
     other = replace(networks, perceptual=DiscriminatorFeatures(networks.loaded.discriminator))
     assert judged_by_steering(config, other) == [own]
+    canonical = replace(other, lpips=other.perceptual)
+    assert judged_by_steering(config, canonical) == [own, "counterfactuals.lpips"]
     unweighted = {
         key: getattr(config, key).model_copy(update={"perceptual_weight": 0.0})
         for key in ("inversion", "counterfactual")
