@@ -153,9 +153,9 @@ def _list_key(item: Row) -> str | None:
 _NO_NUMBERS = {
     "distances_by_image", "outcomes", "source", "attack", "confusion", "input", "failed", "method", "method_package",
     "weights_sha256", "misclassified", "role", "vetoes", "veto", "extent", "mass_interval", "unexplained", "towards",
-    "of_class", "class_towards", "example",
+    "of_class", "class_towards", "example", "index_interval", "component_intervals",
 }  # fmt: skip
-"""Parts of the results that hold nothing to gate on: single images and decisions, how a model was read or explained."""
+"""Parts that hold nothing to gate on: images, decisions, how a model was read; intervals stand with their numbers."""
 
 _WHOLE_PARTS = {"label_summary", "reliance"}
 """Parts that an audit may lack: what is not there is no number that was not measured."""
@@ -165,6 +165,8 @@ def _flatten(node: object, path: str, table: dict[str, Measured]) -> None:
     # The short name of a row with one leading number is that number: 'robust.pgd.8/255', 'counterfactuals.mmd.healthy'.
     match node:
         case bool() | str():
+            return
+        case None if path in _WHOLE_PARTS:
             return
         case int() | float() | None:
             table[path] = Measured(node)
@@ -311,8 +313,4 @@ def _numbers_of(part: Measurements) -> dict[str, Measured]:
     table["index"] = Measured(part.index, low, high, queries)
     for name, (low, high) in part.component_intervals.items():
         table[f"components.{name}"] = Measured(getattr(part.components, name, None), low, high, queries)
-    return {
-        path: number
-        for path, number in table.items()
-        if not path.startswith(("component_intervals", "index_int")) and path not in _WHOLE_PARTS
-    }
+    return table
