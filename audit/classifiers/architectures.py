@@ -32,6 +32,9 @@ SMALL_CONVNEXT_ARGS: dict[str, Any] = {
 FORBIDDEN_ARGS = ("pretrained", "checkpoint_path", "pretrained_cfg", "pretrained_cfg_overlay", "features_only")
 """Keyword arguments of timm that would bring other weights than the checkpoint's, or no classifier."""
 
+SIDES = (28, 32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 299, 320, 336, 384, 448, 512)
+"""Sides of images that networks are trained at."""
+
 
 def small_convnext(num_classes: int, in_chans: int = 1) -> nn.Module:
     """Return the small ConvNeXt with random weights (torch's global RNG); any image of side >= 32 fits.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from audit.classifiers.architectures import build_architecture
+from audit.classifiers.architectures import SIDES, build_architecture
 from audit.classifiers.checkpoint import Checkpoint, Stored
 from audit.errors import ClassifierError
 
@@ -42,9 +42,6 @@ USUAL = (
     "weights",
 )
 """Keys of the one set of weights of most files, in the order in which they are taken."""
-
-SIDES = (32, 64, 96, 112, 128, 160, 192, 224, 240, 256, 288, 320, 336, 384, 448, 512)
-"""Sides of images that networks are trained at."""
 
 DERIVED = {
     "num_batches_tracked", "n_averaged", "relative_position_index", "relative_coords_table", "attn_mask",

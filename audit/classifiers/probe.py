@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import GraphModule
 
+from audit.classifiers.architectures import SIDES
 from audit.classifiers.mode import Wrapper
 from audit.classifiers.outputs import AnswerSettings, Picked, answer_path, at_path, tensors_of
 from audit.errors import ClassifierError
@@ -23,9 +24,6 @@ HOW = "return one logit per class."
 
 BATCHES = (3, 1)
 """Batch sizes that are tried beside the probe's own: the last batch of a set may have any size."""
-
-SIDES = (28, 32, 64, 96, 128, 224, 256, 299, 384)
-"""Sides that networks are trained at, tried when a network does not take the images as they are."""
 
 ABOUT_SHAPES = re.compile(
     r"size|shape|channel|dimension|height|width|mat1|expected input|out of range|broadcast|mismatch", re.IGNORECASE
