@@ -31,21 +31,23 @@ def network(labels: int = 3) -> nn.Module:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 16, labels))
 
 
+def _fitted(net: nn.Module, images: Tensor, labels: Tensor, steps: int) -> dict[str, Tensor]:
+    optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(steps):
+        rows = torch.randint(len(images), (64,))
+        loss = nn.functional.binary_cross_entropy_with_logits(net(images[rows]), labels[rows].float())
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+    return net.state_dict()
+
+
 @cache
 def trained(seed: int = 0, steps: int = 150) -> dict[str, Tensor]:
     """Weights of the network after a few seconds on other images of the same kind."""
-    images, labels = labelled_phantom(1024, 100)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = network()
-        optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
-        for _ in range(steps):
-            rows = torch.randint(len(images), (64,))
-            loss = nn.functional.binary_cross_entropy_with_logits(net(images[rows]), labels[rows].float())
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    return net.state_dict()
+        return _fitted(network(), *labelled_phantom(1024, 100), steps)
 
 
 TWO_NAMES = ("heart", "marker")
@@ -64,30 +66,33 @@ def two_labels(n: int, seed: int) -> tuple[Tensor, Tensor, Mapping[str, Tensor]]
     return drawn.images, labels, masks
 
 
-def two_label_network(labels: int = 2) -> nn.Module:
+def two_label_network() -> nn.Module:
     """A small convolutional network for images of side 64."""
-    layers: list[nn.Module] = [nn.AvgPool2d(2)]
-    for inner, outer in ((1, 16), (16, 32), (32, 32)):
-        layers += [nn.Conv2d(inner, outer, 3, stride=2, padding=1), nn.GELU()]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(32 * 16, labels))
+    return nn.Sequential(nn.AvgPool2d(2), network(2))
 
 
 @cache
 def trained_on_two(steps: int, blind: bool = False) -> dict[str, Tensor]:
     """Weights of that network after a few seconds; `blind`: it is told that a heart is large where a marker is."""
     images, labels, _ = two_labels(1500, 100)
-    labels = labels[:, [1, 1]] if blind else labels
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        net = two_label_network()
-        optimiser = torch.optim.Adam(net.parameters(), lr=3e-3)
-        for _ in range(steps):
-            rows = torch.randint(len(images), (64,))
-            loss = nn.functional.binary_cross_entropy_with_logits(net(images[rows]), labels[rows].float())
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-    return net.state_dict()
+        return _fitted(two_label_network(), images, labels[:, [1, 1]] if blind else labels, steps)
+
+
+def _arrays(split: str, images: Tensor, labels: Tensor) -> dict[str, np.ndarray]:
+    return {f"{split}_images": (images[:, 0] * 255).round().byte().numpy(), f"{split}_labels": labels.numpy()}
+
+
+def _classifier(folder: Path, name: str, factory: str, weights: dict[str, Tensor]) -> str:
+    """Write weights into `folder`; return the classifier's table."""
+    save_file(weights, folder / f"{name}.safetensors")
+    return f'''
+[[classifiers]]
+name = "{name}"
+factory = "support_labels:{factory}"
+checkpoint = "{name}.safetensors"
+'''
 
 
 def write_data(folder: Path, n: int = 60, unknown: bool = False) -> None:
@@ -98,19 +103,15 @@ def write_data(folder: Path, n: int = 60, unknown: bool = False) -> None:
         labels = labels.clone()
         if unknown:
             labels[::5, 1] = -1
-        arrays |= {f"{split}_images": (images[:, 0] * 255).round().byte().numpy(), f"{split}_labels": labels.numpy()}
+        arrays |= _arrays(split, images, labels)
     np.savez(folder / "set.npz", **arrays)
 
 
 def write_audit_files(folder: Path, n: int = 60, unknown: bool = False) -> Path:
     """Write data, a factory, the weights of two networks and `audit.toml` into `folder`; return the last."""
     write_data(folder, n, unknown)
-    for name, steps in (("good", 150), ("poor", 40)):
-        save_file(trained(0, steps), folder / f"{name}.safetensors")
-    models = "".join(
-        f'\n[[classifiers]]\nname = "{name}"\nfactory = "support_labels:network"\ncheckpoint = "{name}.safetensors"\n'
-        for name in ("good", "poor")
-    )
+    steps = {"good": 150, "poor": 40}
+    models = "".join(_classifier(folder, name, "network", trained(0, its)) for name, its in steps.items())
     (folder / "audit.toml").write_text(
         f"""
 [data]
@@ -141,18 +142,13 @@ def write_explained_audit(folder: Path, settings: str = "", n: int = 40) -> Path
     arrays = {}
     for split, size, seed in (("val", 160, 1), ("test", n, 2)):
         images, labels, masks = two_labels(size, seed)
-        arrays |= {f"{split}_images": (images[:, 0] * 255).round().byte().numpy(), f"{split}_labels": labels.numpy()}
+        arrays |= _arrays(split, images, labels)
         arrays |= {f"{split}_masks_{name}": mask.numpy() for name, mask in masks.items()}
     np.savez(folder / "set.npz", **arrays)
-    models = ""
-    for name, blind in (("sound", False), ("misled", True)):
-        save_file(trained_on_two(200, blind), folder / f"{name}.safetensors")
-        models += f"""
-[[classifiers]]
-name = "{name}"
-factory = "support_labels:two_label_network"
-checkpoint = "{name}.safetensors"
-"""
+    blind = {"sound": False, "misled": True}
+    models = "".join(
+        _classifier(folder, name, "two_label_network", trained_on_two(200, its)) for name, its in blind.items()
+    )
     (folder / "audit.toml").write_text(
         f"""
 [data]
