@@ -9,6 +9,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from support_candidate import AUDIT
 
 from audit.config import parse_config
 from audit.gate.evaluate import Policy, evaluate_gate
@@ -16,26 +17,6 @@ from audit.gate.render import to_junit_xml
 
 yaml = pytest.importorskip("yaml", reason="PyYAML is not installed")
 EXAMPLES = Path(__file__).parents[2] / "examples" / "ci"
-AUDIT = """
-[data]
-path = "phantom"
-phantom = { calibration = 30, audit = 30 }
-
-[robustness]
-n = 4
-eps = ["2/255"]
-steps = 1
-attacks = ["pgd"]
-trust = false
-
-[reliance]
-interventions = ["side-marker"]
-n = 4
-
-[[classifiers]]
-name = "candidate"
-checkpoint = "shipped:plain"
-"""
 POLICY = """
 [[rule]]
 metric = "clean.accuracy"

@@ -4,32 +4,13 @@ import json
 from pathlib import Path
 
 import pytest
+from support_candidate import AUDIT
 
 from audit.cli import main
 from audit.config import AuditConfig, parse_config, with_baseline
 from audit.errors import ConfigError
 from audit.results import read_results
 
-CONFIG = """
-[data]
-path = "phantom"
-phantom = { calibration = 30, audit = 60 }
-
-[robustness]
-n = 8
-eps = ["2/255"]
-steps = 1
-attacks = ["pgd"]
-trust = false
-
-[reliance]
-interventions = ["side-marker"]
-n = 8
-
-[[classifiers]]
-name = "candidate"
-checkpoint = "shipped:plain"
-"""
 POLICY = """
 inconclusive = "pass"
 
@@ -55,7 +36,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
 def test_a_run_with_a_baseline_is_gated_against_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ):
-    (tmp_path / "audit.toml").write_text(CONFIG)
+    (tmp_path / "audit.toml").write_text(AUDIT)
     (tmp_path / "gate.toml").write_text(POLICY)
     out = tmp_path / "report"
     asked = ("--out", out, "--no-cache", "--progress", "none", "--baseline", "shipped:trades")
