@@ -8,7 +8,6 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 from audit.config import CounterfactualConfig
-from audit.counterfactual.batches import Batch
 from audit.generator.protocol import Generator
 from audit.inversion.adam import RowAdam, cosine
 from audit.inversion.codes import spread
@@ -19,6 +18,9 @@ ADAM_EPS = 1e-5
 """Gradients of an image have norm <= 1: components below this are rounding, and must not be blown up to whole steps."""
 UNIT_CODES = 512
 """Random codes that the unit of steps is measured on."""
+
+Start = tuple[Tensor, dict[str, Tensor]]
+"""Where n images begin, on the generator's device: their w+ codes, and the weights of each by name."""
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,19 @@ Watch = Callable[[Iterate], Tensor | None]
 def descend(
     classifier: Classifier,
     generator: Generator,
-    batch: Batch,
+    start: Start,
     settings: CounterfactualConfig,
     loss: Loss,
     watch: Watch,
+    *,
+    schedule: Callable[[int, int], float] = cosine,
 ) -> None:
-    """Take `settings.steps` steps of Adam from the pivots, on a cosine; an image's gradient is bounded by itself.
+    """Take `settings.steps` steps of Adam on a `schedule` of the learning rate; gradients are bounded image by image.
 
     There is no decay of weights: it would pull w+ to the origin and not to the pivot.
     """
-    unit, rows = settings.lr * code_unit(generator), torch.arange(len(batch.goals), device=batch.goals.device)
-    latents, deltas = batch.pivots.clone(), batch.deltas
+    latents, deltas = start[0].clone(), start[1]
+    unit, rows = settings.lr * code_unit(generator), torch.arange(len(latents), device=latents.device)
     adam = RowAdam(latents, eps=ADAM_EPS)
     for step in range(settings.steps + 1):
         last = step == settings.steps
@@ -65,7 +69,7 @@ def descend(
         with torch.enable_grad():
             losses = loss(iterate)
         (gradient,) = torch.autograd.grad(losses.sum(), codes)
-        adam.update(latents, clip_per_image(gradient, settings.gradient_clip), unit * cosine(step, settings.steps))
+        adam.update(latents, clip_per_image(gradient, settings.gradient_clip), unit * schedule(step, settings.steps))
         if done is not None and bool(done.any()):
             stay = ~done
             rows, latents = rows[stay], latents[stay]

@@ -16,6 +16,7 @@ from audit.counterfactual.batches import Batch
 from audit.counterfactual.descent import ADAM_EPS, clip_per_image, code_unit
 from audit.counterfactual.latent_gradient import edit_loss
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, SearchNetworks
+from audit.inversion.adam import RowAdam, cosine
 from audit.runtime.progress import Advance
 from audit.runtime.seeds import stage_generator
 
@@ -53,8 +54,7 @@ def edit(
         return edit_loss(*drawn(codes), batch)
 
     latents, iterates = batch.pivots.clone(), batch.iterates()
-    optimiser = torch.optim.Adam([latents], lr=settings.lr * unit, eps=ADAM_EPS)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, T_max=steps)
+    adam = RowAdam(latents, eps=ADAM_EPS)
     for step in range(steps + 1):
         images, logits = drawn(latents)
         iterates.observe(images, latents, logits)
@@ -66,7 +66,6 @@ def edit(
             direction = torch.randn(1, *latents.shape[1:], generator=rng).to(latents)
             slope = loss(latents + smoothing * direction) - loss(latents - smoothing * direction)
             gradient += slope[:, None, None] * direction / (2 * smoothing * PAIRS)
-        latents.grad = clip_per_image(gradient, settings.gradient_clip)
-        optimiser.step()
-        schedule.step()
+        step_size = settings.lr * unit * cosine(step, steps)
+        adam.update(latents, clip_per_image(gradient, settings.gradient_clip), step_size)
     return chosen(iterates)

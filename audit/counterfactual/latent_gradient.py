@@ -50,5 +50,5 @@ def edit(
         iterates.observe(iterate.images, iterate.latents, iterate.logits)
         advance(len(batch.goals) / (settings.steps + 1))
 
-    descend(subject.classifier, networks.generator, batch, settings, loss, watch)
+    descend(subject.classifier, networks.generator, (batch.pivots, batch.deltas), settings, loss, watch)
     return chosen(iterates)

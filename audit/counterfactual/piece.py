@@ -56,7 +56,7 @@ def edit(
             advance(len(x) / 2 / (settings.steps + 1))
             watch(drawn, loss(drawn))
 
-        descend(classifier, networks.generator, batch, settings, loss, watched)
+        descend(classifier, networks.generator, (batch.pivots, batch.deltas), settings, loss, watched)
 
     iterates = batch.iterates()
     draw(expected, lambda drawn, _: iterates.observe(drawn.images, drawn.latents, drawn.logits))

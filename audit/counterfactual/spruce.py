@@ -182,7 +182,7 @@ def align(
         away = objective.features(iterate.features, aims.carried(reach_of(push.value[rows]), rows))
         return away + objective.sparsity(iterate.images, iterate.latents, distance) / push.value[rows]
 
-    descend(classifier, networks.generator, batch, config, loss, watch)
+    descend(classifier, networks.generator, (batch.pivots, batch.deltas), config, loss, watch)
     return Aligned(iterates, aims, led)
 
 

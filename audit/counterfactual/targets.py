@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.config import CounterfactualConfig
-from audit.counterfactual.descent import ADAM_EPS, clip_per_image, code_unit
+from audit.counterfactual.descent import Iterate, Start, descend
 from audit.counterfactual.protocol import Inverted
 from audit.errors import ConfigError
 from audit.generator.protocol import Generator
@@ -69,8 +70,8 @@ def nearest_targets(
     def climb(rows: slice, settings: CounterfactualConfig = config) -> Tensor:
         places = torch.arange(len(sources))[rows]
         deltas = {name: delta[places].to(device) for name, delta in inversion.deltas.items()}
-        pivots = inversion.pivots[rows].to(device)
-        return _climb(classifier, generator, pivots, deltas, sources[rows].to(device), settings).cpu()
+        start = inversion.pivots[rows].to(device), deltas
+        return _climb(classifier, generator, start, sources[rows].to(device), settings).cpu()
 
     once = config.model_copy(update={"steps": 1})
     with preserve_mode(classifier):
@@ -80,30 +81,20 @@ def nearest_targets(
 
 
 def _climb(
-    classifier: Classifier,
-    generator: Generator,
-    pivots: Tensor,
-    deltas: dict[str, Tensor],
-    sources: Tensor,
-    config: CounterfactualConfig,
+    classifier: Classifier, generator: Generator, start: Start, sources: Tensor, config: CounterfactualConfig
 ) -> Tensor:
     found = torch.full_like(sources, NOT_EXPLAINED)
-    latents = pivots.clone().requires_grad_(True)
-    optimiser = torch.optim.AdamW(
-        [latents], lr=config.lr * code_unit(generator), eps=ADAM_EPS, weight_decay=0.0, maximize=True
-    )
-    for step in range(config.steps + 1):
-        with torch.set_grad_enabled(step < config.steps):
-            logits = classifier(generator.images(latents, deltas=deltas))
-        decision = logits.argmax(dim=1)
-        found = torch.where((found == NOT_EXPLAINED) & (decision != sources), decision, found)
-        if step == config.steps or bool((found != NOT_EXPLAINED).all()):
-            break
-        with torch.enable_grad():
-            probabilities = logits.softmax(dim=1)
-            own = torch.nn.functional.one_hot(sources, logits.shape[1]).to(probabilities)
-            distance = (probabilities - own).square().sum()
-        (gradient,) = torch.autograd.grad(distance, latents)
-        latents.grad = clip_per_image(gradient, config.gradient_clip)
-        optimiser.step()
+
+    def likeness(iterate: Iterate) -> Tensor:
+        probabilities = iterate.logits.softmax(dim=1)
+        own = one_hot(sources[iterate.rows], probabilities.shape[1]).to(probabilities)
+        return -(probabilities - own).square().sum(dim=1)
+
+    def crossed(iterate: Iterate) -> Tensor:
+        decision = iterate.logits.argmax(dim=1)
+        across = decision != sources[iterate.rows]
+        found[iterate.rows] = torch.where(across, decision, NOT_EXPLAINED)
+        return across
+
+    descend(classifier, generator, start, config, likeness, crossed, schedule=lambda step, steps: 1.0)
     return found
