@@ -3,6 +3,7 @@
     python benchmarks/family.py train --family first --out runs/family     (resumable: a finished model is kept)
     python benchmarks/family.py truth --family first --out runs/family
     python benchmarks/family.py audit --family first --out runs/family --queries 48 --seed 7 [--generator FILE]
+        [--models NAME ...]
 
 The index has to order models as the truth does, which it never sees: the phantom is a structural causal model, so what
 a classifier decides by can be measured by changing one thing at a time. With P = P(healthy), over images with a finding
@@ -33,7 +34,15 @@ from torch.nn.functional import fold, unfold
 from torchvision.transforms.functional import gaussian_blur
 
 from audit.classifiers.load import load_classifier
-from audit.config import ClassifierConfig, GeneratorConfig, RegionsConfig, RobustnessConfig, load_config, parse_config
+from audit.config import (
+    ClassifierConfig,
+    GeneratorConfig,
+    RegionsConfig,
+    RelianceConfig,
+    RobustnessConfig,
+    load_config,
+    parse_config,
+)
 from audit.data.demo import demo_config
 from audit.data.phantom import CLASS_NAMES, HEALTHY, NORMAL, draw_exogenous, marker_presence, mechanisms
 from audit.data.phantom_render import SIZE, render
@@ -211,8 +220,36 @@ def healthy(classifier: Callable[[Tensor], Tensor], images: Tensor) -> tuple[Ten
     return logits.softmax(1)[:, HEALTHY], logits.argmax(1)
 
 
-def truth(classifiers: Mapping[str, Callable[[Tensor], Tensor]], n: int, seed: int) -> dict[str, dict[str, float]]:
-    """What every classifier decides by, on `n` images with a finding."""
+@dataclass(frozen=True)
+class Effects:
+    """What interventions do to one classifier, image by image.
+
+    `changes` `[n]` of P(healthy) by what is changed: signed for the finding, else absolute. `seen` and `led`: whether
+    the finding is recognised, and whether its removal leads to "healthy"; `right`: whether the decision is.
+    """
+
+    changes: dict[str, Tensor]
+    seen: Tensor
+    led: Tensor
+    right: Tensor
+
+    def truth(self, weights: Tensor) -> Tensor:
+        """Truth `[B]` under image weights `[B, n]`, so that a bootstrap can redraw the images."""
+        means = {what: weights @ change.double() for what, change in self.changes.items()}
+        return means["finding"] / torch.stack(list(means.values())).sum(0)
+
+    def summary(self) -> dict[str, float]:
+        """Mean changes, truth, flips and accuracy."""
+        means = {what: float(change.mean()) for what, change in self.changes.items()}
+        return means | {
+            "truth": means["finding"] / sum(means.values()),
+            "flips": float(self.led[self.seen].float().mean()) if bool(self.seen.any()) else float("nan"),
+            "accuracy": float(self.right.float().mean()),
+        }
+
+
+def intervene(classifiers: Mapping[str, Callable[[Tensor], Tensor]], n: int, seed: int) -> dict[str, Effects]:
+    """Change one thing at a time in `n` images with a finding."""
     rng = stage_generator(seed, "truth")
     labels = 1 + torch.arange(n) % 2
     e = draw_exogenous(n, stage_generator(seed, "phantom/exogenous"))
@@ -227,53 +264,53 @@ def truth(classifiers: Mapping[str, Callable[[Tensor], Tensor]], n: int, seed: i
         "anatomy": film(e | {name: other[name] for name in ANATOMY}, labels, marker, seed),
         "noise": film(e, labels, marker, seed + 1),
     }
-    rows = {}
+    found = {}
     for name, classifier in classifiers.items():
         before, decided = healthy(classifier, factual)
         after = {what: healthy(classifier, images) for what, images in changed.items()}
-        effects = {what: float((p - before).abs().mean()) for what, (p, _) in after.items() if what != "finding"}
-        effects = {"finding": float((after["finding"][0] - before).mean())} | effects
-        seen = decided != HEALTHY
-        rows[name] = effects | {
-            "truth": effects["finding"] / sum(effects.values()),
-            "flips": float((after["finding"][1] == HEALTHY)[seen].float().mean()) if bool(seen.any()) else float("nan"),
-            "accuracy": float((decided == labels).float().mean()),
-        }
-    return rows
-
-
-def load(family: str, out: Path) -> dict[str, Callable[[Tensor], Tensor]]:
-    """Load the trained members of a family through the package's own loader."""
-    found = {}
-    for member in FAMILIES[family]:
-        path = out / family / member.name / f"{member.name}.safetensors"
-        if path.exists():
-            config = ClassifierConfig(name=member.name, architecture=member.architecture, checkpoint=str(path))
-            found[member.name] = load_classifier(config, (1, SIZE, SIZE), CLASS_NAMES, out).eval()
+        changes = {what: p - before if what == "finding" else (p - before).abs() for what, (p, _) in after.items()}
+        found[name] = Effects(changes, decided != HEALTHY, after["finding"][1] == HEALTHY, decided == labels)
     return found
 
 
-def audit(family: str, out: Path, folder: Path, queries: int, seed: int, generator: str | None) -> AuditResult:
-    """Audit a whole family in one run, as the demonstration does but for its robustness; inversions are kept."""
-    base = load_config(demo_config())
-    classifiers = tuple(
+def truth(classifiers: Mapping[str, Callable[[Tensor], Tensor]], n: int, seed: int) -> dict[str, dict[str, float]]:
+    """What every classifier decides by, on `n` images with a finding."""
+    return {name: effects.summary() for name, effects in intervene(classifiers, n, seed).items()}
+
+
+def trained(family: str, out: Path) -> tuple[ClassifierConfig, ...]:
+    """Return the members of a family whose training has finished."""
+    return tuple(
         ClassifierConfig(
             name=m.name, architecture=m.architecture, checkpoint=str(out / family / m.name / f"{m.name}.safetensors")
         )
         for m in FAMILIES[family]
         if (out / family / m.name / f"{m.name}.json").exists()
     )
+
+
+def load(family: str, out: Path) -> dict[str, Callable[[Tensor], Tensor]]:
+    """Load the trained members of a family through the package's own loader."""
+    return {c.name: load_classifier(c, (1, SIZE, SIZE), CLASS_NAMES, out).eval() for c in trained(family, out)}
+
+
+def audit(
+    classifiers: Sequence[ClassifierConfig], out: Path, folder: Path, *, queries: int, seed: int, generator: str | None
+) -> AuditResult:
+    """Audit classifiers in one run, as the demonstration does but for its robustness; inversions are kept."""
+    base = load_config(demo_config())
     config = base.model_copy(
         update={
-            "name": f"Family {family}",
+            "name": folder.name,
             "seed": seed,
-            "classifiers": classifiers,
+            "classifiers": tuple(classifiers),
             "queries": base.queries.model_copy(update={"n": queries}),
             "data": base.data.model_copy(update={"phantom": base.data.phantom.model_copy(update={"audit": 2000})}),
             "generator": base.generator if generator is None else GeneratorConfig(path=generator),
             "regions": RegionsConfig(),  # no veto: the index has to find the marker by itself
             "metrics": base.metrics.model_copy(update={"canonical": "off", "axioms": 0}),
             "judge_checkpoints": (),
+            "reliance": RelianceConfig(n=1, interventions=(), clusters=0),  # nor has reliance
             # Robust accuracy has no part in the index, and is measured on a single image because an audit has to.
             "robustness": RobustnessConfig(n=1, eps=("2/255",), steps=1, trust=None),
         }
@@ -345,6 +382,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=600, help="images of the truth")
     parser.add_argument("--queries", type=int, default=48)
     parser.add_argument("--seed", type=int, default=7, help="of the audit's images and queries")
+    parser.add_argument("--models", nargs="+", help="audit these only")
     parser.add_argument("--generator", help="another generator's file, its encoder beside it")
     args = parser.parse_args()
     out = args.out.resolve()
@@ -354,7 +392,8 @@ def main() -> None:
     name = str(args.seed) if args.generator is None else f"{args.seed}-{Path(args.generator).resolve().parent.name}"
     folder = out / f"{args.family}-audit-{name}"
     if args.what == "audit":
-        audit(args.family, out, folder, args.queries, args.seed, args.generator)
+        some = [c for c in trained(args.family, out) if args.models is None or c.name in args.models]
+        audit(some, out, folder, queries=args.queries, seed=args.seed, generator=args.generator)
     rows = truth(load(args.family, out), args.n, seed=4711)
     if args.what == "truth":
         columns = list(next(iter(rows.values())))

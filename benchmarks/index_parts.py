@@ -34,12 +34,13 @@ from audit.metrics.edit import nearest_distance
 from audit.metrics.kernels import KERNELS
 from audit.metrics.precision_recall import covered, radii
 from audit.metrics.transfer import Confidences, fit_judge
+from audit.pipeline.answers import confidences_of
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images, read_images
 from audit.pipeline.rank import FLOOR
-from audit.pipeline.transfer import confidences_of
 from audit.results import COMPONENTS, MAIN_REGION, AuditResult, ModelResult
 from audit.runtime.environment import Stopwatch
+from audit.storage.cache import Store
 
 CPU = torch.device("cpu")
 CAP = 0.9
@@ -51,6 +52,7 @@ Scores = dict[str, float]
 class Edited:
     """One model's edits of its query images: pictures `[n, 1, H, W]`, which of them flip, and their embeddings."""
 
+    findings: tuple[str, ...]
     inversions: Tensor
     images: Tensor
     region: Tensor
@@ -262,7 +264,8 @@ def gather(images: str, family: str, out: Path, embedding: str, classifiers: dic
     base = load_config(demo_config())
     phantom = base.data.phantom.model_copy(update={"audit": 2000})
     config = base.model_copy(update={"seed": result.seed, "data": base.data.model_copy(update={"phantom": phantom})})
-    pool = read_images(Context(config, out, CPU, None, Stopwatch()))
+    context = Context(config, out, CPU, Store(out / "cache"), Stopwatch())
+    pool = read_images(context)
     assert pool.calibration is not None
     assert config.generator is not None
     network = resolve(
@@ -278,6 +281,7 @@ def gather(images: str, family: str, out: Path, embedding: str, classifiers: dic
         before = torch.stack([read(folder / str(query.inversion_image)) for query in asked])[:, None]
         originals = torch.stack([read(folder / str(query.image)) for query in asked])[:, None]
         edited[model.name] = Edited(
+            tuple(query.label for query in asked),
             before,
             made,
             torch.stack([read(folder / query.region_images[MAIN_REGION]) > 0.5 for query in asked]),
@@ -286,11 +290,12 @@ def gather(images: str, family: str, out: Path, embedding: str, classifiers: dic
             unit_norm(embed_all(network, made, 256, CPU)),
             unit_norm(embed_all(network, before, 256, CPU)),
         )
-    said = judged(result, pool, edited, classifiers, network)
+    said = judged(context, result, pool, edited, classifiers, network)
     return Evidence(edited, said, unit_norm(embed_all(network, healthy, 256, CPU)))
 
 
 def judged(
+    context: Context,
     result: AuditResult,
     images: Images,
     edited: dict[str, Edited],
@@ -303,7 +308,7 @@ def judged(
     embedded = embed_all(network, calibration, 256, CPU)
     domain = fit_judge(network.name, embedded, labels)
     ask: dict[str, Callable[[Tensor], Tensor]] = {
-        name: lambda pictures, one=one: confidences_of(one, pictures, CPU) for name, one in classifiers.items()
+        name: lambda pictures, one=one: confidences_of(context, one, pictures) for name, one in classifiers.items()
     }
     ask[domain.name] = lambda pictures: domain.confidences(embed_all(network, pictures, 256, CPU))
     said: dict[str, dict[str, Said]] = {name: {} for name in edited}

@@ -1,0 +1,260 @@
+"""How well any index could order a family, given on how few images it and the truth are measured, and what is wrong.
+
+    python benchmarks/index_noise.py --family first --out runs/family --images 7 8:0:48 [--embedding NAME]
+
+Kendall's tau between index and truth mixes two things: where the index is wrong, and where models lie so close that
+means over these images do not tell them apart. This program separates them. Index and truth are redrawn by a bootstrap
+over their images, paired across models. A pair of models is *open* where the 95 % interval of the difference of its
+truths or that of its indices holds 0; it is *surely wrong* where neither does, and they disagree.
+
+The *ceiling* is the tau of a perfect index of the same noise: the truth (the index's scale is that of the least-squares
+line over the family) plus the bootstrap's deviations of the index, against the truth plus its own deviations. A retest
+compares two such indices. For other numbers of images the index's deviations are scaled by the square root.
+
+Beside it: components alone and left out, with the interval of what that changes; with what components go among sound
+models; random subsets of the images, each finding alone, and findings that weigh alike; and, of several sets of images,
+how far indices agree between them.
+"""
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+import torch
+from family import CLEAR, FAMILIES, VISIBLE, intervene, load
+from index_parts import Evidence, gather
+from torch import Tensor
+
+from audit.config import RankingConfig
+from audit.metrics.components import ModelScores, components, localisation_scores, sparsity_scores, target_kernels
+from audit.metrics.distribution import EmbeddedSets
+from audit.pipeline.rank import bootstrap_weights, weighted_index
+from audit.results import COMPONENTS
+from audit.runtime.seeds import stage_generator
+
+DRAWS = 1000
+SOUND = 0.7
+"""Truth from which on a model is called sound."""
+LINE = " {:>22}"
+Array = np.ndarray
+
+
+def scores_of(evidence: Evidence, name: str) -> ModelScores:
+    """Score one model image by image, as an audit does."""
+    one = evidence.edited[name]
+    n = len(one.flipped)
+    judges = list(evidence.said[name].values())
+    total = sum((said.heard.double() for said in judges), torch.zeros(n, dtype=torch.float64))
+    agreed = sum((said.heard * said.way for said in judges), torch.zeros(n, dtype=torch.float64))
+    seen = one.edit * (one.edit > VISIBLE)
+    mass = (seen * one.region).sum((1, 2)) / seen.sum((1, 2))
+    rng = stage_generator(0, f"{name}/realism")
+    sets = EmbeddedSets("healthy", one.embedded, one.embedded_inversions, evidence.real)
+    return ModelScores(
+        name=name,
+        flipped=one.flipped,
+        sparsity=sparsity_scores(one.l1, one.nearest, one.flipped),
+        localisation=localisation_scores(mass, one.region.flatten(1).double().mean(1), one.flipped),
+        transfer=torch.where(one.flipped, torch.where(total > 0, agreed / total, torch.nan), 0.0),
+        realism=(target_kernels(sets, torch.arange(n), one.flipped, rng),),
+    )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Components `[B, M]` of all models in B draws of the images, and the truths `[B, M]`; draw 0 are the images."""
+
+    names: tuple[str, ...]
+    parts: dict[str, Array]
+    truths: Array
+
+    def index(self, weights: Mapping[str, float]) -> Array:
+        """Index `[B, M]` with these weights of components."""
+        values = {part: torch.from_numpy(self.parts[part]) for part in weights}
+        return weighted_index(values, weights).numpy()
+
+
+def redrawn(scores: Mapping[str, ModelScores], weights: Tensor) -> dict[str, Array]:
+    """Components `[B, M]` under image weights `[B, n]`."""
+    found = [components(one, weights)[0] for one in scores.values()]
+    return {part: torch.stack([values[part] for values in found], 1).numpy() for part in COMPONENTS}
+
+
+def with_estimate(draws: Tensor) -> Tensor:
+    return torch.cat([torch.ones(1, draws.shape[1], dtype=draws.dtype), draws])
+
+
+def signs(values: Array) -> Array:
+    """Order `[B, P]` of every pair of models, from values `[B, M]`."""
+    a, b = np.triu_indices(values.shape[1], 1)
+    return np.sign(values[:, a] - values[:, b])
+
+
+def tau(x: Array, y: Array) -> Array:
+    """Kendall's tau-b `[B]` of two values `[B, M]` of every model; NaN where all are equal."""
+    one, other = signs(x), signs(y)
+    with np.errstate(invalid="ignore"):
+        return (one * other).sum(1) / np.sqrt((one != 0).sum(1) * (other != 0).sum(1))
+
+
+def pairs(x: Array, true: Array) -> Array:
+    """Share `[B]` of the pairs of clearly different truth `[1, M]` that `x` `[B, M]` orders alike."""
+    a, b = np.triu_indices(true.shape[1], 1)
+    clear = np.abs(true[0, a] - true[0, b]) >= CLEAR
+    return (signs(x) == signs(true))[:, clear].mean(1)
+
+
+def spread(values: Array) -> str:
+    low, high = np.nanquantile(values, (0.025, 0.975))
+    return f"{np.nanmean(values):.2f} [{low:.2f}, {high:.2f}]"
+
+
+def ceilings(index: Array, truths: Array, n: int) -> None:
+    """Print what a perfect index with the noise of this one could reach."""
+    true = truths[:1]
+    slope = np.polyfit(true[0], index[0], 1)[0]
+    noise, known = (index[1:] - index[0]) / slope, truths[1:]
+    half = float(np.mean(np.quantile(index[1:], 0.975, 0) - np.quantile(index[1:], 0.025, 0))) / 2
+    print(f"\na unit of truth is {slope:.0f} points; half an interval {half:.1f} points, {half / slope:.3f} of truth")
+    print(f"{'perfect index':14}" + "".join(map(LINE.format, ("tau", "pairs", "tau of a retest"))))
+    order = np.random.default_rng(0).permutation(len(noise))
+    for images in sorted({25, n, 50, 100, 200}):
+        once = true + (n / images) ** 0.5 * noise
+        columns = (tau(once, known), pairs(once, true), tau(once, once[order]))
+        print(f"{images:4} images   " + "".join(LINE.format(spread(column)) for column in columns))
+    print(f"retest of models as the index puts them: {spread(tau(index[1:], index[1:][order]))}")
+
+
+def wrong_pairs(measured: Measured, weights: Mapping[str, float]) -> None:
+    """Print the pairs that the index orders wrongly, and by which components."""
+    index, truths, names = measured.index(weights), measured.truths, measured.names
+    logs = {k: weights[k] / sum(weights.values()) * np.log(np.clip(measured.parts[k][0], 0.01, 1)) for k in weights}
+    counts = dict.fromkeys(("pairs", "wrong", "open by truth", "open by index", "open", "wrong and not open"), 0)
+    lines = []
+    for a, b in combinations(range(len(names)), 2):
+        a, b = (a, b) if truths[0, a] >= truths[0, b] else (b, a)
+        true, said = truths[:, a] - truths[:, b], index[:, a] - index[:, b]
+        (low, high), (least, most) = (np.quantile(d[1:], (0.025, 0.975)) for d in (true, said))
+        open_truth, open_index, wrong = low <= 0 <= high, least <= 0 <= most, said[0] <= 0
+        counts["pairs"] += 1
+        counts["open by truth"] += open_truth
+        counts["open by index"] += open_index
+        counts["open"] += open_truth or open_index
+        counts["wrong"] += wrong
+        counts["wrong and not open"] += wrong and not (open_truth or open_index)
+        if wrong:
+            why = "  ".join(f"{k} {100 * (logs[k][a] - logs[k][b]):+.0f}" for k in weights)
+            mark = "" if open_truth or open_index else "  SURELY"
+            clear = "  CLEAR" if true[0] >= CLEAR else ""
+            lines.append(
+                f"  {names[a]:16}{names[b]:16}truth {true[0]:+.3f} [{low:+.3f}, {high:+.3f}]  "
+                f"index {said[0]:+5.1f} [{least:+.1f}, {most:+.1f}]  {why}{mark}{clear}"
+            )
+    print("\nWrongly ordered, the truer one first; log-ratio of each component's part in the index, in hundredths")
+    print("\n".join(lines))
+    print("  ".join(f"{what}: {count}" for what, count in counts.items()))
+
+
+def trials(weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """Weights of the index, and without one component, or without the two that judge the edited image."""
+    left_out: list[tuple[str, ...]] = [(), *((part,) for part in weights), ("realism", "transfer")]
+    return {
+        " ".join(("index", *(f"- {part}" for part in parts))): {k: w for k, w in weights.items() if k not in parts}
+        for parts in left_out
+    }
+
+
+def tried(measured: Measured, weights: Mapping[str, float], sizes: Array) -> None:
+    """Print components alone and left out, and with what they go among sound models (`sizes` `[M]` of the edits)."""
+    true, index = measured.truths[:1], measured.index(weights)[:1]
+    rows = np.random.default_rng(0).integers(0, true.shape[1], (DRAWS, true.shape[1]))
+    values = {title: measured.index(some)[:1] for title, some in trials(weights).items()}
+    values |= {f"{part} alone": measured.parts[part][:1] for part in weights if np.ptp(measured.parts[part][0]) > 0}
+    sound = true[0] >= SOUND
+    print(
+        f"{'':28}{'tau':>20} pairs{'change of tau':>22}   among {sound.sum()} sound models: with truth, size of edits"
+    )
+    for title, value in values.items():
+        once = tau(value[0][rows], true[0][rows])
+        low, high = np.nanquantile(once, (0.025, 0.975))
+        less, more = np.nanquantile(once - tau(index[0][rows], true[0][rows]), (0.025, 0.975))
+        own, now = (float(tau(one, true)[0]) for one in (value, index))
+        along = (float(tau(value[:, sound], other[None, sound])[0]) for other in (true[0], sizes))
+        print(
+            f"{title:28}{own:5.2f} [{low:5.2f}, {high:5.2f}] {float(pairs(value, true)[0]):.3f}"
+            f"   {own - now:+.2f} [{less:+.2f}, {more:+.2f}]   " + "  ".join(f"{one:5.2f}" for one in along)
+        )
+
+
+def alike(findings: Sequence[str]) -> Tensor:
+    """Weights `[1, n]` of images by which every finding weighs the same."""
+    return torch.tensor([[1 / findings.count(one) for one in findings]], dtype=torch.float64)
+
+
+def subsets(scores: Mapping[str, ModelScores], findings: Sequence[str], true: Array, weights: dict[str, float]) -> None:
+    """Print the index on random subsets of the images, on those of one finding, and with findings that weigh alike."""
+    n, rng = len(findings), np.random.default_rng(0)
+    cases = {f"{size} of {n}": torch.zeros(200, n, dtype=torch.float64) for size in (25, 50) if size < n}
+    for rows, size in zip(cases.values(), (25, 50), strict=False):
+        for row in rows:
+            row[torch.from_numpy(rng.choice(n, size, replace=False))] = 1
+    for what in sorted(set(findings)):
+        cases[f"{what}, {findings.count(what)}"] = torch.tensor([[one == what for one in findings]]).double()
+    cases["findings weigh alike"] = alike(findings)
+    print()
+    for title, images in cases.items():
+        index = Measured(tuple(scores), redrawn(scores, images), true).index(weights)
+        print(f"{title:22}" + LINE.format(spread(tau(index, true))) + LINE.format(spread(pairs(index, true))))
+
+
+def between(sets: Mapping[str, tuple[dict[str, ModelScores], Sequence[str]]], weights: Mapping[str, float]) -> None:
+    """Print how far indices on different sets of images agree, with images and with findings that weigh alike."""
+    print(f"\n{'':56}tau, correlation; findings weigh alike")
+    for one, other in combinations(sets, 2):
+        for title, some in trials(weights).items():
+            said = []
+            for weigh in (lambda findings: torch.ones(1, len(findings), dtype=torch.float64), alike):
+                x, y = (
+                    Measured(tuple(scores), redrawn(scores, weigh(findings)), np.empty(0)).index(some)
+                    for scores, findings in (sets[one], sets[other])
+                )
+                said.append(f"{float(tau(x, y)[0]):.2f} {np.corrcoef(x[0], y[0])[0, 1]:.3f}")
+            print(f"{one:10} {other:10} {title:34}{'    '.join(said)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--family", choices=tuple(FAMILIES), default="first")
+    parser.add_argument("--out", type=Path, default=Path("runs/family"))
+    parser.add_argument("--embedding", default="phantom-factors")
+    parser.add_argument("--images", nargs="+", default=["7"], help="query images AUDIT[:FROM:TO] of every model")
+    parser.add_argument("--n", type=int, default=600, help="images of the truth")
+    args = parser.parse_args()
+    out = args.out.resolve()
+    classifiers = load(args.family, out)
+    effects = intervene(classifiers, args.n, seed=4711)
+    truth_images = with_estimate(bootstrap_weights(args.n, DRAWS, 0, "truth"))
+    weights = {part: float(getattr(RankingConfig(), part)) for part in COMPONENTS}
+    sets = {}
+    for images in args.images:
+        evidence = gather(images, args.family, out, args.embedding, classifiers)
+        names = tuple(evidence.edited)
+        scores = {name: scores_of(evidence, name) for name in names}
+        findings = evidence.edited[names[0]].findings
+        sets[images] = (scores, findings)
+        drawn = redrawn(scores, with_estimate(bootstrap_weights(len(findings), DRAWS, 0)))
+        truths = torch.stack([effects[name].truth(truth_images) for name in names], 1).numpy()
+        measured = Measured(names, drawn, truths)
+        print(f"\n{images}, {len(findings)} images")
+        tried(measured, weights, np.array([float(evidence.edited[name].l1.mean()) for name in names]))
+        wrong_pairs(measured, weights)
+        ceilings(measured.index(weights), truths, len(findings))
+        subsets(scores, findings, truths[:1], weights)
+    between(sets, weights)
+
+
+if __name__ == "__main__":
+    main()
