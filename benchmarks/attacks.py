@@ -40,8 +40,9 @@ from audit.data.load import load_data
 from audit.data.phantom import CLASS_NAMES, sample
 from audit.robustness.attacks.pgd import pgd_attack
 from audit.robustness.attacks.registry import stages_of
+from audit.robustness.balls import attacked_rows
 from audit.robustness.ensemble import run_cascade
-from audit.robustness.evaluate import attacked_rows, robust_accuracy
+from audit.robustness.evaluate import robust_accuracy
 from audit.runtime.environment import peak_memory_mb, versions
 from audit.runtime.seeds import stage_generator
 

@@ -20,7 +20,7 @@ from audit.pipeline.robustness import Measured
 from audit.pipeline.score import PERMUTATIONS
 from audit.reliance.attribution import GRADIENTS, Attributed, attribute
 from audit.results import Attribution, AttributionMap, AuditResult, Failure, Interval, NotComputed
-from audit.robustness.evaluate import attacked_rows
+from audit.robustness.balls import attacked_rows
 from audit.runtime.faults import stage_kept, tried
 from audit.runtime.progress import stage_progress
 from audit.storage.pictures import file_names, save_image

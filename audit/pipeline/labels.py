@@ -53,7 +53,7 @@ from audit.results import (
     Notice,
 )
 from audit.robustness.attacks.registry import radii_of
-from audit.robustness.evaluate import attacked_rows
+from audit.robustness.balls import attacked_rows
 from audit.robustness.joint import Aim, Budget, Harmed, joint_attack
 from audit.runtime.faults import stage_kept, tried
 from audit.runtime.progress import stage_progress

@@ -17,7 +17,7 @@ from audit.reliance.regions import treated
 from audit.reliance.run import Changed, Shown, reactions
 from audit.reliance.spec import Intervention
 from audit.results import AuditResult, ChangedImage, Group, NotComputed, Reliance, Treated
-from audit.robustness.evaluate import attacked_rows
+from audit.robustness.balls import attacked_rows
 from audit.runtime.faults import reason, stage_kept
 from audit.storage.pictures import save_image
 

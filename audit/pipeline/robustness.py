@@ -36,13 +36,15 @@ from audit.results import (
 )
 from audit.robustness.accuracy import clean_of_logits
 from audit.robustness.attacks.blind import without_gradient
+from audit.robustness.balls import attacked_rows
 from audit.robustness.corruptions.run import corruption_accuracies
-from audit.robustness.evaluate import Attacked, attacked_rows, measured_robustness
+from audit.robustness.evaluate import measured_robustness
 from audit.robustness.examples import Fooled
 from audit.robustness.panel import Panel
 from audit.robustness.precision import IMAGES as COMPARED
 from audit.robustness.precision import LowPasses, low_passes, precision_refused
 from audit.robustness.sanity.doubts import answer_notices
+from audit.robustness.tally import Attacked
 from audit.robustness.transfer import Onlookers, Shown, transfer_attack
 from audit.robustness.trust.batch_dependence import IMAGES, batch_dependence, one_class
 from audit.robustness.trust.batch_dependence import NAME as BATCH_DEPENDENCE

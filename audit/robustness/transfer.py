@@ -20,7 +20,7 @@ from audit.metrics.intervals import wilson_interval
 from audit.results import TRANSFER, Attack, Transferred
 from audit.robustness.accuracy import class_scores, standing_recall
 from audit.robustness.attacks.checks import checked_logits
-from audit.robustness.evaluate import Ball
+from audit.robustness.balls import Ball
 from audit.robustness.panel import Panel
 
 

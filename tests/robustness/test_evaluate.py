@@ -7,7 +7,8 @@ from torch import Tensor
 
 from audit.config import DistanceConfig, EnsembleConfig, RobustnessConfig, TrustConfig
 from audit.errors import MetricError
-from audit.robustness.evaluate import attacked_rows, measured_robustness, robust_accuracy
+from audit.robustness.balls import attacked_rows
+from audit.robustness.evaluate import measured_robustness, robust_accuracy
 
 
 def test_robust_accuracy_counts_the_images_farther_than_eps() -> None:

@@ -12,8 +12,10 @@ from audit.config import DistanceConfig, EnsembleConfig, RobustnessConfig
 from audit.pipeline.pictures import example_rows, save_examples
 from audit.results import Components, ModelResult
 from audit.robustness.accuracy import clean_metrics
-from audit.robustness.evaluate import Attacked, attacked_rows, measured_robustness, robust_accuracy
+from audit.robustness.balls import attacked_rows
+from audit.robustness.evaluate import measured_robustness, robust_accuracy
 from audit.robustness.examples import EXAMPLES
+from audit.robustness.tally import Attacked
 
 LEVELS = [0.45, 0.40, 0.49, 0.55, 0.60, 0.95, 0.48, 0.52, 0.9]
 LABELS = [0, 0, 0, 1, 1, 1, 0, 1, 0]  # the last one is misclassified as it is

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from audit.config import RobustnessConfig
 from audit.errors import ConfigError
 from audit.robustness.attacks.registry import check_attacks, shown_attack
-from audit.robustness.evaluate import Ball, attacked_rows, robust_accuracy
+from audit.robustness.balls import Ball, attacked_rows
+from audit.robustness.evaluate import robust_accuracy
 from audit.robustness.panel import Panel
 from audit.robustness.transfer import Onlookers, Shown, transfer_attack
 

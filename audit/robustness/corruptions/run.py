@@ -23,9 +23,9 @@ from audit.errors import ConfigError, MetricError
 from audit.metrics.intervals import bootstrap_mean, wilson_interval
 from audit.results import Corruption, Corruptions
 from audit.robustness.attacks.checks import check_labels, checked_logits, float_images
+from audit.robustness.balls import attacked_rows
 from audit.robustness.corruptions import blur, digital, noise, weather
 from audit.robustness.corruptions.constants import IMAGENET_C, Constants, fitting
-from audit.robustness.evaluate import attacked_rows
 from audit.robustness.panel import Panel
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from audit.config import RobustnessConfig
 from audit.robustness.attacks.registry import ATTACKS
 from audit.robustness.attacks.spec import AttackSpec
-from audit.robustness.evaluate import Attacked, measured_robustness
+from audit.robustness.evaluate import measured_robustness
+from audit.robustness.tally import Attacked
 
 LEVELS, LABELS = [0.45, 0.40, 0.30, 0.55, 0.60, 0.70], [0, 0, 0, 1, 1, 1]
 

@@ -12,7 +12,8 @@ from audit.config import DistanceConfig, EnsembleConfig, RobustnessConfig, Trust
 from audit.errors import ConfigError
 from audit.results import ATTACK_TITLES, ENSEMBLE, TRANSFER
 from audit.robustness.attacks.registry import ATTACKS, check_attacks
-from audit.robustness.evaluate import Attacked, measured_robustness, robust_accuracy
+from audit.robustness.evaluate import measured_robustness, robust_accuracy
+from audit.robustness.tally import Attacked
 from audit.robustness.trust.case import Marks
 
 LEVELS, LABELS = [0.45, 0.40, 0.30, 0.55, 0.60, 0.70], [0, 0, 0, 1, 1, 1]

@@ -17,6 +17,7 @@ from audit.data.audit_set import AuditSet
 from audit.errors import ClassifierError, ConfigError, MetricError
 from audit.metrics.intervals import paired_difference
 from audit.results import Corruptions
+from audit.robustness.balls import attacked_rows
 from audit.robustness.corruptions import blur, digital, noise, weather
 from audit.robustness.corruptions.blur import disk_kernel, trail_kernels
 from audit.robustness.corruptions.constants import CIFAR_C, IMAGENET_C, Constants, fitting
@@ -28,7 +29,6 @@ from audit.robustness.corruptions.run import (
     corruption_accuracies,
 )
 from audit.robustness.corruptions.weather import plasma
-from audit.robustness.evaluate import attacked_rows
 from audit.robustness.panel import Panel
 
 UNORDERED_AS_PUBLISHED = ("glass_blur", "snow", "frost")
