@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audit.classifiers.black_box import is_black_box
+from audit.classifiers.feature_networks import HookedNetwork, linear_of
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.outputs import AnswerSettings, ToLogits
 from audit.classifiers.probe import (
@@ -28,7 +29,7 @@ from audit.classifiers.probe import (
     same,
 )
 from audit.classifiers.slices import Output, Slices
-from audit.classifiers.trace import HookedNetwork, linear_of, trace_network
+from audit.classifiers.trace import trace_network
 from audit.data.colour import luma
 from audit.errors import ClassifierError, ModelFault, Terminated
 from audit.results import ModelInput, Notice, Origin

@@ -7,9 +7,9 @@ from pathlib import Path
 from audit.classifiers.checkpoint import existing_file
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.containers.table import kind_and_place
+from audit.classifiers.feature_networks import HookedNetwork, OutputNetwork
 from audit.classifiers.load import load_classifier
 from audit.classifiers.slices import Slices
-from audit.classifiers.trace import HookedNetwork, OutputNetwork
 from audit.config import ClassifierConfig, CounterfactualConfig, is_shipped
 from audit.errors import ClassifierError, ConfigError, Terminated
 from audit.pipeline.context import Context

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audit.classifiers.classifier import Classifier, LocalHead
+from audit.classifiers.feature_networks import HookedNetwork, ObservedNetwork, OutputNetwork
 from audit.classifiers.outputs import AnswerSettings
-from audit.classifiers.trace import HookedNetwork, ObservedNetwork, OutputNetwork
 from audit.config import CounterfactualConfig, RobustnessConfig
 from audit.counterfactual.exceptional import expected_features, fit_calibration
 from audit.data.audit_set import AuditSet

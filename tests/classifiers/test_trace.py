@@ -8,7 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from audit.classifiers.trace import ObservedNetwork, OutputNetwork, WidenedNetwork, same, trace_network
+from audit.classifiers.feature_networks import ObservedNetwork, OutputNetwork, WidenedNetwork
+from audit.classifiers.trace import same, trace_network
 from audit.errors import ClassifierError
 
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from audit.classifiers.checkpoint import Checkpoint
+from audit.classifiers.feature_networks import linear_of
 from audit.classifiers.input_settings import InputSettings
 from audit.classifiers.loaded import Loaded, Request, missing_package, opened_checkpoint, with_weights
-from audit.classifiers.trace import linear_of
 from audit.errors import ClassifierError
 
 RANGE = 1024.0
