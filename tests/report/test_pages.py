@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from audit.report import build
+from audit.report import build, gallery
 from audit.storage.output import MANIFEST, record
 
 
@@ -21,7 +21,7 @@ def test_too_many_images_for_one_file_stand_in_files_beside_it(
     (tmp_path / MANIFEST).write_text('{"files": {}}')
     whole = build.render_report(results).stat().st_size
     views = whole // 16  # two or three query images
-    monkeypatch.setattr(build, "GALLERY_BYTES", views)
+    monkeypatch.setattr(gallery, "GALLERY_BYTES", views)
     report, *further = build.render_files(results)
     record(report, *further)
     files = sorted(tmp_path.glob("report*.html"))
@@ -48,7 +48,7 @@ def test_a_file_of_somebody_else_is_not_written_over(
 ) -> None:
     results = support_results.write_audit(tmp_path, support_results.example_audit(tmp_path, ["plain"], n_queries=3))
     (tmp_path / "report-2.html").write_text("mine")
-    monkeypatch.setattr(build, "GALLERY_BYTES", 1)
+    monkeypatch.setattr(gallery, "GALLERY_BYTES", 1)
     with pytest.raises(build.ResultsError, match="is no report of spruce-audit"):
         build.render_report(results)
     assert (tmp_path / "report-2.html").read_text() == "mine"
