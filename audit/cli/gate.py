@@ -23,7 +23,7 @@ def gate(
     from audit.gate.policy import load_policy
     from audit.gate.render import JUNIT_MARK, MARKDOWN_MARK, to_json, to_junit_xml, to_markdown
     from audit.results import read_results
-    from audit.storage.output import check_own, write_own
+    from audit.storage.own_files import check_own, write_own
 
     for file, mark in ((junit, JUNIT_MARK), (markdown, MARKDOWN_MARK)):
         if file is not None:

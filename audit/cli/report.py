@@ -39,7 +39,7 @@ def _series(results: Sequence[Path], out: Path) -> Path:
     from audit.gate.between import between
     from audit.report.series import MARK, Listed, series_page
     from audit.results import read_results
-    from audit.storage.output import check_own, write_own
+    from audit.storage.own_files import check_own, write_own
 
     twice = [path for place, path in enumerate(results) if path.resolve() in {one.resolve() for one in results[:place]}]
     if twice:

@@ -16,7 +16,7 @@ def share(
     """Write results without images, ids, paths and rows of single images, which `merge` accepts."""
     from audit.pipeline.sites.share import minimal
     from audit.results import read_results
-    from audit.storage.output import check_own, write_own
+    from audit.storage.own_files import check_own, write_own
 
     target = results.with_name("results-minimal.json") if out is None else out
     check_own(target, '"shared": "minimal"')

@@ -25,7 +25,7 @@ def _train(
 ) -> None:
     """Claim `files` in `out`, the last of them the checkpoint, where `start` is read only; train; print the weights."""
     from audit.runtime.distributed import is_first
-    from audit.storage.output import claim
+    from audit.storage.own_files import claim
 
     claim(out, files, files[-1], (start,))
     weights = train(settings, out)

@@ -17,7 +17,7 @@ from audit.generator.files.contents import existing, printable
 from audit.generator.files.load import LoadedStyleGAN2, load_generator, open_generator, resolve, save_generator
 from audit.generator.grid import PNG_MARK, sample_grid, save_grid, square_columns
 from audit.storage.files import hash_file
-from audit.storage.output import check_own
+from audit.storage.own_files import check_own
 from audit.storage.tensors.file_bytes import Budget, Foreign, Refused, Window
 from audit.storage.tensors.harmless import harmful
 from audit.storage.tensors.plain_pickle import Name

@@ -16,7 +16,7 @@ import stat
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -24,9 +24,9 @@ from types import FrameType
 
 from audit.errors import ConfigError
 from audit.storage.files import atomic_write_text, hash_file
+from audit.storage.own_files import same_file
 
 MANIFEST = ".spruce-audit.json"
-TRAINING_LIST = ".spruce-training.json"
 RESULTS_FILE = "results.json"
 REPORT_FILE = "report.html"
 PICTURES = "images"
@@ -60,25 +60,16 @@ def deferred_signals() -> Iterator[None]:
             signal.raise_signal(number)
 
 
-def _same(a: Path, b: Path) -> bool:
-    if a == b:
-        return True
-    try:
-        return a.samefile(b)
-    except OSError:
-        return False
-
-
 def _within(inner: Path, outer: Path) -> bool:
     """Whether `inner` is `outer` or lies inside it; also on file systems that take upper and lower case as one."""
-    return any(_same(place, outer) for place in (inner, *inner.parents))
+    return any(same_file(place, outer) for place in (inner, *inner.parents))
 
 
 def _check_place(out: Path, inputs: Mapping[str, Path]) -> None:
     places = {"the current folder": Path.cwd(), "your home folder": Path.home()}
     for what, place in (*inputs.items(), *places.items()):
         place = Path(place).expanduser().resolve()
-        if _same(out, place):
+        if same_file(out, place):
             raise ConfigError(f"Output folder '{out}' is {what}, which an audit must not write over: name another one.")
         if _within(place, out):
             raise ConfigError(f"Output folder '{out}' holds {what} ('{place}'): name a folder of its own.")
@@ -202,55 +193,6 @@ def check_output(out: Path, inputs: Mapping[str, Path]) -> Hashes:
         return _check_contents(out)
     except OSError as error:
         raise ConfigError(f"Output folder '{out}' cannot be used ({error.strerror}): name another one.") from None
-
-
-def check_own(path: Path, mark: str) -> None:
-    """Raise ConfigError if `path` is a file that is not empty and does not carry `mark`, by which ours are known."""
-    if path.is_dir():
-        raise ConfigError(f"'{path}' is a folder: name a file to write.")
-    try:
-        with path.open("rb") as file:
-            head = file.read(65536) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
-    except FileNotFoundError:
-        return
-    except OSError as error:
-        raise ConfigError(f"'{path}' cannot be written ({error.strerror}): name another file.") from None
-    if head and mark.encode() not in head:
-        raise ConfigError(f"'{path}' is there and was not written by this command: name another file.")
-
-
-def write_own(path: Path, text: str) -> None:
-    """Write `text` to a file that `check_own` let pass, or to a device or pipe such as /dev/stdout."""
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    else:
-        atomic_write_text(path, text)
-
-
-def claim(out: Path, names: Sequence[str], checkpoint: str, inputs: Sequence[str | Path | None] = ()) -> None:
-    """Reserve the files and folders `names` in `out` for a training, which replaces its own as it goes on.
-
-    Raises ConfigError if one is there that no training into this folder reserved before, or that is one of `inputs`.
-    Where `checkpoint` is there the training goes on, or refuses it itself if it is of another run.
-    """
-    try:
-        listed = {str(name) for name in json.loads((out / TRAINING_LIST).read_text(encoding="utf-8"))["files"]}
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        listed = set()
-    for name in names:
-        path = out / name
-        if any(given is not None and _same(path.resolve(), Path(given).resolve()) for given in inputs):
-            raise ConfigError(f"'{path}' is read by this training and would be written over: name another --out.")
-        known = name in listed or (out / checkpoint).is_file()
-        if not known and os.path.lexists(path):
-            raise ConfigError(
-                f"'{path}' is there and was not written by a training into this folder: move it away or name another "
-                "--out."
-            )
-    if not set(names) <= listed:
-        about = "files that a training of spruce-audit writes here, and replaces"
-        text = json.dumps({"about": about, "files": sorted(listed | set(names))}, indent=1)
-        atomic_write_text(out / TRAINING_LIST, text + "\n")
 
 
 def record(report: Path, *further: Path) -> None:
