@@ -1,5 +1,11 @@
-"""Tell the architecture of a checkpoint from the names and shapes of its tensors, among timm's usual ones."""
+"""Tell the architecture of a checkpoint from its tensors: among timm's usual ones, or by the name of its file.
 
+A name in the file's own name is tried first. It is believed only if the network of that name has the same tensors.
+"""
+
+import re
+
+import timm
 import torch
 
 from audit.classifiers.architectures import build_architecture
@@ -53,22 +59,27 @@ def outputs_of(checkpoint: Checkpoint) -> int | None:
     return None if shape is None else shape[0]
 
 
-def recognised(checkpoint: Checkpoint) -> list[tuple[str, dict[str, int]]]:
+def recognised(checkpoint: Checkpoint, file_name: str = "") -> list[tuple[str, dict[str, int]]]:
     """The architectures that have the checkpoint's tensors, with the arguments that they need for that.
 
-    Nothing is computed: networks are built without numbers, and only those of the family that a tensor's name shows.
+    Nothing is computed: networks are built without numbers, and only those that `file_name` names and those of the
+    family that a tensor's name shows.
     """
     classes, first = outputs_of(checkpoint) or 1, _outermost(checkpoint, 4, (1, 3))
     channels = 3 if first is None else first[1]
-    found = []
+    tried = _named_in(file_name)
     for mark, names in FAMILIES.items():
-        if not any(name == mark or name.endswith(f".{mark}") for name in checkpoint.stored):
-            continue
-        for name in names:
-            args = _arguments(name, classes, channels, checkpoint)
-            if args is not None:
-                found.append((name, args))
-    return found
+        if any(name == mark or name.endswith(f".{mark}") for name in checkpoint.stored):
+            tried += names
+    found = {name: _arguments(name, classes, channels, checkpoint) for name in dict.fromkeys(tried)}
+    return [(name, args) for name, args in found.items() if args is not None]
+
+
+def _named_in(file_name: str) -> list[str]:
+    """timm's architectures that a file's name names, the longest name first: `resnet10t-epoch3.pt` is a resnet10t."""
+    words = file_name.lower()
+    named = [one for one in timm.list_models() if re.search(rf"(?<![a-z0-9]){re.escape(one)}(?![a-z0-9])", words)]
+    return sorted(named, key=len, reverse=True)
 
 
 def _arguments(name: str, classes: int, channels: int, checkpoint: Checkpoint) -> dict[str, int] | None:

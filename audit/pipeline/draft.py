@@ -226,14 +226,15 @@ def _classifier(place: str, images: AuditSet | None, folder: Path, table: _Table
         )
         table.say(f"Its metadata say the rest: {said}.")
         return
-    _architecture(checkpoint, images, table)
+    _architecture(checkpoint, file.name, images, table)
 
 
-def _architecture(checkpoint: Checkpoint, images: AuditSet | None, table: _Table) -> None:
-    outputs, found = outputs_of(checkpoint), recognised(checkpoint)
+def _architecture(checkpoint: Checkpoint, file_name: str, images: AuditSet | None, table: _Table) -> None:
+    outputs, found = outputs_of(checkpoint), recognised(checkpoint, file_name)
     if found:
         name, args = found[0]
-        others = f"; {', '.join(other for other, _ in found[1:4])} have the same shapes" if len(found) > 1 else ""
+        same = ", ".join(other for other, _ in found[1:4])
+        others = f"; {same} {'have' if len(found) > 2 else 'has'} the same shapes" if same else ""
         table.set("architecture", name, f"told by the names and shapes of its tensors{others}")
         if args:
             table.lines.append(f"architecture_args = {{ {', '.join(f'{k} = {_toml(v)}' for k, v in args.items())} }}")

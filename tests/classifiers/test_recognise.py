@@ -29,3 +29,11 @@ def test_what_is_of_no_known_family_is_not_guessed(tmp_path: Path) -> None:
     torch.save({"layer1.0.conv1.weight": torch.zeros(3, 3, 3, 3), "fc.weight": torch.zeros(2, 9)}, tmp_path / "w.pt")
     checkpoint = read_checkpoint(tmp_path / "w.pt")
     assert (outputs_of(checkpoint), recognised(checkpoint)) == (2, [])
+
+
+def test_a_name_in_the_name_of_the_file_is_believed_if_the_tensors_fit(tmp_path: Path) -> None:
+    torch.save(timm.create_model("resnet10t", num_classes=2).state_dict(), tmp_path / "w.pt")
+    checkpoint = read_checkpoint(tmp_path / "w.pt")
+    assert recognised(checkpoint) == []
+    assert recognised(checkpoint, "resnet14t-or-resnet10t_best.pt")[0] == ("resnet10t", {})
+    assert recognised(checkpoint, "resnet10tx.pt") == []  # a part of a word is no name
