@@ -2,8 +2,8 @@
 
 Source: Litsos 2025 §5.1.1, step 1. A misclassified image always goes to its true label. For the others "nearest" climbs
 `|softmax(C(G(w))) - Y_c|^2` (eq. 5.1.6) from the pivot in the generator's latent space; the class behind the first
-boundary crossed is the target. Where no boundary is crossed within the step limit (a saturated softmax has no gradient
-to climb) the runner-up is taken.
+boundary crossed is the target. Where none is crossed within the step limit (a saturated softmax or a black box has no
+gradient to climb) the runner-up is taken.
 """
 
 from collections.abc import Callable, Sequence
@@ -63,8 +63,11 @@ def nearest_targets(
 ) -> Tensor:
     """Return the first class other than `sources [N]` that gradient ascent from the pivots meets, int64 `[N]`.
 
-    At most `config.steps` steps of `config.lr` spreads of random codes; NOT_EXPLAINED where no boundary was crossed.
+    At most `config.steps` steps of `config.lr` spreads of random codes; NOT_EXPLAINED where no boundary was crossed, as
+    by every image where the classifier has no gradients.
     """
+    if not classifier.differentiable:
+        return torch.full_like(sources, NOT_EXPLAINED).cpu()
     device = generator.mean_code.device
 
     def climb(rows: slice, settings: CounterfactualConfig = config) -> Tensor:

@@ -5,6 +5,7 @@ import dataclasses
 import pytest
 import torch
 
+from audit.classifiers.black_box import BlackBox
 from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets, nearest_targets, runner_up
 from audit.errors import ConfigError
 
@@ -41,6 +42,12 @@ def test_nearest_is_the_class_behind_the_boundary_that_the_ascent_crosses(world)
     assert torch.equal(found, world.targets)
     assert torch.equal(world.inversion.pivots, before)
     assert all(p.requires_grad for p in world.generator.parameters())
+
+
+def test_a_black_box_has_no_slope_to_climb(world) -> None:
+    black_box = world.wrap(BlackBox(lambda images: world.network(torch.from_numpy(images)).detach().numpy()))
+    found = nearest_targets(black_box, world.generator, world.inversion, world.sources, world.config)
+    assert found.tolist() == [NOT_EXPLAINED] * len(found)
 
 
 def test_no_boundary_within_the_step_limit_is_said_so(world) -> None:
