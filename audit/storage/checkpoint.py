@@ -22,8 +22,14 @@ def fingerprint(text: str) -> str:
 
 def save_checkpoint(path: Path, key: str, state: Mapping[str, Any]) -> None:
     """Write `state` (tensors and plain values) of the configuration `key`; a kill leaves the old file or the new."""
-    with atomic_path(path) as temporary:
-        torch.save({**state, "key": key}, temporary)
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save({**state, "key": key}, file)
+        except RuntimeError as error:
+            # Where a write fails, torch fails once more, at the end of its archive, and only that error comes out.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path, key: str) -> dict[str, Any] | None:

@@ -19,7 +19,8 @@ def hash_file(path: Path) -> str:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path` to write a file to; it becomes `path` if the block succeeds, else vanishes.
 
-    Makes the folders it needs. The file is flushed to disk first, so that a power cut leaves the old or the new one.
+    Makes the folders it needs. The file is flushed to disk first, so that a power cut leaves the old or the new one. An
+    OSError of a write, as of a full disk, names no file by itself: it is raised with `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
@@ -28,6 +29,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

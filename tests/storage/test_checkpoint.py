@@ -1,5 +1,6 @@
 """Checkpoints: round trip, refusal of other configurations and foreign files, nothing half written."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -90,3 +91,21 @@ def test_a_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path) -> None:
 
 def test_fingerprints_differ_with_the_text() -> None:
     assert fingerprint("a") == fingerprint("a") != fingerprint("b")
+
+
+def test_a_disk_that_is_full_is_said_and_leaves_the_checkpoint_before(tmp_path: Path) -> None:
+    """torch's writer tells of the end of its archive instead; a bound on files stands for the disk here."""
+    path = tmp_path / "c.pt"
+    save_checkpoint(path, "k", {"x": torch.zeros(10)})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            save_checkpoint(path, "k", {"x": torch.zeros(1_000_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.filename == str(path)
+    assert [one.name for one in tmp_path.iterdir()] == ["c.pt"]
+    found = load_checkpoint(path, "k")
+    assert found is not None
+    assert len(found["x"]) == 10

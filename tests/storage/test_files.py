@@ -26,8 +26,9 @@ def test_atomic_writing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as caught:
         atomic_write_bytes(path, b"half")
+    assert caught.value.filename == str(path)
     assert path.read_text(encoding="utf-8") == "größe"
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
 
