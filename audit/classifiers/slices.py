@@ -7,6 +7,7 @@ once more on the way back (Chen et al. 2016, "Training deep nets with sublinear 
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -47,7 +48,15 @@ class Slices:
         self._largest = 1
 
     def __call__(self, network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> Output:
-        """Return `network(images)`; `graded` says whether a gradient with respect to the images may be asked for."""
+        """Return `network(images)`; `graded` says whether a gradient with respect to the images may be asked for.
+
+        Where memory runs out without one, the pass is done again in halves. With one it may run out on the way back,
+        which is begun elsewhere: that is for `sparing`.
+        """
+        divided = partial(self._divided, network, images, graded)
+        return divided() if graded else halving(divided, self._halve)
+
+    def _divided(self, network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> Output:
         n = len(images)
         at_once = n if n < PROBED else self._at_once(network, images, graded)
         self._largest = max(self._largest, min(n, at_once))
@@ -65,9 +74,9 @@ class Slices:
 
     def _at_once(self, network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> int:
         key = _pass(images, graded)
-        if key not in self._each:
-            self._each[key] = _cost(network, images[:PROBED].detach(), graded)
         budget = allowed(images.device, self.max_memory)
+        if key not in self._each:
+            self._each[key] = _cost(network, images[:PROBED].detach(), graded, budget)
         # What the attack itself holds of a batch of large images must not leave the network a single one.
         left = budget - min(STATE * images.nbytes, budget // 2)
         found = fitting(len(images), self._each[key], left)
@@ -134,8 +143,11 @@ def sparing(classifier: nn.Module, work: Callable[[], Result]) -> Result:
     return slices.sparing(work) if isinstance(slices, Slices) else work()
 
 
-def _cost(network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> int:
-    """Return the bytes that one of `images` takes; 0 where the network fails, whose error appears when it is run."""
+def _cost(network: Callable[[Tensor], Output], images: Tensor, graded: bool, budget: int) -> int:
+    """Return the bytes that one of `images` takes: all of the `budget` where memory runs out already.
+
+    0 where the network fails, whose error appears when it is run.
+    """
 
     def work() -> None:
         if not graded:
@@ -153,7 +165,5 @@ def _cost(network: Callable[[Tensor], Output], images: Tensor, graded: bool) -> 
         # Measuring must not change the random numbers that a network draws later.
         with lent_randomness(images.device):
             return peak_bytes(work, images.device) // len(images)
-    except Exception as error:
-        if out_of_memory(error):
-            raise
-        return 0
+    except Exception as error:  # noqa: BLE001 - foreign code; what it raises appears when it is run
+        return budget if out_of_memory(error) else 0

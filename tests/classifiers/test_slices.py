@@ -166,6 +166,18 @@ def test_a_batch_is_halved_until_it_fits(error: Exception) -> None:
         sparing(hungry, lambda: attack(hungry))
 
 
+@pytest.mark.parametrize("most", [1, 3])
+def test_a_pass_without_a_gradient_is_halved_where_it_is_asked_for(most: int) -> None:
+    """With room for one, memory runs out already where two are measured."""
+    network = Hungry(torch.OutOfMemoryError("CUDA out of memory."))
+    hungry, given = classifier(network, "1GB"), images(20)
+    network.most = most
+    with torch.no_grad():
+        torch.testing.assert_close(hungry(given), classifier()(given), atol=1e-5, rtol=0)
+    assert hungry.slices is not None
+    assert hungry.slices.ran[False][0] == min(most, 2)
+
+
 def test_another_error_is_not_taken_for_a_lack_of_memory() -> None:
     calls = itertools.count()
 
