@@ -6,9 +6,10 @@ once more on the way back (Chen et al. 2016, "Training deep nets with sublinear 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -141,6 +142,20 @@ def sparing(classifier: nn.Module, work: Callable[[], Result]) -> Result:
     """Return `work()`; if memory runs out and `classifier` divides its batches, do it again with smaller slices."""
     slices = getattr(classifier, "slices", None)
     return slices.sparing(work) if isinstance(slices, Slices) else work()
+
+
+@contextmanager
+def undivided(classifier: Any) -> Iterator[None]:
+    """Let `classifier` take its batches whole within the block, for whom it matters what passes through its layers."""
+    slices = getattr(classifier, "slices", None)
+    if slices is None:
+        yield
+        return
+    classifier.slices = None
+    try:
+        yield
+    finally:
+        classifier.slices = slices
 
 
 def _cost(network: Callable[[Tensor], Output], images: Tensor, graded: bool, budget: int) -> int:

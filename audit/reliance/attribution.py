@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from audit.classifiers.mode import preserve_mode
-from audit.classifiers.slices import sparing
+from audit.classifiers.slices import sparing, undivided
 from audit.config import AttributionConfig
 from audit.errors import ConfigError, MetricError
 from audit.reliance.layers import placed_outputs
 from audit.robustness.attacks.checks import checked_logits
 from audit.robustness.attacks.losses import whole_log_odds
+from audit.runtime.memory import allowed, at_once, in_slices
 from audit.runtime.progress import Advance
 from audit.runtime.seeds import stage_generator
 
@@ -113,13 +114,21 @@ def attribution_maps(
     Grad-CAM and occlusion keep what speaks for the class, Integrated Gradients the size of what speaks for or against
     it. Raises MetricError where the method needs what the model has not.
     """
-    parts = []
+
+    def explain(rows: slice) -> Tensor:
+        return _METHODS[method](classifier, images[rows], classes[rows], config).detach().float().cpu()
+
+    def work(rows: slice) -> Tensor:
+        found = sparing(classifier, partial(explain, rows))
+        advance(len(found))
+        return found
+
     with preserve_mode(classifier):
-        for some, their in zip(images.split(TOGETHER), classes.split(TOGETHER), strict=True):
-            work = partial(_METHODS[method], classifier, some, their, config)
-            parts.append(sparing(classifier, work).detach().float().cpu())
-            advance(len(some))
-    return torch.cat(parts)
+        if method != "grad-cam":
+            return torch.cat(in_slices(len(images), TOGETHER, work))
+        with undivided(classifier):  # it takes the outputs of layers, of all images that are explained together
+            most = at_once(TOGETHER, partial(explain, slice(1)), images.device, allowed(images.device))
+            return torch.cat(in_slices(len(images), most, work))
 
 
 @contextmanager

@@ -5,11 +5,14 @@ import torch
 from timm import create_model
 from torch import Tensor, nn
 
+from audit.classifiers.classifier import Classifier
+from audit.classifiers.slices import Slices
 from audit.config import AttributionConfig
 from audit.errors import ConfigError, MetricError
 from audit.reliance import attribution
 from audit.reliance.attribution import attribute, attribution_maps, check_captum, log_odds, shuffled_weights
 from audit.reliance.layers import Grid, grid_of
+from audit.runtime.memory import limited
 
 CONFIG = AttributionConfig(steps=8, window=0.25)
 
@@ -103,6 +106,19 @@ def test_grad_cam_of_a_transformer_lies_on_the_grid_of_its_patches(pool: str) ->
     maps = attribution_maps("grad-cam", model.eval(), images, classes, CONFIG, silent)
     assert maps.shape == (2, 32, 32)
     assert float(maps.max()) > 0
+
+
+def test_grad_cam_of_a_model_that_takes_few_images_at_once_is_the_same() -> None:
+    names = ("a", "b", "c")
+    free, tight = (Classifier(Small(), name="small", class_names=names, input_shape=(1, 16, 16)) for _ in range(2))
+    images, classes = noise(9, 1, 16, 16), torch.zeros(9, dtype=torch.int64)
+    tight.slices = Slices("small", "4KB")
+    with limited("4KB"):
+        found = attribution_maps("grad-cam", tight, images, classes, CONFIG, silent)
+    expected = attribution_maps("grad-cam", free, images, classes, CONFIG, silent)
+    assert torch.allclose(found, expected, atol=1e-6)
+    assert expected.any()
+    assert tight.slices is not None
 
 
 def test_grad_cam_without_places_is_refused() -> None:
