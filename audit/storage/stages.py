@@ -99,6 +99,15 @@ class Lots(Generic[T]):
                     stages.meter.told(lots[lot][1])
             if lots.get(lot) is not None:
                 self._found[i] = lots[lot][0][row]
+        # Where an item's own entry is lost, another item of its lot leads to its result, too: computed by itself, it
+        # would round otherwise. (Lots that were kept by earlier versions do not name their items.)
+        beside = {
+            key: one
+            for results, _, *named in filter(None, lots.values())
+            for keys in named
+            for key, one in zip(keys, results, strict=True)
+        }
+        self._found = {i: beside[key] for i, key in enumerate(self._keys) if key in beside} | self._found
         self.missing = [i for i in range(n) if i not in self._found]
 
     def keep(self, items: Sequence[int], compute: Callable[[], Sequence[T]]) -> list[T]:
@@ -109,9 +118,10 @@ class Lots(Generic[T]):
             lot = key_of(f"{self._stage} (lot)", "", {"items": [self._keys[i] for i in items]})
             for row, i in enumerate(items):
                 self._stages.write(self._keys[i], (lot, row), f"{self._stage} (place)")
-            self._stages.write(lot, (list(results), said), self._stage)
+            kept = list(results), said, [self._keys[i] for i in items]
+            self._stages.write(lot, kept, self._stage)
             # What was written, mapped from its file: what is in memory can go.
-            results, _ = self._stages.read(lot) or (results, said)
+            results, *_ = self._stages.read(lot) or kept
         self._found |= dict(zip(items, results, strict=True))
         return list(results)
 

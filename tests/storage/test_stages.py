@@ -95,6 +95,19 @@ def test_a_lot_that_a_kill_cut_off_is_made_up_again(stages: Stages, tmp_path: Pa
     assert lots_of(stages, [1, 2, 3]).missing == [0, 1, 2]
 
 
+def test_an_item_whose_entry_is_lost_is_found_by_the_others_of_its_lot(stages: Stages, tmp_path: Path) -> None:
+    lots_of(stages, [1, 2, 3]).keep([0, 1, 2], lambda: ["a", "b", "c"])
+    store = Store(tmp_path)
+    places = [one.key for one in store.entries() if store.description(one.key)["stage"] == "letters (place)"]
+    for lost in places[:2]:
+        store.path(lost).unlink()
+    again = lots_of(stages, [1, 2, 3])
+    assert again.missing == []
+    assert again.all() == ["a", "b", "c"]
+    store.path(places[2]).unlink()
+    assert lots_of(stages, [1, 2, 3]).missing == [0, 1, 2]
+
+
 def test_without_a_store_all_is_missing() -> None:
     lots = lots_of(Stages(), [1, 2])
     assert lots.missing == [0, 1]
