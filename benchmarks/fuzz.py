@@ -12,6 +12,7 @@ then the input itself). `tests/security/test_fuzz.py` runs the same edits with h
 """
 
 import argparse
+import contextlib
 import csv
 import importlib.util
 import io
@@ -565,6 +566,47 @@ def _read_report(path: Path) -> None:
     render_report(path)
 
 
+def _onnx_seeds() -> list[Bytes]:
+    """Small networks of the operators that classifiers consist of."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    draw = np.random.default_rng(0)
+    sizes = {"w": (3, 1, 3, 3), "b": (3,), "scale": (3,), "v": (2, 3)}
+    weights = {name: draw.random(size, dtype=np.float32) for name, size in sizes.items()}
+    taken = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 1, 8, 8])
+    given = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", 2])
+    tail = [
+        helper.make_node("GlobalAveragePool", ["c"], ["d"]),
+        helper.make_node("Flatten", ["d"], ["e"]),
+        helper.make_node("Gemm", ["e", "v"], ["y"], transB=1),
+    ]
+    first = helper.make_node("Conv", ["x", "w", "b"], ["a"], pads=[1, 1, 1, 1], strides=[2, 2])
+    bodies = (
+        [first, helper.make_node("Relu", ["a"], ["c"])],
+        [first, helper.make_node("BatchNormalization", ["a", "scale", "b", "b", "scale"], ["c"])],
+        [first, helper.make_node("Softplus", ["a"], ["t"]), helper.make_node("Mul", ["a", "t"], ["c"])],
+    )
+    found = []
+    for body in bodies:
+        used = {name for node in (*body, *tail) for name in node.input}
+        kept = [numpy_helper.from_array(value, name) for name, value in weights.items() if name in used]
+        graph = helper.make_graph([*body, *tail], "g", [taken], [given], kept)
+        opsets = [helper.make_opsetid("", 17)]
+        found.append(helper.make_model(graph, opset_imports=opsets, ir_version=8).SerializeToString())
+    return found
+
+
+def _read_onnx(path: Path) -> None:
+    """Open a file in onnxruntime, which simplifies it, and make a network of it; images are not shown to it."""
+    from audit.classifiers.containers.onnx_file import NotDifferentiable, _converted, input_of, open_session
+
+    simplified = path.with_suffix(".simplified")
+    session = open_session(path, simplified)
+    input_of(session, path)
+    with contextlib.suppress(NotDifferentiable):
+        _converted(simplified, path)
+
+
 def _json_seeds() -> list[Bytes]:
     processor = {"do_resize": True, "size": {"height": 224, "width": 224}, "image_mean": [0.5], "image_std": [0.5]}
     bundle = {
@@ -601,6 +643,7 @@ READERS: dict[str, Reader] = {
     "results": Reader(_results_seeds, _read_results, ".json", (edit_json,)),
     "report": Reader(_results_seeds, _read_report, ".json", (edit_json,)),
     "container": Reader(_json_seeds, _read_json, ".json", (edit_json,)),
+    "onnx": Reader(_onnx_seeds, _read_onnx, ".onnx"),
 }
 
 

@@ -30,8 +30,9 @@ SLOW = {"report": 4, "image": 40, "dicom": 40, "archive": 40, "config": 40, "res
 @pytest.mark.filterwarnings("ignore")  # of doubled names in archives, and of what damaged files are like
 @pytest.mark.parametrize("name", fuzz.READERS)
 def test_an_edited_file_is_read_or_refused(name: str, tmp_path: Path) -> None:
-    if name == "dicom":
-        pytest.importorskip("pydicom", reason="extra dicom")
+    for reader, package in (("dicom", "pydicom"), ("onnx", "onnx")):
+        if name == reader:
+            pytest.importorskip(package, reason=f"extra {reader}")
     reader = fuzz.READERS[name]
     seeds, path = reader.seeds(), tmp_path / f"input{reader.suffix}"
 

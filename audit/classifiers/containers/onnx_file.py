@@ -44,7 +44,10 @@ def open_session(file: Path, simplified: Path | None = None) -> Any:
     if simplified is not None:
         options.optimized_model_filepath = str(simplified)
     try:
-        return onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        # There is no other provider to fall back to, and trying that would be printed.
+        return onnxruntime.InferenceSession(
+            str(file), options, providers=["CPUExecutionProvider"], enable_fallback=False
+        )
     except Exception as error:
         raise ClassifierError(
             f"Classifier file '{file}' cannot be opened by onnxruntime ({first_line(error)}): export it again."
