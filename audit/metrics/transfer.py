@@ -74,7 +74,12 @@ def fit_judge(
         found = torch.from_numpy(np.asarray(model.predict_proba(_numpy(embeddings)), dtype=np.float64))
         return torch.zeros(len(found), int(known.max()) + 1, dtype=torch.float64).index_copy_(1, known, found)
 
-    return EmbeddingJudge(f"{kind} on {embedding}", confidences)
+    return EmbeddingJudge(judge_name(embedding, kind), confidences)
+
+
+def judge_name(embedding: str, kind: str = "logistic") -> str:
+    """What a judge in an embedding is called."""
+    return f"{kind} on {embedding}"
 
 
 def _numpy(embeddings: Tensor) -> np.ndarray:

@@ -25,6 +25,8 @@ from audit.storage.keys import hash_tensor
 
 PROBED = 4
 """Calibration images on which it is tried whether the logits have a gradient."""
+USUAL = {"features", "mixture_components", "exceptional_threshold", "sign_filter", "min_calibration"}
+"""Settings that what is usual for a classifier depends on."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +83,14 @@ def calibrate(context: Context, classifier: Classifier, calibration: AuditSet, s
     seen = look_at(context, classifier, calibration) if seen is None else seen
     answers = seen.logits
     decided = answers.argmax(1)
-    fitted = fit_calibration(
-        seen.features, decided, config.counterfactual, classifier.class_names, config.seed,
-        classifier.name, classes=asked_classes(config.queries, classifier.class_names),
+    asked = asked_classes(config.queries, classifier.class_names)
+    fit = partial(
+        fit_calibration, seen.features, decided, config.counterfactual, classifier.class_names, config.seed,
+        classifier.name, classes=asked,
+    )  # fmt: skip
+    fitted = context.stages.kept(
+        "usual features", fit, (fit_calibration.__module__,), features=seen.features, decided=decided, classes=asked,
+        settings=config.counterfactual.model_dump(include=USUAL), names=classifier.class_names, seed=config.seed,
     )  # fmt: skip
     points = operating_points(answers.softmax(1), calibration.row_labels, decided)
     points = points.clamp(max=context.config.counterfactual.operating_point_cap)

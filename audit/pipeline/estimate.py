@@ -1,9 +1,11 @@
 """How long an audit takes and how much memory it needs, from steps that are measured: one batch through every network.
 
 Times are bounds from above: an attack leaves an image that is fooled, a search one whose edit no longer shrinks, and
-what the cache holds takes no time. They are those of a machine that does nothing else.
+what the cache holds takes no time. They are those of a machine that does nothing else. What a step takes is kept for
+the machine that it was measured on, so that an audit is not held up by it again.
 """
 
+import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 from audit.config import EnsembleConfig, RobustnessConfig
+from audit.embeddings.embedding import named
 from audit.errors import Terminated
 from audit.generator.protocol import Generator
 from audit.inversion.invert import invert
@@ -38,6 +41,7 @@ LOOKS, LOOKED = 20, 200
 """Readings of the images that the first look tries, and images that it tries them on."""
 CORRUPTIONS = 15
 """Corruptions of the benchmark, where none is named."""
+CODE = (__name__,)
 
 
 @dataclass(frozen=True)
@@ -80,9 +84,21 @@ def estimate(
     """Measure a few steps with every network, and count how many of them the configuration asks for."""
     config, device = context.config, context.device
     some = images.audited.images(range(min(SOME, len(images.audited)))).to(device)
+    where = {"machine": platform.node(), "threads": torch.get_num_threads(), "images": list(some.shape)}
+    generator = None if networks is None else networks.loaded.sha256
+
+    def of_model(classifier: Classifier) -> ModelCost:
+        measure = partial(_of_model, classifier, some, networks)
+        return context.of(classifier).kept("cost of a model", measure, CODE, generator=generator, **where)
+
     with lent_randomness(device):
-        inverting = 0.0 if networks is None else _inversion_step(context, networks, some[:INVERTED])
-        costs = {one.name: _tried(partial(_of_model, one, some, networks)) for one in classifiers}
+        inverting = 0.0
+        if networks is not None:
+            inverting = context.stages.kept(
+                "cost of an inversion", partial(_inversion_step, context, networks, some[:INVERTED]), CODE,
+                generator=generator, embedding=named(networks.perceptual), settings=config.inversion, **where,
+            )  # fmt: skip
+        costs = {one.name: _tried(partial(of_model, one)) for one in classifiers}
     known = [cost for cost in costs.values() if cost is not None]
     seconds: dict[str, float] = {}
     for stage, one in (part for cost in known for part in _stages(context, images, cost, networks is not None)):

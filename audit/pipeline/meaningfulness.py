@@ -19,7 +19,6 @@ from audit.inversion.invert import Inversion
 from audit.inversion.pivotal import editability
 from audit.metrics.edit import mean_absolute
 from audit.metrics.intervals import mean_interval
-from audit.metrics.transfer import fit_judge
 from audit.pipeline.answers import decisions
 from audit.pipeline.compare import Compared, compare
 from audit.pipeline.context import Context
@@ -38,6 +37,7 @@ from audit.pipeline.transfer import (
     checkpoint_judges,
     classifier_judge,
     domain_judge,
+    fitted_judge,
     goals_of,
 )
 from audit.results import MEANINGFULNESS, Failure, InversionSummary, NotComputed, Perceptual
@@ -282,7 +282,7 @@ def _panel(
     """What the judges of every model say: the other models, those of the configuration, one in the domain embedding."""
     assert images.calibration is not None
     network, audited, known = reference.networks.embedding, images.audited, images.calibration
-    domain = fit_judge(network.name, embedded, known.row_labels)
+    domain = fitted_judge(context, network, embedded, known.row_labels)
     judges = [
         classifier_judge(
             context, one.classifier, one.clean.accuracy.value or 0.0, goals_of(context, one.calibrated.operating_point)

@@ -5,6 +5,7 @@ Needs no generator. A model that fails here keeps all that was measured of it be
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from audit.config import RelianceConfig
@@ -75,7 +76,10 @@ def _groups(
     columns: dict[str, Sequence[str]] = dict(audited.row_groups)
     if settings.clusters:
         batch, seed = context.config.robustness.batch_size, context.config.seed
-        columns[CLUSTERS] = clusters(audited, settings.clusters, batch, seed)
+        find = partial(clusters, audited, settings.clusters, batch, seed)
+        columns[CLUSTERS] = context.stages.kept(
+            CLUSTERS, find, (clusters.__module__,), images=audited.content, count=settings.clusters, seed=seed
+        )
     labels = audited.row_labels
     return {
         model.name: gaps(model.predicted == labels, labels, columns, settings.min_group, context.rng("reliance/groups"))

@@ -8,7 +8,7 @@ the target too is no evidence.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from audit.classifiers.slices import sparing
 from audit.counterfactual.iterates import operating_points
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import Embedder
-from audit.metrics.transfer import Confidences, EmbeddingJudge, Verdicts
+from audit.metrics.transfer import Confidences, EmbeddingJudge, Verdicts, fit_judge, judge_name
 from audit.pipeline.answers import answers_of, confidences_of, decisions
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained
@@ -104,6 +104,21 @@ def checkpoint_judges(
         judge = classifier_judge(context, one, accuracy, goals_of(context, points))
         judges.append(replace(judge, weights_sha256=one.weights_sha256, copy_of=copied[one.name]))
     return judges
+
+
+def fitted_judge(context: Context, network: Embedder, real: Tensor, labels: Tensor) -> EmbeddingJudge:
+    """Return the predictor fitted on real images embedded as `real` `[n, d]` with `labels` `[n]`.
+
+    What it says of others is kept, so that it is fitted only when something new is asked.
+    """
+    fit = cache(partial(fit_judge, network.name, real, labels))
+
+    def confidences(seen: Tensor) -> Tensor:
+        return context.stages.kept(
+            "domain judge", lambda: fit().confidences(seen), (fit_judge.__module__,), real=real, labels=labels, of=seen
+        )
+
+    return EmbeddingJudge(judge_name(network.name), confidences)
 
 
 def domain_judge(context: Context, network: Embedder, judge: EmbeddingJudge, accuracy: float, goals: Tensor) -> Judge:

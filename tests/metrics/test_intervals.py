@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import norm
+from scipy.stats import binomtest, norm
 from torch import Tensor
 
 from audit.errors import MetricError
@@ -28,6 +28,14 @@ def test_wilson_interval_holds_the_share(n: int, share: float) -> None:
     assert interval.n == n
     assert 0 <= interval.low <= interval.value + 1e-12
     assert interval.value <= interval.high + 1e-12 <= 1 + 2e-12
+
+
+@settings(max_examples=200, deadline=None)
+@given(n=st.integers(1, 5000), share=st.floats(0, 1), level=st.floats(0.5, 0.9999))
+def test_wilson_interval_is_that_of_scipy_to_the_last_bit(n: int, share: float, level: float) -> None:
+    k = round(share * n)
+    low, high = binomtest(k, n).proportion_ci(level, method="wilson")
+    assert (wilson_interval(k, n, level).low, wilson_interval(k, n, level).high) == (low, high)
 
 
 def test_wilson_interval_of_nothing_has_no_value() -> None:

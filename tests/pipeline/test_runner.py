@@ -2,6 +2,8 @@
 
 import json
 import re
+from collections import Counter, defaultdict
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import jsonschema
@@ -25,6 +27,7 @@ from audit.generator.files.load import load_generator, save_generator
 from audit.generator.stylegan2.discriminator import Discriminator
 from audit.generator.stylegan2.networks import Generator
 from audit.results import json_schema, read_results
+from audit.runtime import progress
 from audit.training.generator.config import GeneratorTrainConfig
 from audit.training.generator.train import run_generator_training
 
@@ -134,7 +137,9 @@ bootstrap = 100
 
 @pytest.fixture(scope="module")
 def outcome(folder):
-    result = audit.run_audit(folder / "audit.toml", folder / "out", cache=folder / "cache")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(progress, "_shown", progress._Shown("plain"))  # as in a log of CI, with an estimate
+        result = audit.run_audit(folder / "audit.toml", folder / "out", cache=folder / "cache")
     return result, folder / "out"
 
 
@@ -226,33 +231,86 @@ def test_rescaled_features_change_nothing(folder):
         assert other.confidence == pytest.approx(one.confidence, abs=2e-2)
 
 
-def test_a_second_run_does_no_models_work_and_agrees(outcome, folder, monkeypatch):
-    first, asked = outcome[0], []
-    call = Classifier._call
+@dataclass
+class Passes:
+    """Images that each classifier was asked about, how many of them with a gradient, and what was searched for."""
+
+    asked: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    graded: Counter[str] = field(default_factory=Counter)
+    searched: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Count what is asked of the classifiers; the pass of two images that measures the memory is none of it."""
+    seen, call, explain = Passes(), Classifier._call, Spruce.explain
 
     def counted(self, function, images):
-        asked.append(len(images))
+        if len(images) != PROBED:
+            seen.asked[self.name].append(len(images))
+            seen.graded[self.name] += len(images) if images.requires_grad else 0
         return call(self, function, images)
 
-    def drawn(*_):
-        raise AssertionError("an image was drawn")
+    def searching(self, subject, *given):
+        seen.searched.append(subject.classifier.name)
+        return explain(self, subject, *given)
 
     monkeypatch.setattr(Classifier, "_call", counted)
-    monkeypatch.setattr(Generator, "draw", drawn)
-    again = audit.run_audit(folder / "audit.toml", cache=folder / "cache")
+    monkeypatch.setattr(Spruce, "explain", searching)
+    return seen
+
+
+def never(*_, **__):
+    raise AssertionError("something was computed that is in the store")
+
+
+def test_a_second_run_does_no_models_work_and_agrees(outcome, folder, passes, monkeypatch):
+    for work in (
+        "audit.pipeline.estimate._measured",
+        "audit.pipeline.estimate._inversion_step",
+        "audit.counterfactual.exceptional.fit_mixture",
+        "audit.reliance.groups.KMeans",
+        "audit.metrics.transfer.LogisticRegression",
+    ):
+        monkeypatch.setattr(work, never)
+    monkeypatch.setattr(Generator, "draw", never)
+    progress.choose_style("plain")
+    first, again = outcome[0], audit.run_audit(folder / "audit.toml", cache=folder / "cache")
+    assert "estimate" in again.environment.seconds
     assert again.models == first.models
     assert again.comparisons == first.comparisons
-    # Random images only, by which each of the two is known; the first two of them tell how much memory they take.
-    assert sorted(asked) == [PROBED, PROBED, ASKED, ASKED]
+    # Random images only, by which each of the two is known.
+    assert passes.asked == {"a": [ASKED], "b": [ASKED]}
     assert again.environment.seconds["inversion"] < first.environment.seconds["inversion"]
 
 
-def test_another_batch_size_finds_every_inversion_and_counterfactual(outcome, folder, monkeypatch):
-    def searched(*_):
-        raise AssertionError("something was searched for")
+def test_another_weight_of_the_search_computes_nothing_before_it(outcome, folder, passes, monkeypatch):
+    monkeypatch.setattr("audit.pipeline.queries.invert", never)
+    monkeypatch.setattr("audit.robustness.evaluate.pgd_attack", never)
+    file = write_config(folder, "weight.toml")
+    file.write_text(file.read_text().replace("[counterfactual]", "[counterfactual]\nimage_weight = 60"))
+    again = audit.run_audit(file, cache=folder / "cache")
+    assert set(passes.searched) == {"a"}  # b is the same function
+    assert [one.robust for one in again.models] == [one.robust for one in outcome[0].models]
+    assert [one.queries for one in again.models] != [one.queries for one in outcome[0].models]
 
-    monkeypatch.setattr("audit.pipeline.queries.invert", searched)
-    monkeypatch.setattr(Spruce, "explain", searched)
+
+def test_another_model_computes_nothing_of_the_others_but_what_they_say_of_its_edits(outcome, folder, passes):
+    weights = load_file(folder / "a.safetensors")
+    save_file({name: 1.01 * value for name, value in weights.items()}, folder / "c.safetensors")
+    file = write_config(folder, "added.toml", classifiers=("a",))
+    added = '[[classifiers]]\nname = "c"\nfactory = "networks.py:build"\ncheckpoint = "c.safetensors"\n'
+    file.write_text(file.read_text() + added)
+    before, after = outcome[0].models[0], audit.run_audit(file, cache=folder / "cache").models[0]
+    assert set(passes.searched) == {"c"}
+    assert passes.graded["c"] > 0 == passes.graded["a"]
+    assert (after.clean, after.robust, after.reliance) == (before.clean, before.robust, before.reliance)
+    assert [one.trace for one in after.queries] == [one.trace for one in before.queries]
+
+
+def test_another_batch_size_finds_every_inversion_and_counterfactual(outcome, folder, monkeypatch):
+    monkeypatch.setattr("audit.pipeline.queries.invert", never)
+    monkeypatch.setattr(Spruce, "explain", never)
     file = write_config(folder, "batches.toml")
     text = file.read_text()
     for table in ("inversion", "counterfactual"):
