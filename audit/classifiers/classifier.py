@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from audit.classifiers.black_box import is_black_box
+from audit.classifiers.bridge import bridge_channels, bridge_size, class_order, per_channel, two_classes
 from audit.classifiers.feature_networks import HookedNetwork, linear_of
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.outputs import AnswerSettings, ToLogits
@@ -30,7 +31,6 @@ from audit.classifiers.probe import (
 )
 from audit.classifiers.slices import Output, Slices
 from audit.classifiers.trace import trace_network
-from audit.data.colour import luma
 from audit.errors import ClassifierError, ModelFault, Terminated
 from audit.results import ModelInput, Notice, Origin
 from audit.runtime.memory import out_of_memory
@@ -58,27 +58,6 @@ class LocalHead:
         return self.logits + torch.einsum("nkd,nd->nk", self.weight, features - self.features)
 
 
-def class_order(model_classes: Sequence[str], data_classes: Sequence[str], name: str) -> tuple[int, ...]:
-    """Return, for each class of the data, its position in the model's output; the model may know others as well.
-
-    Raises ClassifierError for a class of the data that the model has not, and for one that is named twice.
-    """
-    unknown = [c for c in model_classes if c not in data_classes]
-    missing = [c for c in data_classes if c not in model_classes]
-    twice = len(set(model_classes)) != len(model_classes)
-    if missing or twice:
-        differences = [
-            *([f"not in the data: {', '.join(unknown)}"] if unknown else []),
-            *([f"not in the model: {', '.join(missing)}"] if missing else []),
-            *(["a class is named twice"] if twice else []),
-        ]
-        raise ClassifierError(
-            f"Classes of classifier '{name}' ({', '.join(model_classes)}) do not match those of the data "
-            f"({', '.join(data_classes)}): {'; '.join(differences)}."
-        )
-    return tuple(list(model_classes).index(c) for c in data_classes)
-
-
 def weights_hash(state: Mapping[str, Tensor]) -> str:
     """Return the SHA-256 over the tensors of a state dict in the order of their names: name, type, shape and bytes."""
     digest = hashlib.sha256()
@@ -87,42 +66,6 @@ def weights_hash(state: Mapping[str, Tensor]) -> str:
         digest.update(f"{key}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
-
-
-def bridge_channels(images: Tensor, channels: int) -> Tensor:
-    """Return `images` `[N, 1 or 3, H, W]` in [0, 1] with `channels` (1 or 3) channels, differentiably."""
-    if images.shape[1] == channels:
-        return images
-    return images.expand(-1, channels, -1, -1) if images.shape[1] == 1 else luma(images)
-
-
-def bridge_size(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return `images` `[N, C, h, w]` resized to `size` (H, W): bilinear with antialiasing, differentiably."""
-    if tuple(images.shape[2:]) == size:
-        return images
-    return functional.interpolate(images, size=size, mode="bilinear", align_corners=False, antialias=True)
-
-
-def _per_channel(values: Sequence[float] | None, default: float, channels: int, what: str, name: str) -> Tensor:
-    given = [default] * channels if values is None else [float(v) for v in values]
-    if len(given) == 1:
-        given = given * channels
-    if len(given) != channels:
-        raise ClassifierError(
-            f"Classifier '{name}' has {len(given)} values of {what} for {channels} channel(s): give one per channel."
-        )
-    tensor = torch.tensor(given)[:, None, None]
-    if not torch.isfinite(tensor).all() or (what == "std" and bool((tensor <= 0).any())):
-        raise ClassifierError(f"Classifier '{name}' has {what} = {given}: give finite numbers, above 0 for std.")
-    return tensor
-
-
-def two_classes(logits: Tensor, label: int, limit: float) -> Tensor:
-    """Return logits `[N, 2]` of "without the label", which is 0, and "with it", from those of all labels `[N, L]`.
-
-    `limit` is the logit from which on the label is said to be there.
-    """
-    return functional.pad(logits[:, label, None] - limit, (1, 0))
 
 
 Head = nn.Linear | LocalHead
@@ -188,8 +131,8 @@ class Classifier(nn.Module):
         }
         self.weights_sha256 = weights_hash(network.state_dict())
         channels = input_shape[0]
-        self.register_buffer("mean", _per_channel(mean, 0.0, channels, "mean", name), persistent=False)
-        self.register_buffer("std", _per_channel(std, 1.0, channels, "std", name), persistent=False)
+        self.register_buffer("mean", per_channel(mean, 0.0, channels, "mean", name), persistent=False)
+        self.register_buffer("std", per_channel(std, 1.0, channels, "std", name), persistent=False)
         parameter = next(network.parameters(), None)
         if parameter is not None:
             self.mean, self.std = self.mean.to(parameter.device), self.std.to(parameter.device)
@@ -408,6 +351,13 @@ class Classifier(nn.Module):
         probe = torch.rand(PROBE_IMAGES, *self.input_shape, generator=stage_generator(0, "classifier/probe"))
         return (probe.to(self.mean) - self.mean) / self.std
 
+    def _copied(self) -> "Classifier":
+        """Return a copy that shares the network, and whose settings can be changed."""
+        other = copy.copy(self)
+        # A shallow copy shares the dictionaries of submodules and buffers, which are to be changed in the copy only.
+        other._modules, other._buffers = dict(self._modules), dict(self._buffers)
+        return other
+
     def with_input(
         self,
         *,
@@ -424,16 +374,14 @@ class Classifier(nn.Module):
         order of the network's own outputs. Nothing is run: a network that cannot take the size fails when it is.
         Its features and head are those of the original. Raises ClassifierError for values that do not fit the network.
         """
-        other = copy.copy(self)
-        # A shallow copy shares the dictionaries of submodules and buffers, which are to be changed in the copy only.
-        other._modules, other._buffers = dict(self._modules), dict(self._buffers)
+        other = self._copied()
         channels = self.input_shape[0]
         if size is not None:
             other.input_shape = (channels, *size)
         if mean is not None:
-            other.mean = _per_channel(mean, 0.0, channels, "mean", self.name).to(self.mean)
+            other.mean = per_channel(mean, 0.0, channels, "mean", self.name).to(self.mean)
         if std is not None:
-            other.std = _per_channel(std, 1.0, channels, "std", self.name).to(self.std)
+            other.std = per_channel(std, 1.0, channels, "std", self.name).to(self.std)
         if reversed_channels is not None:
             other.reversed_channels = reversed_channels
         if classes is not None:
@@ -448,8 +396,7 @@ class Classifier(nn.Module):
         The logit of the first is 0, that of the second the label's own less `limit`, the logit from which on the label
         is said to be there. Network and features are shared.
         """
-        other = copy.copy(self)
-        other._modules, other._buffers = dict(self._modules), dict(self._buffers)
+        other = self._copied()
         other.class_names = names
         other.label = self.mean.new_tensor([label, limit])
         if self.head is not None:

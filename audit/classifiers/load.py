@@ -18,8 +18,9 @@ from torch import nn
 
 from audit.classifiers.architectures import SMALL_CONVNEXT_NAME, build_architecture
 from audit.classifiers.black_box import BlackBox, is_black_box
+from audit.classifiers.bridge import class_order
 from audit.classifiers.checkpoint import Checkpoint, existing_file, is_exported, is_torchscript
-from audit.classifiers.classifier import Classifier, class_order
+from audit.classifiers.classifier import Classifier
 from audit.classifiers.containers.table import check_code, container, kind_and_place
 from audit.classifiers.factory import build_by_factory, code_of_factory
 from audit.classifiers.fitting import check_finite, fitting_arguments

@@ -12,7 +12,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from audit.classifiers.classifier import Classifier, two_classes
+from audit.classifiers.bridge import two_classes
+from audit.classifiers.classifier import Classifier
 from audit.counterfactual.methods import ChosenMethod
 from audit.data.multilabel import absent
 from audit.errors import ClassifierError

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from audit.classifiers.classifier import Classifier, two_classes
+from audit.classifiers.bridge import two_classes
+from audit.classifiers.classifier import Classifier
 from audit.classifiers.slices import sparing
 from audit.config import eps_value
 from audit.data.audit_set import AuditSet

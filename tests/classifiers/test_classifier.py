@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from audit.classifiers.classifier import Classifier, bridge_channels, bridge_size, weights_hash
+from audit.classifiers.bridge import bridge_channels, bridge_size
+from audit.classifiers.classifier import Classifier, weights_hash
 from audit.data.colour import LUMA
 from audit.errors import ClassifierError
 

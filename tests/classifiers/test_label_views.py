@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from audit.classifiers.classifier import Classifier, two_classes
+from audit.classifiers.bridge import two_classes
+from audit.classifiers.classifier import Classifier
 from audit.classifiers.load import load_classifier
 from audit.classifiers.outputs import AnswerSettings
 from audit.config import ClassifierConfig

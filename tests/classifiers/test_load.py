@@ -11,7 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from audit.classifiers.architectures import SMALL_CONVNEXT_ARGS, small_convnext
-from audit.classifiers.classifier import Classifier, class_order, weights_hash
+from audit.classifiers.bridge import class_order
+from audit.classifiers.classifier import Classifier, weights_hash
 from audit.classifiers.load import load_classifier
 from audit.config import AuditConfig, ClassifierConfig, resolve_paths
 from audit.errors import AuditError, ClassifierError

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from audit.classifiers.classifier import Classifier, bridge_channels
+from audit.classifiers.bridge import bridge_channels
+from audit.classifiers.classifier import Classifier
 from audit.classifiers.mode import preserve_mode
 from audit.classifiers.probe import first_line
 from audit.classifiers.slices import sparing
