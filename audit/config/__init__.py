@@ -12,6 +12,7 @@ from audit.config.classifiers import (
 from audit.config.counterfactual import CounterfactualConfig, Methods, QueryConfig
 from audit.config.data import DataConfig, PhantomConfig, RegionsConfig, Training
 from audit.config.defaults import EFFORTS, PRESETS, Effort
+from audit.config.engine import RayConfig
 from audit.config.generator import GeneratorConfig, InversionConfig
 from audit.config.load import load_config, load_training, recorded, resolve_paths
 from audit.config.metrics import MetricsConfig, RankingConfig
@@ -75,6 +76,7 @@ __all__ = [
     "Precision",
     "QueryConfig",
     "RankingConfig",
+    "RayConfig",
     "RegionsConfig",
     "RelianceConfig",
     "RobustnessConfig",

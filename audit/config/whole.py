@@ -1,7 +1,7 @@
 """A whole audit: all tables together, and changes of it that the command line asks for."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -10,6 +10,7 @@ from audit.config.classifiers import ClassifierConfig, JudgeConfig
 from audit.config.counterfactual import CounterfactualConfig, QueryConfig
 from audit.config.data import DataConfig, RegionsConfig
 from audit.config.defaults import Effort, filled
+from audit.config.engine import RayConfig
 from audit.config.generator import GeneratorConfig, InversionConfig
 from audit.config.metrics import MetricsConfig, RankingConfig
 from audit.config.places import container_of, is_shipped
@@ -49,6 +50,14 @@ class AuditConfig(Section):
         description="bound on what the images worked on together take, measured: batches are worked on in parts that "
         "fit; auto: 2GB, and half of a GPU's memory",
     )
+    engine: Literal["local", "ray"] = Field(
+        "local",
+        description="where parts of the work are computed: on this machine, or on a Ray cluster (docs/cluster.md)",
+    )
+    workers: Literal["auto"] | Annotated[int, Field(ge=1)] = Field(
+        "auto", description="processes of the local engine, which share the threads; auto: one for every GPU, else one"
+    )
+    ray: RayConfig = RayConfig()
     data: DataConfig
     regions: RegionsConfig = RegionsConfig()
     queries: QueryConfig = QueryConfig()

@@ -28,7 +28,8 @@ class AuditSet:
     class's meaning (a lesion, a cell); any other name is a further place worth measuring (such as a marker).
     `reading` says how the images were read and what was left out; None where they were made in memory.
     `groups` are columns of metadata by name, a value for each image and '' where it is not known.
-    `notices` are what else a reader of its numbers has to know, found by its loader.
+    `notices` are what else a reader of its numbers has to know, found by its loader. Of a set with a `lot` only the
+    batch of that number is worked on.
     """
 
     read_image: ImageReader
@@ -43,6 +44,7 @@ class AuditSet:
     reading: Reading | None = None
     notices: tuple[Notice, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    lot: int | None = None
     _digests: dict[tuple[ImageReader, int], bytes] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -153,8 +155,13 @@ class AuditSet:
         return whole.hexdigest()
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield `(images, labels, indices)` in order, `batch_size` rows at a time."""
+        """Yield `(images, labels, indices)` in order, `batch_size` rows at a time; with a `lot` that batch, if any."""
         labels = self.row_labels
-        for start in range(0, len(self), batch_size):
-            indices = torch.arange(start, min(start + batch_size, len(self)))
+        for indices in self.places(batch_size):
             yield self.images(indices), labels[indices], indices
+
+    def places(self, batch_size: int) -> Iterator[Tensor]:
+        """Yield the indices of `batches`; no image is read."""
+        starts = range(0, len(self), batch_size)
+        for start in starts if self.lot is None else starts[self.lot : self.lot + 1]:
+            yield torch.arange(start, min(start + batch_size, len(self)))

@@ -172,6 +172,11 @@ def check_method(method: str, generator: Generator, encoder: Encoder | None) -> 
         )
 
 
+def images_at_once(inverter: Inverter, images: Tensor) -> int:
+    """How many of `images` `invert` works on together, measured on the first one."""
+    return _images_at_once(inverter, images, _Starts(inverter, images))
+
+
 def _images_at_once(inverter: Inverter, images: Tensor, starts: "_Starts") -> int:
     """How many images are inverted together: one step of each kind is made on the first image, and measured."""
     config, device = inverter.config, starts.codes.device

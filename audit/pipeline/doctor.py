@@ -242,7 +242,7 @@ def _audited(config: AuditConfig, base: Path) -> Iterator[Check]:
 def _answers(one: ClassifierConfig, context: Context, images: Images) -> str:
     """Load a classifier and give it a few images."""
     check_files(one)
-    classifier = load_model(one, context, images)
+    classifier = load_model(one, context, images.all)
     few = images.audited.images(range(min(IMAGES, len(images.audited)))).to(context.device)
     with torch.no_grad():
         classifier(few)

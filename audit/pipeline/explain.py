@@ -1,7 +1,7 @@
 """Counterfactuals of one classifier by the configured method, kept image by image."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 from audit.counterfactual.answers import logits_of
-from audit.counterfactual.methods import ChosenMethod
+from audit.counterfactual.methods import ChosenMethod, choose_methods
 from audit.counterfactual.protocol import Counterfactuals, Inverted, InvertedQueries, SearchNetworks
 from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets, nearest_targets
 from audit.embeddings.embedding import named
@@ -18,9 +18,11 @@ from audit.inversion.deltas import Deltas, Rows
 from audit.metrics.labels import SideEffects, side_effects
 from audit.pipeline.calibrate import Calibrated, check_target
 from audit.pipeline.context import Context
+from audit.pipeline.divided import Order, Site, compute
 from audit.pipeline.networks import Networks
 from audit.pipeline.queries import Queries
-from audit.results import Clean
+from audit.results import Clean, Failure
+from audit.runtime.faults import tried
 from audit.runtime.progress import stage_progress
 from audit.storage.stages import Lots, Stages
 
@@ -106,14 +108,36 @@ def explain_model(
 
     Raises ClassifierError where a target class has no operating point, and MethodError for a fault of the method.
     """
-    logits = subject.logits[queries.positions]
-    targets = _targets(context, networks, queries, subject, logits)
+    asked, targets = _asked(context, networks, queries, subject)
     for target in targets.unique().tolist():
         check_target(subject.calibrated, target)
-    asked = InvertedQueries(queries.images, logits.argmax(1), queries.inversion)
-    search = _Search(context, method, networks, subject)
+    search = _Search(context, method, networks, subject.calibrated)
     found = search.explain(f"counterfactuals {subject.name}", asked, targets)
     return Explained(subject, queries, found, targets)
+
+
+def explain_apart(
+    context: Context, method: ChosenMethod, networks: Networks, asked: Sequence[tuple[Subject, Queries]]
+) -> None:
+    """Have the engine, if there is one, draw the counterfactuals of all models and batches that are not kept."""
+    if context.engine is None or not method.known_by_version:
+        return
+    orders: list[Callable[[], Order]] = []
+    named = {one.name for one in context.config.classifiers}
+    for subject, queries in (one for one in asked if one[0].name in named):  # and not the view of one label
+        search = _Search(context, method, networks, subject.calibrated)
+        found = tried("counterfactuals", partial(_asked, context, networks, queries, subject))
+        if not isinstance(found, Failure):  # which is told where this model is explained
+            orders += [partial(search.order, *found, rows) for rows in search.batches(*found)]
+    if len(orders) > 1:
+        compute(context, "parts: counterfactuals", len(orders), (order() for order in orders))
+
+
+def _asked(context: Context, networks: Networks, queries: Queries, subject: Subject) -> tuple[InvertedQueries, Tensor]:
+    """Return the queries of a model with the classes that it gives to them, and their target classes `[N]`."""
+    logits = subject.logits[queries.positions]
+    asked = InvertedQueries(queries.images, logits.argmax(1), queries.inversion)
+    return asked, _targets(context, networks, queries, subject, logits)
 
 
 def _targets(context: Context, networks: Networks, queries: Queries, subject: Subject, logits: Tensor) -> Tensor:
@@ -148,27 +172,43 @@ class _Search:
     context: Context
     method: ChosenMethod
     networks: Networks
-    subject: Subject
+    calibrated: Calibrated
 
     def explain(self, stage: str, queries: InvertedQueries, targets: Tensor) -> Counterfactuals:
         """Draw the counterfactuals of `queries` towards `targets` `[N]`; each is kept, whichever others there are."""
         lots: Lots[_Row] = self._lots(queries, targets)
-        together = self.context.config.counterfactual.batch_size if self.method.in_batches else len(targets)
         networks = SearchNetworks(self.networks.loaded.generator, self.networks.perceptual)
         with stage_progress(stage, len(targets)) as advance:
             advance(len(targets) - len(lots.missing))
-            for first in range(0, len(lots.missing), together):
-                rows = lots.missing[first : first + together]
-                inversion = _select(queries.inversion, rows)
-                some = InvertedQueries(queries.images[rows], queries.labels[rows], inversion)
-                search = partial(self.method.explain, self.subject.calibrated, networks, some, targets[rows], advance)
+            for rows in self._batches(lots.missing):
+                some = _select_queries(queries, rows)
+                search = partial(self.method.explain, self.calibrated, networks, some, targets[rows], advance)
                 lots.keep(rows, lambda search=search: _rows(search()))  # type: ignore[misc]
         return _together(lots.all())
 
+    def _batches(self, missing: Sequence[int]) -> list[list[int]]:
+        """Return the places of queries that are explained together."""
+        together = self.context.config.counterfactual.batch_size if self.method.in_batches else max(1, len(missing))
+        return [list(missing[first : first + together]) for first in range(0, len(missing), together)]
+
+    def batches(self, queries: InvertedQueries, targets: Tensor) -> list[list[int]]:
+        """Return the places of queries that will be explained together, for they are not kept."""
+        return self._batches(self._lots(queries, targets).missing)
+
+    def order(self, queries: InvertedQueries, targets: Tensor, rows: list[int]) -> Order:
+        """Return the part that explains the queries at `rows`."""
+        some, name = _select_queries(queries, rows), self.calibrated.classifier.name
+        alone = replace(some, inversion=_in_memory(some.inversion))
+        # Networks and images are where the part is computed.
+        usual = {one.name: getattr(self.calibrated, one.name) for one in fields(self.calibrated)}
+        usual |= {"classifier": None, "real": None}
+        known = partial(explain_part, method=self.method.name, model=name, usual=usual)
+        return Order(partial(known, queries=alone, targets=targets[rows]))
+
     def _lots(self, queries: InvertedQueries, targets: Tensor) -> "Lots[_Row]":
-        calibrated, inversion, config = self.subject.calibrated, queries.inversion, self.context.config
+        calibrated, inversion, config = self.calibrated, queries.inversion, self.context.config
         # Of a method of another package nothing stands for the code.
-        stages = self.context.of(self.subject.classifier) if self.method.known_by_version else Stages()
+        stages = self.context.of(calibrated.classifier) if self.method.known_by_version else Stages()
         labels = zip(queries.labels.tolist(), targets.tolist(), strict=True)
         seen = zip(queries.images, inversion.images, inversion.pivots, strict=True)
         items = [
@@ -192,6 +232,17 @@ class _Search:
             embedding=named(self.networks.perceptual),
             seed=config.seed,
         )
+
+
+def explain_part(
+    site: Site, *, method: str, model: str, usual: Mapping[str, Any], queries: InvertedQueries, targets: Tensor
+) -> None:
+    """Draw and keep the counterfactuals of `queries`; `usual` is what is known of the model by its calibration."""
+    config, networks = site.context.config, site.networks()
+    assert networks is not None
+    chosen = next(one for one in choose_methods(config.counterfactual, config.seed) if one.name == method)
+    calibrated = Calibrated(**{**usual, "classifier": site.model(model), "real": site.calibration})
+    _Search(site.context, chosen, networks, calibrated).explain(f"counterfactuals {model}", queries, targets)
 
 
 _Row = Mapping[str, Tensor | None]
@@ -227,6 +278,17 @@ class _Drawn:
     images: Tensor
 
 
+def _select_queries(queries: InvertedQueries, rows: list[int]) -> InvertedQueries:
+    return InvertedQueries(queries.images[rows], queries.labels[rows], _select(queries.inversion, rows))
+
+
+def _in_memory(drawn: Inverted) -> Inverted:
+    """Return the same without the files that its weights, and those of other images, are mapped from."""
+    given = drawn.deltas
+    deltas = Deltas(given.shapes, [given.pieces()]) if isinstance(given, Deltas) and given else given
+    return _Drawn(drawn.pivots, deltas, drawn.images)
+
+
 def _select(drawn: Inverted, rows: list[int]) -> _Drawn:
     given, places = drawn.deltas, torch.tensor(rows)
     if isinstance(given, Deltas) and given:  # their files are read when they are asked for
@@ -251,7 +313,9 @@ def way_back(context: Context, method: ChosenMethod, networks: Networks, explain
     start = _Drawn(found.latents[rows], explained.queries.inversion.select(rows).deltas, found.images[rows])
 
     asked = InvertedQueries(start.images, explained.targets[rows], start)
-    back = _Search(context, method, networks, subject).explain(f"ways back {subject.name}", asked, sources[rows])
+    back = _Search(context, method, networks, subject.calibrated).explain(
+        f"ways back {subject.name}", asked, sources[rows]
+    )
     return WayBack(rows, back.images, back.flipped)
 
 

@@ -38,15 +38,21 @@ class Images:
     attacked: AuditSet | None = None
 
 
+def listed(context: Context) -> tuple[AuditSet, str | None, AuditSet | None]:
+    """List the images that the configuration names: all, the split to calibrate on and what is used of it, if any."""
+    config = context.config
+    images = load_data(config.data, config.seed)
+    if config.generator is None and config.robustness.vulnerability is None:
+        return images, None, None
+    usual = calibration_split(config.data, images)
+    return images, usual, _at_most_per_class(context, images.split(usual))
+
+
 def read_images(context: Context) -> Images:
     """Read what the configuration names. Raises ConfigError or DataError for what cannot be audited."""
     config = context.config
-    images = load_data(config.data, config.seed)
+    images, usual, calibration = listed(context)
     audited = images.split(config.data.audit_split)
-    calibration, usual = None, None
-    if config.generator is not None or config.robustness.vulnerability is not None:
-        usual = calibration_split(config.data, images)
-        calibration = _at_most_per_class(context, images.split(usual))
     _check_confounders(config, images)
     _check_labels(config, images)
     if config.generator is not None and not images.is_multi_label:

@@ -22,7 +22,7 @@ from audit.metrics.intervals import mean_interval
 from audit.pipeline.answers import decisions
 from audit.pipeline.compare import Compared, compare
 from audit.pipeline.context import Context
-from audit.pipeline.explain import Explained, Subject, equal_edits, explain_model, way_back
+from audit.pipeline.explain import Explained, Subject, equal_edits, explain_apart, explain_model, way_back
 from audit.pipeline.images import Images
 from audit.pipeline.looks import embed_with_bar
 from audit.pipeline.networks import Networks
@@ -217,6 +217,9 @@ def _asking(found: Meaningfulness, inverted: Queries, groups: Sequence[Group]) -
 
 
 def _explain(context: Context, subjects: Sequence[Subject], found: Meaningfulness) -> Steps:
+    with context.watch.stage("counterfactuals"):
+        asked = [(one, found.asked[one.name]) for one in _left(subjects, found)]
+        explain_apart(context, found.method, found.networks, asked)
     for one in _left(subjects, found):
         explain = partial(explain_model, context, found.method, found.networks, found.asked[one.name], one)
         with context.watch.stage("counterfactuals"):

@@ -11,6 +11,7 @@ from audit.classifiers.feature_networks import HookedNetwork, OutputNetwork
 from audit.classifiers.load import load_classifier
 from audit.classifiers.slices import Slices
 from audit.config import ClassifierConfig, CounterfactualConfig, is_shipped
+from audit.data.audit_set import AuditSet
 from audit.errors import ClassifierError, ConfigError, Terminated
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images
@@ -41,7 +42,7 @@ def load_models(context: Context, images: Images) -> Models:
     failed: dict[str, Failure] = {}
     for one in config.classifiers:
         try:
-            classifiers.append(load_model(one, context, images))
+            classifiers.append(load_model(one, context, images.all))
         except (KeyboardInterrupt, Terminated, ConfigError):
             raise
         except BaseException as error:  # noqa: BLE001 - foreign code may raise anything, SystemExit included
@@ -49,13 +50,12 @@ def load_models(context: Context, images: Images) -> Models:
     if not classifiers:
         raise none_left(list(failed.values()))
     return Models(
-        tuple(classifiers), failed, tuple(load_model(one, context, images) for one in config.judge_checkpoints)
+        tuple(classifiers), failed, tuple(load_model(one, context, images.all) for one in config.judge_checkpoints)
     )
 
 
-def load_model(config: ClassifierConfig, context: Context, images: Images) -> Classifier:
+def load_model(config: ClassifierConfig, context: Context, data: AuditSet) -> Classifier:
     """Load one classifier onto the audit's device. Raises ClassifierError, and whatever foreign code raises."""
-    data = images.all
     found = load_classifier(config, data.image_shape, data.class_names, context.base, independent=data.is_multi_label)
     classifier = found.to(context.device)
     classifier.slices = Slices(config.name, context.config.max_memory)

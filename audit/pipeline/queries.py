@@ -6,7 +6,7 @@ would count as counterfactuals without an edit.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
@@ -16,9 +16,10 @@ from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import named
 from audit.errors import ConfigError
 from audit.inversion.cache import CODE, inverted, keep_without_store
-from audit.inversion.invert import Inversion, invert
+from audit.inversion.invert import Inversion, images_at_once, invert
 from audit.inversion.inverter import Inverter
 from audit.pipeline.context import Context
+from audit.pipeline.divided import Order, Site, compute
 from audit.pipeline.networks import Networks
 from audit.pipeline.pairing import LEAST, Group, balanced, pair_models
 from audit.results import Failure
@@ -187,7 +188,8 @@ def _invert(context: Context, networks: Networks, images: Tensor) -> Inversion:
     with stage_progress("inversion (images)", len(images)) as advance:
         if context.store is None:
             return invert(inverter, images, advance, keep_without_store())
-        lots = context.stages.lots(
+        kept = partial(
+            context.stages.lots,
             "inversion",
             [{"image": image} for image in images],
             CODE,
@@ -198,8 +200,21 @@ def _invert(context: Context, networks: Networks, images: Tensor) -> Inversion:
             settings=config.inversion.model_dump(exclude={"batch_size", "max_memory", "encoder"}),
             seed=config.seed,
         )
+        lots = kept()
+        if context.engine is not None and lots.missing:
+            waiting = images[lots.missing]
+            chunks = waiting.split(images_at_once(inverter, waiting))
+            orders = [Order(partial(_invert_part, images=chunk.clone())) for chunk in chunks]
+            compute(context, "parts: inversion", len(orders), orders if len(orders) > 1 else [])
+            lots = kept()
         advance(len(images) - len(lots.missing))
         return inverted(lots, images, lambda some, keep: invert(inverter, some, advance, keep))
+
+
+def _invert_part(site: Site, images: Tensor) -> None:
+    networks = site.networks()
+    assert networks is not None
+    _invert(site.context, networks, images)
 
 
 @dataclass(frozen=True)

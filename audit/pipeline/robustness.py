@@ -92,6 +92,11 @@ class Measured:
         """What is asked for answers to changed images."""
         return self.low.answers if isinstance(self.low, LowPasses) else self.classifier
 
+    @property
+    def graded(self) -> nn.Module:
+        """What attacks that climb follow the gradients of."""
+        return self.low.gradients if isinstance(self.low, LowPasses) else self.classifier
+
     def stages(self, context: Context) -> Stages:
         """Where results are kept that passes in 16 bits may have a part in."""
         stages = context.of(self.classifier)
@@ -154,7 +159,7 @@ def measure_models(
             models = _each(models, "second source", step, stage_kept("second source", lost, ["robust.shift"]))
     if settings.vulnerability is not None and images.calibration is not None:
         for step in (
-            partial(_mapped, context, images.audited, images.calibration),
+            partial(mapped, context, images.audited, images.calibration),
             partial(_overlapped, context, images.audited),
         ):
             kept = stage_kept("vulnerability maps", lost, ["robust.vulnerability"])
@@ -286,12 +291,12 @@ def _transferred(
 def _attacked(
     context: Context, audited: AuditSet, model: Measured, lost: list[NotComputed], onlookers: Onlookers | None
 ) -> Measured:
-    config, classifier, failed = context.config, model.classifier, None
+    config, failed = context.config, None
     # What comes after the attacks may fail, and their numbers stay.
     measured = [Attacked(model.robust, {})]
     attack = partial(
         measured_robustness,
-        model.low.gradients if isinstance(model.low, LowPasses) else classifier,
+        model.graded,
         audited,
         config.robustness,
         config.seed,
@@ -336,7 +341,8 @@ def _shifted(context: Context, foreign: AuditSet, model: Measured) -> Measured:
     return replace(model, robust=model.robust.model_copy(update={"shift": clean}))
 
 
-def _mapped(context: Context, audited: AuditSet, calibration: AuditSet, model: Measured) -> Measured:
+def mapped(context: Context, audited: AuditSet, calibration: AuditSet, model: Measured) -> Measured:
+    """Add the model's vulnerability map, or why there is none."""
     settings, seed = context.config.robustness.vulnerability, context.config.seed
     assert settings is not None
     if not model.classifier.differentiable:

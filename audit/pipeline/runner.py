@@ -1,7 +1,7 @@
 """The stages of an audit in their order; the only place that knows it (the way of the data: config to results)."""
 
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +16,7 @@ from audit.pipeline.assemble import Findings, assemble, save_all
 from audit.pipeline.attribution import attribute_models
 from audit.pipeline.calibrate import Calibrated, calibrate_models
 from audit.pipeline.context import Context
+from audit.pipeline.divided import Site, spread
 from audit.pipeline.estimate import Estimate, estimate
 from audit.pipeline.explain import Subject
 from audit.pipeline.first_look import Look, first_looks
@@ -25,6 +26,7 @@ from audit.pipeline.labels import measure_labels
 from audit.pipeline.meaningfulness import explain_models
 from audit.pipeline.models import load_models, none_left
 from audit.pipeline.networks import check_embeddings, load_networks
+from audit.pipeline.parts import parts_of_models, parts_on_batches
 from audit.pipeline.reliance import measure_reliance
 from audit.pipeline.robustness import Robustness, measure_models
 from audit.pipeline.writing import check_same_audit, inputs_of, write_audit
@@ -33,6 +35,7 @@ from audit.reliance.interventions import choose_interventions
 from audit.results import AuditResult, Failure
 from audit.robustness.attacks.registry import check_attacks
 from audit.robustness.corruptions.run import check_names
+from audit.runtime.engine import open_engine
 from audit.runtime.environment import Stopwatch, choose_device
 from audit.runtime.memory import limited
 from audit.runtime.progress import is_shown, remark
@@ -73,11 +76,17 @@ def run_audit(
     inputs = inputs_of(settings, file, None if store is None else store.root)
     if out is not None and not overwrite:
         check_same_audit(Path(out).expanduser(), settings, base)
-    with limited(settings.max_memory), open_output(Path(out), inputs) if out is not None else nullcontext() as output:
+    device = choose_device(settings.device)
+    with ExitStack() as stack:
+        stack.enter_context(limited(settings.max_memory))
+        output = None if out is None else stack.enter_context(open_output(Path(out), inputs))
+        engine = stack.enter_context(open_engine(settings, device))
         if store is not None:
             _check_writable(store.root)
             store.bound()
-        return _run(Context(settings, base, choose_device(settings.device), store, Stopwatch()), output)
+        elif engine is not None:  # results come from where they are computed by way of a store
+            store = Store(Path(stack.enter_context(TemporaryDirectory(prefix="spruce-audit-"))))
+        return _run(Context(settings, base, device, store, Stopwatch(), engine), output)
 
 
 def estimate_audit(config: str | Path, effort: Effort | None = None) -> Estimate:
@@ -121,10 +130,14 @@ def _run(context: Context, output: Output | None) -> AuditResult:
         labelled = rely_on_labels(context, labelled, interventions)
         looks = {one.name: Look() for one in models.classifiers}
         return _finished(context, Findings(images, models, looks, {}, labelled.overview, None, labelled), output)
-    if is_shown():
+    if is_shown() and context.engine is None:  # of one process
         with watch.stage("estimate"):
             found = estimate(context, images, models.classifiers, networks)
         remark(f"Estimate: {found.sentence()}", ahead=sum(found.seconds.values()))
+    named = {one.name: one for one in models.classifiers}
+    site = Site(context, images.all, images.calibration, named.__getitem__, lambda: networks)
+    spread(site, "parts: batches", parts_on_batches(config, len(images.audited), list(named)))
+    spread(site, "parts: models", parts_of_models(list(named)))
     with watch.stage("sanity"):
         looks = first_looks(context, models.classifiers, images.audited)
     calibrated: dict[str, Calibrated | Failure] = {}

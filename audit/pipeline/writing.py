@@ -57,7 +57,7 @@ def inputs_of(config: AuditConfig, file: Path | None, cache: Path | None) -> dic
     }
 
 
-WHERE_IT_RUNS = frozenset({"device", "max_memory"})
+WHERE_IT_RUNS = frozenset({"device", "max_memory", "engine", "workers", "ray"})
 """Keys that say where an audit runs, not what it measures."""
 
 

@@ -6,7 +6,7 @@ a time, so that memory is bounded by the batch and not by the number of interven
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
@@ -18,7 +18,7 @@ from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import check_images
 from audit.reliance.interventions import INTERVENTIONS
 from audit.reliance.reactions import reaction
-from audit.reliance.spec import Intervention, intervene
+from audit.reliance.spec import Change, Intervention, intervene
 from audit.results import Intervention as InterventionRow
 from audit.robustness.attacks.checks import checked_logits
 from audit.robustness.panel import Panel
@@ -151,16 +151,25 @@ def _passes(panel: Panel, shown: Shown, named: tuple[str, Intervention], advance
     cells = [(variant, strength) for variant in intervention.variants for strength in intervention.strengths]
     ours = not name or INTERVENTIONS.origin(name) is None
     found: dict[str, list[list[Tensor]]] = {model: [[] for _ in cells] for model in panel.standing}
-    for images, _, indices in shown.dataset.batches(shown.batch_size):
-        images = images.to(shown.device)
-        check_images(images, f"images of {shown.dataset.source}")
+    for indices in shown.dataset.places(shown.batch_size):
+        images = cache(partial(_read, shown, indices))  # not read where all answers are kept
         rows = shown.dataset.select(indices)
         for place, (variant, strength) in enumerate(cells):
-            change = partial(intervene, images, intervention.variants[variant], strength)
+            change = partial(_changed, images, intervention.variants[variant], strength)
             made = {"intervention": name, "variant": variant, "strength": strength} if ours else None
             for model, answers in probabilities(panel, change, rows, made).items():
                 found[model][place].append(answers)
-            advance(len(images))
+            advance(len(rows))
     shape = len(intervention.variants), len(intervention.strengths)
     whole = {model: [torch.cat(parts) for parts in found[model]] for model in panel.standing}
     return {model: torch.stack(parts).unflatten(0, shape) for model, parts in whole.items()}
+
+
+def _read(shown: Shown, indices: Tensor) -> Tensor:
+    images = shown.dataset.images(indices).to(shown.device)
+    check_images(images, f"images of {shown.dataset.source}")
+    return images
+
+
+def _changed(images: Callable[[], Tensor], change: Change, strength: float) -> Tensor:
+    return intervene(images(), change, strength)

@@ -1,6 +1,6 @@
 """One attack on one batch: what it met, what of it is kept, and how it is found again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TypeVar
@@ -50,10 +50,11 @@ class Met:
     stages: list[CascadeStage] = field(default_factory=list)
 
     @classmethod
-    def none(cls, images: Tensor, labels: Tensor) -> "Met":
-        """Return what stands before the first attack: nothing has fallen."""
-        stands = torch.ones(len(images), dtype=torch.bool, device=images.device)
-        return cls(stands, torch.full_like(labels, -1), images, labels, Sight.of(len(images), images.device))
+    def none(cls, labels: Tensor) -> "Met":
+        """Return what stands before the first attack, which has left no images: nothing has fallen."""
+        stands = torch.ones(len(labels), dtype=torch.bool, device=labels.device)
+        sight = Sight.of(len(labels), labels.device)
+        return cls(stands, torch.full_like(labels, -1), torch.empty(0, device=labels.device), labels, sight)
 
     def to(self, device: torch.device) -> "Met":
         """Return the same on `device`."""
@@ -73,11 +74,18 @@ class Met:
 
 @dataclass(frozen=True)
 class Batch:
-    """Images `[N, C, H, W]` with labels `[N]`; `first` is the place of the first one in the attacked order."""
+    """Images `[N, C, H, W]`, read when they are asked for, with labels `[N]`.
 
-    images: Tensor
+    `first` is the place of the first one in the attacked order.
+    """
+
+    read: Callable[[], Tensor]
     labels: Tensor
     first: int
+
+    @cached_property
+    def images(self) -> Tensor:
+        return self.read()
 
 
 @dataclass(frozen=True)
@@ -136,17 +144,23 @@ class Task:
             seed=self.seed,
         )
 
+    def batches(self, chosen: AuditSet) -> Iterator[tuple[Batch, Tensor]]:
+        """Yield every batch of the attacked order, with the places of its images in it."""
+        labels, device = chosen.row_labels, device_of(self.classifier)
+        for rows in chosen.places(self.config.batch_size):
+            yield Batch(partial(_read, chosen, rows, device), labels[rows].to(device), int(rows[0])), rows
+
+    def is_kept(self, attack: str) -> bool:
+        """Whether `attack` is ours; the source of one of another package is in no key, and it is always made."""
+        return all(one.source is None for one in self.made_of(attack))
+
     def kept(
         self, attack: str, compute: Callable[[], T], rows: AuditSet, code: Sequence[str] = CODE, **inputs: object
     ) -> T:
-        """Return what `compute` makes of one batch, `rows` of the attacked order, by `attack`; kept where it is ours.
-
-        The source of an attack of another package is in no key: it is always made.
-        """
-        made_of = self.made_of(attack)
-        if any(one.source is not None for one in made_of):
+        """Return what `compute` makes of one batch, `rows` of the attacked order; kept where `attack` is ours."""
+        if not self.is_kept(attack):
             return compute()
-        options = {one.name: dict(one.options) for one in made_of}
+        options = {one.name: dict(one.options) for one in self.made_of(attack)}
         settings = {"attack": attack, "options": options, "seed": self.seed}
         return self.stages.kept("attack", compute, code, images=rows.content, **settings, **inputs)
 
@@ -155,6 +169,10 @@ class Task:
         ask = partial(still_fooled, self.classifier, shown, chosen, device_of(self.classifier))
         of = chosen.select([one.row for one in shown]).content
         return self.stages.kept("attacked examples", ask, CODE, shown=shown, images=of) if shown else []
+
+
+def _read(chosen: AuditSet, rows: Tensor, device: torch.device) -> Tensor:
+    return chosen.images(rows).to(device)
 
 
 @dataclass(frozen=True)
@@ -167,11 +185,32 @@ class Done:
 
 def attack_batch(task: Task, batch: Batch, earlier: Met, ball: Ball, *, whole: bool) -> Done:
     """Attack what stands of one batch; all attacked images are kept where the `whole` batch is wanted."""
-    before = earlier if whole else replace(earlier, images=batch.images)
+    before = earlier if len(earlier.images) else replace(earlier, images=batch.images)
     met = sparing(task.classifier, partial(_attack, task, batch, earlier.standing, ball)).after(before)
     rows = torch.arange(batch.first, batch.first + len(batch.images))
     fooled = first_fooled(batch.images, met.images, earlier.standing & ~met.standing, rows, ball.metric)
     return Done(met if whole else replace(met, images=met.images[:0]), fooled)
+
+
+def attack_curve(
+    task: Task, batch: Batch, rows: AuditSet, curve: Sequence[Ball], watched: str | None
+) -> Iterator[tuple[Ball, Met, Done]]:
+    """Take one batch, `rows` of the attacked order, through the balls of a curve; what stood before each comes with it.
+
+    All images that the attack `watched` leaves are kept.
+    """
+    earlier = Met.none(batch.labels)
+    for ball in curve:
+        whole = ball.attack == watched
+        work = partial(attack_batch, task, batch, earlier, ball, whole=whole)
+        known = [earlier.standing, earlier.fell, earlier.answers]
+        done = task.kept(
+            ball.attack, work, rows, ball=ball, eps=ball.eps, whole=whole, first=batch.first, earlier=known,
+            outcomes=task.outcomes,
+        )  # fmt: skip
+        done = replace(done, met=done.met.to(batch.labels.device))
+        yield ball, earlier, done
+        earlier = done.met
 
 
 def _pgd(task: Task, batch: Batch, active: Tensor, ball: Ball) -> Met:
@@ -204,7 +243,8 @@ def _attack(task: Task, batch: Batch, active: Tensor, ball: Ball) -> Met:
     if ball.attack == PGD:
         return _pgd(task, batch, active, ball)
     images, rows = batch.images, active.nonzero().flatten()
-    cascade = task.cascade(Batch(images[rows], batch.labels[rows], batch.first), ball.attack, ball.norm, ball.eps)
+    attacked = Batch(lambda: images[rows], batch.labels[rows], batch.first)
+    cascade = task.cascade(attacked, ball.attack, ball.norm, ball.eps)
     standing, adversarial = torch.zeros_like(active), images.clone()
     standing[rows], adversarial[rows] = cascade.standing, cascade.images
     sight = Sight.of(len(images), images.device)

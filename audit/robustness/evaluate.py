@@ -6,7 +6,7 @@ image is run once, and its distances tell both the accuracy at every radius and 
 """
 
 from collections.abc import Callable
-from functools import partial
+from dataclasses import replace
 
 from torch import Tensor, nn
 
@@ -15,15 +15,14 @@ from audit.classifiers.precision import in_float32
 from audit.config import RobustnessConfig
 from audit.data.audit_set import AuditSet
 from audit.results import ATTACK_TITLES, TRANSFER, NotComputed, Robust, attack_path
-from audit.robustness.accuracy import device_of
 from audit.robustness.attacks.ball import Norm
 from audit.robustness.attacks.checks import name_of
 from audit.robustness.attacks.guard import AttackFault
 from audit.robustness.attacks.registry import by_answers, shown_attack
 from audit.robustness.balls import Ball, attacked_rows
-from audit.robustness.batch import Batch, Met, Task, attack_batch
+from audit.robustness.batch import Task, attack_curve
 from audit.robustness.examples import EXAMPLES, Fooled
-from audit.robustness.nearest import enter_minimal, searched_distances
+from audit.robustness.nearest import distances_by_batch, enter_minimal, searched_distances
 from audit.robustness.tally import Attacked, Tally, enter
 from audit.robustness.trust.verdict import Evidence, check_trust
 from audit.runtime.progress import stage_progress
@@ -33,6 +32,27 @@ NOWHERE = Stages()
 """Nothing is kept."""
 Witness = Callable[[Ball, Tensor, Tensor], None]
 """Is shown a batch as the attack of a ball left it: the places in the attacked order, and the images."""
+
+
+def attack_lot(
+    classifier: nn.Module, dataset: AuditSet, config: RobustnessConfig, seed: int, stages: Stages, *, shown: bool
+) -> None:
+    """Do and keep in `stages` what `measured_robustness` does with the batch of number `dataset.lot`.
+
+    `shown` says whether there will be a witness. Attacks of other packages, which are never kept, are left out.
+    """
+    config, _ = (config, []) if is_differentiable(classifier) else by_answers(config)
+    task = Task(classifier, config, seed, stages)
+    chosen, watched = attacked_rows(dataset, config.n, seed), shown_attack(config) if shown else None
+    for batch, rows in task.batches(chosen):
+        for curve in (curve for curve in task.curves() if task.is_kept(curve[0].attack)):
+            for _ in attack_curve(task, batch, chosen.select(rows), curve, watched):
+                pass
+    if is_differentiable(classifier) and config.distance is not None:
+        exact = replace(task, classifier=in_float32(classifier))
+        for norm in config.distance.norms:
+            for _ in distances_by_batch(exact, chosen, norm):
+                pass
 
 
 def robust_accuracy(
@@ -56,39 +76,27 @@ def robust_accuracy(
     config, left_out = (config, []) if is_differentiable(classifier) else by_answers(config)
     task = Task(classifier, config, seed, stages)
     chosen = attacked_rows(dataset, config.n, seed)
-    device = device_of(classifier)
     curves = task.curves()
     balls = [ball for curve in curves for ball in curve]
     tallies = {ball: Tally.of(len(chosen)) for ball in balls}
-    first, seen = next(name for name in config.attacks if name != TRANSFER), shown_attack(config)
+    first = next(name for name in config.attacks if name != TRANSFER)
+    watched = None if witness is None else shown_attack(config)
     examples: list[Fooled] = []
     faults: dict[str, str] = {}
     with stage_progress(stage, len(chosen) * len(balls)) as advance:
-        for images, labels, rows in chosen.batches(config.batch_size):
-            batch = Batch(images.to(device), labels.to(device), int(rows[0]))
+        for batch, rows in task.batches(chosen):
             found: list[Fooled] = []
             for curve in curves:
-                earlier = Met.none(batch.images, batch.labels)
-                for ball in curve:
-                    watched = witness is not None and ball.attack == seen
-                    work = partial(attack_batch, task, batch, earlier, ball, whole=watched)
-                    known = [earlier.standing, earlier.fell, earlier.answers]
-                    try:
-                        done = task.kept(
-                            ball.attack, work, chosen.select(rows), ball=ball, eps=ball.eps, whole=watched,
-                            first=batch.first, earlier=known, outcomes=task.outcomes,
-                        )  # fmt: skip
-                    except AttackFault as fault:
-                        faults[ball.attack] = str(fault)
-                        break
-                    met = done.met.to(device)
-                    tallies[ball].enter(rows, met, earlier)
-                    if ball.attack == first and ball.norm == balls[0].norm and len(examples) < EXAMPLES:
-                        found += done.fooled
-                    if witness is not None and watched:
-                        witness(ball, rows, met.images)
-                    earlier = met
-                    advance(len(images))
+                try:
+                    for ball, earlier, done in attack_curve(task, batch, chosen.select(rows), curve, watched):
+                        tallies[ball].enter(rows, done.met, earlier)
+                        if ball.attack == first and ball.norm == balls[0].norm and len(examples) < EXAMPLES:
+                            found += done.fooled
+                        if witness is not None and ball.attack == watched:
+                            witness(ball, rows, done.met.images)
+                        advance(len(rows))
+                except AttackFault as fault:
+                    faults[curve[0].attack] = str(fault)
             curves = [curve for curve in curves if curve[0].attack not in faults]
             examples = sorted(examples + found, key=lambda one: one.row)[:EXAMPLES]
     measured = Attacked(Robust(), {}, missing=[_missing(name, f"{REASON}.") for name in left_out])

@@ -1,13 +1,14 @@
 """Distances to the nearest adversarial images: of a search by bisection, or of an attack that looks for them."""
 
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from audit.classifiers.slices import sparing
-from audit.config import eps_value
+from audit.config import DistanceConfig, eps_value
 from audit.data.audit_set import AuditSet
 from audit.results import MinimalDistance
 from audit.robustness.accuracy import device_of
@@ -34,7 +35,6 @@ def enter_minimal(task: Task, measured: Attacked, attack: ChosenAttack, norm: No
     A distance is that of an image that fools, so that both are bounds, as those of any attack are.
     """
     largest = 1.0 if norm == "Linf" else math.sqrt(math.prod(chosen.image_shape))
-    device = device_of(task.classifier)
     found, tally = torch.empty(len(chosen)), Tally.of(len(chosen))
 
     def reached(batch: Batch) -> tuple[Tensor, Tensor, Tensor, bool]:
@@ -45,8 +45,7 @@ def enter_minimal(task: Task, measured: Attacked, attack: ChosenAttack, norm: No
         return far.cpu(), met.sight.blind.cpu(), answers.cpu(), bool(met.sight.taken.any())
 
     with stage_progress(f"{attack.name} on {name_of(task.classifier)}", len(chosen)) as advance:
-        for images, labels, rows in chosen.batches(task.config.batch_size):
-            batch = Batch(images.to(device), labels.to(device), int(rows[0]))
+        for batch, rows in task.batches(chosen):
             found[rows], tally.blind[rows], tally.answers[rows], seen = task.kept(
                 attack.name,
                 partial(reached, batch),
@@ -57,7 +56,7 @@ def enter_minimal(task: Task, measured: Attacked, attack: ChosenAttack, norm: No
                 first=batch.first,
             )
             tally.seen |= seen
-            advance(len(images))
+            advance(len(rows))
     place, smaller = task.outcomes.index(attack.name), 0.0
     for radius in sorted(radii_of(task.config).get(norm, ()), key=eps_value):
         ball = Ball(attack.name, norm, radius)
@@ -77,22 +76,43 @@ def enter_minimal(task: Task, measured: Attacked, attack: ChosenAttack, norm: No
 
 def searched_distances(task: Task, chosen: AuditSet, norm: Norm) -> tuple[MinimalDistance, Account, list[Fooled]]:
     """Search the nearest adversarial images; returns their distances, what the search saw, and the most fragile."""
-    classifier, config = task.classifier, task.config
+    classifier, settings = task.classifier, task.config.distance
+    assert settings is not None
+    rows = chosen.select(range(min(settings.n, len(chosen))))
+    found, blind = torch.empty(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
+    fragile: list[Fooled] = []
+    with stage_progress(f"minimal distances of {name_of(classifier)}", len(rows)) as advance:
+        for at, near in distances_by_batch(task, rows, norm):
+            found[at], blind[at], few = near
+            fragile = most_fragile([*fragile, *few])
+            advance(len(at))
+    where = f"The search for minimal distances in {_said(norm)}"
+    row = _distance_row(rows, found, norm, _largest(settings, norm))
+    return row, _distance_account("distance", where, found, blind), task.still_fooled(fragile, rows)
+
+
+def _largest(settings: DistanceConfig, norm: Norm) -> float:
+    return eps_value(settings.largest_linf) if norm == "Linf" else settings.largest_l2
+
+
+_Near = tuple[Tensor, Tensor, list[Fooled]]
+"""Distances of a batch, which of its images were never seen, and those that the smallest perturbations fool."""
+
+
+def distances_by_batch(task: Task, chosen: AuditSet, norm: Norm) -> Iterator[tuple[Tensor, _Near]]:
+    """Yield the places of every batch of the images searched, the first of those `chosen`, with what was found."""
+    classifier, config, device = task.classifier, task.config, device_of(task.classifier)
     settings = config.distance
     assert settings is not None
     rows = chosen.select(range(min(settings.n, len(chosen))))
-    largest = eps_value(settings.largest_linf) if norm == "Linf" else settings.largest_l2
-    bisections, steps, device = settings.bisections, config.steps, device_of(classifier)
-    found, blind = torch.empty(len(rows)), torch.zeros(len(rows), dtype=torch.bool)
-    fragile: list[Fooled] = []
+    labels, largest, bisections, steps = rows.row_labels, _largest(settings, norm), settings.bisections, config.steps
 
-    def measure(images: Tensor, labels: Tensor, at: Tensor) -> tuple[Tensor, Tensor, list[Fooled]]:
-        """Return distances, which images were never seen, and those that the smallest perturbations fool."""
-        sight = Sight.of(len(images), device)
+    def measure(at: Tensor) -> _Near:
+        images, sight = rows.images(at), Sight.of(len(at), device)
         distances, nearest = minimal_distances(
             classifier,
             images.to(device),
-            labels.to(device),
+            labels[at].to(device),
             norm=norm,
             largest=largest,
             bisections=bisections,
@@ -103,18 +123,13 @@ def searched_distances(task: Task, chosen: AuditSet, norm: Norm) -> tuple[Minima
         far = distances.cpu()
         return far, sight.blind.cpu(), _reached(images, nearest.cpu(), far, at, f"robust.distances.{norm}")
 
-    with stage_progress(f"minimal distances of {name_of(classifier)}", len(rows)) as advance:
-        for images, labels, at in rows.batches(config.batch_size):
-            work = partial(sparing, classifier, partial(measure, images, labels, at))
-            found[at], blind[at], few = task.stages.kept(
-                "minimal distances", work, CODE, images=rows.select(at).content, norm=norm, largest=largest,
-                bisections=bisections, steps=steps, seed=task.seed, first=int(at[0]),
-            )  # fmt: skip
-            fragile = most_fragile([*fragile, *few])
-            advance(len(images))
-    where = f"The search for minimal distances in {_said(norm)}"
-    row, account = _distance_row(rows, found, norm, largest), _distance_account("distance", where, found, blind)
-    return row, account, task.still_fooled(fragile, rows)
+    for at in rows.places(config.batch_size):
+        work = partial(sparing, classifier, partial(measure, at))
+        near = task.stages.kept(
+            "minimal distances", work, CODE, images=rows.select(at).content, norm=norm, largest=largest,
+            bisections=bisections, steps=steps, seed=task.seed, first=int(at[0]),
+        )  # fmt: skip
+        yield at, near
 
 
 def _said(norm: Norm) -> str:

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from audit.storage.codec import Entry
-from audit.storage.files import atomic_path
+from audit.storage.files import atomic_path, atomic_write_bytes
 from audit.storage.version import package_version
 
 SUFFIX = ".safetensors"
@@ -94,8 +94,7 @@ class Store:
                 _seal(temporary)
             self._account.written += path.stat().st_size
         except (OSError, safetensors.SafetensorError) as error:
-            why = getattr(error, "strerror", None) or error
-            self._tell("write", f"Nothing is kept in the store '{self.root}', and the audit goes on without: {why}.")
+            self._tell_unwritten(error)
         if self.max_bytes is not None and self._account.written > self.max_bytes * (1 - _SHARE_LEFT):
             self.bound()
 
@@ -118,6 +117,18 @@ class Store:
         with contextlib.suppress(OSError):  # a store to be read only
             os.utime(path)  # the entries used longest ago are the first to go
         return Entry(tensors, json.loads(stored["json"]))
+
+    def raw(self, key: str) -> bytes:
+        """Return the file of an entry, as `take` of another store takes it. Raises OSError if there is none."""
+        return self.path(key).read_bytes()
+
+    def take(self, key: str, file: bytes) -> None:
+        """Write an entry that another store gave by `raw`; what was damaged on the way counts as absent when read."""
+        try:
+            atomic_write_bytes(self.path(key), file)
+            self._account.written += len(file)
+        except OSError as error:
+            self._tell_unwritten(error)
 
     def entries(self) -> Iterator[Listed]:
         """Yield all entries, in no order; what vanishes meanwhile is left out."""
@@ -184,6 +195,10 @@ class Store:
         with contextlib.suppress(OSError):  # where nothing can be written, it is passed over each time
             aside.parent.mkdir(exist_ok=True)
             os.replace(path, aside)
+
+    def _tell_unwritten(self, error: Exception) -> None:
+        why = getattr(error, "strerror", None) or error
+        self._tell("write", f"Nothing is kept in the store '{self.root}', and the audit goes on without: {why}.")
 
     def _tell(self, about: str, trouble: str) -> None:
         if about not in self._account.told:

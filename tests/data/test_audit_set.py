@@ -1,5 +1,7 @@
 """The image set: selection, splits, the pixel contract and regions."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -116,3 +118,12 @@ def test_an_image_of_another_shape_is_named() -> None:
     )
     with pytest.raises(DataError, match=r"Image 'image 2' .* is \(1, 4, 6\) .* where \(1, 4, 5\) is expected"):
         wrong.images([2])
+
+
+def test_of_a_lot_only_its_batch_is_worked_on_whatever_is_selected() -> None:
+    third = replace(_set(), lot=2).select(range(5))
+    assert [places.tolist() for places in third.places(2)] == [[4]]
+    ((images, labels, _),) = third.batches(2)
+    assert torch.equal(images, _set().images([4]))
+    assert labels.tolist() == _set().row_labels[[4]].tolist()
+    assert list(replace(third, lot=3).batches(2)) == []

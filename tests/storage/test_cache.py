@@ -183,3 +183,15 @@ def test_a_block_that_cannot_be_read_costs_a_recomputation(
     monkeypatch.setattr("audit.storage.cache._is_whole", broken)
     assert store.get("ab") is None
     assert "Input/output error" in caplog.text
+
+
+def test_an_entry_goes_to_another_store_as_it_is(tmp_path: Path) -> None:
+    one, other = Store(tmp_path / "one"), Store(tmp_path / "other")
+    one.put("k", {"x": torch.arange(3)}, {"told": 1})
+    other.take("k", one.raw("k"))
+    entry = other.get("k")
+    assert entry is not None
+    assert entry.metadata == {"told": 1}
+    assert torch.equal(entry.tensors["x"], torch.arange(3))
+    other.take("torn", one.raw("k")[:-4])
+    assert other.get("torn") is None

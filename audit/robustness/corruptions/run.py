@@ -9,7 +9,7 @@ its own, and no glass, zoom, fog or frost.
 
 import difflib
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 
 import torch
 from torch import Tensor, nn
@@ -132,27 +132,34 @@ def corruption_accuracies(
     correct = {model: torch.zeros(n, len(names), len(config.severities), dtype=torch.bool) for model in panel.standing}
     clean = {model: torch.zeros(n, dtype=torch.bool) for model in panel.standing}
     with stage_progress("corruptions", n * len(cells)) as advance:
-        for images, _, rows in chosen.batches(batch_size):
-            images = images.to(device)
-            check_images(images, f"images of {dataset.source}")
+        for rows in chosen.places(batch_size):
+            images = cache(partial(_read, chosen, rows, device))  # not read where all answers are kept
             these, first = chosen.select(rows), int(rows[0])
-            for model, found in right(partial(_itself, images), these, {}).items():
+            for model, found in right(images, these, {}).items():
                 clean[model][rows] = found
             for i, name, j, severity in cells:
                 cell = {"name": name, "severity": severity, "constants": published.name, "seed": seed, "first": first}
                 draws = stage_generator(seed, f"corruptions/{name}/{severity}/{first}")
-                corrupted = partial(corrupt, images, name, severity, draws, published)
+                corrupted = partial(_corrupted, images, name, severity, draws, published)
                 for model, found in right(corrupted, these, cell).items():
                     correct[model][rows, i, j] = found
-                advance(len(images))
+                advance(len(rows))
     return {
         model: (_summary(correct[model], names, config.severities, seed, clean[model], published), correct[model])
         for model in panel.standing
     }
 
 
-def _itself(images: Tensor) -> Tensor:
+def _read(chosen: AuditSet, rows: Tensor, device: torch.device | str) -> Tensor:
+    images = chosen.images(rows).to(device)
+    check_images(images, f"images of {chosen.source}")
     return images
+
+
+def _corrupted(
+    images: Callable[[], Tensor], name: str, severity: int, generator: torch.Generator, published: Constants
+) -> Tensor:
+    return corrupt(images(), name, severity, generator, published)
 
 
 def _summary(
