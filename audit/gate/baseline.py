@@ -75,8 +75,21 @@ def _other_settings(
     return None
 
 
+def _other_sites(now: AuditResult, before: AuditResult) -> Difference:
+    """Compare the sites of audits that were joined; one that does not say which images it is of is equal to none."""
+    new, old = (None if one.sites is None else sorted(site.name for site in one.sites.sites) for one in (now, before))
+    if new != old:
+        told = ["of one place" if names is None else f"of the sites {', '.join(names)}" for names in (old, new)]
+        return f"it is {told[0]} there and {told[1]} here"
+    if new is not None and None in (now.data.get("audited_sha256"), before.data.get("audited_sha256")):
+        return "the sites do not say which images they audited: run them, and `spruce-audit merge`, with this version"
+    return None
+
+
 def _other_images(now: AuditResult, before: AuditResult) -> Difference:
     """Compare the audited images: their classes and their content, where both files say it."""
+    if (sites := _other_sites(now, before)) is not None:
+        return sites
     if now.classes != before.classes:
         return f"its classes are {', '.join(before.classes)} there and {', '.join(now.classes)} here"
     new, old = now.data.get("audited_sha256"), before.data.get("audited_sha256")

@@ -92,10 +92,12 @@ def change(metric: str, new: ModelResult, old: ModelResult, now: AuditResult, be
         return None
     if here == there and new.weights_sha256 is not None and new.weights_sha256 == old.weights_sha256:
         return Estimate(0.0, 0.0, 0.0, here.n, "both have the same weights")
+    joint = _joint_change(metric, new.name, old.name, now) if now is before else None
+    if now.sites is not None:  # its intervals know that images of one site are alike; single images do not
+        return joint or _change_unpaired(here, there)
     found = None
     if metric.split(".")[0] not in MEANINGFULNESS or {r.query for r in new.queries} == {r.query for r in old.queries}:
         found = _change_of_shares(metric, new, old) or _change_of_means(metric, new, old, now.seed)
-    joint = _joint_change(metric, new.name, old.name, now) if now is before else None
     return found or joint or _change_unpaired(here, there)
 
 

@@ -29,7 +29,8 @@ def frames(result: Values) -> "dict[str, pd.DataFrame]":
     there are several, label. `outcomes`: a row an image of such an attack: what fooled the model, if anything did.
     `corruptions`: a row a corruption, severity and model. `reactions`: a row an intervention, strength and model.
     `regions`: a row a region, method and model, where edits lie. `distributions`: a row a distance (FID, CMMD, MMD),
-    target class, method and model. `comparisons`: a row a pair of models.
+    target class, method and model. `comparisons`: a row a pair of models. `sites`: a
+    row a number, model and site, of audits that were joined.
 
     Raises ResultsError where pandas is not installed.
     """
@@ -48,6 +49,7 @@ def frames(result: Values) -> "dict[str, pd.DataFrame]":
         "regions": [],
         "distributions": [],
         "comparisons": [flat(one) for one in result["comparisons"]],
+        "sites": list(_sites(result["sites"])),
     }
     for model in result["models"]:
         name = {"model": model["name"]}
@@ -102,6 +104,12 @@ def _attacks(robust: Values) -> Iterator[tuple[Row, Values]]:
     for attack, radii in tables.items():
         for one in radii.values():
             yield {"attack": attack.removesuffix("_l2")} | flat(one), one["outcomes"]
+
+
+def _sites(sites: Values | None) -> Iterator[Row]:
+    for one in (sites or {}).get("numbers", ()):
+        for site, number in one["by_site"].items():
+            yield {"model": one["model"], "metric": one["metric"], "site": site} | flat({"number": number})
 
 
 def _corruptions(corruptions: Values | None) -> Iterator[Row]:

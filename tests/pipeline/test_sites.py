@@ -6,10 +6,14 @@ import pytest
 
 from audit.cli.arguments import folder_names
 from audit.errors import ResultsError
+from audit.gate.between import between
+from audit.gate.evaluate import Policy, Rule, evaluate_gate
 from audit.pipeline.runner import run_audit
 from audit.pipeline.sites.merge import merge
 from audit.pipeline.sites.share import minimal
 from audit.report.build import render_report
+from audit.report.export.model_card import model_card
+from audit.report.series import Listed, series_page
 from audit.results import AuditResult
 
 CONFIG = """
@@ -141,6 +145,79 @@ def test_the_report_shows_each_site(sites: dict[str, AuditResult], tmp_path: Pat
     html = render_report(tmp_path / "results.json").read_text(encoding="utf-8")
     for words in ('id="sites"', "north<br>", "south<br>", "A site like these", "150 images", "2 sites"):
         assert words in html
+
+
+def test_a_gate_checks_joined_numbers_and_says_why_there_is_no_index(sites: dict[str, AuditResult]) -> None:
+    policy = Policy(rule=(Rule(metric="clean.accuracy", min=0.1, models=("plain",)), Rule(metric="index", min=10)))
+    accuracy, *indices = evaluate_gate(merge(sites), policy).checks
+    assert accuracy.status == "pass"
+    assert {one.status for one in indices} == {"not measured"}
+    assert all("is not joined over sites" in one.sentence for one in indices)
+
+
+def test_joined_audits_are_compared_where_their_sites_and_images_are_the_same(sites: dict[str, AuditResult]) -> None:
+    policy = Policy(rule=(Rule(metric="clean.accuracy", max_drop=0.01, models=("plain",)),))
+    joined = merge(sites)
+
+    def check(before: AuditResult) -> tuple[str, str]:
+        (found,) = evaluate_gate(joined, policy, before).checks
+        return found.status, found.sentence
+
+    assert check(merge(sites))[0] == "pass"
+    renamed = merge({"north": sites["north"], "west": sites["south"]})
+    assert "of the sites north, west there and of the sites north, south here" in check(renamed)[1]
+    assert "of one place there and of the sites north, south here" in check(sites["north"])[1]
+    other = sites["south"].model_copy(update={"data": sites["south"].data | {"audited_sha256": "0" * 64}})
+    assert "it was measured on other images" in check(merge({"north": sites["north"], "south": other}))[1]
+    silent = joined.model_copy(update={"data": {k: v for k, v in joined.data.items() if k != "audited_sha256"}})
+    assert "the sites do not say which images" in check(silent)[1]
+
+
+def test_a_change_of_joined_numbers_knows_the_sites(sites: dict[str, AuditResult]) -> None:
+    joined = merge(sites)
+    plain, shortcut = joined.models
+    across = next(one for one in joined.differences if one.metric == "clean.accuracy").difference
+    found = between("clean.accuracy", plain, shortcut, joined, joined)
+    assert (found.value, found.low, found.high) == (across.value, across.low, across.high)
+    apart = between("clean.accuracy", plain, shortcut, joined, merge(sites))  # two audits: as if of other images
+    assert apart.high - apart.low >= plain.clean.accuracy.high - plain.clean.accuracy.low
+
+
+def test_the_baseline_stays_one(sites: dict[str, AuditResult]) -> None:
+    roles = {
+        name: one.model_copy(
+            update={"models": [one.models[0].model_copy(update={"role": "baseline"}), *one.models[1:]]}
+        )
+        for name, one in sites.items()
+    }
+    joined = merge({name: minimal(one) for name, one in roles.items()})
+    assert [model.role for model in joined.models] == ["baseline", None]
+    policy = Policy(rule=(Rule(metric="clean.accuracy", max_drop=0.01),))
+    (check,) = evaluate_gate(joined, policy).checks
+    assert (check.model, check.status) == ("shortcut", "fail")
+    with pytest.raises(ResultsError, match="'plain' is the baseline in one of them only"):
+        merge({"north": roles["north"], "south": sites["south"]})
+
+
+def test_joined_audits_are_exported_with_the_numbers_of_every_site(sites: dict[str, AuditResult]) -> None:
+    pytest.importorskip("pandas", reason="pandas (extra 'export') is not installed")
+    joined = merge(sites)
+    assert "2 sites, which audited images of their own: north (60 images), south (90 images)" in model_card(
+        joined, "plain"
+    )
+    table = joined.to_pandas()["sites"]
+    rows = table[(table["model"] == "plain") & (table["metric"] == "clean.accuracy")]
+    assert rows["site"].tolist() == ["north", "south"]
+    assert rows["number"].tolist() == [one.models[0].clean.accuracy.value for one in sites.values()]
+    assert rows["number.n"].tolist() == [60, 90]
+    assert sites["north"].to_pandas()["sites"].empty
+
+
+def test_joined_audits_stand_beside_others(sites: dict[str, AuditResult]) -> None:
+    page = series_page([Listed("all", merge(sites)), Listed("north", sites["north"])], between)
+    assert "2 sites" in page
+    assert "it is of the sites north, south there and of one place here" in page
+    assert "no number may be compared" in page
 
 
 def test_sites_are_called_by_their_folders() -> None:

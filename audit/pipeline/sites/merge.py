@@ -5,6 +5,8 @@ come from sites: it is the wider one of that of all images together and that of 
 joined, for it compares models on the same images only; it stands in the table of sites.
 """
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -114,7 +116,12 @@ def merge(sites: Mapping[str, AuditResult]) -> AuditResult:
         classes=first.classes,
         generator_sha256=first.generator_sha256,
         encoder_sha256=first.encoder_sha256,
-        data={"source": ", ".join(sites), "audited": sum(audited.values()), "shape": first.data.get("shape")},
+        data={
+            "source": ", ".join(sites),
+            "audited": sum(audited.values()),
+            "shape": first.data.get("shape"),
+            **_images_of(sites),
+        },
         sites=Sites(
             sites=[
                 Site(name=name, n=audited[name], created=one.created, version=versions[name])
@@ -130,6 +137,14 @@ def merge(sites: Mapping[str, AuditResult]) -> AuditResult:
             versions=first.environment.versions, device="that of each site", platform="that of each site"
         ),
     )
+
+
+def _images_of(sites: Mapping[str, AuditResult]) -> dict[str, str]:
+    """Return what tells the images of all sites from others; nothing where a site does not say which it audited."""
+    keys = {name: one.data.get("audited_sha256") for name, one in sites.items()}
+    if None in keys.values():
+        return {}
+    return {"audited_sha256": hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()}
 
 
 def _named(audit: AuditResult, name: str) -> ModelResult:
@@ -179,6 +194,8 @@ def _differs(a: AuditResult, b: AuditResult) -> str | None:
         other = theirs[name]
         if model.weights_sha256 is None or model.weights_sha256 != other.weights_sha256:
             return f"'{name}' has other weights, or it is not known which"
+        if model.role != other.role:
+            return f"'{name}' is the baseline in one of them only"
         if _input(model) != _input(other):
             return f"'{name}' was given its images in another way (size, channels, mean, std or classes)"
     if (a.generator_sha256, a.encoder_sha256) != (b.generator_sha256, b.encoder_sha256):
@@ -206,6 +223,7 @@ def _model(sites: Mapping[str, ModelResult], classes: Sequence[str], ledger: _Le
     failed = {name: one.failed for name, one in sites.items() if one.failed is not None}
     model = ModelResult(
         name=first.name,
+        role=first.role,
         rank=None,
         index=None,
         index_interval=None,

@@ -47,8 +47,8 @@ _KEPT: dict[type[Row], str] = {
     Counterfactuals: "n flip_ratio reached feature_target_flips operating_point converged confidence l1 changed_share",
     ModelInput: "size channels mean std classes origins answer features",
     Failure: "stage",
-    ModelResult: "name rank index index_interval components component_intervals weights_sha256 input failed unpaired "
-    "clean robust counterfactuals",
+    ModelResult: "name role rank index index_interval components component_intervals weights_sha256 input failed "
+    "unpaired clean robust counterfactuals",
     Comparison: "a b probability images_needed paired",
     Difference: "a b metric difference",
     LabelCounts: "n positives unknown together",

@@ -73,6 +73,7 @@ def _text(result: AuditResult, model: ModelResult, numbers: list[tuple[str, str,
         "",
         f"Audited by spruce-audit on {result.created[:10]}: {_plain(result.name)}, seed {result.seed}, weights "
         f"SHA-256 `{model.weights_sha256}`.",
+        *_sites(result),
         "",
         "| number | value | 95 % interval | images |",
         "|---|---|---|---|",
@@ -96,6 +97,16 @@ def _text(result: AuditResult, model: ModelResult, numbers: list[tuple[str, str,
         "is no better one.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _sites(result: AuditResult) -> list[str]:
+    if result.sites is None:
+        return []
+    told = ", ".join(f"{_plain(site.name)} ({site.n} images)" for site in result.sites.sites)
+    return [
+        "",
+        f"Joined from the audits of {len(result.sites.sites)} sites, which audited images of their own: {told}.",
+    ]
 
 
 def _plain(text: str) -> str:
