@@ -16,6 +16,7 @@ WIDTHS = (1280, 390, 360)
 MEASURE = """async () => {
   document.querySelectorAll('details').forEach(one => { one.open = true });
   const images = [...document.images];
+  images.forEach(one => { one.loading = 'eager' });
   const broken = await Promise.all(images.map(one => one.decode().then(() => 0, () => 1)));
   const first = document.querySelector('.ranking td.index')
     || document.querySelector(':is(#ranking, #accuracy) .scroll tbody th + td');
