@@ -17,6 +17,7 @@ from audit.cli.run import demo, run
 from audit.cli.schema import schema
 from audit.cli.sites import merge, share
 from audit.errors import AuditError, Terminated
+from audit.runtime.allocator import keep_freed_memory
 from audit.runtime.progress import choose_style
 from audit.runtime.terminal import finish, forgive, say
 
@@ -70,6 +71,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # `nohup` asks for that
             signal.signal(number, _end)
+    keep_freed_memory()
     status = _status()
     finish()
     sys.exit(status)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from audit.counterfactual.iterates import Choice, Iterates, goal_of
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
+from audit.generator.held import Held
 from audit.runtime.memory import allowed, at_once, in_slices
 from audit.runtime.progress import Advance
 
@@ -19,7 +20,7 @@ class Batch:
     queries: Tensor
     inversions: Tensor
     pivots: Tensor
-    deltas: dict[str, Tensor]
+    deltas: Held
     sources: Tensor
     targets: Tensor
     goals: Tensor
@@ -30,7 +31,7 @@ class Batch:
             queries=self.queries[rows],
             inversions=self.inversions[rows],
             pivots=self.pivots[rows],
-            deltas={name: addition[rows] for name, addition in self.deltas.items()},
+            deltas=self.deltas.select(rows),
             sources=self.sources[rows],
             targets=self.targets[rows],
             goals=self.goals[rows],
@@ -78,7 +79,7 @@ class InBatches:
                 queries=queries.images[rows].to(device),
                 inversions=inversion.images[rows].to(device),
                 pivots=inversion.pivots[rows].to(device),
-                deltas={name: delta[places].to(device) for name, delta in inversion.deltas.items()},
+                deltas=Held({name: delta[places].to(device) for name, delta in inversion.deltas.items()}),
                 sources=queries.labels[rows].to(device),
                 targets=targets[rows].to(device),
                 goals=goals[rows].to(device),

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 from audit.config import CounterfactualConfig
+from audit.generator.held import Held
 from audit.generator.protocol import Generator
 from audit.inversion.adam import RowAdam, cosine
 from audit.inversion.codes import spread
@@ -19,7 +20,7 @@ ADAM_EPS = 1e-5
 UNIT_CODES = 512
 """Random codes that the unit of steps is measured on."""
 
-Start = tuple[Tensor, dict[str, Tensor]]
+Start = tuple[Tensor, Held]
 """Where n images begin, on the generator's device: their w+ codes, and the weights of each by name."""
 
 
@@ -72,8 +73,7 @@ def descend(
         adam.update(latents, clip_per_image(gradient, settings.gradient_clip), unit * schedule(step, settings.steps))
         if done is not None and bool(done.any()):
             stay = ~done
-            rows, latents = rows[stay], latents[stay]
-            deltas = {name: addition[stay] for name, addition in deltas.items()}
+            rows, latents, deltas = rows[stay], latents[stay], deltas.select(stay)
             adam.keep(stay)
 
 

@@ -18,6 +18,7 @@ from audit.config import CounterfactualConfig
 from audit.counterfactual.descent import Iterate, Start, descend
 from audit.counterfactual.protocol import Inverted
 from audit.errors import ConfigError
+from audit.generator.held import Held
 from audit.generator.protocol import Generator
 from audit.runtime.memory import allowed, at_once, in_slices
 
@@ -72,7 +73,7 @@ def nearest_targets(
 
     def climb(rows: slice, settings: CounterfactualConfig = config) -> Tensor:
         places = torch.arange(len(sources))[rows]
-        deltas = {name: delta[places].to(device) for name, delta in inversion.deltas.items()}
+        deltas = Held({name: delta[places].to(device) for name, delta in inversion.deltas.items()})
         start = inversion.pivots[rows].to(device), deltas
         return _climb(classifier, generator, start, sources[rows].to(device), settings).cpu()
 

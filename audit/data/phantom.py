@@ -229,7 +229,7 @@ def _heart_border(left: Tensor, dv: Tensor, centre_x: Tensor, long: Tensor, shor
 
 
 def sample(
-    n: int, seed: int, marker_correlation: float = 0.0, labels: Tensor | None = None, *, chunk: int = 128
+    n: int, seed: int, marker_correlation: float = 0.0, labels: Tensor | None = None, *, chunk: int = 32
 ) -> PhantomBatch:
     """Draw `n` phantom images, deterministic by `seed`.
 
@@ -249,7 +249,7 @@ def sample(
 
 
 def twins(
-    n: int, seed: int, marker_correlation: float = 0.0, labels: Tensor | None = None, *, chunk: int = 128
+    n: int, seed: int, marker_correlation: float = 0.0, labels: Tensor | None = None, *, chunk: int = 32
 ) -> tuple[PhantomBatch, PhantomBatch]:
     """Draw `n` images with a finding and their healthy twins: same exogenous variables and noise, finding removed.
 

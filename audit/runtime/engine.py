@@ -24,6 +24,7 @@ import torch
 
 from audit.config import AuditConfig, RayConfig
 from audit.errors import ConfigError
+from audit.runtime.allocator import keep_freed_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -133,6 +134,7 @@ def _begin(gpus: Any, threads: int) -> None:
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when CUDA is first used
     torch.set_num_threads(threads)
+    keep_freed_memory()
 
 
 def _given_up(place: int, why: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from audit.counterfactual.batches import Batch
 from audit.counterfactual.iterates import Iterates
 from audit.counterfactual.shrink import shrink
+from audit.generator.held import Held
 
 LAYERS, WIDTH, SIDE = 3, 4, 6
 
@@ -54,7 +55,7 @@ def problem(seed: int, n: int) -> tuple[Linear, Answer, Batch, Tensor]:
     inversions = generator.images(pivots, deltas)
     goals = 3 * torch.rand(n, generator=rng)
     sources, targets = torch.zeros(n, dtype=torch.long), torch.ones(n, dtype=torch.long)
-    edits = Batch(inversions, inversions, pivots, deltas, sources, targets, goals)
+    edits = Batch(inversions, inversions, pivots, Held(deltas), sources, targets, goals)
     slope = ((generator.matrix + deltas["matrix"]).mT @ classifier.weight).view(n, LAYERS, WIDTH)
     away = torch.randn(pivots.shape, generator=rng)
     uphill = away * (slope * away).flatten(1).sum(1).sign().view(-1, 1, 1)
@@ -212,7 +213,7 @@ def test_the_unit_of_the_codes_does_not_matter(factor: float) -> None:
     generator, classifier, edits, start = problem(7, 3)
     first, _ = shrunk(generator, classifier, edits, start, 12)
     generator.matrix /= factor
-    deltas = {"matrix": edits.deltas["matrix"] / factor}
+    deltas = Held({"matrix": edits.deltas["matrix"] / factor})
     other = replace(edits, pivots=edits.pivots * factor, deltas=deltas)
     again, _ = shrunk(generator, classifier, other, start * factor, 12)
     torch.testing.assert_close(again.images, first.images, atol=1e-4, rtol=0)

@@ -114,12 +114,18 @@ class EqualConv(nn.Module):
         return bounded(leaky(x) if self.act else x)
 
 
-def demodulation(weight: Tensor, styles: Tensor) -> Tensor:
+def energy_of(weight: Tensor) -> Tensor:
+    """Sums `[..., O, I]` of the squares of weights `[..., O, I, k, k]`."""
+    return weight.square().sum((-1, -2))
+
+
+def demodulation(weight: Tensor, styles: Tensor, energy: Tensor | None = None) -> Tensor:
     """Factors `[N, O]` that give every output map unit expected variance (StyleGAN2 equation 3).
 
-    `weight` is `[O, I, k, k]`, or `[N, O, I, k, k]` where every image has its own; `styles` is `[N, I]`.
+    `weight` is `[O, I, k, k]`, or `[N, O, I, k, k]` where every image has its own; `styles` is `[N, I]`; `energy` is
+    that of the weights, if it is known.
     """
-    energy = weight.square().sum((-1, -2))
+    energy = energy_of(weight) if energy is None else energy
     equation = "ni,noi->no" if energy.ndim == 3 else "ni,oi->no"
     return torch.rsqrt(torch.einsum(equation, styles.square(), energy) + 1e-8)
 
@@ -131,6 +137,8 @@ def modulated_conv(
     demodulate: bool,
     up_filter: Tensor | None = None,
     gain: float = 1.0,
+    *,
+    energy: Tensor | None = None,
 ) -> Tensor:
     """Convolve `x` `[N, I, H, W]` by weights modulated with `styles` `[N, I]` (StyleGAN2 equations 1 and 3).
 
@@ -138,14 +146,15 @@ def modulated_conv(
     share one dense convolution. Only weights that differ by image (`[N, O, I, k, k]`) need a grouped one, and take the
     modulation themselves where they are smaller than the maps.
     With `up_filter` (4x4) the resolution doubles, and it removes the aliases. `gain` scales the demodulated output.
+    `energy` is that of the weights, where it is known.
     """
     up = up_filter is not None
     shared = weight.ndim == 4
     if demodulate and x.dtype in HALF:
         # Demodulation takes any factor out again: this one keeps sums within the range of 16 bits.
         styles = styles / styles.abs().amax(1, keepdim=True).clamp_min(1e-8)
-        weight = weight / math.sqrt(weight[0].numel() if shared else weight[0, 0].numel())
-    scale = demodulation(weight, styles) * gain if demodulate else None
+        weight, energy = weight / math.sqrt(weight[0].numel() if shared else weight[0, 0].numel()), None
+    scale = demodulation(weight, styles, energy) * gain if demodulate else None
     if not shared and weight[0].numel() < x[0].numel():
         weight = weight * styles[:, None, :, None, None]
         if scale is not None:

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from audit.errors import GeneratorError
+from audit.generator.held import Held
 from audit.generator.stylegan2.architecture import NEEDS_CLASS, bounded, feature_maps, settings_of, weights_hash
 from audit.generator.stylegan2.layers import (
     SQRT2,
     Deltas,
     EqualLinear,
     blur_filter,
+    energy_of,
     leaky,
     modulated_conv,
     upsample,
@@ -61,7 +63,14 @@ def _tuned(parameter: Tensor, name: str, deltas: Deltas | None) -> Tensor:
     """The parameter, or `[N, *shape]` where `deltas` holds per-image additions to it."""
     if deltas is None or name not in deltas:
         return parameter
-    return parameter + deltas[name]
+    return deltas.once(name, lambda: parameter + deltas[name]) if isinstance(deltas, Held) else parameter + deltas[name]
+
+
+def _energy(weight: Tensor, name: str, deltas: Deltas | None) -> Tensor | None:
+    """The energy of weights that stay the same for many images; None: it is to be computed with the others."""
+    if isinstance(deltas, Held) and name in deltas:
+        return deltas.once(f"{name} (energy)", lambda: energy_of(weight))
+    return None
 
 
 def _per_channel(bias: Tensor) -> Tensor:
@@ -88,9 +97,10 @@ class SynthesisLayer(nn.Module):
     def forward(
         self, x: Tensor, w: Tensor, noise: str, deltas: Deltas | None, generator: torch.Generator | None
     ) -> Tensor:
-        weight = _tuned(self.weight, f"{self.name}.weight", deltas)
-        up_filter = self.resample_filter if self.up else None
-        x = modulated_conv(x, weight, self.affine(w), True, up_filter, gain=SQRT2)
+        name = f"{self.name}.weight"
+        weight = _tuned(self.weight, name, deltas)
+        up_filter, energy = self.resample_filter if self.up else None, _energy(weight, name, deltas)
+        x = modulated_conv(x, weight, self.affine(w), True, up_filter, gain=SQRT2, energy=energy)
         bias = _per_channel(_tuned(self.bias, f"{self.name}.bias", deltas)).to(x.dtype) * SQRT2
         if noise == "const":
             fixed = (self.noise_const * (self.noise_strength * SQRT2)).to(x.dtype)
