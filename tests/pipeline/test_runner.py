@@ -286,7 +286,7 @@ def test_a_second_run_does_no_models_work_and_agrees(outcome, folder, passes, mo
 
 def test_another_weight_of_the_search_computes_nothing_before_it(outcome, folder, passes, monkeypatch):
     monkeypatch.setattr("audit.pipeline.queries.invert", never)
-    monkeypatch.setattr("audit.robustness.evaluate.pgd_attack", never)
+    monkeypatch.setattr("audit.robustness.batch.pgd_attack", never)
     file = write_config(folder, "weight.toml")
     file.write_text(file.read_text().replace("[counterfactual]", "[counterfactual]\nimage_weight = 60"))
     again = audit.run_audit(file, cache=folder / "cache")
