@@ -79,6 +79,7 @@ def test_axe_finds_nothing(open_page: Callable[..., Any], reports: dict[str, Pat
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     page = open_page(reports[shape], color_scheme=scheme, bypass_csp=True)
     page.evaluate("document.querySelectorAll('details').forEach(one => { one.open = true })")
+    page.add_style_tag(content=".query { content-visibility: visible }")  # axe looks at colours by place: none may move
     found = axe.Axe().run(page).response["violations"]
     assert [(one["id"], [node["html"][:120] for node in one["nodes"][:3]]) for one in found] == []
 
