@@ -27,14 +27,15 @@ from audit.counterfactual.iterates import Iterates, goal_of, is_valid, log_odds
 from audit.counterfactual.protocol import SearchNetworks
 from audit.counterfactual.shrink import (
     AIM,
-    ASTRAY,
     BETAS,
-    HALVINGS,
+    BISECTIONS,
+    BOUND,
+    FARTHEST,
     LEAST,
-    LONGEST,
     NEAREST,
     PATIENCE,
     STEP,
+    STIFFNESS,
     WEIGHT,
 )
 from audit.counterfactual.spruce import align
@@ -42,7 +43,9 @@ from audit.data.phantom import HEALTHY
 from audit.generator.protocol import Generator
 from audit.inversion.adam import RowAdam, cosine
 
-BISECTIONS = 5
+HALVINGS, VALID, LONGEST, ASTRAY = 4, 10, 20, 1.3
+"""Of steps that are halved: how often, after how many valid iterates or how many in all of which none is smaller by
+`LEAST`, and times the smallest change beyond which an iterate is then given up for the one with that change."""
 DIFFERENCE = 0.01
 """Change of a code by which the generator's derivatives are measured."""
 CONDITION = 1e-4
@@ -53,6 +56,11 @@ CONDITION = 1e-4
 class Trial:
     """What a descent does otherwise than the second phase.
 
+    `schedule` is how steps become shorter: on a "cosine"; "halved" where an edit no longer shrinks; "geometric", each
+    `decay` times the one before; or "constant". `stiffness` is that of the price; with 0 a shortfall has the
+    multiplier's own price, and beyond the goal there is none. Valid edits past the goal are drawn to the pivot by the
+    power `drawn` of the share that they are past it by. With `averaged` edits are means of what a descent without
+    momentum visits, later ones weighing more.
     `geometry` is what gives a step its shape: "image", as in the second phase; "layers", the size of the edit in each
     layer; "pixels", how little a layer moves the pixels; "whitened", a rotation in which all directions move them
     alike, as far as `power` goes. Only layers `layers` are edited, or in the first `coarse` steps the early ones first.
@@ -65,8 +73,13 @@ class Trial:
     aim: float = AIM
     pull: bool = True
     step: float = STEP
-    most: int = 120
+    most: int = 110
     betas: tuple[float, float] = BETAS
+    schedule: str = "cosine"
+    decay: float = 0.97
+    stiffness: float = STIFFNESS
+    drawn: float = 0.0
+    averaged: float = 0.0
     start: str = "aligned"
     geometry: str = "image"
     power: float = 0.5
@@ -82,12 +95,19 @@ class Trial:
 
 TRIALS = {
     "default": Trial(),
+    "the default before": Trial(schedule="halved", stiffness=0, step=0.3, most=120),
+    "stiffness 0": Trial(stiffness=0),
+    "stiffness .25": Trial(stiffness=0.25),
+    "stiffness 1": Trial(stiffness=1.0),
+    "drawn to the pivot where past the goal": Trial(drawn=0.5),
+    "geometric, .97": Trial(schedule="geometric"),
+    "averaged": Trial(schedule="constant", averaged=0.9, betas=(0.0, 0.95), step=0.2, stiffness=0),
     "not pulled back at the end": Trial(pull=False),
     "aim .1": Trial(aim=0.1),
     "aim .1, not pulled back": Trial(aim=0.1, pull=False),
     "aim .01": Trial(aim=0.01),
     "from the pivot": Trial(start="pivot"),
-    "1000 small steps": Trial(step=0.03, most=1000),
+    "1000 steps": Trial(most=1000),
     "the known edit": Trial(start="known"),
     "steps by the edit of each layer": Trial(geometry="layers"),
     "steps by the pixels a layer moves": Trial(geometry="pixels"),
@@ -157,7 +177,7 @@ def descend(drawing: Drawing, trial: Trial, iterates: Iterates, start: Tensor, s
     elif trial.along == "free":
         more = [torch.zeros_like(batch.deltas[name]) for name in drawing.names]
     units = [trial.pace * (1 if drawing.scales else batch.deltas[n].abs().flatten(1).mean(1)) for n in drawing.names]
-    kept, codes = [one.clone() for one in more], start
+    kept, ends, codes = [one.clone() for one in more], [one.clone() for one in (start, *more)], start
     size = trial.step * (codes - batch.pivots).abs().flatten(1).mean(1)
     if trial.start == "pivot":
         codes = batch.pivots.clone()
@@ -165,10 +185,14 @@ def descend(drawing: Drawing, trial: Trial, iterates: Iterates, start: Tensor, s
         by_layer = (start - batch.pivots).abs().mean(2, keepdim=True)
         shape = by_layer / by_layer.mean(1, keepdim=True)
     first, push = size.clone(), Push(batch.goals, trial.aim)
+    mean, visited, total = codes, codes, 0.0
+    with torch.no_grad():
+        before = log_odds(drawing.classifier(batch.inversions), batch.targets)
     adams = [RowAdam(one.flatten(1), trial.betas) for one in (codes, *more)]
     mark, layers = torch.full_like(size, torch.inf), torch.arange(codes.shape[1])
     rows = torch.arange(len(size))
     since, idle, seen, halved = (torch.zeros_like(rows) for _ in range(4))
+    short, patience = torch.zeros_like(rows, dtype=torch.bool), max(PATIENCE, trial.most // 3)
     for number in range(trial.most + 1):
         leaves = [one.clone().requires_grad_() for one in (codes, *more)]
         images = drawing.images(leaves[0], leaves[1:], rows)
@@ -176,9 +200,11 @@ def descend(drawing: Drawing, trial: Trial, iterates: Iterates, start: Tensor, s
         odds, edit = log_odds(logits, batch.targets[rows]), images - batch.inversions[rows]
         change = edit.detach().abs().flatten(1).mean(1)
         valid = iterates.observe(images.detach(), codes, logits.detach(), rows)
-        better = iterates.step[rows] == iterates.last[rows]
+        better, short[rows] = iterates.step[rows] == iterates.last[rows], ~valid
         for old, new in zip(kept, more, strict=True):
             old[rows[better]] = new[better]
+        for old, new in zip(ends, (codes, *more), strict=True):
+            old[rows] = new
         reached, smallest = iterates.reached[rows], iterates.change[rows]
         shrinking = reached & (smallest < mark[rows] * (1 - LEAST))
         mark[rows[shrinking]], since[rows[shrinking]], seen[rows[valid]] = smallest[shrinking], number, number
@@ -186,8 +212,10 @@ def descend(drawing: Drawing, trial: Trial, iterates: Iterates, start: Tensor, s
         if number == trial.most:
             break
         push.observe(logits.detach(), batch.targets[rows], rows)
-        short = (batch.goals[rows] + trial.aim - odds).clamp_min(0)
-        loss = WEIGHT * penalty(trial, edit, number) + push.value[rows] * short
+        shortfall = batch.goals[rows] + trial.aim - odds
+        rise = (trial.stiffness * shortfall.detach()).clamp(-BOUND, BOUND).exp()
+        price = push.value[rows] * (rise if trial.stiffness else (shortfall.detach() > 0).float())
+        loss = WEIGHT * penalty(trial, edit, number) - price * odds
         gradients = [one.flatten(1) for one in torch.autograd.grad(loss.sum(), leaves)]
         mask = torch.ones(len(layers))
         if trial.layers is not None:
@@ -202,16 +230,30 @@ def descend(drawing: Drawing, trial: Trial, iterates: Iterates, start: Tensor, s
         step = (steps[0] @ shape.mT if shape.ndim == 2 else steps[0]).view_as(codes)
         if shape.ndim == 3:
             step = step * (shape[rows] if len(shape) > 1 else shape)
-        codes = codes + like(size[rows], codes) * step * mask.view(1, -1, 1)
+        schedules = {"cosine": cosine(number, trial.most), "geometric": trial.decay**number}
+        shorter = schedules.get(trial.schedule, 1.0)
+        if trial.drawn:
+            share = (batch.goals + trial.aim - before)[rows] / (odds.detach() - before[rows])
+            left = like(share.clamp(0.5, 1) ** trial.drawn, codes)
+            codes = torch.where(like(valid, codes), batch.pivots[rows].lerp(codes, left), codes)
+        moved = shorter * like(size[rows], codes) * step * mask.view(1, -1, 1)
+        if trial.averaged:
+            total += number + 1
+            visited = visited + moved
+            mean = mean.lerp(visited, (number + 1) / total)
+            codes = visited.lerp(mean, trial.averaged)
+        else:
+            codes = codes + moved
         if trial.threshold:
             away = codes - batch.pivots[rows]
             codes = batch.pivots[rows] + away.sign() * (away.abs() - trial.threshold * like(size[rows], away)).relu()
-        slowed = (size / first)[rows]
+        slowed = shorter * (size / first)[rows]
         for place, (one, by, unit) in enumerate(zip(more, steps[1:], units, strict=True)):
             length = slowed * (unit[rows] if torch.is_tensor(unit) else unit)
             more[place] = one + like(length, one) * by.view_as(one)
-        stale = ((idle[rows] >= PATIENCE) | (number - since[rows] >= LONGEST)) & reached
-        if stale.any():
+        stale = ((idle[rows] >= VALID) | (number - since[rows] >= LONGEST)) & reached
+        stay = torch.ones_like(stale)
+        if trial.schedule == "halved" and stale.any():
             slower = rows[stale]
             halved[slower] += 1
             size[slower], since[slower], idle[slower] = size[slower] / 2, number, 0
@@ -219,16 +261,34 @@ def descend(drawing: Drawing, trial: Trial, iterates: Iterates, start: Tensor, s
             codes = torch.where(like(astray, codes), iterates.latents[rows], codes)
             more = [torch.where(like(astray, new), old[rows], new) for old, new in zip(kept, more, strict=True)]
             stay = halved[rows] <= HALVINGS
-            rows, codes, more = rows[stay], codes[stay], [one[stay] for one in more]
+        elif trial.schedule != "halved" and number >= trial.most - patience:
+            stay = ~reached | (number - since[rows] < patience)
+        if not stay.any():
+            break
+        if not stay.all():
+            rows, codes, more, mean, visited = (
+                rows[stay], codes[stay], [one[stay] for one in more], mean[stay], visited[stay]
+            )  # fmt: skip
             for adam in adams:
                 adam.keep(stay)
-            if not len(rows):
-                break
     if trial.pull:
-        with torch.no_grad():
-            codes, more = drawing.pulled_back(iterates.latents, kept, NEAREST)
-            images = drawing.images(codes, more)
-            iterates.observe(images, codes, drawing.classifier(images))
+        best = (iterates.latents, *kept)
+        ends = [torch.where(like(short, one), one, old) for one, old in zip(ends, best, strict=True)]
+        close(drawing, iterates, kept, ends, short)
+
+
+@torch.no_grad()
+def close(drawing: Drawing, iterates: Iterates, kept: list[Tensor], ends: list[Tensor], short: Tensor) -> None:
+    """Pull back the edits `ends`, farther where they are `short` of their goals, or the smallest valid ones."""
+    batch, far = drawing.batch, torch.where(short, FARTHEST, 1.0)
+    ends = [batch.pivots.lerp(ends[0], like(far, ends[0])), *(one * like(far, one) for one in ends[1:])]
+    images = drawing.images(ends[0], ends[1:])
+    near = (images - batch.inversions).abs().flatten(1).mean(1) < FARTHEST * iterates.change
+    near &= is_valid(drawing.classifier(images), batch.targets, batch.goals)
+    chosen = [torch.where(like(near, one), one, old) for one, old in zip(ends, (iterates.latents, *kept), strict=True)]
+    codes, more = drawing.pulled_back(chosen[0], chosen[1:], NEAREST)
+    images = drawing.images(codes, more)
+    iterates.observe(images, codes, drawing.classifier(images))
 
 
 def penalty(trial: Trial, edit: Tensor, number: int) -> Tensor:

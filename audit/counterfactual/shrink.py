@@ -5,12 +5,12 @@ Per image, with its own tuned generator G, its inversion I and the log-odds that
     minimise mean|G(w) - I|  subject to  log-odds(C(G(w))) >= goal
 
 The edit that the first phase found is pulled straight back towards the pivot for as long as it is valid. From there
-Adam descends on `WEIGHT mean|G(w) - I| + push max(0, goal + AIM - log-odds)`, in which every image has a multiplier
-(`balance.Push`) of its own. The smallest valid iterate is kept, and at the end pulled back as at the start. Steps are a
-share of the edit's own size in w+, so that large and small edits, and generators of any spread, take the same number of
-them. Where an image has not become smaller for a while its step is halved, and if it has gone astray it returns to its
-smallest valid iterate; when halving no longer helps it has converged and leaves the batch. Images do not influence each
-other, and nothing is drawn at random.
+Adam descends on `WEIGHT mean|G(w) - I| - price log-odds`. Every image has a price of its own, that of its multiplier
+(`balance.Push`) times `exp(STIFFNESS shortfall)`: it answers a shortfall at once, falls on past the goal, and is smooth
+there. Steps are a share of the edit's own size in w+, so that large and small edits, and generators of any spread, take
+the same number of them, and become shorter on a cosine. The smallest valid iterate is kept; at the end the last iterate
+is brought to the goal on its line to the pivot. An edit that no longer shrinks has converged and, where steps are short
+by then, leaves the batch. Images do not influence each other, and nothing is drawn at random.
 """
 
 from collections.abc import Callable
@@ -23,33 +23,33 @@ from audit.counterfactual.balance import Push
 from audit.counterfactual.batches import Batch
 from audit.counterfactual.iterates import Iterates, is_valid, log_odds
 from audit.generator.protocol import Generator
-from audit.inversion.adam import RowAdam
+from audit.inversion.adam import RowAdam, cosine
 
 WEIGHT = 100.0
-"""Weight of the mean absolute pixel change beside a shortfall of one in log-odds, before the push has found its own."""
+"""Weight of the mean absolute pixel change beside a log-odds, before the push has found its own."""
 AIM = 0.03
 """Log-odds aimed for beyond the operating point: less than alignment's, since a soft model pays for each with a larger
 edit (benchmarks/README.md)."""
+STIFFNESS = 0.5
+"""By how much the logarithm of the price rises for a shortfall of one in log-odds. Without it, models whose answers
+jump throw some images from far short of the goal to far beyond (benchmarks/README.md)."""
+BOUND = 4.0
+"""Largest change of that logarithm."""
 BETAS = (0.8, 0.95)
 """Of Adam. The gradient of an absolute value jumps where a pixel's change turns its sign: a long memory misleads
 (benchmarks/README.md)."""
 STEP = 0.3
 """First step in w+, in units of the mean absolute difference between the edit's code and the pivot."""
-HALVINGS = 4
-"""How often the step is halved before an edit counts as converged."""
-PATIENCE = 10
-"""Valid iterates of which none is smaller by `LEAST` after which the step is halved."""
-LONGEST = 20
-"""Steps after which it is halved all the same: the way back to a valid iterate can take as many."""
 LEAST = 0.02
 """Share by which an edit has to become smaller to count as shrinking."""
-ASTRAY = 1.3
-"""Times the smallest change beyond which an iterate is given up for the one with that change, when the step is halved.
-The others go on where they are: the smallest valid iterate lies in a corner, from which a descent starts badly."""
+PATIENCE = 40
+"""Steps, or a third of all if that is more, in which an edit that has converged did not shrink. Before the last third
+none leaves the batch: that long steps lead no further says little."""
 BISECTIONS = 5
 """Halvings of the line from an edit to the pivot."""
-NEAREST = 0.9
-"""Share of the smallest edit beyond which it is not pulled back at the end: descent has left little to gain there."""
+NEAREST, FARTHEST = 0.9, 1.05
+"""Share of an edit beyond which it is not pulled back at the end, and to which a last iterate that is short of its goal
+is carried on before: descent has left little to gain there."""
 
 
 def shrink(
@@ -69,53 +69,55 @@ def shrink(
     whole, codes = batch, _pulled_back(generator, classifier, batch, iterates.latents)
     size, rows = STEP * _mean(codes - batch.pivots), torch.arange(len(codes), device=codes.device)
     adam, push = RowAdam(codes, BETAS), Push(batch.goals, AIM)
-    mark = torch.full_like(size, torch.inf)
-    since, idle, seen, halved = (torch.zeros_like(rows) for _ in range(4))
+    last, mark, patience = codes.clone(), torch.full_like(size, torch.inf), max(PATIENCE, most // 3)
+    since, (short, converged) = torch.zeros_like(rows), torch.zeros(2, len(rows), dtype=torch.bool, device=rows.device)
     for number in range(most + 1):
         leaf = codes.clone().requires_grad_()
         with torch.set_grad_enabled(number < most):
             images = generator.images(leaf, deltas=batch.deltas)
             logits = classifier(images)
             odds, change = log_odds(logits, batch.targets), _mean(images - batch.inversions)
-        valid = iterates.observe(images.detach(), codes, logits.detach(), rows)
+        short[rows] = ~iterates.observe(images.detach(), codes, logits.detach(), rows)
+        last[rows] = codes
         reached, smallest = iterates.reached[rows], iterates.change[rows]
         shrinking = reached & (smallest < mark[rows] * (1 - LEAST))
-        mark[rows[shrinking]], since[rows[shrinking]], seen[rows[valid]] = smallest[shrinking], number, number
-        idle[rows] = torch.where(shrinking, 0, idle[rows] + valid)
+        mark[rows[shrinking]], since[rows[shrinking]] = smallest[shrinking], number
+        converged[rows] = reached & (number - since[rows] >= patience)
         if number == most:
             break
         push.observe(logits.detach(), batch.targets, rows)
         with torch.enable_grad():
-            loss = WEIGHT * change + push.value[rows] * (batch.goals + AIM - odds).clamp_min(0)
+            shortfall = (batch.goals + AIM - odds).detach()
+            price = push.value[rows] * (STIFFNESS * shortfall).clamp(-BOUND, BOUND).exp()
+            loss = WEIGHT * change - price * odds
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
         step = torch.zeros_like(codes)
         adam.update(step, gradient, 1.0)  # about 1 whatever the gradient: the image's own size gives it a length
-        codes = codes + size[rows].view(-1, 1, 1) * step
+        codes = codes + (cosine(number, most) * size[rows]).view(-1, 1, 1) * step
         on_step(len(rows))
-        stale = ((idle[rows] >= PATIENCE) | (number - since[rows] >= LONGEST)) & reached
-        if stale.any():
-            slower = rows[stale]
-            halved[slower] += 1
-            size[slower], since[slower], idle[slower] = size[slower] / 2, number, 0
-            astray = stale & ((change.detach() > ASTRAY * smallest) | (number - seen[rows] >= LONGEST))
-            codes = torch.where(astray.view(-1, 1, 1), iterates.latents[rows], codes)
-            stay = halved[rows] <= HALVINGS
-            if not stay.any():
-                break
-            if not stay.all():
-                rows, batch, codes = rows[stay], batch.select(stay), codes[stay]
-                adam.keep(stay)
-    _pull_back_found(generator, classifier, whole, iterates)
-    return halved > HALVINGS
+        leave = converged[rows] & (number >= most - patience)
+        if leave.all():
+            break
+        if leave.any():
+            rows, batch, codes = rows[~leave], batch.select(~leave), codes[~leave]
+            adam.keep(~leave)
+    ends = torch.where(short.view(-1, 1, 1), whole.pivots.lerp(last, FARTHEST), iterates.latents)
+    _close(generator, classifier, whole, iterates, ends)
+    return converged
 
 
 @torch.no_grad()
-def _pull_back_found(generator: Generator, classifier: Classifier, batch: Batch, iterates: Iterates) -> None:
+def _close(generator: Generator, classifier: Classifier, batch: Batch, iterates: Iterates, ends: Tensor) -> None:
+    """Pull back the edits of the codes `ends`, where valid and hardly larger than the smallest, or else that one."""
     rows = iterates.reached.nonzero()[:, 0]
     if len(rows):
-        found = batch.select(rows)
-        codes = _pulled_back(generator, classifier, found, iterates.latents[rows], NEAREST)
-        images = generator.images(codes, deltas=found.deltas)
+        batch, ends = batch.select(rows), ends[rows]
+        images = generator.images(ends, deltas=batch.deltas)
+        near = _mean(images - batch.inversions) < FARTHEST * iterates.change[rows]
+        near &= is_valid(classifier(images), batch.targets, batch.goals)
+        codes = torch.where(near.view(-1, 1, 1), ends, iterates.latents[rows])
+        codes = _pulled_back(generator, classifier, batch, codes, NEAREST)
+        images = generator.images(codes, deltas=batch.deltas)
         iterates.observe(images, codes, classifier(images), rows)
 
 
