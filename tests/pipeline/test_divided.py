@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
+from audit.classifiers.identity import identity
 from audit.config import AuditConfig, RayConfig
 from audit.errors import ConfigError
 from audit.pipeline import node
 from audit.pipeline.runner import run_audit
 from audit.runtime import engine as engines
+from audit.storage import shipped
 
 AUDIT = """
 [data]
@@ -130,3 +132,21 @@ def test_a_cluster_that_loses_nodes_finds_the_same(
     finally:
         ray.shutdown()
         cluster.shutdown()
+
+
+def test_weights_that_a_node_lacks_come_from_where_they_were_placed(config: AuditConfig, tmp_path: Path) -> None:
+    file, gone = shipped.locate("classifiers", "shipped:plain"), "/nowhere/plain.safetensors"
+    elsewhere = config.classifiers[0].model_copy(update={"checkpoint": gone})
+    asked: list[str] = []
+
+    def placed() -> bytes:
+        asked.append(gone)
+        return file.read_bytes()
+
+    there = config.model_copy(update={"classifiers": (elsewhere, config.classifiers[1])})
+    here = identity(node._site(node.Plan("2", config, tmp_path)).model("plain"))
+    site = node._site(node.Plan("3", there, tmp_path, {gone: placed}))
+    assert identity(site.model("plain")) == here, "what it finds has the keys of the model as it was given"
+    site.model("trades")
+    site.model("plain")
+    assert asked == [gone], "a process asks once"
