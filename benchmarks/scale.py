@@ -22,37 +22,45 @@ import numpy as np
 import torch
 from PIL import Image
 
-from audit.config import AuditConfig, RayConfig
+from audit.config import AuditConfig, RayConfig, RobustnessConfig
 from audit.pipeline.runner import run_audit
 from audit.runtime.engine import Engine, open_engine
+from audit.storage.cache import Store
 
 CPU = torch.device("cpu")
 TASKS = 300
 SIDE = 16
 NETWORK = """
+import torch
 from torch import nn
 
 def make():
+    torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
 """
 DIVIDED = """
 [data]
 path = "phantom"
-phantom = { calibration = 60, audit = 256 }
+phantom = { calibration = 60, audit = 64 }
 
 [robustness]
-n = 256
-batch_size = 16
-steps = 20
+n = 64
+batch_size = 8
+steps = 10
+eps = ["2/255", "8/255"]
 trust = false
+corruptions = { n = 64, severities = [3] }
 
 [reliance]
-n = 32
+n = 64
+interventions = ["border"]
 
 [[classifiers]]
 name = "plain"
 checkpoint = "shipped:plain"
 """
+
+FEW = RobustnessConfig(n=16, batch_size=8, steps=1, eps=("8/255",), trust=None)
 
 
 @contextmanager
@@ -95,21 +103,32 @@ def overhead() -> None:
         tell("processes", engine)
     with cluster(2), open_engine(configured(engine="ray"), CPU) as engine:
         tell("ray", engine)
+    with tempfile.TemporaryDirectory() as folder:
+        one, other = Store(Path(folder) / "one"), Store(Path(folder) / "other")
+        one.put("k", {"x": torch.zeros(600)})
+        file, keys = one.raw("k"), [f"{key:064x}" for key in range(TASKS)]
+        taken = seconds(lambda: [other.take(key, file) for key in keys]) / TASKS
+        read = seconds(lambda: [other.get(key) for key in keys]) / TASKS
+        print(f"an entry of {len(file)} bytes: taken in {1000 * taken:.2f} ms, read in {1000 * read:.2f} ms")
 
 
 def efficiency() -> None:
-    """Print the time of the batches of a robustness audit with 1 and 2 workers of one thread each."""
+    """Print the time of the batches of a robustness audit with 1 and 2 workers of one thread each, and what is kept."""
     base = AuditConfig.model_validate(tomllib.loads(DIVIDED))
     times = {}
     for workers in (1, 2):
-        with cluster(workers):
+        with cluster(workers), tempfile.TemporaryDirectory() as folder:
             config = base.model_copy(update={"engine": "ray", "ray": RayConfig()})
-            run_audit(config.model_copy(update={"seed": 1}))  # workers start, and read images and weights
-            began = resource.getrusage(resource.RUSAGE_SELF).ru_utime
-            result = run_audit(config)
-            own = resource.getrusage(resource.RUSAGE_SELF).ru_utime - began
-        times[workers] = result.environment.seconds["parts: batches"]
-        print(f"{workers} workers: batches {times[workers]:.1f} s; {own:.1f} s of CPU in the process that was started")
+            run_audit(config.model_copy(update={"robustness": FEW}))  # workers start, and read images and weights
+            store, began = Store(Path(folder)), time.process_time()
+            taken = run_audit(config, cache=store).environment.seconds
+            own, sizes = time.process_time() - began, [entry.bytes for entry in store.entries()]
+        times[workers] = taken["parts: batches"]
+        rest = sum(taken.values()) - times[workers]
+        print(
+            f"{workers} workers: batches {times[workers]:.1f} s, the rest {rest:.1f} s; {own:.1f} s of processor time"
+        )
+        print(f"here; {len(sizes)} entries of {sum(sizes) / 1e6:.2f} MB")
     print(f"efficiency of two: {times[1] / (2 * times[2]):.2f}")
 
 
