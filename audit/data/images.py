@@ -258,9 +258,15 @@ class Conversion:
     def pixels(self, stored: Stored, what: str) -> np.ndarray:
         """Return uint8 or float32 in [0, 1], `[H, W]` or `[H, W, 3]`; `what` names the image in messages.
 
-        Raises DataError for numbers without a known scale or out of range.
+        Raises DataError for numbers without a known scale or out of range, and where memory does not suffice.
         """
-        return convert_image(to_unit(stored, self.white, what), self.side, self.channels)
+        try:
+            return convert_image(to_unit(stored, self.white, what), self.side, self.channels)
+        except MemoryError:
+            height, width = stored.values.shape[:2]
+            raise DataError(
+                f"{what} has {height} x {width} pixels, which memory does not suffice to convert: store it smaller."
+            ) from None
 
 
 class KeepingReader:

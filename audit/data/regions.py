@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from audit.data.dicom import is_dicom
 from audit.data.images import OF_PILLOW, open_upright, read_header
@@ -50,6 +51,16 @@ def decode_mask(path: Path) -> np.ndarray:
     """
     _refuse_kind(path)
     image = open_upright(path)
+    try:
+        return _inside(image)
+    except MemoryError:
+        raise DataError(
+            f"Mask file '{path}' has {image.width} x {image.height} pixels, which memory does not suffice to decode: "
+            "store it smaller, together with its image."
+        ) from None
+
+
+def _inside(image: Image.Image) -> np.ndarray:
     if image.mode in {"1", "L", "P", "I", "F"} or image.mode.startswith("I;16"):
         return np.asarray(image) != 0
     if image.mode == "LA":

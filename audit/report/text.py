@@ -204,7 +204,8 @@ def findings(result: AuditResult) -> list[Markup]:
 def explained_images(result: AuditResult) -> list[Markup]:
     """Return what is to be known of the images that the models are explained on, where it is not the usual."""
     notes: list[Markup] = []
-    pick = str((result.config.get("queries") or {}).get("pick", "correct"))
+    queries = result.config.get("queries")
+    pick = str(queries.get("pick", "correct")) if isinstance(queries, dict) else "correct"
     alone = [model for model in result.models if model.unpaired]
     common = [m.counterfactuals.n for m in result.models if m.counterfactuals is not None and not m.unpaired]
     if common and common[0] < result.queries_asked:

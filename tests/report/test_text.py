@@ -73,6 +73,7 @@ def test_settings_read_like_toml():
 
 def test_a_reader_is_told_whom_the_edits_explain(results: AuditResult):
     assert text.explained_images(results) == []
+    assert text.explained_images(results.model_copy(update={"config": {"queries": 3}})) == []
     alone = change(results, plain={"unpaired": True})
     (note,) = text.explained_images(alone)
     assert "<strong>plain</strong> is explained on images of its own" in note
