@@ -119,18 +119,33 @@ def explain_model(
 def explain_apart(
     context: Context, method: ChosenMethod, networks: Networks, asked: Sequence[tuple[Subject, Queries]]
 ) -> None:
-    """Have the engine, if there is one, draw the counterfactuals of all models and batches that are not kept."""
+    """Have the engine, if there is one, draw the counterfactuals of all models that are not kept, and their ways back.
+
+    A failure is told where its model is explained.
+    """
     if context.engine is None or not method.known_by_version:
         return
-    orders: list[Callable[[], Order]] = []
     named = {one.name for one in context.config.classifiers}
-    for subject, queries in (one for one in asked if one[0].name in named):  # and not the view of one label
+    asked = [one for one in asked if one[0].name in named]  # and not the view of one label
+    edits: list[Callable[[], Order]] = []
+    for subject, queries in asked:
         search = _Search(context, method, networks, subject.calibrated)
         found = tried("counterfactuals", partial(_asked, context, networks, queries, subject))
-        if not isinstance(found, Failure):  # which is told where this model is explained
-            orders += [partial(search.order, *found, rows) for rows in search.batches(*found)]
+        edits += [] if isinstance(found, Failure) else search.orders(*found)
+    _draw_apart(context, "parts: counterfactuals", edits)
+    back: list[Callable[[], Order]] = []
+    for subject, queries in asked:
+        explained = tried("counterfactuals", partial(explain_model, context, method, networks, queries, subject))
+        start = "it failed" if isinstance(explained, Failure) else _start_back(context, method, explained)
+        if not isinstance(start, str):
+            search = _Search(context, method, networks, subject.calibrated)
+            back += search.orders(start.asked, start.targets)
+    _draw_apart(context, "parts: ways back", back)
+
+
+def _draw_apart(context: Context, what: str, orders: Sequence[Callable[[], Order]]) -> None:
     if len(orders) > 1:
-        compute(context, "parts: counterfactuals", len(orders), (order() for order in orders))
+        compute(context, what, len(orders), (order() for order in orders))
 
 
 def _asked(context: Context, networks: Networks, queries: Queries, subject: Subject) -> tuple[InvertedQueries, Tensor]:
@@ -191,11 +206,12 @@ class _Search:
         together = self.context.config.counterfactual.batch_size if self.method.in_batches else max(1, len(missing))
         return [list(missing[first : first + together]) for first in range(0, len(missing), together)]
 
-    def batches(self, queries: InvertedQueries, targets: Tensor) -> list[list[int]]:
-        """Return the places of queries that will be explained together, for they are not kept."""
-        return self._batches(self._lots(queries, targets).missing)
+    def orders(self, queries: InvertedQueries, targets: Tensor) -> list[Callable[[], Order]]:
+        """Return what makes the parts that explain those queries that are not kept."""
+        together = self._batches(self._lots(queries, targets).missing)
+        return [partial(self._order, queries, targets, rows) for rows in together]
 
-    def order(self, queries: InvertedQueries, targets: Tensor, rows: list[int]) -> Order:
+    def _order(self, queries: InvertedQueries, targets: Tensor, rows: list[int]) -> Order:
         """Return the part that explains the queries at `rows`."""
         some, name = _select_queries(queries, rows), self.calibrated.classifier.name
         alone = replace(some, inversion=_in_memory(some.inversion))
@@ -296,8 +312,17 @@ def _select(drawn: Inverted, rows: list[int]) -> _Drawn:
     return _Drawn(drawn.pivots[rows], {name: values[places] for name, values in given.items()}, drawn.images[rows])
 
 
-def way_back(context: Context, method: ChosenMethod, networks: Networks, explained: Explained) -> WayBack | str:
-    """Draw the counterfactuals of the first `metrics.axioms` counterfactuals that flip; or say why there are none.
+@dataclass(frozen=True)
+class _Start:
+    """Where ways back begin: at the counterfactuals at `rows`, each asked back to the class in `targets`."""
+
+    rows: Tensor
+    asked: InvertedQueries
+    targets: Tensor
+
+
+def _start_back(context: Context, method: ChosenMethod, explained: Explained) -> _Start | str:
+    """Return the first `metrics.axioms` counterfactuals that flip as what to explain; or say why there are none.
 
     They start at the counterfactual's own code and weights: inverting it would add the error of the inversion.
     """
@@ -311,12 +336,17 @@ def way_back(context: Context, method: ChosenMethod, networks: Networks, explain
     if len(rows) == 0:
         return "no counterfactual flips"
     start = _Drawn(found.latents[rows], explained.queries.inversion.select(rows).deltas, found.images[rows])
+    return _Start(rows, InvertedQueries(start.images, explained.targets[rows], start), sources[rows])
 
-    asked = InvertedQueries(start.images, explained.targets[rows], start)
-    back = _Search(context, method, networks, subject.calibrated).explain(
-        f"ways back {subject.name}", asked, sources[rows]
-    )
-    return WayBack(rows, back.images, back.flipped)
+
+def way_back(context: Context, method: ChosenMethod, networks: Networks, explained: Explained) -> WayBack | str:
+    """Draw counterfactuals of the first counterfactuals that flip; or say why there are none."""
+    start, subject = _start_back(context, method, explained), explained.subject
+    if isinstance(start, str):
+        return start
+    search = _Search(context, method, networks, subject.calibrated)
+    back = search.explain(f"ways back {subject.name}", start.asked, start.targets)
+    return WayBack(start.rows, back.images, back.flipped)
 
 
 def equal_edits(explained: Sequence[Explained], least: int) -> dict[int, int]:

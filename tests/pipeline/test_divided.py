@@ -44,6 +44,53 @@ checkpoint = "shipped:trades"
 """
 
 
+EXPLAINED = """
+[data]
+path = "phantom"
+phantom = { calibration = 160, audit = 40 }
+
+[queries]
+n = 4
+target = "healthy"
+
+[robustness]
+n = 8
+steps = 2
+eps = ["8/255"]
+attacks = ["pgd"]
+
+[generator]
+path = "shipped:phantom"
+
+[inversion]
+pivot_steps = 4
+tuning_steps = 4
+batch_size = 2
+
+[counterfactual]
+steps = 20
+shrink_steps = 2
+batch_size = 2
+min_calibration = 10
+
+[metrics]
+canonical = "off"
+min_images = 3
+axioms = 1
+
+[ranking]
+bootstrap = 100
+
+[[classifiers]]
+name = "plain"
+checkpoint = "shipped:plain"
+
+[[classifiers]]
+name = "plain-again"
+checkpoint = "shipped:plain-again"
+"""
+
+
 @pytest.fixture
 def config() -> AuditConfig:
     return AuditConfig.model_validate(tomllib.loads(AUDIT))
@@ -85,6 +132,21 @@ def test_processes_find_what_one_process_finds(
     assert all(counts)
     assert results(several, cache=tmp_path / "store") == alone
     assert len(counts) == 8, "what is in the store is not computed again"
+
+
+@pytest.mark.slow
+def test_processes_draw_the_counterfactuals_that_one_process_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = AuditConfig.model_validate(tomllib.loads(EXPLAINED))
+    counts = parts_that_come_back(monkeypatch)
+    found = results(config.model_copy(update={"workers": 2}), cache=tmp_path / "store")
+    # Of each model its answers, a batch and what rests on it; three lots of inversions; two lots of counterfactuals
+    # of each model, and what leads back.
+    assert len(counts) == 2 * 3 + 3 + 2 * 2 + 2
+    assert all(counts)
+    assert found == results(config)
+    assert all(model["counterfactuals"]["axioms"]["returned"] is not None for model in found["models"])
 
 
 def test_a_process_that_cannot_read_a_model_says_where(config: AuditConfig, tmp_path: Path) -> None:
