@@ -287,7 +287,7 @@ def test_an_audit_with_counterfactuals_of_labels(audit: tuple[AuditResult, Path]
         # The misled network takes a marker for a large heart: no edit moves one of them alone.
         assert misled.counterfactuals.off_target.flips.value == misled.counterfactuals.flip_ratio.value != 0
         assert misled.components.validity == 0
-        assert (sound.components.validity or 0) > 0.5
+        assert (sound.components.validity or 0) > 0.25
 
 
 def test_the_report_tells_why_labels_are_said_to_be_there(audit: tuple[AuditResult, Path]) -> None:
