@@ -16,16 +16,14 @@ models; random subsets of the images, each finding alone, and findings that weig
 how far indices agree between them.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 import torch
-from family import CLEAR, FAMILIES, VISIBLE, intervene, load
-from index_parts import Evidence, gather
+from family import CLEAR, VISIBLE, intervene, load
+from index_parts import Evidence, gather, parser_of
 from torch import Tensor
 
 from audit.config import RankingConfig
@@ -226,11 +224,7 @@ def between(sets: Mapping[str, tuple[dict[str, ModelScores], Sequence[str]]], we
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--family", choices=tuple(FAMILIES), default="first")
-    parser.add_argument("--out", type=Path, default=Path("runs/family"))
-    parser.add_argument("--embedding", default="phantom-factors")
-    parser.add_argument("--images", nargs="+", default=["7"], help="query images AUDIT[:FROM:TO] of every model")
+    parser = parser_of(__doc__)
     parser.add_argument("--n", type=int, default=600, help="images of the truth")
     args = parser.parse_args()
     out = args.out.resolve()

@@ -381,13 +381,18 @@ def try_all(evidence: Evidence, truths: dict[str, float], weights: dict[str, flo
         print(f"{name:24}{truths[name]:8.3f}{trials['index'][name]:8.1f}{said}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parser_of(about: str | None) -> argparse.ArgumentParser:
+    """Return what reads which audits of which family are asked for, and in which embedding."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--family", choices=tuple(FAMILIES), default="first")
     parser.add_argument("--out", type=Path, default=Path("runs/family"))
     parser.add_argument("--embedding", default="phantom-factors")
     parser.add_argument("--images", nargs="+", default=["7"], help="query images AUDIT[:FROM:TO] of every model")
-    args = parser.parse_args()
+    return parser
+
+
+def main() -> None:
+    args = parser_of(__doc__).parse_args()
     out = args.out.resolve()
     classifiers = load(args.family, out)
     truths = {name: row["truth"] for name, row in truth(classifiers, 600, seed=4711).items()}
