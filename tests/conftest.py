@@ -10,6 +10,19 @@ import pytest
 from audit.runtime import progress
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a run ask that all of its tests are made."""
+    parser.addoption("--no-skips", action="store_true", help="fail where any test, or file of tests, was skipped")
+
+
+@pytest.hookimpl(trylast=True)  # after the reporter has counted
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Fail a run with `--no-skips` that skipped anything, a whole file (status 5, nothing collected) among it."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("no_skips") and reporter.stats.get("skipped") and session.exitstatus in (0, 5):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture(autouse=True)
 def signals_as_before():
     """Undo what a command called within the tests makes of signals: a worker that ignores SIGTERM cannot end others."""
