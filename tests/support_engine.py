@@ -1,6 +1,8 @@
 """Work for engines, in a module that other processes can import."""
 
 import os
+import signal
+import sys
 
 import torch
 
@@ -17,3 +19,9 @@ def failing(number: int) -> int:
 
 def dying(number: int) -> int:
     os._exit(1)
+
+
+def seen_of_itself(modules: tuple[str, ...]) -> tuple[bool, str | None, bool]:
+    """Whether `modules` are loaded, a variable of the environment, and whether Ctrl-C is kept out."""
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    return all(name in sys.modules for name in modules), os.environ.get("SPRUCE_LATER"), blocked

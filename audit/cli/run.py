@@ -53,6 +53,12 @@ def _audit(
     overwrite: bool = False,
     allow_code: bool = False,
 ) -> None:
+    from audit.config import load_config
+
+    if load_config(config, effort).workers not in ("auto", 1):
+        from audit.runtime.processes import start_ahead
+
+        start_ahead()  # they load beside this process, which takes seconds to do so itself
     from audit.pipeline.runner import run_audit
     from audit.pipeline.writing import ReportError
 

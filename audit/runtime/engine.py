@@ -6,10 +6,9 @@ a lost node costs time and no number.
 """
 
 import logging
-import multiprocessing
 import os
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ import torch
 from audit.config import AuditConfig, RayConfig
 from audit.errors import ConfigError
 from audit.runtime.allocator import keep_freed_memory
+from audit.runtime.processes import begun, start_ahead
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -85,13 +85,13 @@ def _workers(config: AuditConfig, device: torch.device) -> int:
 
 def _processes(count: int, device: torch.device) -> ProcessPoolExecutor:
     """Start processes, each with its share of the threads and, where there are GPUs, one of these."""
-    # A copy of this process would share the state of its threads and of CUDA.
-    spawning = multiprocessing.get_context("spawn")
-    gpus = spawning.SimpleQueue()
+    # No copies of this process, which would share the state of its threads and of CUDA.
+    starting = start_ahead()
+    gpus = starting.SimpleQueue()
     for number in range(count):
         gpus.put(_gpus()[number % len(_gpus())] if device.type == "cuda" else None)
     threads = max(1, torch.get_num_threads() // count)
-    return ProcessPoolExecutor(count, spawning, _begin, (gpus, threads))
+    return ProcessPoolExecutor(count, starting, _begin, (gpus, threads, dict(os.environ)))
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,8 @@ def _gpus() -> list[str]:
     return visible.split(",") if visible else [str(number) for number in range(torch.cuda.device_count())]
 
 
-def _begin(gpus: Any, threads: int) -> None:
+def _begin(gpus: Any, threads: int, environment: Mapping[str, str]) -> None:
+    begun(environment)
     gpu = gpus.get()
     if gpu is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when CUDA is first used
