@@ -177,4 +177,4 @@ def _read_array(
 ) -> np.ndarray | None:
     """Return the mask at `places[row]` of the array of its split, or None; a picklable `MaskReader` when bound."""
     array = arrays.get(str(splits[row]))
-    return None if array is None else resize_mask(array[places[row]], side)
+    return None if array is None else resize_mask(array[places[row]] != 0, side)

@@ -3,13 +3,11 @@
 Images are `[N, H, W]`, `[N, H, W, 1]` or `[N, H, W, 3]`, uint8 or floating point in [0, 1]; with `data.white` also
 other integers and floating point up to that number. Labels are `[N]` or `[N, 1]`, or `[N, L]` of 0 and 1 where an
 image may have any number of L labels, as in ChestMNIST.
-The archive is compressed, so it cannot be mapped: images are held as stored (uint8) and converted row by row.
-Pickled objects are never loaded. Layout: Yang et al. 2023, MedMNIST v2, https://medmnist.com.
+Images are mapped (`audit.data.npz_arrays`) and converted row by row.
+Layout: Yang et al. 2023, MedMNIST v2, https://medmnist.com.
 """
 
-import os
-import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,12 +19,14 @@ from audit.data.depth import Stored, chosen_white, stored_array, to_unit
 from audit.data.images import Conversion
 from audit.data.listing import MOST_CLASSES, check_every_class, default_names, natural_key
 from audit.data.multilabel import check_every_label, is_multi_hot, multi_hot, notices
+from audit.data.npz_arrays import read_arrays
 from audit.data.reading import Look, Reading, digest, left_out, look_at
 from audit.data.regions import is_region_name
 from audit.errors import DataError
 from audit.results import MAIN_REGION, LeftOut, Notice
 
-CHUNK = 4096
+CHUNK = 2**24
+"""Bytes of an array that are looked at together."""
 
 
 def read_row(row: int, arrays: tuple[np.ndarray, ...], starts: np.ndarray, conversion: Conversion) -> np.ndarray:
@@ -36,66 +36,23 @@ def read_row(row: int, arrays: tuple[np.ndarray, ...], starts: np.ndarray, conve
 
 def _stored(row: int, arrays: tuple[np.ndarray, ...], starts: np.ndarray) -> Stored:
     part = int(np.searchsorted(starts, row, side="right")) - 1
-    return stored_array(arrays[part][row - starts[part]])
+    values = arrays[part][row - starts[part]]
+    return stored_array(values.astype(np.float32, copy=False) if values.dtype.kind == "f" else values)
 
 
 def examine_row(
     row: int, keep: bool, arrays: tuple[np.ndarray, ...], starts: np.ndarray, white: float | None
 ) -> tuple[Look, bytes]:
-    """What the numbers of `row` are like, and a hash of its pixels; nothing has to be kept, for all is in memory."""
+    """What the numbers of `row` are like, and a hash of its pixels; nothing is decoded that might be kept."""
     stored = _stored(row, arrays, starts)
     return look_at(stored, white, f"Image {row}"), digest(to_unit(stored, white, f"Image {row}"))
 
 
-def _read_arrays(path: Path, wanted: Callable[[str], bool]) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Read every array whose name is `wanted`, and name the others; raises DataError naming file and array."""
-    if not path.is_file():
-        raise DataError(f"Data file '{path}' does not exist: check data.path and data.format.")
-    if not zipfile.is_zipfile(path):
-        raise DataError(f"File '{path}' is not an .npz archive: save it with numpy.savez or check data.path.")
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            names = archive.files
-            _check_size(archive.zip, wanted, path)
-            arrays = {name: _read_array(archive, name, path) for name in names if wanted(name)}
-    except DataError:
-        raise
-    except Exception as error:  # noqa: BLE001 - damaged bytes fail in whatever way they like
-        reason = str(error) or type(error).__name__
-        raise DataError(f"File '{path}' is damaged ({reason}): replace it.") from None
-    return arrays, [name for name in names if name not in arrays]
-
-
-def _check_size(archive: zipfile.ZipFile, wanted: Callable[[str], bool], path: Path) -> None:
-    """Raise DataError where the arrays unfold to more than the machine has: a small archive can hold any number of 0s.
-
-    Systems that do not say how much they have are left to fail by themselves.
-    """
-    claimed = sum(info.file_size for info in archive.infolist() if wanted(info.filename.removesuffix(".npy")))
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else claimed
-    if claimed > there:
-        raise DataError(
-            f"The arrays of '{path}' unfold to {claimed / 2**30:.1f} GiB where the machine has {there / 2**30:.1f}: "
-            "give the images as a folder, of which only those in use are held."
-        )
-
-
-def _read_array(archive: Mapping[str, np.ndarray], name: str, path: Path) -> np.ndarray:
-    try:
-        array = archive[name]
-    except ValueError as error:
-        if "Object arrays" in str(error):
-            raise DataError(f"Array '{name}' of '{path}' holds objects: save it as numbers of one type.") from None
-        raise
-    except MemoryError:
-        # A header may claim any size; what is there is held in memory, as an archive is compressed.
-        raise DataError(
-            f"Array '{name}' of '{path}' claims more numbers than fit in memory: if that is true give the images as a "
-            "folder, else the file is damaged."
-        ) from None
-    if not isinstance(array, np.ndarray):  # numpy gives the bytes of a member that is none of its own
-        raise DataError(f"Member '{name}' of '{path}' is no array of numpy: save it with numpy.savez.")
-    return array
+def _parts(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield the rows of `array` in parts, each with the number of its first row."""
+    step = max(1, CHUNK * len(array) // max(array.nbytes, 1))
+    for start in range(0, len(array), step):
+        yield start, array[start : start + step]
 
 
 def _check_images(images: np.ndarray, name: str, path: Path, white: float | None) -> np.ndarray:
@@ -113,15 +70,14 @@ def _check_images(images: np.ndarray, name: str, path: Path, white: float | None
         chosen_white(stored_array(images[0]), white, f"Array '{name}' of '{path}'")
     if images.dtype.kind == "u":
         return images
-    for start in range(0, len(images), CHUNK):
-        part = images[start : start + CHUNK]
+    for start, part in _parts(images):
         inside = (part >= 0) & (part <= (1 if white is None else np.inf))  # false for NaN
         if not inside.all():
             row = start + int(np.argmin(inside.reshape(len(part), -1).all(axis=1)))
             range_ = "[0, 1]" if white is None else f"[0, {white:g}]"
             mend = "scale it or set data.white to the number that means white" if white is None else "scale it"
             raise DataError(f"Image {row} of array '{name}' in '{path}' holds NaN or numbers outside {range_}: {mend}.")
-    return images.astype(np.float32, copy=False) if images.dtype.kind == "f" else images
+    return images
 
 
 def _check_labels(labels: np.ndarray, name: str, path: Path, count: int, classes: tuple[str, ...] | None) -> np.ndarray:
@@ -201,7 +157,7 @@ def load_npz(config: DataConfig, seed: int) -> AuditSet:
     Class names are those of `config.classes`, else 'class 0', 'class 1', ... Raises DataError.
     """
     path = Path(config.path)
-    arrays, others = _read_arrays(path, lambda name: name.endswith(("_images", "_labels")))
+    arrays, others = read_arrays(path, lambda name: name.endswith(("_images", "_labels")))
     if not arrays:
         raise DataError(
             f"File '{path}' has no arrays '<split>_images' and '<split>_labels' (it has: {', '.join(others) or 'none'})"
@@ -272,12 +228,12 @@ def _without_masks(names: Sequence[str], ending: str | None, splits: Collection[
 
 
 def read_masks(path: Path, ending: str, sizes: Mapping[str, np.ndarray]) -> dict[str, dict[str, np.ndarray]]:
-    """Read the mask arrays of an .npz as bool `[N, H, W]`, by region and split.
+    """Read the mask arrays of an .npz, `[N, H, W]` and not 0 inside, by region and split.
 
     They are called `{split}_{ending}` (the region that carries the class's meaning) or `{split}_{ending}_{region}`;
     `sizes` are height and width of the images of every split. Raises DataError if there are none or one does not fit.
     """
-    arrays, others = _read_arrays(path, lambda name: _mask_of(name, ending, sizes) is not None)
+    arrays, others = read_arrays(path, lambda name: _mask_of(name, ending, sizes) is not None)
     if not arrays:
         raise DataError(
             f"File '{path}' has no array '<split>_{ending}' for data.masks = \"{ending}\" (other arrays: "
@@ -306,14 +262,16 @@ def _check_masks(masks: np.ndarray, name: str, path: Path, sizes: np.ndarray) ->
             f"Array '{name}' of '{path}' has shape {masks.shape} where {wanted} is needed: one mask per image, "
             "each of the size of its image."
         )
-    if masks.dtype.kind not in "buif" or (masks.dtype.kind == "f" and np.isnan(masks).any()):
+    if masks.dtype.kind not in "buif" or (
+        masks.dtype.kind == "f" and any(np.isnan(part).any() for _, part in _parts(masks))
+    ):
         what = "holds NaN" if masks.dtype.kind == "f" else f"is of type {masks.dtype}"
         raise DataError(f"Array '{name}' of '{path}' {what}: save masks as bool or uint8, zero outside.")
-    return masks != 0
+    return masks
 
 
 def _kind(array: np.ndarray) -> str:
-    return f"{array.dtype} {'colour' if array.ndim == 4 else 'grey'}"
+    return f"{'float32' if array.dtype.kind == 'f' else array.dtype} {'colour' if array.ndim == 4 else 'grey'}"
 
 
 def _left_out(others: list[str], arrays: Mapping[str, np.ndarray], splits: list[str]) -> list[LeftOut]:

@@ -1,7 +1,11 @@
 """MedMNIST archives: layouts, types, and what is refused."""
 
 import pickle
+import struct
+import tempfile
+import tracemalloc
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +14,7 @@ import pytest
 from audit.config import DataConfig
 from audit.data.audit_set import AuditSet
 from audit.data.load import load_data
+from audit.data.npz_arrays import read_arrays
 from audit.errors import DataError
 
 
@@ -129,5 +134,79 @@ def test_a_header_that_claims_more_than_there_is(tmp_path: Path) -> None:
     header = {"descr": "|u1", "fortran_order": False, "shape": (10**14, 1, 1)}
     with zipfile.ZipFile(tmp_path / "set.npz", "w") as archive, archive.open("test_images.npy", "w") as member:
         np.lib.format.write_array_header_1_0(member, header)
-    with pytest.raises(DataError, match=r"'test_images' .* claims more numbers than fit"):
+    with pytest.raises(DataError, match=r"'test_images' .* claims more numbers than it holds"):
         load_data(DataConfig(path=str(tmp_path / "set.npz")), seed=0)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_are_mapped_to_the_bit(tmp_path: Path, save: Callable[..., None]) -> None:
+    rng = np.random.default_rng(0)
+    colour = rng.random((5, 6, 7, 3))
+    arrays = {
+        "bytes": rng.integers(0, 256, (5, 6, 7), dtype=np.uint8),
+        "columns": np.asfortranarray(colour),
+        "other end": colour.astype(">f4"),
+        "half": colour.astype(np.float16),
+        "integers": rng.integers(-9, 9, (5, 1)),
+        "none": np.zeros((0, 6, 6), dtype=np.uint8),
+        "one": np.array(3.5),
+        "yes": colour > 0.5,
+    }
+    save(tmp_path / "set.npz", **arrays, left=np.zeros(2))
+    mapped, others = read_arrays(tmp_path / "set.npz", arrays.__contains__)
+    assert others == ["left"]
+    assert list(mapped) == list(arrays)
+    for name, array in arrays.items():
+        assert mapped[name].dtype == array.dtype
+        assert mapped[name].flags.f_contiguous == array.flags.f_contiguous
+        np.testing.assert_array_equal(mapped[name], array)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_memory_does_not_grow_with_the_archive(tmp_path: Path, save: Callable[..., None]) -> None:
+    images = np.zeros((4096, 128, 128), dtype=np.uint8)
+    images[:, :64] = np.arange(4096)[:, None, None] % 251
+    labels = np.arange(4096) % 2
+    save(tmp_path / "set.npz", val_images=images[:2], val_labels=labels[:2], test_images=images, test_labels=labels)
+    tracemalloc.start()
+    try:
+        data = load_data(DataConfig(path=str(tmp_path / "set.npz")), seed=0)
+        held = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert held < images.nbytes / 8
+    np.testing.assert_array_equal(data.read_image(4095), images[4095])
+
+
+def test_a_stored_array_whose_bytes_changed_or_are_missing(tmp_path: Path) -> None:
+    path = tmp_path / "set.npz"
+    np.savez(path, **_arrays())
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        info = archive.getinfo("test_images.npy")
+    changed = bytearray(whole)
+    changed[info.header_offset + 250] ^= 1
+    short = bytearray(whole)
+    place = short.rindex(b"test_images.npy") - 46  # its entry in the directory: of fewer bytes packed than unpacked
+    short[place + 20 : place + 24] = struct.pack("<I", info.file_size - 40)
+    for damaged in (changed, short):
+        path.write_bytes(bytes(damaged))
+        with pytest.raises(DataError, match="is damaged"):
+            load_data(DataConfig(path=str(path)), seed=0)
+
+
+def test_a_temporary_folder_without_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    resource = pytest.importorskip("resource", reason="limits are set as POSIX does")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    np.savez_compressed(tmp_path / "set.npz", **_arrays((99, 99)))
+    config = DataConfig(path=str(tmp_path / "set.npz"))
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+        with pytest.raises(DataError, match=r"cannot be unfolded into the temporary folder .* set TMPDIR") as caught:
+            load_data(config, seed=0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "\n" not in str(caught.value)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(DataError, match="no temporary folder"):
+        load_data(config, seed=0)
