@@ -45,7 +45,7 @@ class AuditSet:
     notices: tuple[Notice, ...] = ()
     groups: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     lot: int | None = None
-    _digests: dict[tuple[ImageReader, int], bytes] = field(default_factory=dict, repr=False, compare=False)
+    _digests: dict[ImageReader, np.ndarray] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if self.rows is None:
@@ -144,14 +144,14 @@ class AuditSet:
         An image is read for it once, whichever selections it is in.
         """
         whole = hashlib.sha256("\0".join(self.class_names).encode("utf-8", "surrogateescape"))
+        known = self._digests.setdefault(self.read_image, np.zeros((len(self.ids), 32), np.uint8))
         for row, label in zip(self._rows().tolist(), self.row_labels.tolist(), strict=True):
-            place = self.read_image, row
-            if place not in self._digests:
+            if not known[row].any():
                 pixels = np.ascontiguousarray(self.read_image(row))
                 head = f"{pixels.dtype}{pixels.shape}".encode()
-                self._digests[place] = hashlib.sha256(head + pixels.tobytes()).digest()
+                known[row] = np.frombuffer(hashlib.sha256(head + pixels.tobytes()).digest(), np.uint8)
             whole.update(f"\0{self.ids[row]}\0{label}\0".encode("utf-8", "surrogateescape"))
-            whole.update(self._digests[place])
+            whole.update(known[row])
         return whole.hexdigest()
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

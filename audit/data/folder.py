@@ -127,16 +127,21 @@ def _passed_over(root: Folder, taken: set[str], levels: int) -> tuple[LeftOut, .
     return tuple(left_out(reason, names) for reason, names in found.items())
 
 
+def _above(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
 def _list(root: Folder, groups: Sequence[Group], source: str, levels: int, split: str | None = None) -> Listing:
     rows = [(split or own, name, path) for own, name, paths in groups for path in paths]
     ids = tuple(_inside(path, root) for _, _, path in rows)
     check_unique(ids, f"{source}, once bytes that are no UTF-8 are written as text")
+    where = {above: f"folder '{Path(str(root)) / above}'" for above in set(map(_above, ids))}
     return Listing(
         source=source,
         paths=tuple(path for _, _, path in rows),
         labels=tuple(name for _, name, _ in rows),
         ids=ids,
-        where=tuple(f"folder '{Path(str(root)) / Path(name).parent}'" for name in ids),
+        where=tuple(where[_above(name)] for name in ids),
         splits=None if rows[0][0] is None else tuple(str(split) for split, _, _ in rows),
         left_out=_passed_over(root, set(ids), levels),
     )

@@ -2,9 +2,10 @@
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar
 
 from audit.data.archive import Member
 
@@ -44,7 +45,28 @@ ImageFile = Path | Member | Cell
 """Where an encoded image lies: a file, a member of an archive, or a cell of a table."""
 
 
-@dataclass(frozen=True)
+T = TypeVar("T")
+
+
+class Files(Sequence[T]):
+    """Files in order. A `Path` takes some 400 bytes, so what is kept of one is its text, from which it is made anew."""
+
+    def __init__(self, files: Iterable[T]) -> None:
+        self._held = tuple(str(file) if isinstance(file, Path) else file for file in files)
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def __getitem__(self, place: Any) -> Any:  # a file, or a tuple of files
+        found = self._held[place]
+        return tuple(map(_path, found)) if isinstance(place, slice) else _path(found)
+
+
+def _path(held: object) -> object:
+    return Path(held) if isinstance(held, str) else held
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """Height and width (after EXIF orientation), channels, and depth and colour in words.
 

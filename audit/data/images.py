@@ -19,8 +19,9 @@ pipeline usually takes otherwise are counted and become notices of the audit, `a
 import io
 import re
 import struct
+import sys
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,7 +159,7 @@ def read_header(path: ImageFile, window: dicom.Window | None = None) -> Header:
                 width, height = height, width
             channels = 1 if image.mode in GREY_MODES else 3
             turned = orientation > 1 or (_tiff_tag(image, ORIENTATION_TAG) or 1) > 1
-            return Header(height, width, channels, _kind(image), turned)
+            return Header(height, width, channels, sys.intern(_kind(image)), turned)
     except DECODING_ERRORS as error:
         raise _unreadable(path, error) from None
 
@@ -300,6 +301,6 @@ class KeepingReader:
         return KeepingReader, (self._read, self._budget)
 
 
-def read_image(row: int, paths: tuple[ImageFile, ...], conversion: Conversion) -> np.ndarray:
+def read_image(row: int, paths: Sequence[ImageFile], conversion: Conversion) -> np.ndarray:
     """Decode and convert the image of `row`; bound with `functools.partial` it is a picklable `ImageReader`."""
     return conversion.pixels(decode_stored(paths[row], conversion.window), f"Image file '{paths[row]}'")

@@ -17,7 +17,7 @@ import torch
 
 from audit.config import DataConfig
 from audit.data.audit_set import AuditSet, MaskReader
-from audit.data.header import Header, ImageFile
+from audit.data.header import Files, Header, ImageFile
 from audit.data.images import Conversion, KeepingReader, decode_stored, read_header, read_image
 from audit.data.multilabel import SEPARATOR, cells_to_labels, check_every_label, lists_to_labels, notices, strata
 from audit.data.reading import Look, Reading, digest, look_at
@@ -214,13 +214,13 @@ def _check_regions(listing: Listing, headers: Sequence[Header]) -> None:
 
 def _region_readers(listing: Listing, headers: Sequence[Header], side: int | None) -> dict[str, MaskReader]:
     readers: dict[str, MaskReader] = {
-        name: partial(read_mask, paths=paths, side=side) for name, paths in listing.masks.items()
+        name: partial(read_mask, paths=Files(paths), side=side) for name, paths in listing.masks.items()
     }
     if listing.boxes is not None:
         none: tuple[Path | None, ...] = (None,) * len(listing.paths)
         sizes = tuple((header.height, header.width) for header in headers)
         readers[MAIN_REGION] = partial(
-            read_region, paths=listing.masks.get(MAIN_REGION, none), boxes=listing.boxes, sizes=sizes, side=side
+            read_region, paths=Files(listing.masks.get(MAIN_REGION, none)), boxes=listing.boxes, sizes=sizes, side=side
         )
     return readers
 
@@ -237,10 +237,11 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
     ]
     _check_headers(listing, headers, config)
     _check_regions(listing, headers)
+    files = Files(listing.paths)
     channels = config.channels or headers[0].channels
     height, width = (config.image_size,) * 2 if config.image_size else (headers[0].height, headers[0].width)
     conversion = Conversion(config.image_size, channels, config.white, config.window)
-    reader = KeepingReader(partial(read_image, paths=listing.paths, conversion=conversion))
+    reader = KeepingReader(partial(read_image, paths=files, conversion=conversion))
     return AuditSet(
         read_image=reader,
         labels=labels,
@@ -251,12 +252,12 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
         regions=_region_readers(listing, headers, config.image_size),
         source=listing.source if listing.splits is not None else f"{listing.source} (divided 50/50 by the seed)",
         reading=Reading(
-            examine=partial(examine_file, paths=listing.paths, reader=reader, conversion=conversion),
+            examine=partial(examine_file, paths=files, reader=reader, conversion=conversion),
             sizes=np.array([(header.height, header.width) for header in headers]),
             kinds=tuple(header.kind for header in headers),
             turned=tuple(row for row, header in enumerate(headers) if header.turned),
             left_out=listing.left_out,
-            bytes_key=partial(bytes_key, paths=listing.paths),
+            bytes_key=partial(bytes_key, paths=files),
             white=config.white,
         ),
         notices=() if told is None else notices(labels, names, told if config.task == "auto" else None),
@@ -265,7 +266,7 @@ def to_audit_set(listing: Listing, config: DataConfig, seed: int, numbers: bool)
 
 
 def examine_file(
-    row: int, keep: bool, paths: tuple[ImageFile, ...], reader: KeepingReader, conversion: Conversion
+    row: int, keep: bool, paths: Sequence[ImageFile], reader: KeepingReader, conversion: Conversion
 ) -> tuple[Look, bytes]:
     """What the numbers in the file of `row` are like, and a hash of the pixels that the models see."""
     stored, what = decode_stored(paths[row], conversion.window), f"Image file '{paths[row]}'"
@@ -275,8 +276,8 @@ def examine_file(
     return look_at(stored, conversion.white, what), digest(pixels)
 
 
-def bytes_key(row: int, thorough: bool, paths: tuple[ImageFile, ...]) -> object:
-    """Key of the encoded content of `row`: its length and a piece of its middle, or (`thorough`) a hash of all of it.
+def bytes_key(row: int, thorough: bool, paths: Sequence[ImageFile]) -> object:
+    """Hash of the encoded content of `row`: of its length and a piece of its middle, or (`thorough`) of all of it.
 
     Raises DataError.
     """
@@ -289,6 +290,6 @@ def bytes_key(row: int, thorough: bool, paths: tuple[ImageFile, ...]) -> object:
         with path.open("rb") as file:
             length = path.stat().st_size
             file.seek(length // 2)
-            return length, file.read(MIDDLE)
+            return hashlib.blake2b(b"%d " % length + file.read(MIDDLE), digest_size=16).digest()
     except OSError as error:
         raise DataError(f"Image file '{path}' cannot be read ({error.strerror}): replace or remove it.") from None

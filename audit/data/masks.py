@@ -24,6 +24,7 @@ from audit.config import DataConfig
 from audit.data.audit_set import AuditSet, MaskReader
 from audit.data.data_notices import of_mask_folder
 from audit.data.folder import is_hidden
+from audit.data.header import Files
 from audit.data.images import EXTENSIONS
 from audit.data.listing import natural_key
 from audit.data.npz import read_masks
@@ -85,7 +86,9 @@ def _of_folder(dataset: AuditSet, config: DataConfig) -> AuditSet:
     unused = [readable(file) for file in files if file not in used]
     return replace(
         dataset,
-        regions={name: partial(read_mask, paths=paths, side=config.image_size) for name, paths in regions.items()},
+        regions={
+            name: partial(read_mask, paths=Files(paths), side=config.image_size) for name, paths in regions.items()
+        },
         notices=(*dataset.notices, *of_mask_folder(dataset, config.audit_split, given, unused)),
     )
 

@@ -8,6 +8,7 @@ mean the same.
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +124,7 @@ def boxes_mask(boxes: tuple[Box, ...], source: tuple[int, int], size: tuple[int,
     return mask
 
 
-def read_mask(row: int, paths: tuple[Path | None, ...], side: int | None) -> np.ndarray | None:
+def read_mask(row: int, paths: Sequence[Path | None], side: int | None) -> np.ndarray | None:
     """Decode the mask of `row`, or None; bound with `functools.partial` it is a picklable `MaskReader`."""
     path = paths[row]
     return None if path is None else resize_mask(decode_mask(path), side)
@@ -131,7 +132,7 @@ def read_mask(row: int, paths: tuple[Path | None, ...], side: int | None) -> np.
 
 def read_region(
     row: int,
-    paths: tuple[Path | None, ...],
+    paths: Sequence[Path | None],
     boxes: tuple[tuple[Box, ...] | None, ...],
     sizes: tuple[tuple[int, int], ...],
     side: int | None,
