@@ -47,6 +47,9 @@ class Check(Row):
     more_images: int | None = Field(
         default=None, description="images beyond the measured ones that would decide it if the number stays; None: open"
     )
+    whose: str | None = Field(
+        default=None, description="what the number comes from, where it is that of the worst of several things"
+    )
     status: Status
     sentence: str
 
@@ -188,7 +191,16 @@ def _check_bounds(rule_number: int, rule: Rule, model: ModelResult, case: _Case)
         if check.status in ("pass", "inconclusive") and doubt is not None:
             yield check.model_copy(update={"status": "not measured", "more_images": None, "sentence": doubt})
         else:
-            yield check
+            yield _with_whose(check, model, rule)
+
+
+def _with_whose(check: Check, model: ModelResult, rule: Rule) -> Check:
+    """Return the check with what its number comes from, where the path of the metric does not tell."""
+    number = metrics_of(model).get(rule.metric or "")
+    if check.measured is None or number is None or not number.whose:
+        return check
+    sentence = f"{check.sentence} The number comes from {number.whose}."
+    return check.model_copy(update={"whose": number.whose, "sentence": sentence})
 
 
 def doubt_of_all(model: ModelResult) -> str | None:

@@ -9,7 +9,7 @@ that failed a trust check, or whose checks were not made, passes no bound unless
 
 import math
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -103,12 +103,16 @@ def load_policy(path: str | Path) -> Policy:
 
 @dataclass(frozen=True)
 class Measured:
-    """A number with the ends of its interval, on `n` images; None where it was not measured or is not finite."""
+    """A number with the ends of its interval, on `n` images; None where it was not measured or is not finite.
+
+    `whose` tells what it is the number of, where that is one of several things and the path does not say which.
+    """
 
     value: float | None
     low: float | None = None
     high: float | None = None
     n: int = 0
+    whose: str = field(default="", compare=False)
 
     def bound(self, use: Use) -> float | None:
         """Return the value, or an end of the interval; never one in place of another."""
@@ -116,8 +120,8 @@ class Measured:
         return number if number is not None and math.isfinite(number) else None
 
 
-def _measured(interval: Interval) -> Measured:
-    return Measured(interval.value, interval.low, interval.high, interval.n)
+def _measured(interval: Interval, whose: str = "") -> Measured:
+    return Measured(interval.value, interval.low, interval.high, interval.n, whose)
 
 
 def _list_key(item: Row) -> str | None:
@@ -259,29 +263,47 @@ def _headlines(model: ModelResult) -> dict[str, Measured]:
     """Return single numbers that stand for tables: of what the model relies on, and of how it was loaded."""
     found: dict[str, Measured] = {}
     if model.certificate:
-        found["certificate.failed"] = Measured(sum(check.passed is False for check in model.certificate))
+        failed = [check.name for check in model.certificate if check.passed is False]
+        found["certificate.failed"] = Measured(len(failed), whose=", ".join(failed))
         for check in model.certificate:
             found[f"certificate.{check.name}"] = Measured(None if check.passed is None else float(check.passed))
     if model.reliance is None:
         return found
 
     def worst(rows: list[Intervention]) -> Measured:
-        return _measured(max((row.worst for row in rows), key=lambda reaction: reaction.hit_order).hit)
+        row = max(rows, key=lambda row: row.worst.hit_order)
+        return _measured(row.worst.hit, _told(row, row.worst))
 
     rows = model.reliance.interventions
     kinds = dict.fromkeys(row.kind for row in rows)
     if rows:
         found["reliance.worst"] = worst(rows)
     found |= {f"reliance.worst.{kind}": worst([row for row in rows if row.kind == kind]) for kind in kinds}
+    for row in rows:
+        for reaction in row.reactions:
+            path = f"reliance.interventions.{row.name}.reactions.{reaction.strength:g}"
+            found[f"{path}.changed"] = _measured(reaction.changed, reaction.variant)
+            found[f"{path}.class_changed"] = _measured(reaction.class_changed, _told(row, reaction))
     for treated in model.reliance.regions:
         # Each way of taking pixels away leaves traces of its own: what all of them show is told.
-        kept = _measured(treated.stay_right)
         needed = treated.part == "region"
+        kept = _measured(treated.stay_right, f"{'' if needed else 'all but '}{treated.region} {treated.treatment}")
         name = f"reliance.{'necessity' if needed else 'sufficiency'}.{treated.region}"
         found[name] = _least(found.get(name), _lost(kept) if needed else kept)
     if model.reliance.groups:
-        found["reliance.gap"] = _measured(model.reliance.groups[0].gap)
+        group = model.reliance.groups[0]
+        found["reliance.gap"] = _measured(group.gap, f"{group.column} {group.value}")
     return found
+
+
+def _told(row: Intervention, reaction: Reaction) -> str:
+    """Return what changes the decisions behind `reaction.hit`, of which class they are and which they become."""
+    if not reaction.hit.value:
+        return ""
+    how = ", ".join(filter(None, (reaction.variant, row.extent(reaction))))
+    whose = "" if reaction.of_class is None else f" for '{reaction.of_class}'"
+    towards = "" if reaction.hit_towards is None else f", mostly to '{reaction.hit_towards}'"
+    return f"{row.name} ({how}), which changes decisions{whose}{towards}"
 
 
 def _lost(kept: Measured) -> Measured:

@@ -32,13 +32,6 @@ def measured(models: Sequence[ModelResult]) -> list[ModelResult]:
     return [model for model in models if model.reliance is not None and model.reliance.interventions]
 
 
-def strength(intervention: Intervention, reaction: Reaction) -> str:
-    """Return how strong a change was, in words: '10 % of the shorter side'."""
-    share = intervention.unit.startswith("of ")
-    number = f"{100 * reaction.strength:g}\N{NO-BREAK SPACE}%" if share else f"{reaction.strength:g}"
-    return f"{number} {intervention.unit}".strip()
-
-
 def spoken(name: str) -> str:
     """Return an intervention's name in running text."""
     return name.replace("-", " ")
@@ -50,7 +43,7 @@ def effect(intervention: Intervention, reaction: Reaction) -> str:
     whose = "of all decisions" if reaction.of_class is None else f"of the decisions for “{reaction.of_class}”"
     towards = f", most changed ones go to “{reaction.hit_towards}”" if reaction.hit_towards is not None else ""
     hit = f"{percent(reaction.hit.value, 0)} {percent_bounds(reaction.hit)}"
-    return f"{where}{strength(intervention, reaction)}: {hit} {whose} change{towards}"
+    return f"{where}{intervention.extent(reaction)}: {hit} {whose} change{towards}"
 
 
 def found(model: ModelResult, name: str) -> Intervention | None:
@@ -79,7 +72,7 @@ def sentence(model: ModelResult) -> Markup:
     return said + Markup(" Of other changes, {}{} by {} changes most: {} of the decisions{}.").format(
         spoken(most.name),
         where,
-        strength(most, most.worst),
+        most.extent(most.worst),
         percent(most.worst.hit.value, 0),
         "" if most.worst.of_class is None else f" for “{most.worst.of_class}”",
     )
@@ -94,7 +87,7 @@ def _of_tokens(model: ModelResult, tokens: Sequence[Intervention]) -> Markup:
     whose = "" if worst.of_class is None else f" for “{worst.of_class}”"
     towards = "" if worst.hit_towards is None else f", most of them to “{worst.hit_towards}”"
     return Markup("A {} of {}{} changes {} of the decisions of {}{}{}.").format(
-        spoken(token.name), strength(token, worst), corner, percent(worst.hit.value, 0), names([model]), whose, towards
+        spoken(token.name), token.extent(worst), corner, percent(worst.hit.value, 0), names([model]), whose, towards
     )
 
 
@@ -109,7 +102,7 @@ def _of_harmless(model: ModelResult, tokens: Sequence[Intervention]) -> Markup:
     whose = "" if most.of_class is None else f" for “{most.of_class}”"
     told = Markup("No pasted token surely changes more than {} of the decisions of {}; most, by a {} of {}: {} {}{}.")
     shares = (percent(most.hit.value, 0), percent_bounds(most.hit))
-    return told.format(percent(ALARM, 0), names([model]), spoken(token.name), strength(token, most), *shares, whose)
+    return told.format(percent(ALARM, 0), names([model]), spoken(token.name), token.extent(most), *shares, whose)
 
 
 def treatments(models: Sequence[ModelResult]) -> list[str]:

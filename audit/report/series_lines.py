@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from audit.report.reliance import spoken, strength
+from audit.report.reliance import spoken
 from audit.report.robustness import Column, strongest_columns
 from audit.report.text import finite
 from audit.results import COMPONENTS, Attack, Interval, Intervention, ModelResult
@@ -131,4 +131,4 @@ def _turned_by(model: ModelResult) -> str | None:
     if row is None:
         return None
     towards = "" if row.worst.hit_towards is None else f", most to {row.worst.hit_towards}"
-    return f"{spoken(row.name)}, {strength(row, row.worst)}{towards}"
+    return f"{spoken(row.name)}, {row.extent(row.worst)}{towards}"

@@ -76,6 +76,12 @@ class Intervention(Row):
         """The reaction at the strength that hits most."""
         return max(self.reactions, key=lambda one: one.hit_order)
 
+    def extent(self, reaction: Reaction) -> str:
+        """Return how strong the change was, in words: '10 % of the shorter side'."""
+        share = self.unit.startswith("of ")
+        number = f"{100 * reaction.strength:g}\N{NO-BREAK SPACE}%" if share else f"{reaction.strength:g}"
+        return f"{number} {self.unit}".strip()
+
 
 class Treated(Row):
     """What becomes of one model's answers when a region, or all but the region, is taken away."""

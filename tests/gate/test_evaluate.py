@@ -396,12 +396,13 @@ def test_what_a_model_relies_on_and_how_it_was_loaded_are_single_numbers(results
     def reacted(name: str, kind: InterventionKind, *changed: float) -> Intervention:
         rows = [
             Reaction(
-                strength=strength, variant="", variants={"": share}, changed=interval(share), shift=interval(share),
-                towards=None, rise=interval(None),
+                strength=strength, variant="top right", variants={"top right": share}, changed=interval(0.1),
+                shift=interval(share), towards=None, rise=interval(None), of_class="opacity", class_towards="healthy",
+                class_changed=interval(share),
             )
             for strength, share in enumerate(changed, start=1)
         ]  # fmt: skip
-        return Intervention(name=name, kind=kind, unit="", reactions=rows)
+        return Intervention(name=name, kind=kind, unit="pixels", reactions=rows)
 
     def without(part: Literal["region", "rest"], treatment: str, stay: float | None) -> Treated:
         share = interval(stay)
@@ -434,9 +435,22 @@ def test_what_a_model_relies_on_and_how_it_was_loaded_are_single_numbers(results
     for metric, number in table.items():
         assert (bounds := range_of(metric)) is not None, metric
         assert number.value is None or bounds[0] <= number.value <= bounds[1], metric
-    rule = {"metric": "certificate.failed", "max": 0, "models": [model.name]}
+    bounds = {
+        "certificate.failed": 0, "reliance.worst.token": 0.1,
+        "reliance.interventions.text.reactions.2.class_changed": 0, "reliance.necessity.lesion": 0.1,
+        "reliance.gap": -0.5,
+    }  # fmt: skip
     told = results.model_copy(update={"models": [model]})
-    assert evaluate_gate(told, policy(rule)).exit_status == 1
+    outcome = evaluate_gate(told, policy(*({"metric": metric, "max": bound} for metric, bound in bounds.items())))
+    assert outcome.exit_status == 1
+    text = "text (top right, 2 pixels), which changes decisions for 'opacity', mostly to 'healthy'"
+    assert [check.whose for check in outcome.checks] == ["gradient", text, text, "lesion exchanged", "site north"]
+    for check in outcome.checks:
+        assert check.sentence.endswith(f" is asked. The number comes from {check.whose}.")
+        assert check.sentence in to_junit_xml(outcome)
+        assert check.sentence in to_markdown(outcome)
+    below = {"metric": "reliance.worst.token", "max": 0.1, "use": "low"}
+    assert evaluate_gate(told, policy(below)).checks[0].whose == text
 
 
 @pytest.mark.parametrize(
