@@ -84,7 +84,11 @@ class CounterfactualConfig(Section):
         0.9, gt=0.5, le=1, description="most confidence asked for, however sure the model is of real images; 1: no cap"
     )
     shrink: bool = Field(True, description="spruce: make the edit that was found smaller until it no longer shrinks")
-    shrink_steps: int = Field(110, ge=1, description="spruce: most steps of making it smaller")
+    shrink_steps: int = Field(
+        110,
+        ge=1,
+        description="spruce: most steps of making it smaller; as many again for an edit that ends well beyond its goal",
+    )
     steps: int = Field(100, ge=1, description="steps of the search; with shrink until the operating point is reached")
     lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")
     choose: Literal["reached", "sparsest", "last"] = Field(

@@ -10,7 +10,9 @@ Adam descends on `WEIGHT mean|G(w) - I| - price log-odds`. Every image has a pri
 there. Steps are a share of the edit's own size in w+, so that large and small edits, and generators of any spread, take
 the same number of them, and become shorter on a cosine. The smallest valid iterate is kept; at the end the last iterate
 is brought to the goal on its line to the pivot. An edit that no longer shrinks has converged and, where steps are short
-by then, leaves the batch. Images do not influence each other, and nothing is drawn at random.
+by then, leaves the batch. An edit that is still well beyond its goal was thrown there by an answer that jumps, and had
+no steps left for the way back: it descends once more, from where it is. Images do not influence each other, and nothing
+is drawn at random.
 """
 
 from collections.abc import Callable
@@ -21,7 +23,7 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.counterfactual.balance import Push
 from audit.counterfactual.batches import Batch
-from audit.counterfactual.iterates import Iterates, is_valid, log_odds
+from audit.counterfactual.iterates import SATURATED, Iterates, is_valid, log_odds
 from audit.generator.protocol import Generator
 from audit.inversion.adam import RowAdam, cosine
 
@@ -47,6 +49,8 @@ PATIENCE = 40
 none leaves the batch: that long steps lead no further says little."""
 BISECTIONS = 5
 """Halvings of the line from an edit to the pivot."""
+BEYOND = 0.5
+"""Log-odds beyond its goal at which an edit has not been led to the goal; those that have end within hundredths."""
 NEAREST, FARTHEST = 0.9, 1.05
 """Share of an edit beyond which it is not pulled back at the end, and to which a last iterate that is short of its goal
 is carried on before: descent has left little to gain there."""
@@ -62,32 +66,57 @@ def shrink(
 ) -> Tensor:
     """Make the edits chosen among `iterates` smaller, in at most `most` steps; return which have converged, bool `[N]`.
 
-    What is found is added to `iterates`. All N images are worked on together: the caller divides what does not fit.
-    Both networks are in evaluation mode with frozen parameters. `on_step` is told after every step how many images took
-    it.
+    An edit that ends beyond its goal takes as many steps again. What is found is added to `iterates`. All N images are
+    worked on together: the caller divides what does not fit. Both networks are in evaluation mode with frozen
+    parameters. `on_step` is told after every step how many images took it.
     """
-    whole, codes = batch, _pulled_back(generator, classifier, batch, iterates.latents)
-    size, rows = STEP * _mean(codes - batch.pivots), torch.arange(len(codes), device=codes.device)
-    adam, push = RowAdam(codes, BETAS), Push(batch.goals, AIM)
-    last, mark, patience = codes.clone(), torch.full_like(size, torch.inf), max(PATIENCE, most // 3)
-    since, (short, converged) = torch.zeros_like(rows), torch.zeros(2, len(rows), dtype=torch.bool, device=rows.device)
+    rows = torch.arange(len(batch.goals), device=batch.goals.device)
+    converged = _descend(generator, classifier, batch, iterates, rows, most=most, on_step=on_step)
+    odds = torch.logit(iterates.confidence.double()).clamp(max=SATURATED)
+    again = (iterates.reached & (odds > batch.goals + BEYOND)).nonzero()[:, 0]
+    if len(again):
+        converged[again] = _descend(
+            generator, classifier, batch.select(again), iterates, again, most=most, on_step=on_step
+        )
+    return converged
+
+
+def _descend(
+    generator: Generator,
+    classifier: Classifier,
+    batch: Batch,
+    iterates: Iterates,
+    all_rows: Tensor,
+    *,
+    most: int,
+    on_step: Callable[[int], None],
+) -> Tensor:
+    """Descend from the edits chosen at the rows `[n]` of `iterates`, which are those of `batch`; return as `shrink`."""
+    start = _pulled_back(generator, classifier, batch, iterates.latents[all_rows])
+    adam, push = RowAdam(start, BETAS), Push(batch.goals, AIM)
+    size, last = STEP * _mean(start - batch.pivots), start.clone()
+    mark, rows = torch.full_like(size, torch.inf), torch.arange(len(start), device=start.device)
+    since, patience = torch.zeros_like(rows), max(PATIENCE, most // 3)
+    short, converged = torch.zeros(2, len(rows), dtype=torch.bool, device=rows.device)
+    codes, left = start, batch
     for number in range(most + 1):
         leaf = codes.clone().requires_grad_()
         with torch.set_grad_enabled(number < most):
-            images = generator.images(leaf, deltas=batch.deltas)
+            images = generator.images(leaf, deltas=left.deltas)
             logits = classifier(images)
-            odds, change = log_odds(logits, batch.targets), _mean(images - batch.inversions)
-        short[rows] = ~iterates.observe(images.detach(), codes, logits.detach(), rows)
+            odds, change = log_odds(logits, left.targets), _mean(images - left.inversions)
+        places = all_rows[rows]
+        short[rows] = ~iterates.observe(images.detach(), codes, logits.detach(), places)
         last[rows] = codes
-        reached, smallest = iterates.reached[rows], iterates.change[rows]
+        reached, smallest = iterates.reached[places], iterates.change[places]
         shrinking = reached & (smallest < mark[rows] * (1 - LEAST))
         mark[rows[shrinking]], since[rows[shrinking]] = smallest[shrinking], number
         converged[rows] = reached & (number - since[rows] >= patience)
         if number == most:
             break
-        push.observe(logits.detach(), batch.targets, rows)
+        push.observe(logits.detach(), left.targets, rows)
         with torch.enable_grad():
-            shortfall = (batch.goals + AIM - odds).detach()
+            shortfall = (left.goals + AIM - odds).detach()
             price = push.value[rows] * (STIFFNESS * shortfall).clamp(-BOUND, BOUND).exp()
             loss = WEIGHT * change - price * odds
         (gradient,) = torch.autograd.grad(loss.sum(), leaf)
@@ -99,19 +128,25 @@ def shrink(
         if leave.all():
             break
         if leave.any():
-            rows, batch, codes = rows[~leave], batch.select(~leave), codes[~leave]
+            rows, left, codes = rows[~leave], left.select(~leave), codes[~leave]
             adam.keep(~leave)
-    ends = torch.where(short.view(-1, 1, 1), whole.pivots.lerp(last, FARTHEST), iterates.latents)
-    _close(generator, classifier, whole, iterates, ends)
+    ends = torch.where(short.view(-1, 1, 1), batch.pivots.lerp(last, FARTHEST), iterates.latents[all_rows])
+    _close(generator, classifier, batch, iterates, all_rows, ends)
     return converged
 
 
 @torch.no_grad()
-def _close(generator: Generator, classifier: Classifier, batch: Batch, iterates: Iterates, ends: Tensor) -> None:
-    """Pull back the edits of the codes `ends`, where valid and hardly larger than the smallest, or else that one."""
-    rows = iterates.reached.nonzero()[:, 0]
+def _close(
+    generator: Generator, classifier: Classifier, batch: Batch, iterates: Iterates, rows: Tensor, ends: Tensor
+) -> None:
+    """Pull back the edits of the codes `ends`, where valid and hardly larger than the smallest, or else that one.
+
+    `batch` and `ends` are of the images at `rows` of `iterates`.
+    """
+    reached = iterates.reached[rows].nonzero()[:, 0]
+    rows = rows[reached]
     if len(rows):
-        batch, ends = batch.select(rows), ends[rows]
+        batch, ends = batch.select(reached), ends[reached]
         images = generator.images(ends, deltas=batch.deltas)
         near = _mean(images - batch.inversions) < FARTHEST * iterates.change[rows]
         near &= is_valid(classifier(images), batch.targets, batch.goals)

@@ -111,7 +111,7 @@ def _explain_batch(
         done = share
 
     def stepped(some: int) -> None:
-        advance_to(done + some / images / most)
+        advance_to(min(done + some / images / most, 1.0))  # edits that descend again take more
 
     aligned = align(config, subject, networks, batch, stepped)
     advance_to((config.steps + 1) / most)

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import Tensor, nn
 
+from audit.counterfactual import shrink as shrinking
 from audit.counterfactual.batches import Batch
 from audit.counterfactual.iterates import Iterates
 from audit.counterfactual.shrink import shrink
@@ -158,6 +159,33 @@ def test_the_end_lies_on_the_operating_point() -> None:
     assert (beyond >= -1e-5).all()
     assert (beyond <= 0.02).all()
     assert (found.step == found.last).any()
+
+
+class Jump(Answer):
+    """Log-odds that jump from -9 to 9 within a twentieth of the way."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        odds = 9 * (4 * ((images - 0.5).flatten(1) @ self.weight - 2)).tanh()
+        return torch.stack([torch.zeros_like(odds), odds, odds.new_full(odds.shape, -30.0)], 1)
+
+
+def test_edits_thrown_beyond_their_goals_descend_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, classifier, edits, start = problem(8, 8)
+    jumping, most = Jump(classifier.weight), 30
+    with monkeypatch.context() as patched:
+        patched.setattr(shrinking, "BEYOND", float("inf"))
+        once, _ = shrunk(generator, jumping, edits, start, most)
+    steps: list[int] = []
+    found, _ = shrunk(generator, jumping, edits, start, most, steps.append)
+    thrown = jumping(once.images)[:, 1] > edits.goals + shrinking.BEYOND
+    assert thrown.any()
+    assert not thrown.all()
+    assert sum(steps) == most * (8 + int(thrown.sum()))
+    assert torch.equal(found.last > once.last, thrown)
+    assert torch.equal(found.images[~thrown], once.images[~thrown])
+    assert (found.change <= once.change).all()
+    assert (found.change / once.change)[thrown].median() < 0.9
+    assert found.reached.all()
 
 
 def test_a_batch_is_its_images_one_at_a_time() -> None:
