@@ -20,8 +20,9 @@ def init(
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="file to write")] = Path("audit.toml"),
 ) -> None:
-    """Look at images and checkpoints and write a commented audit.toml; asks nothing and overwrites nothing."""
+    """Look at images and checkpoints, write a commented audit.toml and gate.toml; asks and overwrites nothing."""
     from audit.errors import ConfigError
+    from audit.gate.policy import first_policy
     from audit.pipeline.draft import draft
 
     if out.exists():
@@ -31,10 +32,18 @@ def init(
     with out.open("x", encoding="utf-8") as file:
         file.write(found.text)
     say(f"Written: {out}")
+    policy = out.with_name("gate.toml")
+    if policy.exists():
+        say(f"Left as it is: {policy}")
+    else:
+        with policy.open("x", encoding="utf-8") as file:
+            file.write(first_policy())
+        say(f"Written: {policy}")
     for point in found.open_points:
         say(f"To fill in: {point}")
     quoted = shlex.quote(str(out))
     say(f"Next: spruce-audit doctor {quoted} && spruce-audit run {quoted} --quick --out report")
+    say(f"Then: spruce-audit gate report/results.json --policy {shlex.quote(str(policy))}")
 
 
 def doctor(

@@ -126,7 +126,7 @@ def _robust(attack: "Attack | None") -> str:
 def run(
     config: ConfigFile,
     *,
-    out: Out = Path("reports/runs/audit"),
+    out: Out = Path("report"),
     cache: CacheOption = None,
     cache_size: CacheSize = "20GB",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="compute everything anew and keep nothing")] = False,

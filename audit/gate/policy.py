@@ -10,6 +10,7 @@ that failed a trust check, or whose checks were not made, passes no bound unless
 import math
 import re
 from dataclasses import dataclass, field, replace
+from importlib.resources import files
 from pathlib import Path
 from typing import Literal
 
@@ -99,6 +100,11 @@ class Policy(Section):
 def load_policy(path: str | Path) -> Policy:
     """Read a gate's TOML file; raises ConfigError naming the key and the remedy."""
     return read_config(Policy, path)
+
+
+def first_policy() -> str:
+    """Return a commented `gate.toml` to begin with, of rules that any audit of one class an image measures."""
+    return files("audit.gate").joinpath("start.toml").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True)

@@ -119,6 +119,7 @@ class _Lines:
 
     def __init__(self, stage: str, total: float, line: Callable[["_Lines", float], str]) -> None:
         self.stage, self.total, self.done, self.line = stage, total, 0.0, line
+        self.said: float | None = None
         self.began = time.monotonic()
         self._now_and_then()
 
@@ -127,7 +128,7 @@ class _Lines:
         self._now_and_then()
 
     def end(self) -> None:
-        if time.monotonic() - self.began >= SHORT_SECONDS:
+        if time.monotonic() - self.began >= SHORT_SECONDS and self.said != self.total:
             self._say()
 
     def _now_and_then(self) -> None:
@@ -136,7 +137,7 @@ class _Lines:
 
     def _say(self) -> None:
         now = time.monotonic()
-        _shown.last_line = now
+        _shown.last_line, self.said = now, self.done
         say(self.line(self, now - self.began), err=True)
 
 

@@ -13,6 +13,8 @@ from PIL import Image
 
 from audit.cli import main
 from audit.config import load_config
+from audit.gate.policy import load_policy, metrics_of
+from audit.pipeline.runner import run_audit
 from audit.storage import shipped
 
 
@@ -45,6 +47,7 @@ def test_init_writes_what_run_accepts_and_says_what_it_saw(folder: Path, run, mo
     assert Path(config.data.masks) == folder / "masks"
     assert (config.data.image_size, config.data.audit_split, config.data.calibration_split) == (64, "val", None)
     assert "healthy 4, opacity 4" in written
+    assert load_policy("audits/gate.toml").rule[0].metric == "clean.accuracy"
     resnet, own = config.classifiers
     assert (resnet.architecture, own.architecture, own.mean) == ("resnet18", None, None)
     assert 'mean [0.3712], std [0.278], input_size 64, channels 1, architecture "small-convnext"' in written
@@ -72,7 +75,32 @@ def test_init_leaves_to_the_user_what_it_cannot_tell(folder: Path, run, tmp_path
     assert run("init", "phantom", "shipped:plain", "--out", str(tmp_path / "p.toml"))[0] == 0
     config = load_config(tmp_path / "p.toml")
     assert config.generator is not None
+    assert text.count("Left as it is: ") == 1
     assert run("init", "--out", str(tmp_path / "none.toml"))[1].count("To fill in") == 2
+
+
+def test_the_gate_measures_all_that_the_policy_of_init_asks_for(
+    run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run("init", "phantom", "shipped:plain")[0] == 0
+    config = (tmp_path / "audit.toml").read_text()
+    small = "[data.phantom]\ncalibration = 60\naudit = 12\n\n[robustness]\nn = 12\nsteps = 1\n"
+    (tmp_path / "small.toml").write_text(
+        re.sub(r"\[generator\]\n.*\n", "", config).replace("[robustness]\n", small) + "\n[reliance]\nn = 12\n"
+    )
+    (model,) = run_audit("small.toml", "report").models
+    assert {rule.metric for rule in load_policy("gate.toml").rule} <= metrics_of(model).keys()
+    status, text = run("gate")
+    assert (status, "not measured" in text) == (1, False), text
+    (tmp_path / "gate.toml").rename("used.toml")
+    monkeypatch.setattr("sys.argv", ["spruce-audit", "gate"])
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "Policy 'gate.toml' does not exist" in capsys.readouterr().err
+    (tmp_path / "gate.toml").write_text('[[rule]]\nmetric = "clean.accuracy"\nmin = 0\n')
+    assert run("init", "--out", "other.toml")[0] == 0
+    assert run("gate")[0] == 0
 
 
 def test_doctor_looks_at_the_machine_and_at_every_model(folder: Path, run) -> None:

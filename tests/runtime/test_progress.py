@@ -114,6 +114,14 @@ def test_a_stage_that_starts_late_says_so_before_anything_is_done(
         advance(4)
 
 
+def test_the_end_of_a_stage_is_said_once(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    choose_style("plain")
+    with stage_progress("Checking", 1) as advance:
+        clock[0] += 87
+        advance()
+    assert capsys.readouterr().err.splitlines() == ["Checking: 1 of 1, 1 min 27 s"]
+
+
 def test_none_is_silent_even_in_a_log(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     choose_style("none")
     with stage_progress("Searching", 4) as advance:
