@@ -42,6 +42,11 @@ AllowCode = Annotated[
     ),
 ]
 
+Share = Annotated[
+    Literal["minimal"] | None,
+    typer.Option("--share", help="write, beside the results, what of them may leave a site, as the command share does"),
+]
+
 
 def _audit(
     config: Path,
@@ -52,6 +57,7 @@ def _audit(
     baseline: str | None = None,
     overwrite: bool = False,
     allow_code: bool = False,
+    share: Literal["minimal"] | None = None,
 ) -> None:
     from audit.config import load_config
 
@@ -61,16 +67,26 @@ def _audit(
         start_ahead()  # they load beside this process, which takes seconds to do so itself
     from audit.pipeline.runner import run_audit
     from audit.pipeline.writing import ReportError
+    from audit.storage.output import MINIMAL_FILE
 
     try:
         result = run_audit(
-            config, out, cache, effort=effort, baseline=baseline, overwrite=overwrite, allow_code=allow_code
+            config,
+            out,
+            cache,
+            effort=effort,
+            baseline=baseline,
+            overwrite=overwrite,
+            allow_code=allow_code,
+            share=share,
         )
     except ReportError as error:
         _show_result(error.result)
         raise
     _show_result(result)
     say(f"Report:  {out / 'report.html'}\nResults: {out / 'results.json'}")
+    if share is not None:
+        say(f"To share: {out / MINIMAL_FILE}")
     for model in result.models:
         if model.failed is not None:
             say(f"spruce-audit: model '{model.name}' failed in {model.failed.stage}: {model.failed.why}", err=True)
@@ -141,6 +157,7 @@ def run(
     ] = None,
     overwrite: Overwrite = False,
     allow_code: AllowCode = False,
+    share: Share = None,
     progress: ProgressOption = None,
     log_json: LogJson = False,
 ) -> None:
@@ -150,7 +167,9 @@ def run(
     choose_style("json" if log_json else progress)
     effort = chosen_effort(quick, standard, thorough)
     store = None if no_cache else Store(cache_folder(cache), size_in_bytes(cache_size))
-    _audit(config, out, store, effort=effort, baseline=baseline, overwrite=overwrite, allow_code=allow_code)
+    _audit(
+        config, out, store, effort=effort, baseline=baseline, overwrite=overwrite, allow_code=allow_code, share=share
+    )
 
 
 def demo(

@@ -14,13 +14,12 @@ def share(
     out: Annotated[Path | None, typer.Option("--out", help="default: results-minimal.json beside")] = None,
 ) -> None:
     """Write results without images, ids, paths and rows of single images, which `merge` accepts."""
-    from audit.pipeline.sites.share import minimal
-    from audit.results import read_results
-    from audit.storage.own_files import check_own, write_own
+    from audit.pipeline.sites.share import write_minimal
+    from audit.storage.output import MINIMAL_FILE, record
 
-    target = results.with_name("results-minimal.json") if out is None else out
-    check_own(target, '"shared": "minimal"')
-    write_own(target, minimal(read_results(results)).model_dump_json(indent=1) + "\n")
+    target = results.with_name(MINIMAL_FILE) if out is None else out
+    write_minimal(results, target)
+    record(target)
     say(target)
 
 

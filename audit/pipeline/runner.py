@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from audit.classifiers.containers.table import check_containers
 from audit.config import AuditConfig, Effort, allowing_code, load_config, with_baseline
@@ -52,13 +53,15 @@ def run_audit(
     baseline: str | Path | None = None,
     overwrite: bool = False,
     allow_code: bool = False,
+    share: Literal["minimal"] | None = None,
 ) -> AuditResult:
     """Run a whole audit and return its results.
 
     `config` is a configuration or the path of its TOML file; an `effort` comes before the file's. With `out`,
     `results.json`, the images and `report.html` are written into that folder, which may be new, empty or an earlier
     audit's: only files that an audit wrote are replaced, and only by the same configuration unless told to `overwrite`.
-    Without it nothing is written and the image paths in the results name no files. `cache` is a folder, or a
+    With `share` what may leave the site is written beside them, for `spruce-audit merge`.
+    Without `out` nothing is written and the image paths in the results name no files. `cache` is a folder, or a
     store with a bound, that keeps the result of every stage: a run that was killed goes on where it was, and an audit
     that shares work with an earlier one reads it. `baseline` is an old checkpoint of the only classifier: it is audited
     too, for a gate to compare with. With `allow_code`, programs (TorchScript, torch.export) that do more than compute
@@ -86,7 +89,7 @@ def run_audit(
             store.bound()
         elif engine is not None:  # results come from where they are computed by way of a store
             store = Store(Path(stack.enter_context(TemporaryDirectory(prefix="spruce-audit-"))))
-        return _run(Context(settings, base, device, store, Stopwatch(), engine), output)
+        return _run(Context(settings, base, device, store, Stopwatch(), engine), output, share)
 
 
 def estimate_audit(config: str | Path, effort: Effort | None = None) -> Estimate:
@@ -112,7 +115,7 @@ def _check_writable(root: Path) -> None:
         raise ConfigError(f"Cache folder '{root}' cannot be written ({error.strerror}): name another one.") from None
 
 
-def _run(context: Context, output: Output | None) -> AuditResult:
+def _run(context: Context, output: Output | None, share: str | None) -> AuditResult:
     config, watch = context.config, context.watch
     methods = check_parts(config)
     interventions = {} if config.reliance is None else choose_interventions(config.reliance)
@@ -129,7 +132,7 @@ def _run(context: Context, output: Output | None) -> AuditResult:
             labelled = explain_labels(context, labelled, replace(networks, judges=models.judges), methods)
         labelled = rely_on_labels(context, labelled, interventions)
         looks = {one.name: Look() for one in models.classifiers}
-        return _finished(context, Findings(images, models, looks, {}, labelled.overview, None, labelled), output)
+        return _finished(context, Findings(images, models, looks, {}, labelled.overview, None, labelled), output, share)
     if is_shown() and context.engine is None:  # of one process
         with watch.stage("estimate"):
             found = estimate(context, images, models.classifiers, networks)
@@ -156,13 +159,14 @@ def _run(context: Context, output: Output | None) -> AuditResult:
     findings = Findings(
         images, models, looks, calibrated, robustness, meaningfulness, relied=relied, attributions=attributions
     )
-    return _finished(context, findings, output)
+    return _finished(context, findings, output, share)
 
 
-def _finished(context: Context, findings: Findings, output: Output | None) -> AuditResult:
+def _finished(context: Context, findings: Findings, output: Output | None, share: str | None) -> AuditResult:
     result = assemble(context, findings)
     if output is not None:
-        write_audit(result, output, partial(save_all, result, findings), context.watch)
+        save = partial(save_all, result, findings)
+        write_audit(result, output, save, context.watch, share=share is not None)
     return result
 
 

@@ -16,11 +16,12 @@ from pydantic import ValidationError
 from audit.config import AuditConfig, container_of, is_embedding_file, is_shipped, recorded
 from audit.errors import AuditError, ConfigError
 from audit.pipeline.pictures import without_pictures
+from audit.pipeline.sites.share import write_minimal
 from audit.report.build import render_report
 from audit.results import AuditResult, NotComputed
 from audit.runtime.environment import Stopwatch
 from audit.storage.files import atomic_write_text
-from audit.storage.output import REPORT_FILE, RESULTS_FILE, Output
+from audit.storage.output import MINIMAL_FILE, REPORT_FILE, RESULTS_FILE, Output
 
 
 class ReportError(AuditError):
@@ -131,8 +132,12 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
-def write_audit(result: AuditResult, output: Output, save: Callable[[Path], None], watch: Stopwatch) -> None:
+def write_audit(
+    result: AuditResult, output: Output, save: Callable[[Path], None], watch: Stopwatch, *, share: bool = False
+) -> None:
     """Write `result`, the pictures that `save` draws into a folder, and the report, to `output`.
+
+    With `share` what may leave a site is written as well.
 
     Raises ReportError if pictures or report cannot be made: the results are then in the output, and the sentence says
     how to render them later. Raises ConfigError naming another place of the results if the output cannot be written.
@@ -147,6 +152,8 @@ def write_audit(result: AuditResult, output: Output, save: Callable[[Path], None
     try:
         save(output.staged)
         atomic_write_text(output.staged / RESULTS_FILE, results_text(result))
+        if share:
+            write_minimal(output.staged / RESULTS_FILE, output.staged / MINIMAL_FILE)
     except Exception as error:
         raise failed("The pictures could not be written", error) from error
     unrendered: Exception | None = None

@@ -28,6 +28,8 @@ from audit.storage.own_files import same_file
 
 MANIFEST = ".spruce-audit.json"
 RESULTS_FILE = "results.json"
+MINIMAL_FILE = "results-minimal.json"
+"""What of the results may leave a site."""
 REPORT_FILE = "report.html"
 PICTURES = "images"
 _PARTIAL = re.compile(r"\.spruce-audit-[0-9a-f]{12}\.partial")
@@ -173,7 +175,7 @@ def _check_contents(out: Path) -> Hashes:
             raise ConfigError(
                 f"'{out / name}' was changed after an audit had written it: move it away or name another output folder."
             )
-        if not listed and name.split("/")[0] in (RESULTS_FILE, REPORT_FILE, PICTURES):
+        if not listed and name.split("/")[0] in (RESULTS_FILE, MINIMAL_FILE, REPORT_FILE, PICTURES):
             raise ConfigError(
                 f"'{out / name}' stands where an audit writes but was not written by one: move it away or name another "
                 "output folder."

@@ -3,6 +3,7 @@
 What stays is listed, field by field, so that one that the results get later does not leave unseen.
 """
 
+from pathlib import Path
 from typing import Any
 
 from audit.results import (
@@ -28,7 +29,9 @@ from audit.results import (
     Robust,
     Row,
     TrustCheck,
+    read_results,
 )
+from audit.storage.own_files import check_own, write_own
 
 _CLASSES = "confusion precision f1 macro_f1"
 _KEPT: dict[type[Row], str] = {
@@ -72,6 +75,12 @@ _SETTINGS: dict[str, tuple[str, ...]] = {
 """Tables of the configuration that stay, each without these keys."""
 _DATA = ("images", "audited", "shape", "audited_sha256", "calibration_sha256")
 _LEFT_OUT = NotComputed(what="what concerns single images", why="these results were shared without it")
+
+
+def write_minimal(results: Path, target: Path) -> None:
+    """Write what may leave a site of the file `results` to `target`; raises ConfigError if that is a user's file."""
+    check_own(target, '"shared": "minimal"')
+    write_own(target, minimal(read_results(results)).model_dump_json(indent=1) + "\n")
 
 
 def minimal(result: AuditResult) -> AuditResult:
