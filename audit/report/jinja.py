@@ -5,6 +5,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from audit.errors import readable
 from audit.report import figures, text
 
 MARK = '<meta name="generator" content="spruce-audit">'
@@ -17,11 +18,19 @@ def source(name: str) -> str:
     return (TEMPLATES / name).read_text(encoding="utf-8")
 
 
+def _shown(value: object) -> object:
+    """Return what is printed, text without characters that would turn the direction of reading; line breaks stay."""
+    if not isinstance(value, str) or value.isprintable():
+        return value
+    return type(value)("\n".join(map(readable, value.split("\n"))))
+
+
 def environment() -> Environment:
     """Return the templates; an undefined name is an error, and whatever is printed is escaped."""
     found = Environment(
         loader=PackageLoader("audit.report"),
         autoescape=True,
+        finalize=_shown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -86,6 +86,16 @@ def test_members_packed_in_ways_that_fail_by_errors_of_their_own(how: str, reque
         read(file)
 
 
+@pytest.mark.parametrize("how", ["npz", "archive"])
+def test_files_that_are_cut(how: str, request: pytest.FixtureRequest) -> None:
+    file: Path = request.getfixturevalue(how)
+    whole = file.read_bytes()
+    for length in (0, 1, len(whole) // 3, len(whole) // 2, len(whole) - 30, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        with pytest.raises(DataError, match=r"it\.(npz|zip)"):
+            read(file)
+
+
 def test_an_archive_with_a_member_without_a_name_is_read(archive: Path) -> None:
     with zipfile.ZipFile(archive, "a") as file:
         file.writestr(zipfile.ZipInfo("nameless"), b"")

@@ -1,6 +1,7 @@
 """Names of models, classes, images and audits that try to act where they are shown: nothing of them does."""
 
 import html
+import json
 import re
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
@@ -45,9 +46,20 @@ def result(support_results: ModuleType, tmp_path: Path) -> AuditResult:
 @pytest.mark.parametrize("name", EVIL)
 def test_the_report_shows_it_as_text(name: str, result: AuditResult, support_results: ModuleType, tmp_path: Path):
     page = render_report(support_results.write_audit(tmp_path, named(result, name))).read_text(encoding="utf-8")
-    assert not re.search(r"<script|<img src=x|<x/>|onerror=[^&]*>", page)
+    assert not re.search(r"<script|<img src=x|<x/>|onerror=[^&]*>|[\x1b\u202e\u2028]", page)
     if "\n" not in name and "\x1b" not in name:
         assert name in html.unescape(page)
+
+
+@pytest.mark.parametrize("name", EVIL)
+def test_the_report_shows_names_of_images_as_text(name: str, support_results: ModuleType, tmp_path: Path):
+    result = support_results.example_audit(tmp_path, models=("plain",), n_queries=2)
+    held = json.loads(support_results.write_audit(tmp_path, result).read_text(encoding="utf-8"))
+    for query in held["queries"]:
+        query["id"] = f"{name} {query['id']}"
+    (tmp_path / "results.json").write_text(json.dumps(held), encoding="utf-8")
+    page = render_report(tmp_path / "results.json").read_text(encoding="utf-8")
+    assert not re.search(r"<script>alert|<img src=x|<x/>|onerror=[^&]*>|[\x1b\u202e\u2028]", page)
 
 
 @pytest.mark.parametrize("name", EVIL)

@@ -9,8 +9,8 @@ from audit.results import AuditResult
 if TYPE_CHECKING:
     import pandas as pd
 
-FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
-"""A spreadsheet takes a cell that begins so for a formula and runs it (CWE-1236)."""
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+"""A spreadsheet takes a cell that begins so for a formula and runs it (CWE-1236); the last are signs of full width."""
 
 
 def table_files(result: AuditResult, kind: Literal["csv", "parquet"]) -> dict[str, bytes]:

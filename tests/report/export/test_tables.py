@@ -1,6 +1,7 @@
 """Tidy tables and the files made of them, from a complete audit on disk."""
 
-from io import BytesIO
+from csv import reader
+from io import BytesIO, StringIO
 from pathlib import Path
 
 import pytest
@@ -70,8 +71,10 @@ def test_csv_and_parquet_give_the_same_numbers_back(audit: AuditResult):
         pd.testing.assert_frame_equal(read, numbers, check_dtype=False)
 
 
-@pytest.mark.parametrize("name", ["=HYPERLINK('x')", "+1", "-1", "@SUM(A1)", "\tx"])
+@pytest.mark.parametrize("name", ["=HYPERLINK('x')", "+1", "-1", "@SUM(A1)", "\tx", "\n=1", "\uff1d1"])
 def test_a_spreadsheet_runs_no_name_as_a_formula(audit: AuditResult, name: str):
-    audit.models[0].name = name
-    table = pd.read_csv(BytesIO(table_files(audit, "csv")["models.csv"]), dtype=str)
-    assert table["name"][0] == f"'{name}"
+    audit.models[0].name = audit.classes[0] = audit.queries[0].id = name
+    files = table_files(audit, "csv")
+    assert pd.read_csv(BytesIO(files["models.csv"]), dtype=str)["name"][0] == f"'{name}"
+    for file in files.values():
+        assert name not in {cell for row in reader(StringIO(file.decode(), newline="")) for cell in row}
