@@ -17,7 +17,8 @@ from audit.results import UNKNOWN_LABEL as UNKNOWN
 from audit.results import Interval
 
 RESAMPLES = 400
-BINS = 15
+ECE_BINS = 15
+"""Bins of equal width of every expected calibration error."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +156,7 @@ def calibration(answers: LabelAnswers) -> tuple[list[float | None], list[float |
         known = truth != UNKNOWN
         probability, label = logits[known].sigmoid(), truth[known]
         empty = len(label) == 0
-        error = None if empty else float(binary_calibration_error(probability, label, BINS, "l1", validate_args=False))
-        errors.append(error)
+        error = None if empty else binary_calibration_error(probability, label, ECE_BINS, "l1", validate_args=False)
+        errors.append(None if error is None else float(error))
         briers.append(None if empty else float((probability - label).square().mean()))
     return errors, briers

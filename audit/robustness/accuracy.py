@@ -17,11 +17,10 @@ from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import check_images
 from audit.errors import MetricError
 from audit.metrics.intervals import wilson_interval
+from audit.metrics.labels import ECE_BINS
 from audit.results import Clean, ConfidenceBin, Interval
 from audit.robustness.attacks.checks import check_labels, checked_logits, name_of
 from audit.runtime.progress import Advance, stage_progress
-
-ECE_BINS = 15
 
 
 def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int = ECE_BINS) -> float:

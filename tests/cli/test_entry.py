@@ -5,8 +5,7 @@ import subprocess
 import sys
 
 import pytest
-
-from audit.cli import main
+from support_command import status_of
 
 
 def test_help_and_version(run):
@@ -35,11 +34,8 @@ def test_the_shell_completes_commands_and_ends_with_0(monkeypatch, capsys):
     monkeypatch.setenv("_SPRUCE_AUDIT_COMPLETE", "complete_bash")
     monkeypatch.setenv("COMP_WORDS", "spruce-audit ge")
     monkeypatch.setenv("COMP_CWORD", "1")
-    monkeypatch.setattr("sys.argv", ["spruce-audit"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    shown = capsys.readouterr()
-    assert (stop.value.code, shown.out.split(), shown.err) == (0, ["generator"], "")
+    status, shown = status_of(), capsys.readouterr()
+    assert (status, shown.out.split(), shown.err) == (0, ["generator"], "")
 
 
 @pytest.mark.parametrize(
@@ -56,11 +52,8 @@ def test_the_shell_completes_commands_and_ends_with_0(monkeypatch, capsys):
 )
 def test_a_missing_file_is_one_sentence_and_status_2(arguments, said, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sys.argv", ["spruce-audit", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
+    assert status_of(*arguments) == 2
     message = capsys.readouterr().err.strip()
-    assert stop.value.code == 2
     assert len(message.splitlines()) == 1
 
     assert re.search(said, message), message

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from support_candidate import AUDIT
+from support_command import status_of
 
-from audit.cli import main
 from audit.config import AuditConfig, parse_config, with_baseline
 from audit.errors import ConfigError
 from audit.results import read_results
@@ -26,28 +26,19 @@ allow_unchecked = true
 """
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str | Path) -> int:
-    monkeypatch.setattr("sys.argv", ["spruce-audit", *map(str, arguments)])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code or 0)
-
-
-def test_a_run_with_a_baseline_is_gated_against_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
-):
+def test_a_run_with_a_baseline_is_gated_against_it(tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "audit.toml").write_text(AUDIT)
     (tmp_path / "gate.toml").write_text(POLICY)
     out = tmp_path / "report"
     asked = ("--out", out, "--no-cache", "--progress", "none", "--baseline", "shipped:trades")
-    assert run(monkeypatch, "run", tmp_path / "audit.toml", *asked) == 0
+    assert status_of("run", tmp_path / "audit.toml", *asked) == 0
     found = read_results(out / "results.json")
     assert [(m.name, m.role) for m in found.models] == [("candidate", None), ("baseline", "baseline")]
     for model in found.models:
         assert model.clean.misclassified is not None
         assert len(model.clean.misclassified) == round(model.clean.n * (1 - model.clean.accuracy.value))
     capsys.readouterr()
-    status = run(monkeypatch, "gate", out / "results.json", "--policy", tmp_path / "gate.toml", "--json")
+    status = status_of("gate", out / "results.json", "--policy", tmp_path / "gate.toml", "--json")
     printed = json.loads(capsys.readouterr().out)
     assert printed["exit_status"] == status
     clean, robust = printed["checks"]

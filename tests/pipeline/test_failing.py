@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from support_command import status_of
 
 import audit
-from audit.cli import main
 from audit.errors import ClassifierError, ConfigError, DataError, Terminated
 from audit.pipeline import robustness as measuring
 from audit.pipeline import writing
@@ -91,13 +91,6 @@ def config(folder: Path, *faults: str, extra: str = "") -> Path:
     return folder / "a.toml"
 
 
-def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr("sys.argv", ["spruce-audit", *arguments])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(str(stop.value.code))
-
-
 @pytest.mark.parametrize(
     ("fault", "stage", "said"),
     [
@@ -108,11 +101,11 @@ def run(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
     ],
 )
 def test_one_model_fails_and_the_others_are_as_without_it(
-    folder: Path, fault: str, stage: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, fault: str, stage: str, said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = audit.run_audit(config(folder, "none"))
     file = config(folder, fault, "none")
-    assert run(["run", str(file), "--out", str(folder / "out"), "--no-cache"], monkeypatch) == 2
+    assert status_of("run", str(file), "--out", str(folder / "out"), "--no-cache") == 2
     shown = capsys.readouterr()
     line = f"spruce-audit: model '{fault}[seed=1]' failed in {stage}: "
     assert [one for one in shown.err.splitlines() if one.startswith(line)], shown.err
@@ -136,7 +129,7 @@ def test_one_model_fails_and_the_others_are_as_without_it(
     assert "could not be audited to the end" in page
     policy = folder / "gate.toml"
     policy.write_text('[[rule]]\nmetric = "clean.accuracy"\nmin = 0.0\nmodels = ["none[seed=1]"]\n')
-    assert run(["gate", str(folder / "out/results.json"), "--policy", str(policy)], monkeypatch) == 2
+    assert status_of("gate", str(folder / "out/results.json"), "--policy", str(policy)) == 2
 
 
 def test_corruptions_of_a_failing_model_cost_the_others_nothing(folder: Path) -> None:
@@ -195,20 +188,20 @@ def test_results_stay_when_pictures_or_report_fail(
         with pytest.raises(ReportError, match=said) as caught:
             audit.run_audit(file, out)
         assert isinstance(caught.value.result, AuditResult)
-        assert run(["run", str(file), "--out", str(out), "--no-cache"], monkeypatch) == 2
+        assert status_of("run", str(file), "--out", str(out), "--no-cache") == 2
     shown = capsys.readouterr()
     assert len(shown.err.strip().splitlines()) == 1
     assert f"spruce-audit report {out / 'results.json'}" in shown.err
     assert "none[seed=1]" in shown.out
     assert read_results(out / "results.json").models[0].robust.pgd
     assert not [p for p in out.rglob("*") if p.suffix in (".partial", ".tmp", ".part")]
-    assert run(["report", str(out / "results.json")], monkeypatch) == 0
+    assert status_of("report", str(out / "results.json")) == 0
     assert (out / "report.html").is_file()
-    assert run(["run", str(file), "--out", str(out), "--no-cache"], monkeypatch) == 0
+    assert status_of("run", str(file), "--out", str(out), "--no-cache") == 0
 
 
 def test_results_are_replaced_by_the_same_configuration_alone_unless_told_otherwise(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file, out = config(folder, "none"), folder / "out"
     audit.run_audit(file, out)
@@ -218,10 +211,10 @@ def test_results_are_replaced_by_the_same_configuration_alone_unless_told_otherw
     with pytest.raises(ConfigError, match=r"another configuration \(its effort is another\).*--overwrite"):
         audit.run_audit(file, out, effort="quick")
     file.write_text(file.read_text().replace("steps = 2", "steps = 3"))
-    assert run(["run", str(file), "--out", str(out), "--no-cache"], monkeypatch) == 2
+    assert status_of("run", str(file), "--out", str(out), "--no-cache") == 2
     assert "holds the results of another configuration (its robustness.steps is another)" in capsys.readouterr().err
     assert (out / "results.json").read_bytes() == before
-    assert run(["run", str(file), "--out", str(out), "--no-cache", "--overwrite"], monkeypatch) == 0
+    assert status_of("run", str(file), "--out", str(out), "--no-cache", "--overwrite") == 0
     assert (out / "results.json").read_bytes() != before
 
 
@@ -315,9 +308,7 @@ def test_a_terminal_that_is_gone_changes_no_status(folder: Path) -> None:
         assert (">= 0" if encoding != "utf-8" else "≥ 0") in done.stdout.decode(encoding)
 
 
-def test_a_report_is_ours_and_nothing_else_is_written_over(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_report_is_ours_and_nothing_else_is_written_over(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = folder / "out"
     audit.run_audit(config(folder, "none"), out)
     before = (out / "results.json").read_bytes()
@@ -329,12 +320,12 @@ def test_a_report_is_ours_and_nothing_else_is_written_over(
         ["gate", results, "--policy", policy, "--junit", results],
         ["gate", results, "--policy", policy, "--markdown", policy],
     ):
-        assert run(arguments, monkeypatch) == 2
+        assert status_of(*arguments) == 2
     assert (out / "results.json").read_bytes() == before
     assert "rule" in (folder / "gate.toml").read_text()
     own = ["gate", results, "--policy", policy, "--junit", str(out / "j.xml"), "--markdown", str(out / "s.md")]
-    assert run(own, monkeypatch) == run(own, monkeypatch) == run(["report", results], monkeypatch) == 0
-    assert run(["run", str(folder / "a.toml"), "--out", str(out), "--no-cache"], monkeypatch) == 0
+    assert status_of(*own) == status_of(*own) == status_of("report", results) == 0
+    assert status_of("run", str(folder / "a.toml"), "--out", str(out), "--no-cache") == 0
     assert {p.name for p in out.iterdir()} >= {"j.xml", "s.md", "report.html", "results.json", MANIFEST}
 
 
@@ -347,7 +338,7 @@ def test_a_defect_is_told_from_a_failed_gate(
             raise error
 
         monkeypatch.setattr("audit.results.read_results", broken)
-        assert run(["gate", "r.json", "--policy", "p.toml"], monkeypatch) == 70
+        assert status_of("gate", "r.json", "--policy", "p.toml") == 70
         assert "defect" in capsys.readouterr().err
 
 
@@ -358,5 +349,5 @@ def test_lack_of_memory_is_no_defect(monkeypatch: pytest.MonkeyPatch, capsys: py
             raise error
 
         monkeypatch.setattr("audit.results.read_results", broken)
-        assert run(["gate", "r.json", "--policy", "p.toml"], monkeypatch) == 2
+        assert status_of("gate", "r.json", "--policy", "p.toml") == 2
         assert "lower the batch size" in capsys.readouterr().err

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from support_command import status_of
 from torch import nn
 from typer.testing import CliRunner
 
@@ -19,7 +20,7 @@ import audit
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.identity import ASKED
 from audit.classifiers.slices import PROBED
-from audit.cli import app, main
+from audit.cli import app
 from audit.config import load_config
 from audit.counterfactual.spruce import Spruce
 from audit.errors import AuditError, GeneratorError
@@ -440,12 +441,9 @@ def test_a_second_source_of_other_classes_is_refused(folder, tmp_path):
         audit.run_audit(file)
 
 
-def audit_status(file: Path, out: Path, monkeypatch) -> int:
+def audit_status(file: Path, out: Path) -> int:
     """Exit status of `spruce-audit run FILE --out OUT --no-cache`."""
-    monkeypatch.setattr("sys.argv", ["spruce-audit", "run", str(file), "--out", str(out), "--no-cache"])
-    with pytest.raises(SystemExit) as stop:
-        main()
-    return int(stop.value.code)
+    return status_of("run", file, "--out", out, "--no-cache")
 
 
 def folder_of_images(root: Path, broken: str) -> None:
@@ -475,9 +473,9 @@ def folder_of_images(root: Path, broken: str) -> None:
         ({"seed": "3\n[data2]"}, "Unknown key 'data2'.*'data'"),
     ],
 )
-def test_bad_configuration_is_one_sentence_status_2_and_nothing_written(folder, changes, said, capsys, monkeypatch):
+def test_bad_configuration_is_one_sentence_status_2_and_nothing_written(folder, changes, said, capsys):
     file, out = write_config(folder, "bad.toml", **changes), folder / "bad-out"
-    assert_one_sentence(audit_status(file, out, monkeypatch), said, capsys, folder)
+    assert_one_sentence(audit_status(file, out), said, capsys, folder)
 
 
 def assert_one_sentence(status: int, said: str, capsys, folder: Path) -> None:
@@ -490,24 +488,24 @@ def assert_one_sentence(status: int, said: str, capsys, folder: Path) -> None:
     assert not list(folder.glob(".bad-out*"))
 
 
-def test_corrupt_image(folder, tmp_path, capsys, monkeypatch):
+def test_corrupt_image(folder, tmp_path, capsys):
     folder_of_images(tmp_path / "images", "corrupt image")
     file = write_config(folder, "bad.toml", data=str(tmp_path / "images"))
-    assert_one_sentence(audit_status(file, folder / "bad-out", monkeypatch), r"left.*\.png", capsys, folder)
+    assert_one_sentence(audit_status(file, folder / "bad-out"), r"left.*\.png", capsys, folder)
 
 
-def test_label_outside_the_class_list(folder, tmp_path, capsys, monkeypatch):
+def test_label_outside_the_class_list(folder, tmp_path, capsys):
     folder_of_images(tmp_path, "")
     rows = "".join(f"{p},{'lefft' if i == 3 else 'left'}\n" for i, p in enumerate(sorted(tmp_path.rglob("*.png"))))
     (tmp_path / "m.csv").write_text("image,label\n" + rows)
     file = write_config(folder, "bad.toml", data=str(tmp_path / "m.csv"))
-    assert_one_sentence(audit_status(file, folder / "bad-out", monkeypatch), "lefft", capsys, folder)
+    assert_one_sentence(audit_status(file, folder / "bad-out"), "lefft", capsys, folder)
 
 
-def test_empty_split(folder, capsys, monkeypatch):
+def test_empty_split(folder, capsys):
     file = write_config(folder, "bad.toml")
     file.write_text(file.read_text().replace("[queries]", 'audit_split = "holdout"\n[queries]'))
-    assert_one_sentence(audit_status(file, folder / "bad-out", monkeypatch), "holdout", capsys, folder)
+    assert_one_sentence(audit_status(file, folder / "bad-out"), "holdout", capsys, folder)
 
 
 def test_a_model_that_cannot_be_explained_leaves_the_others_as_they_are(outcome, folder):
@@ -530,10 +528,10 @@ def test_a_model_that_cannot_be_explained_leaves_the_others_as_they_are(outcome,
     assert "could not be audited to the end" in (folder / "three" / "report.html").read_text()
 
 
-def test_models_that_cannot_be_explained_keep_their_robustness(folder, tmp_path, capsys, monkeypatch):
+def test_models_that_cannot_be_explained_keep_their_robustness(folder, tmp_path, capsys):
     file = write_config(folder, "bad.toml")
     file.write_text(file.read_text().replace("steps = 30\n", "steps = 30\nmin_calibration = 1000\n"))
-    assert audit_status(file, tmp_path / "out", monkeypatch) == 2
+    assert audit_status(file, tmp_path / "out") == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert [re.search("model '(.)' failed in calibration: .*'left'.*1000", line)[1] for line in lines] == ["a", "b"]
     result = read_results(tmp_path / "out" / "results.json")
@@ -544,7 +542,7 @@ def test_models_that_cannot_be_explained_keep_their_robustness(folder, tmp_path,
 
 
 @pytest.mark.parametrize(("defect", "said"), [("nan", "NaN"), ("shape", r"7\.weight"), ("missing", r"7\.bias")])
-def test_defective_weights(folder, defect, said, capsys, monkeypatch):
+def test_defective_weights(folder, defect, said, capsys):
     state = load_file(folder / "a.safetensors")
     if defect == "nan":
         state["7.weight"][0, 0] = torch.nan
@@ -555,7 +553,7 @@ def test_defective_weights(folder, defect, said, capsys, monkeypatch):
     save_file(state, folder / "bad.safetensors")
     file = write_config(folder, "bad.toml")
     file.write_text(file.read_text().replace("a.safetensors", "bad.safetensors"))
-    assert_one_sentence(audit_status(file, folder / "bad-out", monkeypatch), said, capsys, folder)
+    assert_one_sentence(audit_status(file, folder / "bad-out"), said, capsys, folder)
 
 
 def test_a_generator_of_another_size_is_refused(folder, tmp_path):

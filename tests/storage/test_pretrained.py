@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from support_command import status_of
 from support_site import Site, left, pack, site
 
-from audit import cli
 from audit.errors import WeightsError
 from audit.storage import pretrained as weights
 from audit.storage import shipped
@@ -161,19 +161,15 @@ def test_another_hub_address_is_used(net: Network, site: Site, place: Path, monk
     assert weights.pull(["net"])["net"] == (place / "h.bin",)
 
 
-def run(*words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
-    monkeypatch.setattr(sys, "argv", ["spruce-audit", "weights", *words])
-    with pytest.raises(SystemExit) as stopped:
-        cli.main()
+def run(*words: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str, str]:
+    status = status_of("weights", *words)
     said = capsys.readouterr()
-    return int(stopped.value.code or 0), said.out, said.err
+    return status, said.out, said.err
 
 
-def test_the_commands(
-    net: Network, site: Site, place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_commands(net: Network, site: Site, place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def do(*words: str) -> tuple[int, str, str]:
-        return run(*words, monkeypatch=monkeypatch, capsys=capsys)
+        return run(*words, capsys=capsys)
 
     status, said, _ = do("list")
     assert (status, "absent" in said, "MIT" in said) == (0, True, True)

@@ -46,6 +46,7 @@ def _generator_name(name: str) -> tuple[str, str]:
         return "synthesis.b4.const", "first"
     if match := re.fullmatch(r"noises\.noise_(\d{1,2})", name):
         return f"synthesis.{_layer(int(match[1]))}.noise_const", "map"
+    parts: dict[str, tuple[str, str]] = {}
     if match := re.fullmatch(r"(conv1|convs\.(\d{1,2}))\.(.+)", name):
         block = _layer(0 if match[2] is None else int(match[2]) + 1)
         parts = {
@@ -63,9 +64,7 @@ def _generator_name(name: str) -> tuple[str, str]:
             "conv.modulation.bias": ("affine.bias", "same"),
             "bias": ("bias", "flat"),
         }
-    else:
-        raise Refused(f"its generator has the tensor '{name[:80]}', which is not of this layout")
-    if match[3] not in parts:
+    if match is None or match[3] not in parts:
         raise Refused(f"its generator has the tensor '{name[:80]}', which is not of this layout")
     ours, shape = parts[match[3]]
     return f"synthesis.{block}.{ours}", shape

@@ -16,12 +16,11 @@ from audit.errors import ClassifierError, ConfigError
 from audit.robustness.accuracy import clean_metrics
 from audit.robustness.evaluate import robust_accuracy
 from audit.runtime.distributed import workers
-from audit.storage.checkpoint import fingerprint
 from audit.training.classifier.config import ClassifierTrainConfig
 from audit.training.classifier.initial import initial_network
 from audit.training.classifier.objectives.objectives import objective_of
 from audit.training.shared.card import save_weights, write_card
-from audit.training.shared.loop import Outcome, Task, train
+from audit.training.shared.loop import Outcome, Task, checkpoint_key, train
 from audit.training.shared.stream import (
     Stream,
     held_out_phantom,
@@ -192,8 +191,7 @@ def train_classifier(config: ClassifierTrainConfig, out: Path) -> Path:
             loss=objective_of(config.objective, torch.bincount(labels, minlength=classes)),
             score=lambda network: validation_score(config, network, stream.validation),
         )
-        steps = training_steps(config, stream)
-        alone = config.model_dump_json(exclude={"evaluation"})
+        steps = training_steps(config.optimiser, stream.per_epoch)
         outcome = train(
             model,
             task,
@@ -202,8 +200,7 @@ def train_classifier(config: ClassifierTrainConfig, out: Path) -> Path:
             select_every=selection_steps(config, stream),
             seed=config.seed,
             checkpoint=checkpoint,
-            # Noise and batch norm differ with the number of processes: what began with two goes on with two.
-            key=fingerprint(alone if group.size == 1 else f"{alone}/{group.size}"),
+            key=checkpoint_key(config, group, without={"evaluation"}),
             patience=config.selection.patience,
             device=device,
             workers=group,

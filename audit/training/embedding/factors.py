@@ -15,12 +15,12 @@ from torchvision.transforms.functional import gaussian_blur
 
 from audit.data import phantom
 from audit.embeddings.phantom_factors import PhantomFactors
+from audit.runtime.distributed import ALONE
 from audit.runtime.environment import choose_device
 from audit.runtime.seeds import stage_generator, stage_seed
-from audit.storage.checkpoint import fingerprint
 from audit.training.classifier.config import FactorsTrainConfig
 from audit.training.shared.card import save_weights, write_card
-from audit.training.shared.loop import Task, train
+from audit.training.shared.loop import Task, checkpoint_key, train
 
 MEASURED_IMAGES = 4096
 """Images on which mean and standard deviation of every factor are measured."""
@@ -104,7 +104,7 @@ def train_factors(config: FactorsTrainConfig, out: Path) -> Path:
         select_every=config.selection.every,
         seed=config.seed,
         checkpoint=checkpoint,
-        key=fingerprint(config.model_dump_json(exclude={"n_evaluation"})),
+        key=checkpoint_key(config, ALONE, without={"n_evaluation"}),
         patience=config.selection.patience,
         device=choose_device(config.device),
     )

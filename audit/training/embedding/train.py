@@ -19,14 +19,13 @@ from audit.embeddings.domain import DomainEncoder
 from audit.errors import ConfigError, DataError
 from audit.runtime.distributed import ALONE, Workers, workers
 from audit.runtime.seeds import stage_generator, stage_seed
-from audit.storage.checkpoint import fingerprint
 from audit.training.embedding.config import EmbeddingTrainConfig
 from audit.training.embedding.contrastive import Contrasted, nt_xent, two_views
 from audit.training.embedding.scores import scores, yardsticks
 from audit.training.shared.card import save_weights, write_card
-from audit.training.shared.loop import Outcome, Task, train
+from audit.training.shared.loop import Outcome, Task, checkpoint_key, train
 from audit.training.shared.passes import Passes, pass_order
-from audit.training.shared.stream import MEASURED_IMAGES
+from audit.training.shared.stream import MEASURED_IMAGES, training_steps
 
 MIN_STD = 1e-3
 """Floor of a channel's standard deviation: a constant channel must not divide by zero."""
@@ -96,15 +95,6 @@ def _encoder(config: EmbeddingTrainConfig, images: AuditSet) -> DomainEncoder:
     return encoder
 
 
-def training_steps(config: EmbeddingTrainConfig, images: int) -> int:
-    """Return the number of steps that the configuration asks for on so many images."""
-    if config.optimiser.steps is not None:
-        return config.optimiser.steps
-    assert config.optimiser.epochs is not None, "the schema asks for one of the two"
-    size = min(config.optimiser.batch_size, images)
-    return max(1, round(config.optimiser.epochs * (images // size)))
-
-
 def _card(
     config: EmbeddingTrainConfig, encoder: DomainEncoder, outcome: Outcome, run: dict[str, Any]
 ) -> dict[str, Any]:
@@ -164,8 +154,8 @@ def train_embedding(config: EmbeddingTrainConfig, out: Path) -> Path:
         ) -> Tensor:
             return nt_xent(net(images), config.temperature)
 
-        steps = training_steps(config, len(learnt))
-        alone = config.model_dump_json(exclude={"evaluation", "generator"})
+        batch_size = min(config.optimiser.batch_size, len(learnt))
+        steps = training_steps(config.optimiser, len(learnt) // batch_size)
         outcome = train(
             model,
             Task(
@@ -179,8 +169,7 @@ def train_embedding(config: EmbeddingTrainConfig, out: Path) -> Path:
             select_every=config.selection.every,
             seed=config.seed,
             checkpoint=checkpoint,
-            # Each process contrasts among its own rows: what began with two goes on with two.
-            key=fingerprint(alone if group.size == 1 else f"{alone}/{group.size}"),
+            key=checkpoint_key(config, group, without={"evaluation", "generator"}),
             patience=config.selection.patience,
             device=device,
             workers=group,
@@ -189,7 +178,6 @@ def train_embedding(config: EmbeddingTrainConfig, out: Path) -> Path:
         return path
     encoder.eval().requires_grad_(False)
     encoder.weights_sha256 = save_weights(encoder.state_dict(), encoder.metadata(), path)
-    batch_size = min(config.optimiser.batch_size, len(learnt))
     run = {
         "device": device.type,
         "world_size": group.size,

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from audit.errors import ConfigError
 from audit.runtime.distributed import ALONE, Workers
 from audit.runtime.seeds import stage_generator, stage_seed
-from audit.storage.checkpoint import Resumable
+from audit.storage.checkpoint import Resumable, fingerprint
 from audit.training.classifier.config import OptimiserConfig
 from audit.training.shared.precision import check_precision, in_precision
 
@@ -107,6 +108,15 @@ class _State(Resumable):
 
 def _snapshot(model: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def checkpoint_key(config: BaseModel, workers: Workers, *, without: set[str]) -> str:
+    """Return the `key` of a training by `config`; its parts `without` change nothing of what is learnt.
+
+    Noise, batch norm and contrasts differ with the number of processes: what began with two goes on with two.
+    """
+    alone = config.model_dump_json(exclude=without)
+    return fingerprint(alone if workers.size == 1 else f"{alone}/{workers.size}")
 
 
 def train(

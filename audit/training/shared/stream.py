@@ -20,7 +20,7 @@ from audit.errors import ConfigError, DataError
 from audit.runtime.distributed import ALONE, Workers
 from audit.runtime.seeds import stage_generator, stage_seed
 from audit.training.classifier.augmentation import apply, draw
-from audit.training.classifier.config import ClassifierTrainConfig
+from audit.training.classifier.config import ClassifierTrainConfig, OptimiserConfig
 from audit.training.shared.passes import Passes, pass_order
 
 MEASURED_IMAGES = 1024
@@ -118,24 +118,27 @@ def set_stream(config: ClassifierTrainConfig, workers: Workers = ALONE) -> Strea
     )
 
 
-def _steps(epochs: float, stream: Stream, key: str, instead: str) -> int:
-    if stream.per_epoch is None:
+def _steps(epochs: float, per_epoch: int | None, key: str, instead: str) -> int:
+    if per_epoch is None:
         raise ConfigError(
             f"The phantom has no epochs, its images are fresh at every step: give {instead} instead of {key}."
         )
-    return max(1, round(epochs * stream.per_epoch))
+    return max(1, round(epochs * per_epoch))
 
 
-def training_steps(config: ClassifierTrainConfig, stream: Stream) -> int:
-    """Return the number of steps that the configuration asks for; raises ConfigError on epochs of endless data."""
-    if config.optimiser.steps is not None:
-        return config.optimiser.steps
-    assert config.optimiser.epochs is not None, "the schema asks for one of the two"
-    return _steps(config.optimiser.epochs, stream, "optimiser.epochs", "optimiser.steps")
+def training_steps(optimiser: OptimiserConfig, per_epoch: int | None) -> int:
+    """Return the number of steps that the configuration asks for, of which `per_epoch` show every image once.
+
+    Raises ConfigError on epochs of endless data, where `per_epoch` is None.
+    """
+    if optimiser.steps is not None:
+        return optimiser.steps
+    assert optimiser.epochs is not None, "the schema asks for one of the two"
+    return _steps(optimiser.epochs, per_epoch, "optimiser.epochs", "optimiser.steps")
 
 
 def selection_steps(config: ClassifierTrainConfig, stream: Stream) -> int:
     """Return the number of steps between two validations; raises ConfigError on epochs of endless data."""
     if config.selection.every_epochs is None:
         return config.selection.every
-    return _steps(config.selection.every_epochs, stream, "selection.every_epochs", "selection.every")
+    return _steps(config.selection.every_epochs, stream.per_epoch, "selection.every_epochs", "selection.every")

@@ -25,7 +25,7 @@ from audit.training.embedding import train as embedding
 from audit.training.embedding.config import EmbeddingTrainConfig, ViewsConfig, load_embedding_train_config
 from audit.training.embedding.contrastive import Contrasted, nt_xent, two_views
 from audit.training.embedding.scores import PIXEL_SIDE, TowardsHealthy, sensitivity, twin_images
-from audit.training.embedding.train import contrast, divided, stream, train_embedding, training_steps
+from audit.training.embedding.train import contrast, divided, stream, train_embedding
 from audit.training.shared import loop
 
 CONFIG = Path(__file__).parents[3] / "benchmarks" / "phantom" / "domain.toml"
@@ -127,11 +127,6 @@ def test_images_held_back_are_not_learnt_from() -> None:
     assert set(learnt.row_ids).isdisjoint(held_back.row_ids)
     with pytest.raises(DataError, match="12 images in memory"):
         divided(grey_set(12), 4, 0)
-
-
-def test_steps_or_epochs() -> None:
-    assert training_steps(config(), 60) == 4
-    assert training_steps(config(optimiser={"epochs": 3, "batch_size": 16}), 50) == 9
 
 
 def test_learning_lowers_the_contrast_of_unseen_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

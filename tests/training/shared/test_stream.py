@@ -59,9 +59,9 @@ def test_a_pass_over_a_split_shows_every_image_once(tmp_path: Path) -> None:
 
 def test_steps_follow_from_epochs(tmp_path: Path) -> None:
     config = npz_config(tmp_path)
-    assert training_steps(config, set_stream(config)) == 4
+    assert training_steps(config.optimiser, set_stream(config).per_epoch) == 4
     with pytest.raises(ConfigError, match="no epochs"):
-        training_steps(phantom_config(steps=None, epochs=1), phantom_stream(phantom_config()))
+        training_steps(phantom_config(steps=None, epochs=1).optimiser, phantom_stream(phantom_config()).per_epoch)
 
 
 def test_validations_can_be_counted_in_epochs(tmp_path: Path) -> None:
