@@ -41,6 +41,8 @@ def init(
         say(f"Written: {policy}")
     for point in found.open_points:
         say(f"To fill in: {point}")
+    for point in found.unseen:
+        say(f"To check: {point}")
     quoted = shlex.quote(str(out))
     say(f"Next: spruce-audit doctor {quoted} && spruce-audit run {quoted} --quick --out report")
     say(f"Then: spruce-audit gate report/results.json --policy {shlex.quote(str(policy))}")

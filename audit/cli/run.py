@@ -100,16 +100,18 @@ def _show_result(result: "AuditResult") -> None:
 
     attacks = strongest_columns(result.models)
     table = Table(title=plain(result.name))
+    ranked = any(model.index is not None or model.rank is not None for model in result.models)
+    leading = ("rank", "model", "index", "95 %\ninterval") if ranked else ("model",)
     # Lines are broken here and nowhere else: a narrow terminal would cut a doubt off.
-    for heading in ("rank", "model", "index", "95 %\ninterval", "clean", *(f"{a.title}\n{a.radius}" for a in attacks)):
+    for heading in (*leading, "clean", *(f"{a.title}\n{a.radius}" for a in attacks)):
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=True)
     for model in sorted(result.models, key=lambda m: (m.rank is None, m.rank or 0, -(m.index or 0))):
+        name = plain(model.name + _state(model))
+        rank = "-" if model.rank is None else str(model.rank)
+        index = "-" if model.index is None else f"{model.index:.1f}"
         interval = "-" if model.index_interval is None else "{:.1f} to {:.1f}".format(*model.index_interval)
         table.add_row(
-            "-" if model.rank is None else str(model.rank),
-            plain(model.name + _state(model)),
-            "-" if model.index is None else f"{model.index:.1f}",
-            interval,
+            *((rank, name, index, interval) if ranked else (name,)),
             _percent(model.clean.accuracy.value),
             *(_robust(attack.attack(model)) for attack in attacks),
         )

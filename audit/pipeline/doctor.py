@@ -10,7 +10,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +26,7 @@ from audit.pipeline.images import Images, read_images
 from audit.pipeline.models import check_files, load_model
 from audit.pipeline.networks import load_networks
 from audit.pipeline.runner import check_parts
+from audit.robustness.sanity.measure import sample_of
 from audit.runtime.environment import Stopwatch, choose_device
 from audit.runtime.faults import reason
 from audit.runtime.memory import allowed, limited
@@ -35,8 +37,8 @@ from audit.storage.pretrained import NETWORKS, find, verify
 PACKAGE = "spruce-audit"
 FOR_DEVELOPERS = frozenset({"test", "bench", "types", "docs"})
 """Extras that no audit needs."""
-IMAGES = 4
-"""Images that every model is given."""
+IMAGES = 64
+"""Images that every model is given, at most: a reading of them that is wrong shows in how many it is right on."""
 SPARE_DISK = 2e9
 """Bytes that should be free where an audit writes: pictures, and the cache of inversions."""
 LIBRARIES = 1.5e9
@@ -77,12 +79,17 @@ def examine(config: Path | None, cache: Path) -> Iterator[Check]:
 
 def _tried(subject: str, look: Callable[[], str]) -> Check:
     """What `look` says of the subject, or why it cannot."""
+    return _all_tried(subject, lambda: [Check(subject, "ok", look())])[0]
+
+
+def _all_tried(subject: str, look: Callable[[], Sequence[Check]]) -> Sequence[Check]:
+    """What `look` finds of the subject, or why it cannot."""
     try:
-        return Check(subject, "ok", look())
+        return look()
     except (KeyboardInterrupt, Terminated):
         raise
     except BaseException as error:  # noqa: BLE001 - foreign code and a broken installation raise anything
-        return Check(subject, "mend", reason(error))
+        return [Check(subject, "mend", reason(error))]
 
 
 def _requirements() -> Iterator[tuple[str, str | None]]:
@@ -138,10 +145,13 @@ def _extras() -> Iterator[Check]:
     for name, extra in _requirements():
         if extra is not None and extra not in FOR_DEVELOPERS:
             needed.setdefault(extra, []).append(name)
-    for extra, names in needed.items():
-        absent = [name for name in names if not _is_there(name)]
-        mend = f"without {', '.join(absent)}; if you want it: `python -m pip install '{PACKAGE}[{extra}]'`"
-        yield Check(f"extra [{extra}]", "note" if absent else "ok", mend if absent else "installed")
+    absent = [extra for extra, names in needed.items() if not all(map(_is_there, names))]
+    there = [extra for extra in needed if extra not in absent]
+    if there:
+        yield Check("extras", "ok", f"installed: {', '.join(there)}")
+    if absent:
+        how = f"if you want one: `python -m pip install '{PACKAGE}[{absent[0]}]'`"
+        yield Check("extras", "note", f"not installed: {', '.join(absent)}; {how}")
 
 
 def _device(name: str) -> Check:
@@ -211,11 +221,13 @@ def _shipped_weights() -> Check:
 
 
 def _pretrained_weights() -> Iterator[Check]:
+    absent = [name for name in NETWORKS if find(name) is None]
     for name in NETWORKS:
-        if find(name) is None:
-            yield Check(f"weights {name}", "note", f"absent; `{PACKAGE} weights pull {name}` fetches them")
-        else:
+        if name not in absent:
             yield _tried(f"weights {name}", partial(_sound, name))
+    if absent:
+        how = f"`{PACKAGE} weights pull {absent[0]}` fetches one"
+        yield Check("weights", "note", f"absent: {', '.join(absent)}; metrics by them are left out; {how}")
 
 
 def _sound(name: str) -> str:
@@ -234,23 +246,31 @@ def _audited(config: AuditConfig, base: Path) -> Iterator[Check]:
     yield Check("data", "ok", f"{len(audited)} images to audit, {size}, of {', '.join(images.all.class_names)}")
     yield from (Check(notice.subject, "note", notice.text) for notice in images.notices)
     for one in (*config.classifiers, *config.judge_checkpoints):
-        yield _tried(f"model '{one.name}'", partial(_answers, one, context, images))
+        yield from _all_tried(f"model '{one.name}'", partial(_answers, one, context, images))
     if config.generator is not None:
         yield _tried("generator", lambda: _generator(config, images, context.device))
 
 
-def _answers(one: ClassifierConfig, context: Context, images: Images) -> str:
-    """Load a classifier and give it a few images."""
+def _answers(one: ClassifierConfig, context: Context, images: Images) -> list[Check]:
+    """Load a classifier and give it a few images; what is to be known of it follows what it answers."""
     check_files(one)
     classifier = load_model(one, context, images.all)
-    few = images.audited.images(range(min(IMAGES, len(images.audited)))).to(context.device)
+    sample = sample_of(images.audited, context.config.seed)
+    few = sample.select(torch.arange(min(IMAGES, len(sample))))
+    pixels, n = few.images(range(len(few))).to(context.device), len(few)
     with torch.no_grad():
-        classifier(few)
+        classifier(pixels)
         began = time.perf_counter()
-        answers = classifier(few).argmax(1).tolist()
-    names = ", ".join(images.all.class_names[k] for k in answers)
-    said = f"{classifier.source}; {1000 * (time.perf_counter() - began) / len(few):.0f} ms an image; answers {names}"
-    return "; ".join([said, *(notice.text.rstrip(".") for notice in classifier.notices)])
+        answers = classifier(pixels).argmax(1).cpu()
+        seconds = time.perf_counter() - began
+    said = f"{classifier.source}; {1000 * seconds / n:.0f} ms an image"
+    if not few.is_multi_label:
+        right = int((answers == few.row_labels).sum())
+        said += f"; right on {right} of {n} images ({100 * right / n:.0f} %)"
+        given = Counter(answers.tolist())
+        said += f"; answers {', '.join(f'{images.all.class_names[k]} {given[k]}' for k in sorted(given))}"
+    subject = f"model '{one.name}'"
+    return [Check(subject, "ok", said), *(Check(subject, "note", notice.text) for notice in classifier.notices)]
 
 
 def _generator(config: AuditConfig, images: Images, device: torch.device) -> str:

@@ -23,19 +23,24 @@ from audit.storage import shipped
 
 MASK_FOLDERS = ("masks", "mask", "segmentations", "segmentation", "annotations")
 IMAGE_FOLDERS = ("images", "image", "data")
-SIDES = (32, 64, 128, 224)
+SIDES = (32, 64, 96, 128, 160, 224)
 """Sides that images of various sizes are brought to: the largest that most of them have."""
 FOLDER_KINDS = {"config.json": "hf", "configs/metadata.json": "monai"}
+WEIGHTS = (".pt", ".pth", ".ckpt", ".pt2", ".safetensors", ".onnx")
+"""Endings of files that hold a model and no images."""
+USUAL = {1: ((0.5,), (0.5,)), 3: ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))}
+"""Mean and std that trainings usually normalise grey images by, and those of ImageNet."""
 AUDITED = ("test", *CALIBRATION_SPLITS)
 """Splits to audit, in order; the calibration split is then another one."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """The text of an `audit.toml`, and what is left to be filled in before `run` accepts it."""
+    """The text of an `audit.toml`, what is left to be filled in before `run` accepts it, and what nobody can see."""
 
     text: str
     open_points: tuple[str, ...]
+    unseen: tuple[str, ...]
 
 
 @dataclass
@@ -44,6 +49,7 @@ class _Table:
 
     lines: list[str]
     open_points: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
 
     def say(self, text: str) -> None:
         self.lines.append(f"# {text}")
@@ -76,7 +82,11 @@ def draft(data: str | None, checkpoints: Sequence[str], folder: Path) -> Draft:
     measures = ["[robustness]", 'attacks = ["pgd"]  # "ensemble" beside it is stronger and slower']
     blocks = [first.lines, generator, measures, *(table.lines for table in tables[1:])]
     text = "\n".join(head) + "\n" + "\n\n".join("\n".join(block) for block in blocks) + "\n"
-    return Draft(text, tuple(point for table in tables for point in table.open_points))
+    return Draft(
+        text,
+        tuple(point for table in tables for point in table.open_points),
+        tuple(point for table in tables for point in table.unseen),
+    )
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -92,6 +102,8 @@ def _data(data: str | None, folder: Path) -> tuple[AuditSet | None, _Table]:
     if data == "phantom":
         table.set("path", data, "the built-in synthetic radiographs")
         return look_at_data(DataConfig(path=data), 0), table
+    if Path(data).suffix in WEIGHTS:
+        raise ConfigError(f"'{data}' is a model where images are named: give images first, then models.")
     place, masks = _places(Path(data))
     settings = DataConfig(path=str(place), image_size=SIDES[1])
     mixed = False
@@ -150,7 +162,9 @@ def _sizes(images: AuditSet, table: _Table) -> None:
         return
     usual = float(np.median(sizes.min(axis=1)))
     side = max([one for one in SIDES if one <= usual], default=SIDES[0])
-    table.set("image_size", side, f"they are {w0} to {w1} wide and {h0} to {h1} high: resized to one square")
+    table.say(f"They are {w0} to {w1} wide and {h0} to {h1} high, and resized to one square: best to the size that the")
+    table.say("models were trained with. (A generator draws a power of two, such as 64 or 128.)")
+    table.set("image_size", side)
 
 
 def _splits(images: AuditSet, table: _Table) -> None:
@@ -231,6 +245,7 @@ def _classifier(place: str, images: AuditSet | None, folder: Path, table: _Table
 
 def _architecture(checkpoint: Checkpoint, file_name: str, images: AuditSet | None, table: _Table) -> None:
     outputs, found = outputs_of(checkpoint), recognised(checkpoint, file_name)
+    called = table.lines[1].partition(" = ")[2]
     if found:
         name, args = found[0]
         same = ", ".join(other for other, _ in found[1:4])
@@ -239,10 +254,17 @@ def _architecture(checkpoint: Checkpoint, file_name: str, images: AuditSet | Non
         if args:
             table.lines.append(f"architecture_args = {{ {', '.join(f'{k} = {_toml(v)}' for k, v in args.items())} }}")
     else:
-        table.say('architecture = "..."  # a timm name; or factory = "nets.py:make" of a module of your own')
-        name = table.lines[1].partition(" = ")[2]
-        table.open_points.append(f"classifier {name}: its architecture could not be told: set architecture or factory")
-    table.say("mean = [...], std = [...], input_size = ...: as in its training; default: timm's, else the data's.")
+        table.say('architecture = "..."  # as given to timm.create_model; or factory = "nets.py:make" of your own')
+        table.open_points.append(
+            f"classifier {called}: its architecture could not be told: set architecture, as given to "
+            "timm.create_model, or factory"
+        )
+    mean, std = USUAL[3 if images is None else images.image_shape[0]]
+    table.say("How its training prepared the images; without these lines timm's settings are taken, else the data's.")
+    table.say(f"mean = {_toml(list(mean))}  # as in Normalize of torchvision")
+    table.say(f"std = {_toml(list(std))}")
+    table.say("input_size = 224  # side of the images that it was trained with")
+    table.unseen.append(f"classifier {called}: mean, std and input_size, as in its training")
     if outputs is not None and images is not None and outputs != len(images.class_names):
         single = outputs == 1 and len(images.class_names) == 2
         verdict = (

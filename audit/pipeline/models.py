@@ -4,6 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from audit.classifiers.checkpoint import existing_file
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.containers.table import kind_and_place
@@ -62,9 +64,29 @@ def load_model(config: ClassifierConfig, context: Context, data: AuditSet) -> Cl
     if context.config.precision != "float32" and data.is_multi_label:
         why = "models of labels do so always."
         classifier.notices += (precision_refused(config.name, why),)
+    classifier.notices += tuple(_notices_of_detail(classifier, data))
     if context.config.generator is not None:
         classifier.notices += tuple(_notices_of_counterfactuals(classifier, context.config.counterfactual))
     return classifier
+
+
+def _notices_of_detail(classifier: Classifier, data: AuditSet) -> Iterator[Notice]:
+    """Yield that images are made smaller than their files and than what the model was, by somebody's word, trained on.
+
+    Its size by default is nobody's word: that the input was guessed is said elsewhere.
+    """
+    side, wanted = min(data.image_shape[1:]), min(classifier.input_shape[1:])
+    if data.reading is None or classifier.input.origins["size"] not in ("configuration", "checkpoint"):
+        return
+    usual = int(np.median(data.reading.sizes.min(axis=1)))
+    if side < min(wanted, usual):
+        yield Notice(
+            subject=classifier.name,
+            kind="detail-lost",
+            text=f"it takes images of {wanted} x {wanted} and most files have sides of {usual} and more, but all are "
+            f"reduced to {side} x {side} before, so that it sees less than in training. Set data.image_size to "
+            f"{wanted}, unless a generator draws smaller ones.",
+        )
 
 
 def _notices_of_counterfactuals(classifier: Classifier, settings: CounterfactualConfig) -> Iterator[Notice]:

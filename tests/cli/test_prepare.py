@@ -13,7 +13,9 @@ from PIL import Image
 from support_command import status_of
 
 from audit.config import load_config
+from audit.errors import ConfigError
 from audit.gate.policy import load_policy, metrics_of
+from audit.pipeline.draft import draft
 from audit.pipeline.runner import run_audit
 from audit.storage import shipped
 
@@ -61,6 +63,15 @@ def test_init_leaves_to_the_user_what_it_cannot_tell(folder: Path, run, tmp_path
     assert status == 0
     assert 'To fill in: classifier "odd": its architecture could not be told' in text.replace("\n", " ")
     assert "It gives 3 outputs for 2 classes." in out.read_text()
+    # The lines to fill in are TOML as they stand.
+    lines = r"# ((architecture|mean|std|input_size|classes) = )"
+    named = re.sub(r"# architecture = .*", '# architecture = "resnet18"', out.read_text())
+    out.write_text(re.sub(lines, r"\1", named))
+    (odd,) = load_config(out).classifiers
+    assert (odd.mean, odd.std, odd.input_size) == ((0.5,), (0.5,), 224)
+    assert 'To check: classifier "odd": mean, std and input_size' in text.replace("\n", " ")
+    with pytest.raises(ConfigError, match="give images first"):
+        draft(str(folder / "odd.pt"), [str(folder / "xray")], tmp_path)
     program = torch.jit.trace(torch.nn.Flatten(), torch.zeros(1, 1, 8, 8))
     program.save(str(tmp_path / "program.pt"))
     assert (
@@ -106,12 +117,27 @@ def test_doctor_looks_at_the_machine_and_at_every_model(folder: Path, run) -> No
     )
     (folder / "d.toml").write_text(f'[data]\npath = "xray"\nimage_size = 64\naudit_split = "val"\n{models}')
     status, text = run("doctor", str(folder / "d.toml"), "--cache", str(folder / "cache"))
-    found = {subject: state for state, subject in re.findall(r"^(ok|note|mend) +([^:]+):", text, re.MULTILINE)}
+    lines = re.findall(r"^(ok|note|mend) +([^:]+):", text, re.MULTILINE)
+    found = {subject: state for state, subject in reversed(lines)}  # the first line of each
     assert status == 2, text
     assert {subject for subject, state in found.items() if state == "mend"} == {"model 'odd'"}, text
     for subject in ("torch and torchvision", "configuration", "device", "shipped weights", "model 'resnet'"):
         assert found[subject] == "ok", text
-    assert re.search(r"model 'resnet': resnet18 \+ resnet.pt; \d+ ms an image; answers (healthy|opacity)", text)
+    answers = r"(healthy|opacity) \d(, opacity \d)?"
+    said = (
+        rf"model 'resnet': resnet18 \+ resnet.pt; \d+ ms an image; right on \d of 4 images \(\d+ %\); answers {answers}"
+    )
+    assert re.search(said, text), text
+    assert "note  model 'resnet': nobody says how this network wants its images" in text
+    assert len(re.findall(r"^note +weights:", text, re.MULTILINE)) <= 1
+    assert "reduced to 64 x 64 before" not in text
+    sized = (folder / "d.toml").read_text().replace("image_size = 64", "image_size = 32") + "input_size = 64\n"
+    (folder / "d.toml").write_text(
+        sized.replace('name = "odd"\ncheckpoint = "odd.pt"', 'name = "b"\ncheckpoint = "resnet.pt"')
+    )
+    status, text = run("doctor", str(folder / "d.toml"), "--cache", str(folder / "cache"))
+    assert (status, text.count("are reduced to 32 x 32 before")) == (0, 1), text
+    assert "note  model 'b': it takes images of 64 x 64 and most files have sides of 73 and more" in text
     assert not (folder / "cache").exists()
 
 
