@@ -16,7 +16,7 @@ from audit.config import load_config
 from audit.errors import ConfigError
 from audit.gate.policy import load_policy, metrics_of
 from audit.pipeline.draft import draft
-from audit.pipeline.runner import run_audit
+from audit.results import read_results
 from audit.storage import shipped
 
 
@@ -98,7 +98,9 @@ def test_the_gate_measures_all_that_the_policy_of_init_asks_for(
     (tmp_path / "small.toml").write_text(
         re.sub(r"\[generator\]\n.*\n", "", config).replace("[robustness]\n", small) + "\n[reliance]\nn = 12\n"
     )
-    (model,) = run_audit("small.toml", "report").models
+    status, text = run("run", "small.toml", "--no-cache")
+    assert (status, "rank" in text, "Report:  report/report.html" in text) == (0, False, True), text
+    (model,) = read_results("report/results.json").models
     assert {rule.metric for rule in load_policy("gate.toml").rule} <= metrics_of(model).keys()
     status, text = run("gate")
     assert (status, "not measured" in text) == (1, False), text
