@@ -76,26 +76,32 @@ class _Looking(Store):
         return found
 
 
-def spread(site: Site, what: str, parts: Sequence[Part]) -> None:
-    """Have the engine of `site` compute those of `parts` that the store does not hold; `what` they are, for a bar."""
-    context = site.context
-    store = context.store
-    if context.engine is None or store is None:
-        return
-    missing = [(part, known) for part in parts if (known := _looked_up(site, store, part)) is not None]
-    if not missing:
-        return
-    orders = (Order(part, {key: store.raw(key) for key in seen}) for part, seen in missing)
-    with context.watch.stage(what):
-        compute(context, what, len(missing), orders)
-
-
 @dataclass(frozen=True)
 class Order:
     """A part to compute, and by their keys the entries that it rests on."""
 
     part: Part
     given: Mapping[str, bytes] = field(default_factory=dict)
+
+
+def spread(site: Site, what: str, parts: Sequence[Part | Order]) -> None:
+    """Have the engine of `site` compute those of `parts` that the store does not hold; `what` they are, for a bar.
+
+    Orders are not looked up: they are computed.
+    """
+    context = site.context
+    store = context.store
+    if context.engine is None or store is None:
+        return
+    found = [(one, [] if isinstance(one, Order) else _looked_up(site, store, one)) for one in parts]
+    missing = [(one, seen) for one, seen in found if seen is not None]
+    if not missing:
+        return
+    orders = (
+        one if isinstance(one, Order) else Order(one, {key: store.raw(key) for key in seen}) for one, seen in missing
+    )
+    with context.watch.stage(what):
+        compute(context, what, len(missing), orders)
 
 
 def compute(context: Context, what: str, n: int, orders: Iterable[Order]) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 from audit.classifiers.certify import IMAGES, compiled_check, draws_at_random, gradient_check
 from audit.classifiers.classifier import Classifier
@@ -30,26 +29,31 @@ def first_looks(context: Context, classifiers: Sequence[Classifier], audited: Au
 
     What it finds is also said on a terminal at once: the stages after this one may take hours.
     """
-    config, device = context.config, context.device
-    sample = sample_of(audited, config.seed)
-    architectures = {one.name: one.architecture for one in config.classifiers}
     names = audited.class_names
     # Labels that are numbers have an order by themselves, and `data.classes` is one that somebody wrote down.
-    stated = config.data.classes is not None or all(name == f"class {k}" for k, name in enumerate(names))
-    few = sample.images(range(min(IMAGES, len(sample)))).to(device)
-
-    def look(classifier: Classifier) -> tuple[list[Reading], list[LoadingCheck]]:
-        readings = read_otherwise(classifier, sample, architectures.get(classifier.name), device)
-        return readings, [gradient_check(classifier, few), compiled_check(classifier, few, config.compiled)]
-
+    stated = context.config.data.classes is not None or all(name == f"class {k}" for k, name in enumerate(names))
     looks = {}
     for classifier in classifiers:
-        readings, checks = context.of(classifier).kept(
-            "first look", partial(look, classifier), CODE, images=sample.content, compiled=config.compiled,
-            architecture=architectures.get(classifier.name), random=draws_at_random(classifier),
-        )  # fmt: skip
+        readings, checks = seen_of(context, classifier, audited)
         notices = input_notices(classifier.name, classifier.input, readings, audited.image_shape, names, stated=stated)
         for notice in notices:
             remark(f"Note on {notice.subject}: {notice.text}")
         looks[classifier.name] = Look(readings, notices, checks)
     return looks
+
+
+def seen_of(context: Context, classifier: Classifier, audited: AuditSet) -> tuple[list[Reading], list[LoadingCheck]]:
+    """Return how one classifier answers to images given otherwise, and checks of how it was loaded; nothing is said."""
+    config, device = context.config, context.device
+    sample = sample_of(audited, config.seed)
+    architecture = {one.name: one.architecture for one in config.classifiers}.get(classifier.name)
+
+    def look() -> tuple[list[Reading], list[LoadingCheck]]:
+        few = sample.images(range(min(IMAGES, len(sample)))).to(device)
+        readings = read_otherwise(classifier, sample, architecture, device)
+        return readings, [gradient_check(classifier, few), compiled_check(classifier, few, config.compiled)]
+
+    return context.of(classifier).kept(
+        "first look", look, CODE, images=sample.content, compiled=config.compiled, architecture=architecture,
+        random=draws_at_random(classifier),
+    )  # fmt: skip

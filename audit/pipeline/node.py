@@ -69,6 +69,16 @@ def _places(value: Any) -> set[str]:
     return set()
 
 
+def set_up_ahead(context: Context) -> None:
+    """Have the processes that will compute parts read what they need while this one reads it, too."""
+    if context.engine is not None:
+        context.engine.begin(partial(_set_up, plan(context)))
+
+
+def _set_up(plan: Plan) -> None:
+    _site(plan)
+
+
 def computed(plan: Plan, order: Order) -> dict[str, bytes]:
     """Compute a part; returns the files of the entries that it left, by their keys. Raises Unreachable."""
     site = _site(plan)
@@ -91,7 +101,7 @@ def _site(plan: Plan) -> Site:
     config = plan.config
     context = Context(config, plan.base, choose_device(_kind(config.device)), None, Stopwatch())
     images, _, calibration = _reached("the images", partial(listed, context))
-    entries = {one.name: one for one in config.classifiers}
+    entries = {one.name: one for one in (*config.classifiers, *config.judge_checkpoints)}
     here = _Here(plan)
 
     @lru_cache(maxsize=1)  # parts come model by model

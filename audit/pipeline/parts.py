@@ -1,4 +1,7 @@
-"""What of an audit can be computed apart: one model on one batch of images, or one model on all of them."""
+"""What of an audit can be computed apart: one model on one batch of images, or one model on all of them.
+
+Processes wait for each other at the end of a set of parts, so that there are few sets and what takes long stands first.
+"""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,8 +12,10 @@ from torch import Tensor
 from audit.config import AuditConfig
 from audit.data.audit_set import AuditSet
 from audit.pipeline.answers import answers_of
-from audit.pipeline.calibrate import look_at
+from audit.pipeline.calibrate import calibrate
 from audit.pipeline.divided import Part, Site
+from audit.pipeline.first_look import seen_of
+from audit.pipeline.looks import embed_with_bar
 from audit.pipeline.robustness import Measured, mapped, nothing_measured, panel_of
 from audit.reliance.interventions import INTERVENTIONS, choose_interventions
 from audit.reliance.regions import treated
@@ -22,15 +27,19 @@ from audit.robustness.corruptions.run import corruption_accuracies
 from audit.robustness.evaluate import attack_lot, measured_robustness
 
 
+def parts_of_answers(models: Sequence[str]) -> list[Part]:
+    """Return the parts by whose results images are chosen to be explained."""
+    return [partial(answered, name=name) for name in models]
+
+
 def parts_on_batches(config: AuditConfig, audited: int, models: Sequence[str]) -> list[Part]:
     """Return the parts of the stages without a generator, of which there are `audited` images."""
     settings = config.robustness
     asked = [settings.n, *(one.n for one in (settings.corruptions, config.reliance) if one is not None)]
     lots = range(-(-min(max(asked), audited) // settings.batch_size))
-    found: list[Part] = []
-    for name in models:
-        found += [partial(answered, name=name), *(partial(on_batch, name=name, lot=lot) for lot in lots)]
-    return found
+    if len(lots) == 1:
+        return [partial(on_only_batch, name=name) for name in models]
+    return [partial(on_batch, name=name, lot=lot) for name in models for lot in lots]
 
 
 def parts_of_models(models: Sequence[str]) -> list[Part]:
@@ -38,12 +47,35 @@ def parts_of_models(models: Sequence[str]) -> list[Part]:
     return [partial(on_all, name=name) for name in models]
 
 
+def parts_of_scores(config: AuditConfig) -> list[Part]:
+    """Return the parts of what counterfactuals are scored by, which rest on no other part."""
+    if config.generator is None:
+        return []
+    judges = [partial(judging, name=one.name) for one in config.judge_checkpoints]
+    return [*judges, *(partial(embedded, calibration=one) for one in (True, False))]
+
+
 def answered(site: Site, name: str) -> None:
-    """Ask a model for its answers to all audited images, and to those to calibrate on."""
-    classifier = site.model(name)
-    answers_of(site.context, classifier, site.audited)
-    if site.calibration is not None and site.context.config.generator is not None:
-        look_at(site.context, classifier, site.calibration)
+    """Ask a model for its answers to all audited images, look at it, and learn what is usual for it."""
+    context, classifier = site.context, site.model(name)
+    answers_of(context, classifier, site.audited)
+    seen_of(context, classifier, site.audited)
+    if site.calibration is not None and context.config.generator is not None:
+        calibrate(context, classifier, site.calibration)
+
+
+def judging(site: Site, name: str) -> None:
+    """Ask a classifier that only judges for its answers."""
+    for images in (site.audited, site.calibration):
+        if images is not None:
+            answers_of(site.context, site.model(name), images)
+
+
+def embedded(site: Site, calibration: bool) -> None:
+    """Show the images to calibrate on, or else the audited ones, to the network that realism rests on."""
+    images, networks = site.calibration if calibration else site.audited, site.networks()
+    if images is not None and networks is not None:
+        embed_with_bar(site.context, networks.embedding, images, "embedding images")
 
 
 def _model(site: Site, name: str) -> Measured:
@@ -67,6 +99,12 @@ def on_batch(site: Site, name: str, lot: int) -> None:
         chosen = choose_interventions(config.reliance)
         ours = {name: one for name, one in chosen.items() if INTERVENTIONS.origin(name) is None}
         reactions(panel_of(context, [model]), _shown(site, batch, config.reliance.n), ours)
+
+
+def on_only_batch(site: Site, name: str) -> None:
+    """Do with all images, which are one batch, what is done with every batch, and then what rests on that."""
+    on_batch(site, name, 0)
+    on_all(site, name)
 
 
 def on_all(site: Site, name: str) -> None:

@@ -15,7 +15,7 @@ from audit.config import QueryConfig
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import named
 from audit.errors import ConfigError
-from audit.inversion.cache import CODE, inverted, keep_without_store
+from audit.inversion.cache import CODE, Row, inverted, keep_without_store
 from audit.inversion.invert import Inversion, images_at_once, invert
 from audit.inversion.inverter import Inverter
 from audit.pipeline.context import Context
@@ -25,6 +25,7 @@ from audit.pipeline.pairing import LEAST, Group, balanced, pair_models
 from audit.results import Failure
 from audit.runtime.progress import stage_progress
 from audit.runtime.seeds import stage_generator
+from audit.storage.stages import Lots
 
 METHODS = ("nearest", "runner-up")
 SPARE = 12
@@ -183,32 +184,60 @@ def null_edits(context: Context, networks: Networks, queries: Queries) -> Tensor
 
 
 def _invert(context: Context, networks: Networks, images: Tensor) -> Inversion:
-    config, perceptual = context.config, networks.perceptual
-    inverter = Inverter(networks.loaded.generator, config.inversion, config.seed, perceptual, networks.encoder)
+    inverter = _inverter(context, networks)
     with stage_progress("inversion (images)", len(images)) as advance:
         if context.store is None:
             return invert(inverter, images, advance, keep_without_store())
-        kept = partial(
-            context.stages.lots,
-            "inversion",
-            [{"image": image} for image in images],
-            CODE,
-            generator=networks.loaded.sha256,
-            encoder=networks.encoder_sha256,
-            embedding=named(perceptual),
-            # How many are inverted together is no part of an image's inversion; the encoder's weights are named above.
-            settings=config.inversion.model_dump(exclude={"batch_size", "max_memory", "encoder"}),
-            seed=config.seed,
-        )
-        lots = kept()
-        if context.engine is not None and lots.missing:
-            waiting = images[lots.missing]
-            chunks = waiting.split(images_at_once(inverter, waiting))
-            orders = [Order(partial(_invert_part, images=chunk.clone())) for chunk in chunks]
-            compute(context, "parts: inversion", len(orders), orders if len(orders) > 1 else [])
-            lots = kept()
+        if context.engine is not None:
+            orders = _orders(context, networks, images)
+            if len(orders) > 1:
+                compute(context, "parts: inversion", len(orders), orders)
+        lots = _lots(context, networks, images)
         advance(len(images) - len(lots.missing))
         return inverted(lots, images, lambda some, keep: invert(inverter, some, advance, keep))
+
+
+def _inverter(context: Context, networks: Networks) -> Inverter:
+    config = context.config
+    return Inverter(networks.loaded.generator, config.inversion, config.seed, networks.perceptual, networks.encoder)
+
+
+def _lots(context: Context, networks: Networks, images: Tensor) -> Lots[Row]:
+    """Return what is kept of the inversions of `images`."""
+    return context.stages.lots(
+        "inversion",
+        [{"image": image} for image in images],
+        CODE,
+        generator=networks.loaded.sha256,
+        encoder=networks.encoder_sha256,
+        embedding=named(networks.perceptual),
+        # How many are inverted together is no part of an image's inversion; the encoder's weights are named above.
+        settings=context.config.inversion.model_dump(exclude={"batch_size", "max_memory", "encoder"}),
+        seed=context.config.seed,
+    )
+
+
+def _orders(context: Context, networks: Networks, images: Tensor) -> list[Order]:
+    """Return the parts that invert those of `images` whose inversions are not kept."""
+    missing = _lots(context, networks, images).missing
+    if not missing:
+        return []
+    waiting = images[missing]
+    chunks = waiting.split(images_at_once(_inverter(context, networks), waiting))
+    return [Order(partial(_invert_part, images=chunk.clone())) for chunk in chunks]
+
+
+def inversions_ahead(
+    context: Context, networks: Networks, audited: AuditSet, predicted: Mapping[str, Tensor]
+) -> list[Order]:
+    """Return the parts that invert the images to explain, which the decisions `predicted` of the models tell already.
+
+    Where a model fails before it is explained, others may be chosen in the end, and are inverted then.
+    """
+    if not predicted:
+        return []
+    indices = choose_queries(context, audited, predicted).indices
+    return _orders(context, networks, audited.select(indices).images()) if len(indices) else []
 
 
 def _invert_part(site: Site, images: Tensor) -> None:

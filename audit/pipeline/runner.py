@@ -13,21 +13,24 @@ from audit.config import AuditConfig, Effort, allowing_code, load_config, with_b
 from audit.counterfactual.methods import ChosenMethod, choose_methods
 from audit.errors import ConfigError
 from audit.generator.readers import READERS
+from audit.pipeline.answers import answers_of
 from audit.pipeline.assemble import Findings, assemble, save_all
 from audit.pipeline.attribution import attribute_models
 from audit.pipeline.calibrate import Calibrated, calibrate_models
 from audit.pipeline.context import Context
-from audit.pipeline.divided import Site, spread
+from audit.pipeline.divided import Order, Site, spread
 from audit.pipeline.estimate import Estimate, estimate
 from audit.pipeline.explain import Subject
 from audit.pipeline.first_look import Look, first_looks
-from audit.pipeline.images import read_images
+from audit.pipeline.images import Images, read_images
 from audit.pipeline.label_explanations import explain_labels, rely_on_labels
 from audit.pipeline.labels import measure_labels
 from audit.pipeline.meaningfulness import explain_models
 from audit.pipeline.models import load_models, none_left
-from audit.pipeline.networks import check_embeddings, load_networks
-from audit.pipeline.parts import parts_of_models, parts_on_batches
+from audit.pipeline.networks import Networks, check_embeddings, load_networks
+from audit.pipeline.node import set_up_ahead
+from audit.pipeline.parts import parts_of_answers, parts_of_models, parts_of_scores, parts_on_batches
+from audit.pipeline.queries import inversions_ahead
 from audit.pipeline.reliance import measure_reliance
 from audit.pipeline.robustness import Robustness, measure_models
 from audit.pipeline.writing import check_same_audit, inputs_of, write_audit
@@ -119,6 +122,7 @@ def _run(context: Context, output: Output | None, share: str | None) -> AuditRes
     config, watch = context.config, context.watch
     methods = check_parts(config)
     interventions = {} if config.reliance is None else choose_interventions(config.reliance)
+    set_up_ahead(context)
     with watch.stage("data"):
         images = read_images(context)
     with watch.stage("classifiers"):
@@ -137,16 +141,20 @@ def _run(context: Context, output: Output | None, share: str | None) -> AuditRes
         with watch.stage("estimate"):
             found = estimate(context, images, models.classifiers, networks)
         remark(f"Estimate: {found.sentence()}", ahead=sum(found.seconds.values()))
-    named = {one.name: one for one in models.classifiers}
+    named = {one.name: one for one in (*models.classifiers, *models.judges)}
+    audited = [one.name for one in models.classifiers if one.content is not None]  # of others nothing is kept
     site = Site(context, images.all, images.calibration, named.__getitem__, lambda: networks)
-    spread(site, "parts: batches", parts_on_batches(config, len(images.audited), list(named)))
-    spread(site, "parts: models", parts_of_models(list(named)))
+    spread(site, "parts: answers", parts_of_answers(audited))
     with watch.stage("sanity"):
         looks = first_looks(context, models.classifiers, images.audited)
     calibrated: dict[str, Calibrated | Failure] = {}
     if networks is not None and images.calibration is not None:
         with watch.stage("calibration"):
             calibrated = calibrate_models(context, models.classifiers, images.calibration)
+    attacks = parts_on_batches(config, len(images.audited), audited)
+    inversions = _inversions_ahead(context, images, networks, calibrated)
+    spread(site, "parts: batches", [*attacks, *inversions, *parts_of_scores(config)])
+    spread(site, "parts: models", parts_of_models(audited))
     robustness = measure_models(context, images, models.classifiers)
     if not any(one.outcomes for one in robustness.models):
         raise none_left([*models.failed.values(), *(m.failed for m in robustness.models if m.failed is not None)])
@@ -160,6 +168,20 @@ def _run(context: Context, output: Output | None, share: str | None) -> AuditRes
         images, models, looks, calibrated, robustness, meaningfulness, relied=relied, attributions=attributions
     )
     return _finished(context, findings, output, share)
+
+
+def _inversions_ahead(
+    context: Context, images: Images, networks: Networks | None, calibrated: Mapping[str, Calibrated | Failure]
+) -> list[Order]:
+    """Return what inverts the images that will be explained, where an engine does that beside the attacks."""
+    if networks is None or context.engine is None:
+        return []
+    classifiers = [one.classifier for one in calibrated.values() if not isinstance(one, Failure)]
+    try:
+        predicted = {one.name: answers_of(context, one, images.audited).argmax(1) for one in classifiers}
+        return inversions_ahead(context, networks, images.audited, predicted)
+    except Exception:  # noqa: BLE001 - the stage itself fails at it, and says so
+        return []
 
 
 def _finished(context: Context, findings: Findings, output: Output | None, share: str | None) -> AuditResult:

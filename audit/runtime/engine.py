@@ -25,6 +25,7 @@ from audit.config import AuditConfig, RayConfig
 from audit.errors import ConfigError
 from audit.runtime.allocator import keep_freed_memory
 from audit.runtime.processes import begun, start_ahead
+from audit.runtime.progress import choose_style
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -52,6 +53,10 @@ class Engine(Protocol):
 
         Raises what `work` raises.
         """
+        ...
+
+    def begin(self, work: Callable[[], object]) -> None:
+        """Have processes that are about to wait for items do `work` while this one goes on; whether it fails or not."""
         ...
 
 
@@ -123,6 +128,11 @@ class Processes:
                     _given_up(place, "a process ended")
                     yield place, None
 
+    def begin(self, work: Callable[[], object]) -> None:
+        """Do as `Engine` says."""
+        for _ in range(self.count):
+            self.pool.submit(work)
+
 
 def _gpus() -> list[str]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -136,6 +146,7 @@ def _begin(gpus: Any, threads: int, environment: Mapping[str, str]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # read when CUDA is first used
     torch.set_num_threads(threads)
     keep_freed_memory()
+    choose_style("none")  # the bar of all parts is the audit's
 
 
 def _given_up(place: int, why: str) -> None:
@@ -236,6 +247,9 @@ class Cluster:
         finally:
             for left in waiting:
                 ray.cancel(left)
+
+    def begin(self, work: Callable[[], object]) -> None:
+        """Do nothing: which nodes will be given a task is not known."""
 
 
 def _got(reference: Any) -> bytes:

@@ -141,9 +141,9 @@ def test_processes_draw_the_counterfactuals_that_one_process_draws(
     config = AuditConfig.model_validate(tomllib.loads(EXPLAINED))
     counts = parts_that_come_back(monkeypatch)
     found = results(config.model_copy(update={"workers": 2}), cache=tmp_path / "store")
-    # Of each model its answers, a batch and what rests on it; three lots of inversions; two lots of counterfactuals
-    # of each model, and what leads back.
-    assert len(counts) == 2 * 3 + 3 + 2 * 2 + 2
+    # Of each model its answers, and the only batch with what rests on it; two sets of images as realism sees them;
+    # three lots of inversions; two lots of counterfactuals of each model, and what leads back.
+    assert len(counts) == 2 * 2 + 2 + 3 + 2 * 2 + 2
     assert all(counts)
     assert found == results(config)
     assert all(model["counterfactuals"]["axioms"]["returned"] is not None for model in found["models"])
