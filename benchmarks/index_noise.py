@@ -1,6 +1,7 @@
 """How well any index could order a family, given on how few images it and the truth are measured, and what is wrong.
 
     python benchmarks/index_noise.py --family first --out runs/family --images 7 8:0:48 [--embedding NAME]
+    python benchmarks/index_noise.py --family third --out runs/family --images 11 --beside second:7
 
 Kendall's tau between index and truth mixes two things: where the index is wrong, and where models lie so close that
 means over these images do not tell them apart. This program separates them. Index and truth are redrawn by a bootstrap
@@ -13,12 +14,15 @@ compares two such indices. For other numbers of images the index's deviations ar
 
 Beside it: components alone and left out, with the interval of what that changes; with what components go among sound
 models; random subsets of the images, each finding alone, and findings that weigh alike; and, of several sets of images,
-how far indices agree between them.
+how far indices agree between them. `--beside FAMILY:SEED` takes the audit of another family for the mean over families
+of what leaving components out changes.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -223,31 +227,64 @@ def between(sets: Mapping[str, tuple[dict[str, ModelScores], Sequence[str]]], we
             print(f"{one:10} {other:10} {title:34}{'    '.join(said)}")
 
 
+def change_over(families: Sequence[Measured], weights: Mapping[str, float]) -> None:
+    """Print the mean over families of the change of tau without components; models are redrawn within each family."""
+    print(f"\nmean change of tau over {len(families)} families")
+    for title, some in trials(weights).items():
+        own, drawn = [], []
+        for place, one in enumerate(families):
+            m = len(one.names)
+            rows = np.random.default_rng(place).integers(0, m, (10 * DRAWS, m))
+            true, now, then = one.truths[0], one.index(some)[0], one.index(weights)[0]
+            own.append(float((tau(now[None], true[None]) - tau(then[None], true[None]))[0]))
+            drawn.append(tau(now[rows], true[rows]) - tau(then[rows], true[rows]))
+        low, high = np.nanquantile(np.mean(drawn, 0), (0.025, 0.975))
+        print(f"{title:28}{np.mean(own):+.2f} [{low:+.3f}, {high:+.3f}]   " + "  ".join(f"{one:+.2f}" for one in own))
+
+
+@dataclass(frozen=True)
+class Examined:
+    """An audit of a family: what was measured of it, and on what."""
+
+    measured: Measured
+    scores: dict[str, ModelScores]
+    findings: Sequence[str]
+    sizes: Array
+
+
+def examine(family: str, images: str, out: Path, *, embedding: str, n: int) -> Examined:
+    """Measure components, in redrawn images, and truths on `n` images."""
+    classifiers = load(family, out)
+    effects = intervene(classifiers, n, seed=4711)
+    evidence = gather(images, family, out, embedding, classifiers)
+    names = tuple(evidence.edited)
+    scores = {name: scores_of(evidence, name) for name in names}
+    findings = evidence.edited[names[0]].findings
+    drawn = redrawn(scores, with_estimate(bootstrap_weights(len(findings), DRAWS, 0)))
+    truth_images = with_estimate(bootstrap_weights(n, DRAWS, 0, "truth"))
+    truths = torch.stack([effects[name].truth(truth_images) for name in names], 1).numpy()
+    sizes = np.array([float(evidence.edited[name].l1.mean()) for name in names])
+    return Examined(Measured(names, drawn, truths), scores, findings, sizes)
+
+
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--n", type=int, default=600, help="images of the truth")
+    parser.add_argument("--beside", nargs="*", default=[], metavar="FAMILY:SEED", help="audits of other families")
     args = parser.parse_args()
-    out = args.out.resolve()
-    classifiers = load(args.family, out)
-    effects = intervene(classifiers, args.n, seed=4711)
-    truth_images = with_estimate(bootstrap_weights(args.n, DRAWS, 0, "truth"))
+    look = partial(examine, out=args.out.resolve(), embedding=args.embedding, n=args.n)
     weights = {part: float(getattr(RankingConfig(), part)) for part in COMPONENTS}
-    sets = {}
-    for images in args.images:
-        evidence = gather(images, args.family, out, args.embedding, classifiers)
-        names = tuple(evidence.edited)
-        scores = {name: scores_of(evidence, name) for name in names}
-        findings = evidence.edited[names[0]].findings
-        sets[images] = (scores, findings)
-        drawn = redrawn(scores, with_estimate(bootstrap_weights(len(findings), DRAWS, 0)))
-        truths = torch.stack([effects[name].truth(truth_images) for name in names], 1).numpy()
-        measured = Measured(names, drawn, truths)
-        print(f"\n{images}, {len(findings)} images")
-        tried(measured, weights, np.array([float(evidence.edited[name].l1.mean()) for name in names]))
-        wrong_pairs(measured, weights)
-        ceilings(measured.index(weights), truths, len(findings))
-        subsets(scores, findings, truths[:1], weights)
-    between(sets, weights)
+    sets = {images: look(args.family, images) for images in args.images}
+    for images, one in sets.items():
+        print(f"\n{images}, {len(one.findings)} images")
+        tried(one.measured, weights, one.sizes)
+        wrong_pairs(one.measured, weights)
+        ceilings(one.measured.index(weights), one.measured.truths, len(one.findings))
+        subsets(one.scores, one.findings, one.measured.truths[:1], weights)
+    between({images: (one.scores, one.findings) for images, one in sets.items()}, weights)
+    if args.beside:
+        others = [look(*beside.split(":", 1)) for beside in args.beside]
+        change_over([one.measured for one in (*others, *sets.values())], weights)
 
 
 if __name__ == "__main__":
