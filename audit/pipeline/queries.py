@@ -188,11 +188,12 @@ def _invert(context: Context, networks: Networks, images: Tensor) -> Inversion:
     with stage_progress("inversion (images)", len(images)) as advance:
         if context.store is None:
             return invert(inverter, images, advance, keep_without_store())
-        if context.engine is not None:
-            orders = _orders(context, networks, images)
+        lots = _lots(context, networks, images)
+        if context.engine is not None and lots.missing:
+            orders = _orders(context, networks, images[lots.missing])
             if len(orders) > 1:
                 compute(context, "parts: inversion", len(orders), orders)
-        lots = _lots(context, networks, images)
+                lots = _lots(context, networks, images)
         advance(len(images) - len(lots.missing))
         return inverted(lots, images, lambda some, keep: invert(inverter, some, advance, keep))
 
@@ -217,12 +218,8 @@ def _lots(context: Context, networks: Networks, images: Tensor) -> Lots[Row]:
     )
 
 
-def _orders(context: Context, networks: Networks, images: Tensor) -> list[Order]:
-    """Return the parts that invert those of `images` whose inversions are not kept."""
-    missing = _lots(context, networks, images).missing
-    if not missing:
-        return []
-    waiting = images[missing]
+def _orders(context: Context, networks: Networks, waiting: Tensor) -> list[Order]:
+    """Return the parts that invert the images `waiting`."""
     chunks = waiting.split(images_at_once(_inverter(context, networks), waiting))
     return [Order(partial(_invert_part, images=chunk.clone())) for chunk in chunks]
 
@@ -237,7 +234,11 @@ def inversions_ahead(
     if not predicted:
         return []
     indices = choose_queries(context, audited, predicted).indices
-    return _orders(context, networks, audited.select(indices).images()) if len(indices) else []
+    if not len(indices):
+        return []
+    images = audited.select(indices).images()
+    missing = _lots(context, networks, images).missing
+    return _orders(context, networks, images[missing]) if missing else []
 
 
 def _invert_part(site: Site, images: Tensor) -> None:
