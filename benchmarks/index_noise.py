@@ -18,15 +18,15 @@ how far indices agree between them. `--beside FAMILY:SEED` takes the audit of an
 of what leaving components out changes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import torch
-from family import CLEAR, VISIBLE, intervene, load
+from family import CLEAR, VISIBLE, Effects, intervene, load
 from index_parts import Evidence, gather, parser_of
 from torch import Tensor
 
@@ -252,10 +252,16 @@ class Examined:
     sizes: Array
 
 
+@cache
+def members(family: str, out: Path, n: int) -> tuple[dict[str, Callable[[Tensor], Tensor]], dict[str, Effects]]:
+    """Load a family and measure its truths, once for all sets of query images."""
+    classifiers = load(family, out)
+    return classifiers, intervene(classifiers, n, seed=4711)
+
+
 def examine(family: str, images: str, out: Path, *, embedding: str, n: int) -> Examined:
     """Measure components, in redrawn images, and truths on `n` images."""
-    classifiers = load(family, out)
-    effects = intervene(classifiers, n, seed=4711)
+    classifiers, effects = members(family, out, n)
     evidence = gather(images, family, out, embedding, classifiers)
     names = tuple(evidence.edited)
     scores = {name: scores_of(evidence, name) for name in names}
