@@ -6,14 +6,16 @@ papers' equations.
 
 Forms were chosen by what `benchmarks/networks.py` measures: channels-last maps for dense convolutions, a grouped
 convolution where every image has weights of its own, and a 4x4 filter after a 3x3 convolution, which is less work than
-one 6x6 convolution that does both.
+one 6x6 convolution that does both. A search differentiates by the styles and not by the weights (`_Modulated`).
 """
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from audit.generator.stylegan2.architecture import HALF, bounded
@@ -155,30 +157,68 @@ def modulated_conv(
         styles = styles / styles.abs().amax(1, keepdim=True).clamp_min(1e-8)
         weight, energy = weight / math.sqrt(weight[0].numel() if shared else weight[0, 0].numel()), None
     scale = demodulation(weight, styles, energy) * gain if demodulate else None
-    if not shared and weight[0].numel() < x[0].numel():
-        weight = weight * styles[:, None, :, None, None]
-        if scale is not None:
-            weight, scale = weight * scale[:, :, None, None, None], None
+    smaller = not shared and weight[0].numel() < x[0].numel()
+    if smaller and scale is not None and not weight.requires_grad and x.dtype == weight.dtype:
+        x, scale = _Modulated.apply(x, weight, styles, scale, up), None
     else:
-        x = x * styles[:, :, None, None].to(x.dtype)
-    weight = weight.to(x.dtype)
-    if shared:
-        x, weight = dense(x), dense(weight)
-        padding = weight.shape[-1] // 2
-        x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2) if up else F.conv2d(x, weight, padding=padding)
-    elif up and x.device.type == "cpu" and len(x) > PER_CALL:
-        # On CPUs the transposed form of many groups falls off: a few images at a time are faster.
-        parts = zip(x.split(PER_CALL), weight.split(PER_CALL), strict=True)
-        x = torch.cat([_grouped(maps, own, up) for maps, own in parts])
-    else:
-        x = _grouped(x, weight, up)
+        if smaller:
+            weight = weight * styles[:, None, :, None, None]
+            if scale is not None:
+                weight, scale = weight * scale[:, :, None, None, None], None
+        else:
+            x = x * styles[:, :, None, None].to(x.dtype)
+        weight = weight.to(x.dtype)
+        if shared:
+            x, weight = dense(x), dense(weight)
+            padding = weight.shape[-1] // 2
+            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2) if up else F.conv2d(x, weight, padding=padding)
+        else:
+            x = _grouped(x, weight, up)
     if up_filter is not None:
         x = blur(x, up_filter, padding=1, gain=4.0)
     return x if scale is None else x * scale[:, :, None, None].to(x.dtype)
 
 
+class _Modulated(torch.autograd.Function):
+    """Convolution of every image by weights of its own that need no gradient, modulated and demodulated.
+
+    Its gradient by `styles` `[N, I]` and `scale` `[N, O]` follows from the maps and their gradients, without that of
+    the modulated weights, which takes as much work as the convolution itself.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, styles: Tensor, scale: Tensor, up: bool) -> Tensor:
+        modulated = weight * styles[:, None, :, None, None] * scale[:, :, None, None, None]
+        out = _grouped(x, modulated, up)
+        ctx.save_for_backward(x, weight, styles, scale, out)
+        ctx.up = up
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, styles, scale, out = ctx.saved_tensors
+        n, padding = len(x), 0 if ctx.up else weight.shape[-1] // 2
+        kernel = weight * scale[:, :, None, None, None]
+        maps = gradient.reshape(1, -1, *gradient.shape[2:])
+        if ctx.up:
+            kernel = kernel.transpose(1, 2).reshape(-1, weight.shape[1], *weight.shape[3:])
+            back = F.conv2d(maps, kernel, stride=2, groups=n)
+        else:
+            kernel = kernel.transpose(1, 2).flip(3, 4).reshape(-1, weight.shape[1], *weight.shape[3:])
+            back = F.conv2d(maps, kernel, padding=padding, groups=n)
+        back = back.view_as(x)
+        by_style = torch.einsum("nihw,nihw->ni", back, x)
+        by_scale = torch.einsum("nohw,nohw->no", gradient, out) / scale
+        return back.mul_(styles[:, :, None, None]), None, by_style, by_scale, None
+
+
 def _grouped(x: Tensor, weight: Tensor, up: bool) -> Tensor:
     """Convolve every image of `x` by its own `weight` `[N, O, I, k, k]`, or by its transpose with stride 2."""
+    if up and x.device.type == "cpu" and len(x) > PER_CALL:
+        # On CPUs the transposed form of many groups falls off: a few images at a time are faster.
+        parts = zip(x.split(PER_CALL), weight.split(PER_CALL), strict=True)
+        return torch.cat([_grouped(maps, own, up) for maps, own in parts])
     n, _, height, width = x.shape
     if weight.shape[-1] == 1 and not up:  # a product of matrices, for which a grouped convolution has no fast form
         return torch.bmm(weight[..., 0, 0], x.flatten(2)).view(n, -1, height, width)

@@ -71,6 +71,23 @@ def test_modulated_convolutions_have_second_derivatives(kernel, up, shared):
     assert torch.autograd.gradgradcheck(run, (small_maps(2, 2, 3, 3), weight, small_maps(2, 2)))
 
 
+@pytest.mark.parametrize("up", [False, True])
+@pytest.mark.parametrize("n", [2, PER_CALL + 3])
+def test_known_weights_give_the_same_maps_and_gradients(up, n):
+    weight = small_maps(n, 3, 2, 3, 3)
+
+    def run(w):
+        x, styles = small_maps(n, 2, 9, 9), small_maps(n, 2)
+        with torch.no_grad():
+            styles[0, 0] = 0  # by which nothing may be divided
+        out = modulated_conv(x, w, styles, True, blur_filter() if up else None, gain=1.5)
+        return out, *torch.autograd.grad(out.sin().sum(), (x, styles))
+
+    assert weight[0].numel() < 2 * 9 * 9
+    for known, general in zip(run(weight.detach()), run(weight), strict=True):
+        assert_close(known, general)
+
+
 @pytest.mark.parametrize("down", [False, True])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_convolutions_of_the_discriminator_have_second_derivatives(down, kernel):
