@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from family import CLEAR, VISIBLE, Effects, intervene, load
-from index_parts import Evidence, gather, parser_of
+from index_parts import PROPOSED, Evidence, asked_of, gather, parser_of, share_inside
 from torch import Tensor
 
 from audit.config import RankingConfig
@@ -79,10 +79,23 @@ class Measured:
         return weighted_index(values, weights).numpy()
 
 
-def redrawn(scores: Mapping[str, ModelScores], weights: Tensor) -> dict[str, Array]:
+@dataclass(frozen=True)
+class Scored:
+    """One model image by image: its scores, and what it answers to the others' edits inside and outside the region."""
+
+    scores: ModelScores
+    answers: tuple[Tensor, Tensor]
+
+    def components(self, weights: Tensor) -> dict[str, Tensor]:
+        """Components `[B]` under image weights `[B, n]`."""
+        inside, outside = (weights @ answer for answer in self.answers)
+        return components(self.scores, weights)[0] | {"response": share_inside(inside, outside)}
+
+
+def redrawn(scored: Mapping[str, Scored], weights: Tensor) -> dict[str, Array]:
     """Components `[B, M]` under image weights `[B, n]`."""
-    found = [components(one, weights)[0] for one in scores.values()]
-    return {part: torch.stack([values[part] for values in found], 1).numpy() for part in COMPONENTS}
+    found = [one.components(weights) for one in scored.values()]
+    return {part: torch.stack([values[part] for values in found], 1).numpy() for part in found[0]}
 
 
 def with_estimate(draws: Tensor) -> Tensor:
@@ -161,12 +174,13 @@ def wrong_pairs(measured: Measured, weights: Mapping[str, float]) -> None:
 
 
 def trials(weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Weights of the index, and without one component, or without the two that judge the edited image."""
+    """Weights of the index, without one component or the two that judge the edited image, and as it is proposed."""
     left_out: list[tuple[str, ...]] = [(), *((part,) for part in weights), ("realism", "transfer")]
-    return {
+    found = {
         " ".join(("index", *(f"- {part}" for part in parts))): {k: w for k, w in weights.items() if k not in parts}
         for parts in left_out
     }
+    return found | {"index, proposed": PROPOSED}
 
 
 def tried(measured: Measured, weights: Mapping[str, float], sizes: Array) -> None:
@@ -174,20 +188,23 @@ def tried(measured: Measured, weights: Mapping[str, float], sizes: Array) -> Non
     true, index = measured.truths[:1], measured.index(weights)[:1]
     rows = np.random.default_rng(0).integers(0, true.shape[1], (DRAWS, true.shape[1]))
     values = {title: measured.index(some)[:1] for title, some in trials(weights).items()}
-    values |= {f"{part} alone": measured.parts[part][:1] for part in weights if np.ptp(measured.parts[part][0]) > 0}
+    values |= {f"{part} alone": value[:1] for part, value in measured.parts.items() if np.ptp(value[0]) > 0}
     sound = true[0] >= SOUND
     print(
-        f"{'':28}{'tau':>20} pairs{'change of tau':>22}   among {sound.sum()} sound models: with truth, size of edits"
+        f"{'':28}{'tau':>20} pairs{'change of tau, share above 0':>31}  among {sound.sum()} sound models: with truth, "
+        "size of edits"
     )
     for title, value in values.items():
         once = tau(value[0][rows], true[0][rows])
         low, high = np.nanquantile(once, (0.025, 0.975))
-        less, more = np.nanquantile(once - tau(index[0][rows], true[0][rows]), (0.025, 0.975))
+        rise = once - tau(index[0][rows], true[0][rows])
+        less, more = np.nanquantile(rise, (0.025, 0.975))
         own, now = (float(tau(one, true)[0]) for one in (value, index))
         along = (float(tau(value[:, sound], other[None, sound])[0]) for other in (true[0], sizes))
         print(
             f"{title:28}{own:5.2f} [{low:5.2f}, {high:5.2f}] {float(pairs(value, true)[0]):.3f}"
-            f"   {own - now:+.2f} [{less:+.2f}, {more:+.2f}]   " + "  ".join(f"{one:5.2f}" for one in along)
+            f"   {own - now:+.2f} [{less:+.2f}, {more:+.2f}] {np.nanmean(rise > 0):.3f}   "
+            + "  ".join(f"{one:5.2f}" for one in along)
         )
 
 
@@ -196,7 +213,7 @@ def alike(findings: Sequence[str]) -> Tensor:
     return torch.tensor([[1 / findings.count(one) for one in findings]], dtype=torch.float64)
 
 
-def subsets(scores: Mapping[str, ModelScores], findings: Sequence[str], true: Array, weights: dict[str, float]) -> None:
+def subsets(scores: Mapping[str, Scored], findings: Sequence[str], true: Array, weights: dict[str, float]) -> None:
     """Print the index on random subsets of the images, on those of one finding, and with findings that weigh alike."""
     n, rng = len(findings), np.random.default_rng(0)
     cases = {f"{size} of {n}": torch.zeros(200, n, dtype=torch.float64) for size in (25, 50) if size < n}
@@ -212,7 +229,7 @@ def subsets(scores: Mapping[str, ModelScores], findings: Sequence[str], true: Ar
         print(f"{title:22}" + LINE.format(spread(tau(index, true))) + LINE.format(spread(pairs(index, true))))
 
 
-def between(sets: Mapping[str, tuple[dict[str, ModelScores], Sequence[str]]], weights: Mapping[str, float]) -> None:
+def between(sets: Mapping[str, tuple[dict[str, Scored], Sequence[str]]], weights: Mapping[str, float]) -> None:
     """Print how far indices on different sets of images agree, with images and with findings that weigh alike."""
     print(f"\n{'':56}tau, correlation; findings weigh alike")
     for one, other in combinations(sets, 2):
@@ -247,7 +264,7 @@ class Examined:
     """An audit of a family: what was measured of it, and on what."""
 
     measured: Measured
-    scores: dict[str, ModelScores]
+    scores: dict[str, Scored]
     findings: Sequence[str]
     sizes: Array
 
@@ -264,7 +281,7 @@ def examine(family: str, images: str, out: Path, *, embedding: str, n: int) -> E
     classifiers, effects = members(family, out, n)
     evidence = gather(images, family, out, embedding, classifiers)
     names = tuple(evidence.edited)
-    scores = {name: scores_of(evidence, name) for name in names}
+    scores = {name: Scored(scores_of(evidence, name), asked_of(evidence, name)) for name in names}
     findings = evidence.edited[names[0]].findings
     drawn = redrawn(scores, with_estimate(bootstrap_weights(len(findings), DRAWS, 0)))
     truth_images = with_estimate(bootstrap_weights(n, DRAWS, 0, "truth"))

@@ -72,10 +72,15 @@ class Edited:
 
 @dataclass(frozen=True)
 class Said:
-    """What one judge says of one model's edits, in confidences in "healthy" `[n]`, and its weight."""
+    """What one judge says of one model's edits, in confidences in "healthy" `[n]`, and its weight.
+
+    `inside` and `outside` are its confidences where only the part of an edit in the region is made, or only the rest.
+    """
 
     before: Tensor
     after: Tensor
+    inside: Tensor
+    outside: Tensor
     goal: float
     power: float
 
@@ -83,6 +88,12 @@ class Said:
     def heard(self) -> Tensor:
         """Weight by image `[n]`: none where the judge calls the unedited image healthy already."""
         return self.power * (self.before < 0.5).double()
+
+    @property
+    def answers(self) -> tuple[Tensor, Tensor]:
+        """By how much it answers to the parts in the region, and by how much, either way, to those outside; `[n]`."""
+        inside, outside = self.inside - self.before, (self.outside - self.before).abs()
+        return tuple(torch.where(self.before < 0.5, change.double(), 0.0) for change in (inside, outside))
 
     @property
     def way(self) -> Tensor:
@@ -151,6 +162,28 @@ def received(evidence: Evidence, name: str) -> float:
     """How far the edits of the other models bring this one, in log-odds."""
     ways = [evidence.said[maker][name].way[one.flipped] for maker, one in evidence.edited.items() if maker != name]
     return float(torch.cat(ways).mean())
+
+
+def asked_of(evidence: Evidence, name: str) -> tuple[Tensor, Tensor]:
+    """Sums over the other models' edits of what this one answers to their parts inside and outside; `[n]` by image.
+
+    All models have to be explained on the same images.
+    """
+    found = [evidence.said[maker][name].answers for maker in evidence.edited if maker != name]
+    inside, outside = (torch.stack(parts).sum(0) for parts in zip(*found, strict=True))
+    return inside, outside
+
+
+def share_inside(inside: Tensor, outside: Tensor) -> Tensor:
+    """Share of what is answered to that lies in the region, from sums over images."""
+    inside = inside.clamp_min(0)
+    return (inside / (inside + outside)).nan_to_num(0.0)
+
+
+def response(evidence: Evidence, name: str) -> float:
+    """Of what the model answers to the edits of the others, the share that it answers to their part in the region."""
+    inside, outside = asked_of(evidence, name)
+    return float(share_inside(inside.sum(), outside.sum()))
 
 
 # Sparsity
@@ -251,8 +284,11 @@ CANDIDATES: dict[str, Callable[[Evidence, str], float]] = {
     "transfer, domain judge, yes or no": transfer(says_yes, lambda judge, said: judge.startswith("logistic")),
     "transfer, sharp judges, yes or no": transfer(says_yes, lambda judge, said: said.goal >= 0.8),
     "transfer, received": received,
+    "response": response,
 }
-"""The first word is the component; alone, it is the definition in use."""
+"""The first word is the component; alone, it is the definition in use, or the one to be tried."""
+PROPOSED = {"validity": 1.0, "sparsity": 1.0, "localisation": 2.0, "response": 8.0}
+"""Weights of the index that the fourth family decides on (benchmarks/README.md)."""
 
 
 def gather(images: str, family: str, out: Path, embedding: str, classifiers: dict[str, Classifier]) -> Evidence:
@@ -317,8 +353,16 @@ def judged(
         goal = float(operating_points(usual, labels, usual.argmax(1)).clamp(max=CAP).nan_to_num(CAP)[0])
         for maker, one in edited.items():
             if maker != judge:
-                power = power_of(result, maker, judge)
-                said[maker][judge] = Said(answer(one.inversions)[:, 0], answer(one.images)[:, 0], goal, power)
+                part = one.region[:, None]
+                shown = (
+                    one.inversions,
+                    one.images,
+                    torch.where(part, one.images, one.inversions),
+                    torch.where(part, one.inversions, one.images),
+                )
+                said[maker][judge] = Said(
+                    *(answer(pictures)[:, 0] for pictures in shown), goal, power_of(result, maker, judge)
+                )
     return said
 
 
@@ -351,7 +395,7 @@ def try_all(evidence: Evidence, truths: dict[str, float], weights: dict[str, flo
     scores: dict[str, Scores] = {}
     for title, score in CANDIDATES.items():
         same = len({len(one.flipped) for one in evidence.edited.values()}) == 1
-        if title.startswith("sparsity, smallest") and not same:
+        if title.startswith(("sparsity, smallest", "response")) and not same:
             continue
         scores[title] = {name: score(evidence, name) for name in evidence.edited}
         print(f"{title:36}{agreement(scores[title], truths)}", flush=True)
@@ -370,6 +414,8 @@ def try_all(evidence: Evidence, truths: dict[str, float], weights: dict[str, flo
         for other in others:
             if other in scores:
                 trials[f"index with {other}"] = index(scores | {component: scores[other]}, weights)
+    if "response" in scores:
+        trials["index, proposed"] = index(scores, PROPOSED)
     earlier = {"localisation": "localisation, whole edit", "transfer": "transfer, yes or no"}
     even = dict.fromkeys(COMPONENTS, 1.0)
     trials["index of earlier versions"] = index(scores | {k: scores[v] for k, v in earlier.items()}, even)
