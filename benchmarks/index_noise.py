@@ -276,8 +276,8 @@ def members(family: str, out: Path, n: int) -> tuple[dict[str, Callable[[Tensor]
     return classifiers, intervene(classifiers, n, seed=4711)
 
 
-def examine(family: str, images: str, out: Path, *, embedding: str, n: int) -> Examined:
-    """Measure components, in redrawn images, and truths on `n` images."""
+def examine(family: str, images: str, out: Path, *, embedding: str, n: int, right: bool) -> Examined:
+    """Measure components, in redrawn images, and truths on `n` images, or on those that all models get `right`."""
     classifiers, effects = members(family, out, n)
     evidence = gather(images, family, out, embedding, classifiers)
     names = tuple(evidence.edited)
@@ -285,6 +285,8 @@ def examine(family: str, images: str, out: Path, *, embedding: str, n: int) -> E
     findings = evidence.edited[names[0]].findings
     drawn = redrawn(scores, with_estimate(bootstrap_weights(len(findings), DRAWS, 0)))
     truth_images = with_estimate(bootstrap_weights(n, DRAWS, 0, "truth"))
+    if right:
+        truth_images = truth_images * torch.stack([effects[name].right for name in names]).all(0)
     truths = torch.stack([effects[name].truth(truth_images) for name in names], 1).numpy()
     sizes = np.array([float(evidence.edited[name].l1.mean()) for name in names])
     return Examined(Measured(names, drawn, truths), scores, findings, sizes)
@@ -293,9 +295,10 @@ def examine(family: str, images: str, out: Path, *, embedding: str, n: int) -> E
 def main() -> None:
     parser = parser_of(__doc__)
     parser.add_argument("--n", type=int, default=600, help="images of the truth")
+    parser.add_argument("--right", action="store_true", help="of these only those that all explained models get right")
     parser.add_argument("--beside", nargs="*", default=[], metavar="FAMILY:SEED", help="audits of other families")
     args = parser.parse_args()
-    look = partial(examine, out=args.out.resolve(), embedding=args.embedding, n=args.n)
+    look = partial(examine, out=args.out.resolve(), embedding=args.embedding, n=args.n, right=args.right)
     weights = {part: float(getattr(RankingConfig(), part)) for part in COMPONENTS}
     sets = {images: look(args.family, images) for images in args.images}
     for images, one in sets.items():
