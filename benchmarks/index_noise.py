@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from family import CLEAR, VISIBLE, Effects, intervene, load
-from index_parts import PROPOSED, Evidence, asked_of, gather, parser_of, share_inside
+from index_parts import Evidence, answers_of, gather, parser_of
 from torch import Tensor
 
 from audit.config import RankingConfig
@@ -62,6 +62,7 @@ def scores_of(evidence: Evidence, name: str) -> ModelScores:
         localisation=localisation_scores(mass, one.region.flatten(1).double().mean(1), one.flipped),
         transfer=torch.where(one.flipped, torch.where(total > 0, agreed / total, torch.nan), 0.0),
         realism=(target_kernels(sets, torch.arange(n), one.flipped, rng),),
+        response=answers_of(evidence, name),
     )
 
 
@@ -79,23 +80,10 @@ class Measured:
         return weighted_index(values, weights).numpy()
 
 
-@dataclass(frozen=True)
-class Scored:
-    """One model image by image: its scores, and what it answers to the others' edits inside and outside the region."""
-
-    scores: ModelScores
-    answers: tuple[Tensor, Tensor]
-
-    def components(self, weights: Tensor) -> dict[str, Tensor]:
-        """Components `[B]` under image weights `[B, n]`."""
-        inside, outside = (weights @ answer for answer in self.answers)
-        return components(self.scores, weights)[0] | {"response": share_inside(inside, outside)}
-
-
-def redrawn(scored: Mapping[str, Scored], weights: Tensor) -> dict[str, Array]:
+def redrawn(scores: Mapping[str, ModelScores], weights: Tensor) -> dict[str, Array]:
     """Components `[B, M]` under image weights `[B, n]`."""
-    found = [one.components(weights) for one in scored.values()]
-    return {part: torch.stack([values[part] for values in found], 1).numpy() for part in found[0]}
+    found = [components(one, weights)[0] for one in scores.values()]
+    return {part: torch.stack([values[part] for values in found], 1).numpy() for part in COMPONENTS}
 
 
 def with_estimate(draws: Tensor) -> Tensor:
@@ -174,13 +162,15 @@ def wrong_pairs(measured: Measured, weights: Mapping[str, float]) -> None:
 
 
 def trials(weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """Weights of the index, without one component or the two that judge the edited image, and as it is proposed."""
-    left_out: list[tuple[str, ...]] = [(), *((part,) for part in weights), ("realism", "transfer")]
+    """Weights of the index, without one of its components, and where there is no response."""
+    left_out: list[tuple[str, ...]] = [(), *((part,) for part, weight in weights.items() if weight)]
     found = {
         " ".join(("index", *(f"- {part}" for part in parts))): {k: w for k, w in weights.items() if k not in parts}
         for parts in left_out
     }
-    return found | {"index, proposed": PROPOSED}
+    bare = RankingConfig().weights(response=False)
+    judged = {k: w for k, w in bare.items() if k not in ("realism", "transfer")}
+    return found | {"index without response": bare, "the same - realism - transfer": judged}
 
 
 def tried(measured: Measured, weights: Mapping[str, float], sizes: Array) -> None:
@@ -213,7 +203,7 @@ def alike(findings: Sequence[str]) -> Tensor:
     return torch.tensor([[1 / findings.count(one) for one in findings]], dtype=torch.float64)
 
 
-def subsets(scores: Mapping[str, Scored], findings: Sequence[str], true: Array, weights: dict[str, float]) -> None:
+def subsets(scores: Mapping[str, ModelScores], findings: Sequence[str], true: Array, weights: dict[str, float]) -> None:
     """Print the index on random subsets of the images, on those of one finding, and with findings that weigh alike."""
     n, rng = len(findings), np.random.default_rng(0)
     cases = {f"{size} of {n}": torch.zeros(200, n, dtype=torch.float64) for size in (25, 50) if size < n}
@@ -229,7 +219,7 @@ def subsets(scores: Mapping[str, Scored], findings: Sequence[str], true: Array, 
         print(f"{title:22}" + LINE.format(spread(tau(index, true))) + LINE.format(spread(pairs(index, true))))
 
 
-def between(sets: Mapping[str, tuple[dict[str, Scored], Sequence[str]]], weights: Mapping[str, float]) -> None:
+def between(sets: Mapping[str, tuple[dict[str, ModelScores], Sequence[str]]], weights: Mapping[str, float]) -> None:
     """Print how far indices on different sets of images agree, with images and with findings that weigh alike."""
     print(f"\n{'':56}tau, correlation; findings weigh alike")
     for one, other in combinations(sets, 2):
@@ -264,7 +254,7 @@ class Examined:
     """An audit of a family: what was measured of it, and on what."""
 
     measured: Measured
-    scores: dict[str, Scored]
+    scores: dict[str, ModelScores]
     findings: Sequence[str]
     sizes: Array
 
@@ -281,7 +271,7 @@ def examine(family: str, images: str, out: Path, *, embedding: str, n: int, righ
     classifiers, effects = members(family, out, n)
     evidence = gather(images, family, out, embedding, classifiers)
     names = tuple(evidence.edited)
-    scores = {name: Scored(scores_of(evidence, name), asked_of(evidence, name)) for name in names}
+    scores = {name: scores_of(evidence, name) for name in names}
     findings = evidence.edited[names[0]].findings
     drawn = redrawn(scores, with_estimate(bootstrap_weights(len(findings), DRAWS, 0)))
     truth_images = with_estimate(bootstrap_weights(n, DRAWS, 0, "truth"))
@@ -299,7 +289,7 @@ def main() -> None:
     parser.add_argument("--beside", nargs="*", default=[], metavar="FAMILY:SEED", help="audits of other families")
     args = parser.parse_args()
     look = partial(examine, out=args.out.resolve(), embedding=args.embedding, n=args.n, right=args.right)
-    weights = {part: float(getattr(RankingConfig(), part)) for part in COMPONENTS}
+    weights = RankingConfig().weights(response=True)
     sets = {images: look(args.family, images) for images in args.images}
     for images, one in sets.items():
         print(f"\n{images}, {len(one.findings)} images")

@@ -33,6 +33,7 @@ from audit.metrics.cmmd import unit_norm
 from audit.metrics.edit import nearest_distance
 from audit.metrics.kernels import KERNELS
 from audit.metrics.precision_recall import covered, radii
+from audit.metrics.response import Answers, answers, together
 from audit.metrics.transfer import Confidences, fit_judge
 from audit.pipeline.answers import confidences_of
 from audit.pipeline.context import Context
@@ -90,10 +91,9 @@ class Said:
         return self.power * (self.before < 0.5).double()
 
     @property
-    def answers(self) -> tuple[Tensor, Tensor]:
-        """By how much it answers to the parts in the region, and by how much, either way, to those outside; `[n]`."""
-        inside, outside = self.inside - self.before, (self.outside - self.before).abs()
-        return tuple(torch.where(self.before < 0.5, change.double(), 0.0) for change in (inside, outside))
+    def answers(self) -> Answers:
+        """What it answers to the edits inside and outside the region."""
+        return answers(self.before, self.inside, self.outside)
 
     @property
     def way(self) -> Tensor:
@@ -164,26 +164,15 @@ def received(evidence: Evidence, name: str) -> float:
     return float(torch.cat(ways).mean())
 
 
-def asked_of(evidence: Evidence, name: str) -> tuple[Tensor, Tensor]:
-    """Sums over the other models' edits of what this one answers to their parts inside and outside; `[n]` by image.
-
-    All models have to be explained on the same images.
-    """
-    found = [evidence.said[maker][name].answers for maker in evidence.edited if maker != name]
-    inside, outside = (torch.stack(parts).sum(0) for parts in zip(*found, strict=True))
-    return inside, outside
-
-
-def share_inside(inside: Tensor, outside: Tensor) -> Tensor:
-    """Share of what is answered to that lies in the region, from sums over images."""
-    inside = inside.clamp_min(0)
-    return (inside / (inside + outside)).nan_to_num(0.0)
+def answers_of(evidence: Evidence, name: str) -> Answers:
+    """What a model answers to the edits of the others; all have to be explained on the same images."""
+    return together([evidence.said[maker][name].answers for maker in evidence.edited if maker != name])
 
 
 def response(evidence: Evidence, name: str) -> float:
     """Of what the model answers to the edits of the others, the share that it answers to their part in the region."""
-    inside, outside = asked_of(evidence, name)
-    return float(share_inside(inside.sum(), outside.sum()))
+    found = answers_of(evidence, name)
+    return float(found.share(torch.ones(1, len(found.inside), dtype=torch.float64)))
 
 
 # Sparsity
@@ -286,9 +275,7 @@ CANDIDATES: dict[str, Callable[[Evidence, str], float]] = {
     "transfer, received": received,
     "response": response,
 }
-"""The first word is the component; alone, it is the definition in use, or the one to be tried."""
-PROPOSED = {"validity": 1.0, "sparsity": 1.0, "localisation": 2.0, "response": 8.0}
-"""Weights of the index that the fourth family decides on (benchmarks/README.md)."""
+"""The first word is the component; alone, it is the definition in use."""
 
 
 def gather(images: str, family: str, out: Path, embedding: str, classifiers: dict[str, Classifier]) -> Evidence:
@@ -414,8 +401,7 @@ def try_all(evidence: Evidence, truths: dict[str, float], weights: dict[str, flo
         for other in others:
             if other in scores:
                 trials[f"index with {other}"] = index(scores | {component: scores[other]}, weights)
-    if "response" in scores:
-        trials["index, proposed"] = index(scores, PROPOSED)
+    trials["index without response"] = index(scores, RankingConfig().weights(response=False))
     earlier = {"localisation": "localisation, whole edit", "transfer": "transfer, yes or no"}
     even = dict.fromkeys(COMPONENTS, 1.0)
     trials["index of earlier versions"] = index(scores | {k: scores[v] for k, v in earlier.items()}, even)
@@ -442,7 +428,7 @@ def main() -> None:
     out = args.out.resolve()
     classifiers = load(args.family, out)
     truths = {name: row["truth"] for name, row in truth(classifiers, 600, seed=4711).items()}
-    weights = {part: float(getattr(RankingConfig(), part)) for part in COMPONENTS}
+    weights = RankingConfig().weights(response=True)
     if len(args.images) == 1:
         try_all(gather(args.images[0], args.family, out, args.embedding, classifiers), truths, weights)
         return

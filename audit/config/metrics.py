@@ -46,24 +46,42 @@ class MetricsConfig(Section):
     )
 
 
+_SPARED = "or 0 where response counts: it judges edits, and rewards large ones"
+
+
 class RankingConfig(Section):
     """Weights of the index's components and the bootstrap."""
 
     validity: float = Field(1.0, ge=0, description="weight in the index")
-    realism: float = Field(1.0, ge=0, description="weight in the index")
+    realism: float | None = Field(None, ge=0, description=f"weight in the index; by default 1, {_SPARED}")
     sparsity: float = Field(1.0, ge=0, description="weight in the index")
-    localisation: float = Field(
-        4.0,
-        ge=0,
-        description="weight in the index; by default that of the four others together: it alone says what a decision "
-        "rests on, they say how good a counterfactual is",
+    localisation: float | None = Field(
+        None, ge=0, description="weight in the index; by default 4, or 2 where response counts"
     )
-    transfer: float = Field(1.0, ge=0, description="weight in the index")
+    transfer: float | None = Field(None, ge=0, description=f"weight in the index; by default 1, {_SPARED}")
+    response: float = Field(
+        8.0,
+        ge=0,
+        description="weight in the index, of what is measured where there is a region and more than one model; near 1 "
+        "for every sound model, so that it takes a large weight",
+    )
     bootstrap: int = Field(1000, ge=100, description="draws of query images behind intervals and order")
     separation: float = Field(0.95, gt=0.5, lt=1, description="probability above which two models do not share a rank")
 
     @model_validator(mode="after")
     def _some_weight(self) -> "RankingConfig":
-        if not any((self.validity, self.realism, self.sparsity, self.localisation, self.transfer)):
-            raise ValueError("at least one component needs a weight above 0")
+        if not any(self.weights(response=True).values()) or not any(self.weights(response=False).values()):
+            raise ValueError("at least one component needs a weight above 0, with and without response")
         return self
+
+    def weights(self, *, response: bool) -> dict[str, float]:
+        """Weights by component, where there is a `response` of all models or not."""
+        response = response and self.response > 0
+        usual = {"realism": 0.0, "localisation": 2.0, "transfer": 0.0} if response else {"localisation": 4.0}
+        given = {"realism": self.realism, "localisation": self.localisation, "transfer": self.transfer}
+        return {
+            "validity": self.validity,
+            "sparsity": self.sparsity,
+            **{name: usual.get(name, 1.0) if value is None else value for name, value in given.items()},
+            "response": self.response if response else 0.0,
+        }

@@ -172,7 +172,7 @@ def _other_explanation(new: ModelResult, old: ModelResult, now: AuditResult, bef
     if versions[0] != versions[1]:
         return f"version {versions[0]} of spruce-audit searched it there and {versions[1]} here"
     if now.component_definitions != before.component_definitions:
-        return "localisation and transfer are defined otherwise since: run the baseline again with this version"
+        return "the index and its components are defined otherwise since: run the baseline again with this version"
     if now.data.get("calibration_sha256") != before.data.get("calibration_sha256"):
         return "it was calibrated on other images"
     sections = ("data", "regions", "queries", "inversion", "counterfactual", "metrics", "ranking")

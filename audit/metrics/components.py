@@ -1,14 +1,16 @@
-"""The five components of the meaningfulness index, as functions of images' weights so that a bootstrap can redraw them.
+"""The components of the meaningfulness index, as functions of images' weights so that a bootstrap can redraw them.
 
 validity      share of counterfactuals that flip the decision;
 realism       share of the gap to real target images that the edit closes, (d(inv) - d(cf)) / (d(inv) - floor), with d
               the unbiased squared distance of the chosen kernel (`kernels.py`);
 sparsity      1 - L1(cf, inv) / L1(query, nearest real target image);
 localisation  (mass - area) / (1 - area): excess inside the region, over chance, of what is seen of the edit;
-transfer      how far independent judges follow the flip.
+transfer      how far independent judges follow the flip;
+response      of what the model answers to the edits made for others, the share that it answers to their part inside the
+              region (`response.py`).
 
-All are clipped to [0, 1]. One rule holds for all: an edit that does not flip the decision earns nothing, so a model
-cannot look sparse or well localised by failing.
+All are clipped to [0, 1]. One rule holds for all but the last, which does not rest on the model's own edits: an edit
+that does not flip the decision earns nothing, so a model cannot look sparse or well localised by failing.
 """
 
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from audit.embeddings.embedding import check_embeddings
 from audit.metrics.cmmd import SCALE, Kernel, kernel_sum, unit_norm
 from audit.metrics.distribution import EmbeddedSets
 from audit.metrics.kernels import energy_kernel
+from audit.metrics.response import Answers
 
 NOISE_DRAWS = 200
 NOISE_IMAGES = 2000
@@ -161,8 +164,8 @@ class ModelScores:
 
     `flipped` is bool `[N]`: which counterfactuals are valid, those that flip (of a label: and no other label with it).
     `sparsity`, `localisation` and `transfer` are float64 `[N]` with NaN where not defined, None where not measured;
-    `realism` one TargetKernels a target class. `reasons` says per missing component why it is missing, `veto` why the
-    model is not meaningful whatever they are.
+    `realism` one TargetKernels a target class; `response` what is answered to the edits of others. `reasons` says per
+    missing component why it is missing, `veto` why the model is not meaningful whatever they are.
     """
 
     name: str
@@ -171,6 +174,7 @@ class ModelScores:
     localisation: Tensor | None = None
     transfer: Tensor | None = None
     realism: tuple[TargetKernels, ...] = ()
+    response: Answers | None = None
     reasons: dict[str, str] = field(default_factory=dict)
     veto: str | None = None
 
@@ -204,4 +208,10 @@ def components(scores: ModelScores, weights: Tensor) -> tuple[dict[str, Tensor],
         else:
             why = "not measured" if given is None else f"defined on {int(given.isfinite().sum())} images, 2 are needed"
             missing[key] = scores.reasons.get(key, why)
+    if scores.response is not None and scores.response.is_defined:
+        values["response"] = scores.response.share(weights)
+    else:
+        missing["response"] = scores.reasons.get(
+            "response", "not measured" if scores.response is None else "it answers to no part of any edit"
+        )
     return values, missing

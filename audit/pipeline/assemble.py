@@ -157,6 +157,7 @@ def _shared(config: AuditConfig, second: Meaningfulness, folder: str) -> dict[st
     drawn = None if second.inversion is None else second.reference
     return {
         "comparisons": [] if ranking is None else ranking.comparisons,
+        "index_weights": {} if ranking is None else dict(ranking.used),
         "queries": [] if drawn is None else query_rows(drawn, folder),
         "queries_asked": 0 if second.selection is None else config.queries.n,
         "inversion": second.inversion,
@@ -174,7 +175,7 @@ def _instruments(config: AuditConfig, networks: Networks | None) -> dict[str, An
         "perceptual_embedding": named(networks.perceptual),
         "realism_embedding": named(networks.embedding),
         "realism_kernel": config.metrics.realism_kernel,
-        "component_definitions": 2,
+        "component_definitions": 3,
         "judged_by_steering": judged_by_steering(config, networks),
     }
 

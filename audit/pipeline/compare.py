@@ -18,6 +18,8 @@ from audit.pipeline.transfer import Panel
 from audit.results import ComparedMethod, Components, Failure, NotComputed
 from audit.runtime.faults import reason
 
+NOT_ITS_OWN = "it rests on the edits of other models by the first method"
+"""Why no method but the first has a response."""
 SHOWN = 3
 """Query images of which the counterfactuals are kept with their pictures: the first ones."""
 
@@ -39,7 +41,8 @@ def compare(context: Context, method: ChosenMethod, reference: Reference, panel:
         stage = "metrics"
         with context.watch.stage(stage):
             verdicts = panel.on(subject.name, explained.counterfactuals.images, explained.targets)
-            scored = score_model(context, reference.of(audited.queries), explained, verdicts, method)
+            reference = reference.of(audited.queries)
+            scored = score_model(context, reference, explained, verdicts, method, response=NOT_ITS_OWN)
             values, missing = components(scored.scores, torch.ones(1, len(explained.targets), dtype=torch.float64))
     except Exception as error:  # noqa: BLE001 - whatever another method fails by, the audit is complete without it
         return Compared(ComparedMethod(failed=Failure(stage=stage, why=reason(error))))

@@ -30,6 +30,7 @@ from audit.pipeline.pairing import Group
 from audit.pipeline.queries import Queries, Selection, choose_queries, invert_queries, null_edits, stable_groups
 from audit.pipeline.rank import Ranking, rank_models
 from audit.pipeline.reference import Reference, build_reference
+from audit.pipeline.response import responses
 from audit.pipeline.score import Scored, score_model
 from audit.pipeline.transfer import (
     Panel,
@@ -267,7 +268,15 @@ def _score(context: Context, images: Images, subjects: Sequence[Subject], found:
         name, mine = one.name, found.explained[one.name]
         scored = tried(
             "metrics",
-            partial(score_model, context, reference.of(mine.queries), mine, panel.verdicts[name], found.method),
+            partial(
+                score_model,
+                context,
+                reference.of(mine.queries),
+                mine,
+                panel.verdicts[name],
+                found.method,
+                response=panel.responses[name],
+            ),
         )
         if isinstance(scored, Failure):
             found = found.without(name, scored)
@@ -298,7 +307,8 @@ def _panel(
     usual = domain.confidences(embedded)
     goals = goals_of(context, operating_points(usual, known.row_labels, usual.argmax(1)))
     judges.append(domain_judge(context, network, domain, accuracy, goals))
-    return Panel(tuple(judges), all_verdicts(context, explained, judges, reference.queries))
+    verdicts = all_verdicts(context, explained, judges, reference.queries)
+    return Panel(tuple(judges), verdicts, responses(context, explained, reference))
 
 
 def _inversion_summary(context: Context, networks: Networks, queries: Queries) -> InversionSummary:

@@ -1,8 +1,9 @@
 """The meaningfulness index and the order of the models, with a bootstrap over query images (Efron 1979).
 
 Index = 100 x weighted geometric mean of the components that all models have. A component that one model lacks is left
-out for all, or indices would not compare. In the mean (not in what is printed) a component below 0.01 counts as 0.01,
-so that a single zero does not erase the order among models that share it.
+out for all, or indices would not compare; where all have a response, others weigh less by default. In the mean (not in
+what is printed) a component below 0.01 counts as 0.01, so that a single zero does not erase the order among models that
+share it.
 
 Every draw takes the same images for all models, so what makes an image hard or easy cancels in the comparison. A model
 that is explained on images of its own is drawn by itself, and never changes what the index of the others rests on:
@@ -49,11 +50,13 @@ class ModelRank:
 
 @dataclass(frozen=True)
 class Ranking:
-    """The order of the models (as given, not sorted), their pairwise comparison, and what the index rests on."""
+    """The order of the models (as given, not sorted), their pairwise comparison, and what the index rests on: the
+    components that are `used`, with their weights.
+    """
 
     models: list[ModelRank]
     comparisons: list[Comparison]
-    used: tuple[str, ...]
+    used: Mapping[str, float]
     not_computed: list[NotComputed]
 
 
@@ -141,7 +144,6 @@ def rank_models(
             f"Models are ranked on the same query images; given {len(models)} models on {counts} images: score every "
             "model on all queries."
         )
-    weights = {key: float(getattr(config, key)) for key in COMPONENTS}
     together = bootstrap_weights(counts[0], config.bootstrap, seed)
     measured = [components(model, torch.ones(1, len(model.flipped), dtype=torch.float64)) for model in models]
     estimates, missing = [values for values, _ in measured], [why for _, why in measured]
@@ -153,20 +155,22 @@ def rank_models(
 
     leading = [model.name for model in paired or models]
     theirs = {model.name: values for model, values in zip(models, estimates, strict=True) if model.name in leading}
-    used = tuple(key for key in COMPONENTS if weights[key] > 0 and all(key in values for values in theirs.values()))
+    there = {key for key in COMPONENTS if all(key in values for values in theirs.values())}
+    weights = config.weights(response="response" in there)
+    used = {key: weights[key] for key in COMPONENTS if weights[key] > 0 and key in there}
     notes = [
         _left_out(key, f"left out for all models, as {_lacking(key, theirs)}")
         for key in COMPONENTS
         if weights[key] > 0 and key not in used
     ]
-    notes += [_left_out(key, "its weight is 0") for key in COMPONENTS if weights[key] == 0]
+    notes += [_left_out(key, _unweighted(key, config, theirs)) for key in COMPONENTS if weights[key] == 0]
     if not used:
         why = "no component with a positive weight is available for all models"
         notes.append(NotComputed(what="index", why=why, paths=["index", "rank"]))
     placed = [i for i, values in enumerate(estimates) if used and all(key in values for key in used)]
     allowed = {i: float(models[i].veto is None) for i in placed}
-    index = {i: allowed[i] * weighted_index({k: estimates[i][k] for k in used}, weights) for i in placed}
-    redrawn = [allowed[i] * weighted_index({k: draws[i][k] for k in used}, weights) for i in placed]
+    index = {i: allowed[i] * weighted_index({k: estimates[i][k] for k in used}, used) for i in placed}
+    redrawn = [allowed[i] * weighted_index({k: draws[i][k] for k in used}, used) for i in placed]
     above = torch.tensor([[probability_above(a, b) for b in redrawn] for a in redrawn]).view(len(placed), len(placed))
     values = torch.tensor([float(index[i]) for i in placed])
     ranks = dict(zip(placed, tier_ranks(values, above, config.separation), strict=True))
@@ -220,12 +224,20 @@ def _left_out(key: str, why: str) -> NotComputed:
     return NotComputed(what=f"{key} in the index", why=why, paths=[f"components.{key}"])
 
 
+def _unweighted(key: str, config: RankingConfig, estimates: Mapping[str, Mapping[str, Tensor]]) -> str:
+    if getattr(config, key) == 0:
+        return "its weight is 0"
+    if key == "response":
+        return f"left out for all models, as {_lacking(key, estimates)}"
+    return "by default it does not count where response does"
+
+
 def _lacking(key: str, estimates: Mapping[str, Mapping[str, Tensor]]) -> str:
     names = [name for name, values in estimates.items() if key not in values]
     return f"{', '.join(names)} {'has' if len(names) == 1 else 'have'} none"
 
 
-def _no_place(used: Sequence[str], estimate: Mapping[str, Tensor]) -> list[NotComputed]:
+def _no_place(used: Collection[str], estimate: Mapping[str, Tensor]) -> list[NotComputed]:
     lacks = [key for key in used if key not in estimate]
     why = f"it has no {' and no '.join(lacks)}, which the index of the models with common query images rests on"
     return [NotComputed(what="index", why=why, paths=["index", "rank"])] if lacks else []

@@ -26,6 +26,7 @@ from audit.metrics.intervals import bootstrap_mean, mean_interval, wilson_interv
 from audit.metrics.kernels import KERNELS
 from audit.metrics.labels import SideEffects
 from audit.metrics.localisation import localise, region_share
+from audit.metrics.response import Answers
 from audit.metrics.transfer import Verdicts, agreement, judge_row, transfer_scores
 from audit.pipeline.context import Context
 from audit.pipeline.edit_parts import flips_by_part
@@ -114,9 +115,18 @@ def _distributions(
 
 
 def score_model(
-    context: Context, reference: Reference, explained: Explained, verdicts: Sequence[Verdicts], method: ChosenMethod
+    context: Context,
+    reference: Reference,
+    explained: Explained,
+    verdicts: Sequence[Verdicts],
+    method: ChosenMethod,
+    *,
+    response: Answers | str = "it was not asked",
 ) -> Scored:
-    """Score one model's counterfactuals by what all are compared with; `verdicts` are what the judges say of them."""
+    """Score one model's counterfactuals by what all are compared with; `verdicts` are what the judges say of them.
+
+    `response` is what the model answers to the edits of others, or why nothing.
+    """
     found, targets, networks = explained.counterfactuals, explained.targets, reference.networks
     inversions, operating_point = reference.inversions, explained.subject.calibrated.operating_point
     edit, l1 = edit_map(found.images, inversions), mean_absolute(found.images, inversions)
@@ -135,6 +145,8 @@ def score_model(
     local = {region: localise(edit, mask) for region, mask in reference.regions.items()}
     if seen is None or not seen["area"].isfinite().any():
         reasons["localisation"] = "the data give no region (mask or box) for the query images"
+    if isinstance(response, str):
+        reasons["response"] = response
     confounder = _confounder(context, reference, edit, found.flipped)
     if isinstance(confounder, NotComputed):
         missing.append(confounder)
@@ -230,6 +242,7 @@ def score_model(
         localisation=None if seen is None else localisation_scores(seen["mass"], seen["area"], valid),
         transfer=transfer if judges else None,
         realism=kernels,
+        response=None if isinstance(response, str) else response,
         reasons=reasons,
         veto=None if confounder is None else veto(confounder),
     )

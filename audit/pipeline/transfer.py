@@ -7,7 +7,7 @@ the target too is no evidence.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
 import torch
@@ -18,6 +18,7 @@ from audit.classifiers.slices import sparing
 from audit.counterfactual.iterates import operating_points
 from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import Embedder
+from audit.metrics.response import Answers
 from audit.metrics.transfer import Confidences, EmbeddingJudge, Verdicts, fit_judge, judge_name
 from audit.pipeline.answers import answers_of, confidences_of, decisions
 from audit.pipeline.context import Context
@@ -58,10 +59,13 @@ class Judge:
 
 @dataclass(frozen=True)
 class Panel:
-    """All judges, and by the name of a model the verdicts of those that had no part in making its counterfactuals."""
+    """All judges, and by the name of a model the verdicts of those that had no part in making its counterfactuals, and
+    what it answers itself to those made for others, or why nothing.
+    """
 
     judges: tuple[Judge, ...]
     verdicts: Mapping[str, list[Verdicts]]
+    responses: Mapping[str, Answers | str] = field(default_factory=dict)
 
     def on(self, model: str, images: Tensor, targets: Tensor) -> list[Verdicts]:
         """Return the verdicts on other counterfactuals `[N, C, H, W]` that explain `model` on the same queries."""

@@ -98,17 +98,28 @@ def in_order(result: AuditResult) -> list[ModelResult]:
     return sorted(result.models, key=key)
 
 
-def missing_components(model: ModelResult) -> list[str]:
+def components(result: AuditResult) -> list[str]:
+    """Return the index's parts, as they were when the audit was made."""
+    return [name for name in COMPONENTS if name != "response" or result.component_definitions > 2]
+
+
+def missing_components(model: ModelResult, result: AuditResult) -> list[str]:
     """Return the parts that the model's index does without."""
-    return [name for name in COMPONENTS if not finite(getattr(model.components, name))]
+    return [name for name in components(result) if not finite(getattr(model.components, name))]
 
 
 def weights(result: AuditResult) -> str:
     """Return the weights of the index's parts, or '' where they are all the same."""
     ranking = result.config.get("ranking")
     settings = ranking if isinstance(ranking, Mapping) else {}
-    found = {name: float(settings.get(name, 1.0)) for name in COMPONENTS}
-    return "" if len(set(found.values())) == 1 else ", ".join(f"{name} {value:g}" for name, value in found.items())
+    earlier = {name: float(settings.get(name, 1.0) or 0.0) for name in components(result)} if settings else {}
+    found = result.index_weights or earlier
+    return "" if len(set(found.values())) < 2 else ", ".join(f"{name} {value:g}" for name, value in found.items())
+
+
+def unweighted(result: AuditResult) -> list[str]:
+    """Return the parts that are shown and do not count in the index."""
+    return [name for name in components(result) if result.index_weights and name not in result.index_weights]
 
 
 def why_missing(metric: str, model: ModelResult | ComparedMethod | None, result: AuditResult) -> str:

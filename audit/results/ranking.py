@@ -4,7 +4,7 @@ from pydantic import Field
 
 from audit.results.row import Interval, Row
 
-COMPONENTS = ("validity", "realism", "sparsity", "localisation", "transfer")
+COMPONENTS = ("validity", "realism", "sparsity", "localisation", "transfer", "response")
 """The index's parts, in the order in which they are shown."""
 
 
@@ -16,6 +16,7 @@ class Components(Row):
     sparsity: float | None = None
     localisation: float | None = None
     transfer: float | None = None
+    response: float | None = None
 
 
 class Comparison(Row):

@@ -34,6 +34,7 @@ class LabelExplanation(Row):
     queries: list[Query] = Field(default_factory=list)
     queries_asked: int = 0
     comparisons: list[Comparison] = Field(default_factory=list)
+    index_weights: dict[str, float] = Field(default_factory=dict)
     inversion: InversionSummary | None = None
 
 
@@ -87,10 +88,15 @@ class AuditResult(Row):
     realism_kernel: Literal["energy", "cmmd"] = Field(
         default="cmmd", description="kernel of realism's distance; files of earlier versions do not name it"
     )
-    component_definitions: Literal[1, 2] = Field(
+    component_definitions: Literal[1, 2, 3] = Field(
         default=1,
-        description="2: localisation counts what is seen of an edit, transfer how far judges follow it; 1, in files "
-        "that do not say: the whole edit, and judges that say yes or no",
+        description="3: there is response; 2: localisation counts what is seen of an edit, transfer how far judges "
+        "follow it; 1, in files that do not say: the whole edit, and judges that say yes or no",
+    )
+    index_weights: dict[str, float] = Field(
+        default_factory=dict,
+        description="weights of the components that the index rests on; empty: there is no index, or the file is older "
+        "and its configuration has them",
     )
     judged_by_steering: list[str] = Field(
         default_factory=list,

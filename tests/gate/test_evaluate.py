@@ -195,7 +195,7 @@ def test_change_against_another_model_of_the_baseline(results: AuditResult):
         ({"generator_sha256": "other"}, "another generator"),
         ({"realism_embedding": None}, "another embedding"),
         ({"realism_kernel": "energy"}, "metrics.realism_kernel was energy there and is cmmd here"),
-        ({"component_definitions": 2}, "localisation and transfer are defined otherwise"),
+        ({"component_definitions": 2}, "the index and its components are defined otherwise"),
     ],
 )
 def test_a_baseline_of_another_instrument_is_refused(results: AuditResult, changes: dict, words: str):

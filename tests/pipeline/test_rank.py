@@ -1,5 +1,7 @@
 """The index and the order: closed forms, monotony, reproducibility, shared ranks, and what is left out for all."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from pydantic import ValidationError
 from audit.config import RankingConfig
 from audit.errors import MetricError
 from audit.metrics.components import ModelScores
+from audit.metrics.response import Answers
 from audit.pipeline.rank import (
     bootstrap_weights,
     images_needed,
@@ -45,18 +48,18 @@ def test_a_veto_makes_the_index_0_whatever_the_components_are() -> None:
 
 
 def test_index_closed_forms() -> None:
-    assert float(weighted_index(scalars([1] * 5), EVEN)) == pytest.approx(100)
-    assert float(weighted_index(scalars([0.5] * 5), EVEN)) == pytest.approx(50)
-    assert float(weighted_index(scalars([0, 1, 1, 1, 1]), EVEN)) == pytest.approx(100 * 0.01**0.2)
+    assert float(weighted_index(scalars([1] * 6), EVEN)) == pytest.approx(100)
+    assert float(weighted_index(scalars([0.5] * 6), EVEN)) == pytest.approx(50)
+    assert float(weighted_index(scalars([0, 1, 1, 1, 1, 1]), EVEN)) == pytest.approx(100 * 0.01 ** (1 / 6))
     weights = EVEN | {"validity": 3.0, "realism": 0.0}
-    expected = 100 * (0.5**3 * 0.2 * 0.3 * 0.4) ** (1 / 6)
-    assert float(weighted_index(scalars([0.5, 0.9, 0.2, 0.3, 0.4]), weights)) == pytest.approx(expected)
+    expected = 100 * (0.5**3 * 0.2 * 0.3 * 0.4 * 0.6) ** (1 / 7)
+    assert float(weighted_index(scalars([0.5, 0.9, 0.2, 0.3, 0.4, 0.6]), weights)) == pytest.approx(expected)
     with pytest.raises(MetricError, match="positive weight"):
-        weighted_index(scalars([1] * 5), dict.fromkeys(COMPONENTS, 0.0))
+        weighted_index(scalars([1] * 6), dict.fromkeys(COMPONENTS, 0.0))
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.lists(st.floats(0, 1), min_size=5, max_size=5), st.integers(0, 4), st.floats(0, 1))
+@given(st.lists(st.floats(0, 1), min_size=6, max_size=6), st.integers(0, 5), st.floats(0, 1))
 def test_index_is_monotone_in_every_component_and_between_its_extremes(
     values: list[float], which: int, step: float
 ) -> None:
@@ -165,7 +168,7 @@ def test_images_needed_to_tell_two_models_apart_in_closed_form() -> None:
 def test_a_component_missing_for_one_model_is_left_out_for_all_but_still_printed() -> None:
     lacking = model("b", 0.5, transfer=None, reasons={"transfer": "no judge has power"})
     ranking = rank_models([model("a", 0.5), lacking], CONFIG, 0)
-    assert ranking.used == ("validity", "sparsity", "localisation")
+    assert ranking.used == {"validity": 1, "sparsity": 1, "localisation": 4}
     assert ranking.models[0].components.transfer is not None
     assert ranking.models[1].components.transfer is None
     assert "transfer" in ranking.models[0].component_intervals
@@ -174,6 +177,33 @@ def test_a_component_missing_for_one_model_is_left_out_for_all_but_still_printed
     assert ("realism in the index", "left out for all models, as a, b have none") in said
     assert ("transfer", "no judge has power") in {(n.what, n.why) for n in ranking.models[1].not_computed}
     assert ranking.models[0].index == pytest.approx(ranking.models[1].index)
+
+
+def test_with_a_response_of_all_models_it_weighs_most_and_what_judges_edits_not_at_all() -> None:
+    def answering(name: str, inside: float, outside: float, **given: object) -> ModelScores:
+        answers = Answers(*(torch.full((40,), value, dtype=torch.float64) for value in (inside, outside)))
+        return model(name, 0.5, response=answers, **given)
+
+    reads, other = answering("reads", 0.9, 0.1), answering("other", 0.3, 0.7)
+    found = rank_models([reads, other], CONFIG, 0)
+    assert found.used == {"validity": 1, "sparsity": 1, "localisation": 2, "response": 8}
+    assert [one.components.response for one in found.models] == [pytest.approx(0.9), pytest.approx(0.3)]
+    first = found.models[0]
+    parts = [float(getattr(first.components, name)) for name in found.used]
+    closed = math.prod(part**weight for part, weight in zip(parts, found.used.values(), strict=True)) ** (1 / 12)
+    assert first.index == pytest.approx(100 * closed)
+    assert [place.rank for place in found.models] == [1, 2]
+    said = {(note.what, note.why) for note in found.not_computed}
+    assert ("transfer in the index", "by default it does not count where response does") in said
+    asked = rank_models([reads, other], CONFIG.model_copy(update={"transfer": 1.0}), 0)
+    assert asked.used == {"validity": 1, "sparsity": 1, "localisation": 2, "transfer": 1, "response": 8}
+    silent = rank_models([reads, other], CONFIG.model_copy(update={"response": 0.0}), 0)
+    assert silent.used == {"validity": 1, "sparsity": 1, "localisation": 4, "transfer": 1}
+    alone = rank_models([reads, model("b", 0.5, reasons={"response": "it is alone"})], CONFIG, 0)
+    assert alone.used == silent.used
+    assert ("response in the index", "left out for all models, as b has none") in {
+        (note.what, note.why) for note in alone.not_computed
+    }
 
 
 def test_a_zero_component_is_printed_as_zero_and_does_not_erase_the_order() -> None:

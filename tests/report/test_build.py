@@ -277,6 +277,27 @@ def test_missing_parts_and_weights_of_the_index_are_told(support_results: Module
     assert 'title="not computed: the data has no regions"' in html
 
 
+def test_response_has_its_column_and_what_does_not_count_is_told(support_results: ModuleType, tmp_path: Path):
+    results = support_results.example_audit(tmp_path, models=["plain"], n_queries=1, size=16)
+    assert "Response" not in shown_text(support_results, tmp_path, results)  # of an earlier version
+    results = results.model_copy(
+        update={
+            "component_definitions": 3,
+            "index_weights": {"validity": 1.0, "sparsity": 1.0, "localisation": 2.0, "response": 8.0},
+        }
+    )
+    results.models[0].components.response = 0.875
+    shown = shown_text(support_results, tmp_path, results)
+    assert "The parts are weighted: validity 1, sparsity 1, localisation 2, response 8." in shown
+    assert "Realism, transfer are shown beside them and do not count." in shown
+    assert "0.88" in shown
+    results.models[0].components.response = None
+    results.models[0].not_computed.append(
+        NotComputed(what="response", why="it is alone", paths=["components.response"])
+    )
+    assert "without response" in shown_text(support_results, tmp_path, results)
+
+
 def test_the_page_says_which_numbers_rest_on_the_network_that_steered(support_results: ModuleType, tmp_path: Path):
     results = support_results.example_audit(tmp_path, models=["plain"], n_queries=1, size=16)
     assert "not independent" not in shown_text(support_results, tmp_path, results)

@@ -201,7 +201,7 @@ def _differs(a: AuditResult, b: AuditResult) -> str | None:
     if (a.generator_sha256, a.encoder_sha256) != (b.generator_sha256, b.encoder_sha256):
         return "they have another generator or encoder"
     if a.component_definitions != b.component_definitions:
-        return "localisation and transfer are defined otherwise: audit both by one version"
+        return "the index and its components are defined otherwise: audit both by one version"
     settings = [shared_settings(one) for one in (a, b)]
     sections = ("robustness", *(("counterfactual", "inversion") if a.generator_sha256 else ()))
     for section in sections:
