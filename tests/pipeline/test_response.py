@@ -1,11 +1,11 @@
 """What every model answers to the edits made for the others."""
 
-from dataclasses import replace
-
+import pytest
 import torch
 from support_small_audit import by_brightness
 
 from audit.metrics.response import Answers
+from audit.pipeline.explain import explain_model
 from audit.pipeline.reference import Reference
 from audit.pipeline.response import ALONE, NO_REGION, responses
 from audit.results import MAIN_REGION
@@ -36,13 +36,29 @@ def test_a_model_that_reads_the_region_answers_to_the_edits_of_others_inside_it(
     assert 0.2 < shares(left)["whole"] < 0.8
 
 
+def test_a_model_on_images_of_its_own_is_asked_about_the_edits_on_those_of_the_others(small) -> None:
+    left, whole = (small.explained(small.subject(by_brightness(side))) for side in ("left", "whole"))
+    mask = torch.zeros(6, 16, 16, dtype=torch.bool)
+    mask[..., :8] = True
+    some = small.queries.select(torch.arange(4))
+    alone = explain_model(small.context, small.method, small.networks, some, left.subject)
+    found = responses(small.context, [alone, whole], reference_of(small, mask))
+    together = responses(small.context, [left, whole], reference_of(small, mask))
+    for name, n in (("left", 4), ("whole", 6)):
+        answers, same = found[name], together[name]
+        assert isinstance(answers, Answers)
+        assert isinstance(same, Answers)
+        assert len(answers.inside) == n
+        ones = torch.ones(1, n, dtype=torch.float64)
+        assert float(answers.share(ones)) == pytest.approx(float(same.share(torch.ones(1, 6).double())), abs=0.05)
+        assert answers.share(torch.arange(n, dtype=torch.float64)[None]) == answers.share(ones)  # it is not redrawn
+
+
 def test_why_nothing_is_answered(small) -> None:
     explained = [small.explained(small.subject(by_brightness(side))) for side in ("left", "whole")]
     assert responses(small.context, explained, reference_of(small, None)) == dict.fromkeys(("left", "whole"), NO_REGION)
     mask = torch.ones(6, 16, 16, dtype=torch.bool)
     assert responses(small.context, explained[:1], reference_of(small, mask)) == {"left": ALONE}
-    other = replace(explained[1], queries=small.queries.select(torch.arange(5)))
-    assert responses(small.context, [explained[0], other], reference_of(small, mask)) == {"left": ALONE, "whole": ALONE}
     found = responses(small.context, explained, reference_of(small, mask))["left"]
     assert isinstance(found, Answers)
     assert not found.is_defined  # all of an image is no region
