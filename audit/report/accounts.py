@@ -103,6 +103,12 @@ def account(model: ModelResult, result: AuditResult) -> list[Markup]:
                 percent(model.components.transfer, 0), copies
             )
         )
+    if finite(model.components.response):
+        said.append(
+            Markup(
+                "Of what it answers to the edits made for the other models, {} is answered to their part in the region."
+            ).format(percent(model.components.response, 0))
+        )
     if (scores.flip_ratio.value or 0) < 0.9 and finite(scores.flip_ratio.value):
         said.append(
             Markup("It was flipped on {} of the query images only; its other scores rest on those.").format(
