@@ -13,9 +13,9 @@ line over the family) plus the bootstrap's deviations of the index, against the 
 compares two such indices. For other numbers of images the index's deviations are scaled by the square root.
 
 Beside it: components alone and left out, with the interval of what that changes; with what components go among sound
-models; random subsets of the images, each finding alone, and findings that weigh alike; and, of several sets of images,
-how far indices agree between them. `--beside FAMILY:SEED` takes the audit of another family for the mean over families
-of what leaving components out changes.
+models; random subsets of the images, each finding alone, and findings that weigh alike; small panels of models; and, of
+several sets of images, how far indices agree between them. `--beside FAMILY:SEED` takes the audit of another family for
+the mean over families of what leaving components out changes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +38,8 @@ from audit.results import COMPONENTS
 from audit.runtime.seeds import stage_generator
 
 DRAWS = 1000
+PANELS, SUBSETS = (2, 3, 4, 6), 400
+"""How many models are audited together, and how many such panels are drawn."""
 SOUND = 0.7
 """Truth from which on a model is called sound."""
 LINE = " {:>22}"
@@ -219,6 +221,27 @@ def subsets(scores: Mapping[str, ModelScores], findings: Sequence[str], true: Ar
         print(f"{title:22}" + LINE.format(spread(tau(index, true))) + LINE.format(spread(pairs(index, true))))
 
 
+def panels(evidence: Evidence, measured: Measured, weights: Mapping[str, float]) -> None:
+    """Print the share of clear pairs that is ordered rightly where a few models, drawn at random, are all there are."""
+    rng, true = np.random.default_rng(0), measured.truths[0]
+    print(f"\n{'panels of':34}" + "".join(f"{m:>7}" for m in PANELS))
+    right: dict[str, list[list[float]]] = {title: [[] for _ in PANELS] for title in trials(weights)}
+    for place, m in enumerate(PANELS):
+        for _ in range(SUBSETS):
+            some = rng.choice(len(true), m, replace=False)
+            if np.ptp(true[some]) < CLEAR:
+                continue
+            names = [measured.names[i] for i in some]
+            told = [answers_of(evidence, name, names) for name in names]
+            shares = torch.stack([one.share(torch.ones(1, len(one.inside)).double())[0] for one in told])
+            parts = {part: values[:1, some] for part, values in measured.parts.items()}
+            panel = Measured(tuple(names), parts | {"response": shares[None].nan_to_num(0.0).numpy()}, true[None, some])
+            for title, trial in trials(weights).items():
+                right[title][place].append(float(pairs(panel.index(trial), panel.truths)[0]))
+    for title, found in right.items():
+        print(f"{title:34}" + "".join(f"{np.mean(shares):7.3f}" for shares in found))
+
+
 def between(sets: Mapping[str, tuple[dict[str, ModelScores], Sequence[str]]], weights: Mapping[str, float]) -> None:
     """Print how far indices on different sets of images agree, with images and with findings that weigh alike."""
     print(f"\n{'':56}tau, correlation; findings weigh alike")
@@ -254,6 +277,7 @@ class Examined:
     """An audit of a family: what was measured of it, and on what."""
 
     measured: Measured
+    evidence: Evidence
     scores: dict[str, ModelScores]
     findings: Sequence[str]
     sizes: Array
@@ -279,7 +303,7 @@ def examine(family: str, images: str, out: Path, *, embedding: str, n: int, righ
         truth_images = truth_images * torch.stack([effects[name].right for name in names]).all(0)
     truths = torch.stack([effects[name].truth(truth_images) for name in names], 1).numpy()
     sizes = np.array([float(evidence.edited[name].l1.mean()) for name in names])
-    return Examined(Measured(names, drawn, truths), scores, findings, sizes)
+    return Examined(Measured(names, drawn, truths), evidence, scores, findings, sizes)
 
 
 def main() -> None:
@@ -297,6 +321,7 @@ def main() -> None:
         wrong_pairs(one.measured, weights)
         ceilings(one.measured.index(weights), one.measured.truths, len(one.findings))
         subsets(one.scores, one.findings, one.measured.truths[:1], weights)
+        panels(one.evidence, one.measured, weights)
     between({images: (one.scores, one.findings) for images, one in sets.items()}, weights)
     if args.beside:
         others = [look(*beside.split(":", 1)) for beside in args.beside]

@@ -11,7 +11,7 @@ far every two of them agree is printed. Definitions are chosen on the first fami
 """
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -73,15 +73,10 @@ class Edited:
 
 @dataclass(frozen=True)
 class Said:
-    """What one judge says of one model's edits, in confidences in "healthy" `[n]`, and its weight.
-
-    `inside` and `outside` are its confidences where only the part of an edit in the region is made, or only the rest.
-    """
+    """What one judge says of one model's edits, in confidences in "healthy" `[n]`, and its weight."""
 
     before: Tensor
     after: Tensor
-    inside: Tensor
-    outside: Tensor
     goal: float
     power: float
 
@@ -91,21 +86,21 @@ class Said:
         return self.power * (self.before < 0.5).double()
 
     @property
-    def answers(self) -> Answers:
-        """What it answers to the edits inside and outside the region."""
-        return answers(self.before, self.inside, self.outside)
-
-    @property
     def way(self) -> Tensor:
         return Confidences(self.before, self.after, torch.full_like(self.before, self.goal)).way()
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """All that the candidates rest on."""
+    """All that the candidates rest on.
+
+    By maker and judge: what is `said` by all but the maker, and what models, the maker among them, answer to the edits
+    inside and outside the region.
+    """
 
     edited: dict[str, Edited]
     said: dict[str, dict[str, Said]]
+    answers: dict[str, dict[str, Answers]]
     real: Tensor
 
 
@@ -164,13 +159,13 @@ def received(evidence: Evidence, name: str) -> float:
     return float(torch.cat(ways).mean())
 
 
-def answers_of(evidence: Evidence, name: str) -> Answers:
-    """What a model answers to the edits of the others; all have to be explained on the same images."""
-    return together([evidence.said[maker][name].answers for maker in evidence.edited if maker != name])
+def answers_of(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> Answers:
+    """What a model answers to the edits of the `makers`, or of all; they have to be on the same images."""
+    return together([made[name] for maker, made in evidence.answers.items() if makers is None or maker in makers])
 
 
 def response(evidence: Evidence, name: str) -> float:
-    """Of what the model answers to the edits of the others, the share that it answers to their part in the region."""
+    """Of what the model answers to the edits of all, the share that it answers to their part in the region."""
     found = answers_of(evidence, name)
     return float(found.share(torch.ones(1, len(found.inside), dtype=torch.float64)))
 
@@ -314,7 +309,10 @@ def gather(images: str, family: str, out: Path, embedding: str, classifiers: dic
             unit_norm(embed_all(network, before, 256, CPU)),
         )
     said = judged(context, result, pool, edited, classifiers, network)
-    return Evidence(edited, said, unit_norm(embed_all(network, healthy, 256, CPU)))
+    heard = {
+        maker: {name: parts_heard(context, classifiers[name], one) for name in edited} for maker, one in edited.items()
+    }
+    return Evidence(edited, said, heard, unit_norm(embed_all(network, healthy, 256, CPU)))
 
 
 def judged(
@@ -340,17 +338,16 @@ def judged(
         goal = float(operating_points(usual, labels, usual.argmax(1)).clamp(max=CAP).nan_to_num(CAP)[0])
         for maker, one in edited.items():
             if maker != judge:
-                part = one.region[:, None]
-                shown = (
-                    one.inversions,
-                    one.images,
-                    torch.where(part, one.images, one.inversions),
-                    torch.where(part, one.inversions, one.images),
-                )
-                said[maker][judge] = Said(
-                    *(answer(pictures)[:, 0] for pictures in shown), goal, power_of(result, maker, judge)
-                )
+                power = power_of(result, maker, judge)
+                said[maker][judge] = Said(answer(one.inversions)[:, 0], answer(one.images)[:, 0], goal, power)
     return said
+
+
+def parts_heard(context: Context, model: Classifier, one: Edited) -> Answers:
+    """What a model answers to the edits inside and outside the region."""
+    part = one.region[:, None]
+    inside, outside = torch.where(part, one.images, one.inversions), torch.where(part, one.inversions, one.images)
+    return answers(*(confidences_of(context, model, shown)[:, 0] for shown in (one.inversions, inside, outside)))
 
 
 def power_of(result: AuditResult, maker: str, judge: str) -> float:

@@ -62,8 +62,8 @@ class RankingConfig(Section):
     response: float = Field(
         8.0,
         ge=0,
-        description="weight in the index, of what is measured where there is a region and more than one model; near 1 "
-        "for every sound model, so that it takes a large weight",
+        description="weight in the index; measured where there is a region, and near 1 for every sound model, so that "
+        "it takes a large weight",
     )
     bootstrap: int = Field(1000, ge=100, description="draws of query images behind intervals and order")
     separation: float = Field(0.95, gt=0.5, lt=1, description="probability above which two models do not share a rank")

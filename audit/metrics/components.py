@@ -6,11 +6,11 @@ realism       share of the gap to real target images that the edit closes, (d(in
 sparsity      1 - L1(cf, inv) / L1(query, nearest real target image);
 localisation  (mass - area) / (1 - area): excess inside the region, over chance, of what is seen of the edit;
 transfer      how far independent judges follow the flip;
-response      of what the model answers to the edits made for others, the share that it answers to their part inside the
-              region (`response.py`).
+response      of what the model answers to the edits made for all models, the share that it answers to their part
+              inside the region (`response.py`).
 
-All are clipped to [0, 1]. One rule holds for all but the last, which does not rest on the model's own edits: an edit
-that does not flip the decision earns nothing, so a model cannot look sparse or well localised by failing.
+All are clipped to [0, 1]. One rule holds for all but the last, which rests on the edits of others, too: an edit that
+does not flip the decision earns nothing, so a model cannot look sparse or well localised by failing.
 """
 
 from collections.abc import Sequence
@@ -164,7 +164,7 @@ class ModelScores:
 
     `flipped` is bool `[N]`: which counterfactuals are valid, those that flip (of a label: and no other label with it).
     `sparsity`, `localisation` and `transfer` are float64 `[N]` with NaN where not defined, None where not measured;
-    `realism` one TargetKernels a target class; `response` what is answered to the edits of others. `reasons` says per
+    `realism` one TargetKernels a target class; `response` what is answered to all edits. `reasons` says per
     missing component why it is missing, `veto` why the model is not meaningful whatever they are.
     """
 

@@ -1,8 +1,9 @@
-"""What a model answers to the edits made for other models: to their part inside the region, and to the rest.
+"""What a model answers to the edits made for all models: to their part inside the region, and to the rest.
 
 An edit made for another model is an intervention that this one had no part in. Each is made twice: only its part inside
 the region, and only the rest. A model that decides by the region answers to the former and stays with the latter. Its
-own edits cannot tell as much: they lie where they cost least, which is not always where a decision rests.
+own edits alone cannot tell as much: they lie where they cost least, which is not always where a decision rests. But
+they are heard, too: where all others are sound, nobody else takes away what an unsound one reads.
 """
 
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ from audit.pipeline.transfer import Panel
 from audit.results import ComparedMethod, Components, Failure, NotComputed
 from audit.runtime.faults import reason
 
-NOT_ITS_OWN = "it rests on the edits of other models by the first method"
+NOT_ITS_OWN = "it rests on the edits of all models by the first method"
 """Why no method but the first has a response."""
 SHOWN = 3
 """Query images of which the counterfactuals are kept with their pictures: the first ones."""

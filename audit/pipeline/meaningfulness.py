@@ -31,7 +31,7 @@ from audit.pipeline.queries import Queries, Selection, choose_queries, invert_qu
 from audit.pipeline.rank import Ranking, rank_models
 from audit.pipeline.reference import Reference, build_reference
 from audit.pipeline.response import responses
-from audit.pipeline.score import Scored, score_model
+from audit.pipeline.score import NO_REGION, Scored, score_model
 from audit.pipeline.transfer import (
     Panel,
     all_verdicts,
@@ -275,7 +275,7 @@ def _score(context: Context, images: Images, subjects: Sequence[Subject], found:
                 mine,
                 panel.verdicts[name],
                 found.method,
-                response=panel.responses[name],
+                response=panel.responses.get(name, NO_REGION),
             ),
         )
         if isinstance(scored, Failure):

@@ -50,6 +50,7 @@ from audit.results import (
 from audit.results import Counterfactuals as CounterfactualSummary
 
 PERMUTATIONS = 999
+NO_REGION = "the data give no region (mask or box) for the query images"
 OWN_CLASS = "the images explained are misclassified and belong to their target class as they are"
 """Why what asks whether an edit leads into another class is not measured."""
 
@@ -125,7 +126,7 @@ def score_model(
 ) -> Scored:
     """Score one model's counterfactuals by what all are compared with; `verdicts` are what the judges say of them.
 
-    `response` is what the model answers to the edits of others, or why nothing.
+    `response` is what the model answers to the edits of all, or why nothing.
     """
     found, targets, networks = explained.counterfactuals, explained.targets, reference.networks
     inversions, operating_point = reference.inversions, explained.subject.calibrated.operating_point
@@ -144,7 +145,7 @@ def score_model(
     seen = localise(visible(edit), reference.regions[MAIN_REGION]) if MAIN_REGION in reference.regions else None
     local = {region: localise(edit, mask) for region, mask in reference.regions.items()}
     if seen is None or not seen["area"].isfinite().any():
-        reasons["localisation"] = "the data give no region (mask or box) for the query images"
+        reasons["localisation"] = NO_REGION
     if isinstance(response, str):
         reasons["response"] = response
     confounder = _confounder(context, reference, edit, found.flipped)

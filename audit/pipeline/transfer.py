@@ -60,12 +60,12 @@ class Judge:
 @dataclass(frozen=True)
 class Panel:
     """All judges, and by the name of a model the verdicts of those that had no part in making its counterfactuals, and
-    what it answers itself to those made for others, or why nothing.
+    what it answers to those of all models, where there is a region.
     """
 
     judges: tuple[Judge, ...]
     verdicts: Mapping[str, list[Verdicts]]
-    responses: Mapping[str, Answers | str] = field(default_factory=dict)
+    responses: Mapping[str, Answers] = field(default_factory=dict)
 
     def on(self, model: str, images: Tensor, targets: Tensor) -> list[Verdicts]:
         """Return the verdicts on other counterfactuals `[N, C, H, W]` that explain `model` on the same queries."""

@@ -105,9 +105,9 @@ def account(model: ModelResult, result: AuditResult) -> list[Markup]:
         )
     if finite(model.components.response):
         said.append(
-            Markup(
-                "Of what it answers to the edits made for the other models, {} is answered to their part in the region."
-            ).format(percent(model.components.response, 0))
+            Markup("Of what it answers to the edits of all models, {} is answered to their part in the region.").format(
+                percent(model.components.response, 0)
+            )
         )
     if (scores.flip_ratio.value or 0) < 0.9 and finite(scores.flip_ratio.value):
         said.append(

@@ -291,7 +291,7 @@ def test_response_has_its_column_and_what_does_not_count_is_told(support_results
     assert "The parts are weighted: validity 1, sparsity 1, localisation 2, response 8." in shown
     assert "Realism, transfer are shown beside them and do not count." in shown
     assert "0.88" in shown
-    assert "the edits made for the other models, 88 % is answered to their part in the region." in shown
+    assert "the edits of all models, 88 % is answered to their part in the region." in shown
     results.models[0].components.response = None
     results.models[0].not_computed.append(
         NotComputed(what="response", why="it is alone", paths=["components.response"])
