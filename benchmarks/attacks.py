@@ -3,6 +3,7 @@
     python benchmarks/attacks.py pgd [--images 256] [--repeats 5]
     python benchmarks/attacks.py ensemble --models DIR --data mnist_test.npz [--images 50] [--repeats 5]
     python benchmarks/attacks.py known --models DIR --data mnist_test.npz [--images 500]
+    python benchmarks/attacks.py steps [--images 400] [--steps 50 100]
     python benchmarks/attacks.py memory
     python benchmarks/attacks.py large [--network resnet50] [--images 32] [--limits none 2GB 1GB]
     python benchmarks/attacks.py speed [--networks resnet18 ...] [--images 8] [--steps 5] [--repeats 2]
@@ -34,8 +35,9 @@ from torch import Tensor, nn
 from audit.classifiers.classifier import Classifier
 from audit.classifiers.load import load_classifier
 from audit.classifiers.slices import Slices
-from audit.config import ClassifierConfig, DataConfig, RobustnessConfig
+from audit.config import ClassifierConfig, DataConfig, RobustnessConfig, load_config
 from audit.data.audit_set import AuditSet
+from audit.data.demo import demo_config
 from audit.data.load import load_data
 from audit.data.phantom import CLASS_NAMES, sample
 from audit.robustness.attacks.pgd import pgd_attack
@@ -192,6 +194,23 @@ class Endless:
         return np.random.default_rng(row).integers(0, 256, (64, 64), dtype=np.uint8)
 
 
+def steps(args: argparse.Namespace) -> None:
+    """Attack the demonstration's classifiers by its ensemble with several numbers of steps."""
+    config = load_config(demo_config())
+    audited = load_data(config.data, config.seed).split(config.data.audit_split)
+    radii = config.robustness.eps
+    print(f"{header()}; n = {args.images}, images that stand at {', '.join(radii)}, seconds of processor time")
+    for one in config.classifiers:
+        model = load_classifier(one, (1, 64, 64), CLASS_NAMES)
+        for number in args.steps:
+            ensemble_of = config.robustness.ensemble.model_copy(update={"apgd_steps": number})
+            changed = {"n": args.images, "attacks": ("ensemble",), "trust": None, "ensemble": ensemble_of}
+            settings, began = config.robustness.model_copy(update=changed), time.process_time()
+            found = robust_accuracy(model, audited, settings, config.seed).robust.ensemble
+            left = [round(found[eps].robust_accuracy.value * args.images) for eps in radii]
+            print(f"{one.name:14} {number:>5} steps {left} {time.process_time() - began:>8.1f}", flush=True)
+
+
 def peak(n: int) -> float:
     """Peak memory in MB of attacking `n` images of 64x64 by two steps of PGD."""
     dataset = AuditSet(
@@ -318,6 +337,10 @@ def main() -> None:
             command.add_argument("--models", type=Path, required=True)
             command.add_argument("--data", type=Path, required=True)
             command.add_argument("--eps", type=float, default=0.3)
+    stepped = commands.add_parser("steps")
+    stepped.set_defaults(run=steps)
+    stepped.add_argument("--images", type=int, default=400)
+    stepped.add_argument("--steps", type=int, nargs="+", default=(50, 100))
     flat = commands.add_parser("memory")
     flat.set_defaults(run=memory)
     flat.add_argument("--sizes", type=int, nargs="+", default=(1000, 50000))

@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from family import CLEAR, VISIBLE, Effects, intervene, load
-from index_parts import Evidence, answers_of, gather, parser_of
+from index_parts import Evidence, answers_of, gather, parser_of, response
 from torch import Tensor
 
 from audit.config import RankingConfig
@@ -232,10 +232,9 @@ def panels(evidence: Evidence, measured: Measured, weights: Mapping[str, float])
             if np.ptp(true[some]) < CLEAR:
                 continue
             names = [measured.names[i] for i in some]
-            told = [answers_of(evidence, name, names) for name in names]
-            shares = torch.stack([one.share(torch.ones(1, len(one.inside)).double())[0] for one in told])
-            parts = {part: values[:1, some] for part, values in measured.parts.items()}
-            panel = Measured(tuple(names), parts | {"response": shares[None].nan_to_num(0.0).numpy()}, true[None, some])
+            shares = np.nan_to_num([[response(evidence, name, names) for name in names]])
+            parts = {part: values[:1, some] for part, values in measured.parts.items()} | {"response": shares}
+            panel = Measured(tuple(names), parts, true[None, some])
             for title, trial in trials(weights).items():
                 right[title][place].append(float(pairs(panel.index(trial), panel.truths)[0]))
     for title, found in right.items():

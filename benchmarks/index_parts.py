@@ -164,9 +164,9 @@ def answers_of(evidence: Evidence, name: str, makers: Collection[str] | None = N
     return together([made[name] for maker, made in evidence.answers.items() if makers is None or maker in makers])
 
 
-def response(evidence: Evidence, name: str) -> float:
-    """Of what the model answers to the edits of all, the share that it answers to their part in the region."""
-    found = answers_of(evidence, name)
+def response(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> float:
+    """Of what the model answers to the edits of the `makers`, or of all, the share for their part in the region."""
+    found = answers_of(evidence, name, makers)
     return float(found.share(torch.ones(1, len(found.inside), dtype=torch.float64)))
 
 

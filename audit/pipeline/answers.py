@@ -36,6 +36,11 @@ def _confidences(classifier: Classifier, images: Tensor, device: torch.device) -
         return torch.cat([logits.cpu().double().softmax(1) for logits in parts])
 
 
+def of_targets(confidences: Tensor, targets: Tensor) -> Tensor:
+    """Return the probabilities `[N]` of the classes `targets` `[N]` among `confidences` `[N, K]`."""
+    return confidences.gather(1, targets[:, None])[:, 0]
+
+
 def decisions(context: Context, classifier: Classifier, images: Tensor) -> Tensor:
     """Labels `[N]` that a classifier gives to `images` `[N, C, H, W]`, in batches."""
     return confidences_of(context, classifier, images).argmax(1)

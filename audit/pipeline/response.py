@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from audit.metrics.response import Answers, answers, together
-from audit.pipeline.answers import confidences_of
+from audit.pipeline.answers import confidences_of, of_targets
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained
 from audit.pipeline.reference import Reference
@@ -26,22 +26,23 @@ def responses(context: Context, explained: Sequence[Explained], reference: Refer
     with stage_progress("answers to edits", len(explained)) as advance:
         for one in explained:
             makers = [each for each in explained if torch.equal(each.queries.positions, one.queries.positions)]
-            heard = [_answers(context, one, maker, reference.of(one.queries)) for maker in makers]
+            shown = reference.of(one.queries)
+            before = confidences_of(context, one.subject.classifier, shown.inversions)
+            heard = [_answers(context, one, maker, shown, before) for maker in makers]
             found[one.subject.name] = together(heard)
             advance()
     return found
 
 
-def _answers(context: Context, one: Explained, maker: Explained, reference: Reference) -> Answers:
-    """Answers of a model to the edits made for `maker`; NaN where there is no region or the edit is not asked about."""
-    mask, before, edited = reference.regions[MAIN_REGION][:, None], reference.inversions, maker.counterfactuals.images
-    shown = (before, torch.where(mask, edited, before), torch.where(mask, before, edited))
-    said = [_of(confidences_of(context, one.subject.classifier, images), maker.targets) for images in shown]
-    found = answers(*said)
+def _answers(context: Context, one: Explained, maker: Explained, reference: Reference, before: Tensor) -> Answers:
+    """Answers of a model, whose probabilities for the inversions are `before` `[N, K]`, to the edits made for `maker`.
+
+    NaN where there is no region or the edit is not asked about.
+    """
+    mask, unedited, edited = reference.regions[MAIN_REGION][:, None], reference.inversions, maker.counterfactuals.images
+    parts = (torch.where(mask, edited, unedited), torch.where(mask, unedited, edited))
+    after = (confidences_of(context, one.subject.classifier, images) for images in parts)
+    found = answers(*(of_targets(said, maker.targets) for said in (before, *after)))
     area = mask.flatten(1).double().mean(1)
     known = (area > 0) & (area < 1) & ~maker.wrong & ~one.wrong
     return Answers(*(torch.where(known, answer, torch.nan) for answer in (found.inside, found.outside)))
-
-
-def _of(confidences: Tensor, targets: Tensor) -> Tensor:
-    return confidences.gather(1, targets[:, None])[:, 0]

@@ -20,7 +20,7 @@ from audit.data.audit_set import AuditSet
 from audit.embeddings.embedding import Embedder
 from audit.metrics.response import Answers
 from audit.metrics.transfer import Confidences, EmbeddingJudge, Verdicts, fit_judge, judge_name
-from audit.pipeline.answers import answers_of, confidences_of, decisions
+from audit.pipeline.answers import answers_of, confidences_of, decisions, of_targets
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained
 from audit.pipeline.looks import embedded
@@ -74,13 +74,9 @@ class Panel:
         for one in self.verdicts[model]:
             after = by_name[one.judge].confidences(images)
             assert one.confidences is not None
-            confidences = replace(one.confidences, after=_of(after, targets))
+            confidences = replace(one.confidences, after=of_targets(after, targets))
             found.append(replace(one, counterfactuals=after.argmax(1), confidences=confidences))
         return found
-
-
-def _of(confidences: Tensor, targets: Tensor) -> Tensor:
-    return confidences.gather(1, targets[:, None])[:, 0]
 
 
 def goals_of(context: Context, points: Tensor) -> Tensor:
@@ -185,7 +181,9 @@ def all_verdicts(
                 rejects_adversarial=share,
                 weights_sha256=judge.weights_sha256,
                 is_copy=judge.copy_of is not None,
-                confidences=Confidences(_of(before, targets), _of(after, targets), judge.goals[targets].double()),
+                confidences=Confidences(
+                    of_targets(before, targets), of_targets(after, targets), judge.goals[targets].double()
+                ),
             )
             verdicts[one.subject.name].append(verdict)
     return verdicts

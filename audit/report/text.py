@@ -112,8 +112,7 @@ def weights(result: AuditResult) -> str:
     """Return the weights of the index's parts, or '' where they are all the same."""
     ranking = result.config.get("ranking")
     settings = ranking if isinstance(ranking, Mapping) else {}
-    earlier = {name: float(settings.get(name, 1.0) or 0.0) for name in components(result)} if settings else {}
-    found = result.index_weights or earlier
+    found = result.index_weights or {name: float(settings.get(name, 1.0) or 0.0) for name in components(result)}
     return "" if len(set(found.values())) < 2 else ", ".join(f"{name} {value:g}" for name, value in found.items())
 
 

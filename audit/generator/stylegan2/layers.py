@@ -160,20 +160,19 @@ def modulated_conv(
     smaller = not shared and weight[0].numel() < x[0].numel()
     if smaller and scale is not None and not weight.requires_grad and x.dtype == weight.dtype:
         x, scale = _Modulated.apply(x, weight, styles, scale, up), None
+    elif smaller:
+        weight = weight * styles[:, None, :, None, None]
+        if scale is not None:
+            weight, scale = weight * scale[:, :, None, None, None], None
+        x = _grouped(x, weight.to(x.dtype), up)
     else:
-        if smaller:
-            weight = weight * styles[:, None, :, None, None]
-            if scale is not None:
-                weight, scale = weight * scale[:, :, None, None, None], None
-        else:
-            x = x * styles[:, :, None, None].to(x.dtype)
-        weight = weight.to(x.dtype)
-        if shared:
-            x, weight = dense(x), dense(weight)
-            padding = weight.shape[-1] // 2
-            x = F.conv_transpose2d(x, weight.transpose(0, 1), stride=2) if up else F.conv2d(x, weight, padding=padding)
-        else:
+        x, weight = x * styles[:, :, None, None].to(x.dtype), weight.to(x.dtype)
+        if not shared:
             x = _grouped(x, weight, up)
+        elif up:
+            x = F.conv_transpose2d(dense(x), dense(weight).transpose(0, 1), stride=2)
+        else:
+            x = F.conv2d(dense(x), dense(weight), padding=weight.shape[-1] // 2)
     if up_filter is not None:
         x = blur(x, up_filter, padding=1, gain=4.0)
     return x if scale is None else x * scale[:, :, None, None].to(x.dtype)
@@ -198,16 +197,14 @@ class _Modulated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, styles, scale, out = ctx.saved_tensors
-        n, padding = len(x), 0 if ctx.up else weight.shape[-1] // 2
-        kernel = weight * scale[:, :, None, None, None]
-        maps = gradient.reshape(1, -1, *gradient.shape[2:])
-        if ctx.up:
-            kernel = kernel.transpose(1, 2).reshape(-1, weight.shape[1], *weight.shape[3:])
-            back = F.conv2d(maps, kernel, stride=2, groups=n)
-        else:
-            kernel = kernel.transpose(1, 2).flip(3, 4).reshape(-1, weight.shape[1], *weight.shape[3:])
-            back = F.conv2d(maps, kernel, padding=padding, groups=n)
-        back = back.view_as(x)
+        kernel = (weight * scale[:, :, None, None, None]).transpose(1, 2)
+        stride, padding = (2, 0) if ctx.up else (1, weight.shape[-1] // 2)
+        if (
+            not ctx.up
+        ):  # a transposed convolution is the adjoint of one by the same kernel, the other of one by its mirror
+            kernel = kernel.flip(3, 4)
+        kernel, maps = kernel.reshape(-1, *kernel.shape[2:]), gradient.reshape(1, -1, *gradient.shape[2:])
+        back = F.conv2d(maps, kernel, stride=stride, padding=padding, groups=len(x)).view_as(x)
         by_style = torch.einsum("nihw,nihw->ni", back, x)
         by_scale = torch.einsum("nohw,nohw->no", gradient, out) / scale
         return back.mul_(styles[:, :, None, None]), None, by_style, by_scale, None

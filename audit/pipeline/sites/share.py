@@ -56,8 +56,7 @@ _KEPT: dict[type[Row], str] = {
     Difference: "a b metric difference",
     LabelCounts: "n positives unknown together",
     AuditResult: "schema_version name created complete seed classes generator_sha256 encoder_sha256 label_counts "
-    "models comparisons differences queries_asked component_definitions "
-    "index_weights realism_kernel",
+    "models comparisons differences queries_asked component_definitions index_weights realism_kernel",
 }
 _INSTEAD: dict[type[Row], dict[str, Any]] = {
     MinimalDistance: {"distances_by_image": {}},
