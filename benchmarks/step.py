@@ -67,7 +67,7 @@ def main() -> None:
                 asked = [sys.executable, __file__, "--n", str(given.n), "--form", form, "--out", str(file)]
                 said = subprocess.run(asked, capture_output=True, text=True, check=True).stdout
                 found[form].append(json.loads(said))
-        first, *others = (torch.load(file) for file in files.values())
+        first, *others = (torch.load(file, weights_only=True) for file in files.values())
     assert all(torch.equal(first, other) for other in others[:-1]), "the forms do not come to the same gradient"
     assert (first - others[-1]).norm() < 1e-5 * first.norm(), "gradients without those of the weights are others"
     for form, times in found.items():
