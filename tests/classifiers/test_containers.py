@@ -343,10 +343,12 @@ def onnx_of(network: nn.Module, file: Path, side: int = 32) -> Path:
 
 
 def small() -> nn.Module:
-    # The second batch norm follows no convolution, so that it stays one in the file.
-    layers = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8)]
-    layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
-    return seeded(lambda: nn.Sequential(*layers, nn.Linear(8, 3))).eval()
+    def network() -> nn.Module:
+        # The second batch norm follows no convolution, so that it stays one in the file.
+        layers = [nn.Conv2d(3, 8, 3, stride=2), nn.BatchNorm2d(8), nn.ReLU(), nn.BatchNorm2d(8)]
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 3))
+
+    return seeded(network).eval()
 
 
 @pytest.mark.filterwarnings("ignore")
