@@ -89,6 +89,13 @@ class CounterfactualConfig(Section):
         ge=1,
         description="spruce: most steps of making it smaller; as many again for an edit that ends well beyond its goal",
     )
+    shrink_cells: int = Field(
+        4,
+        ge=0,
+        le=64,
+        description="spruce: cells a side of the grid by which an edit that is made smaller is blended into the "
+        "inversion where nothing depends on it; 0: an edit is all that the generator draws",
+    )
     steps: int = Field(100, ge=1, description="steps of the search; with shrink until the operating point is reached")
     lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")
     choose: Literal["reached", "sparsest", "last"] = Field(

@@ -1,11 +1,12 @@
 """Methods that edit the query images batch by batch, with no more of them together than fit in the memory allowed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+from audit.counterfactual.blend import drawing
 from audit.counterfactual.iterates import Choice, Iterates, goal_of
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
 from audit.generator.held import Held
@@ -72,6 +73,7 @@ class InBatches:
         """
         goals = goal_of(subject.operating_point.cpu(), targets.cpu())
         device, inversion = networks.generator.mean_code.device, queries.inversion
+        networks = replace(networks, generator=drawing(networks.generator, inversion.deltas))
 
         def batch(rows: slice) -> Batch:
             places = torch.arange(len(queries.images))[rows]

@@ -123,7 +123,9 @@ def _explain_batch(
             "aligned_steps": iterates.last.clone(),
         }
         classifier, generator = subject.classifier, networks.generator
-        said["converged"] = shrink(generator, classifier, batch, iterates, config.shrink_steps, stepped)
+        said["converged"] = shrink(
+            generator, classifier, batch, iterates, config.shrink_steps, stepped, cells=config.shrink_cells
+        )
         advance_to(1)
     said["steps"] = iterates.last
     return replace(chosen(iterates), **{name: value.cpu() for name, value in said.items()})

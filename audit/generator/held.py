@@ -1,6 +1,6 @@
 """Additions to a generator's weights with which many images are drawn, one after the other."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 
 from torch import Tensor
 
@@ -26,3 +26,9 @@ class Held(dict[str, Tensor]):
         """Return those of the images at `rows` (indices or a mask)."""
         own, known = ({name: value[rows] for name, value in one.items()} for one in (self, self._known))
         return Held(own, known)
+
+    def without(self, names: Collection[str]) -> "Held":
+        """Return the others than `names`; what is kept beside them is shared, and holds what is computed later, too."""
+        others = Held({name: value for name, value in self.items() if name not in names})
+        others._known = self._known
+        return others

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from audit.classifiers.classifier import Classifier
 from audit.counterfactual.answers import logits_of
+from audit.counterfactual.blend import with_blend
 from audit.counterfactual.methods import ChosenMethod, choose_methods
 from audit.counterfactual.protocol import Counterfactuals, Inverted, InvertedQueries, SearchNetworks
 from audit.counterfactual.targets import NOT_EXPLAINED, choose_targets, nearest_targets
@@ -324,7 +325,7 @@ class _Start:
 def _start_back(context: Context, method: ChosenMethod, explained: Explained) -> _Start | str:
     """Return the first `metrics.axioms` counterfactuals that flip as what to explain; or say why there are none.
 
-    They start at the counterfactual's own code and weights: inverting it would add the error of the inversion.
+    They start at the counterfactual's own code, weights and blend: inverting it would add the error of the inversion.
     """
     wanted, found, subject = context.config.metrics.axioms, explained.counterfactuals, explained.subject
     sources = explained.sources
@@ -335,7 +336,12 @@ def _start_back(context: Context, method: ChosenMethod, explained: Explained) ->
         return f"the method '{method.name}' gives no latent codes to start from"
     if len(rows) == 0:
         return "no counterfactual flips"
-    start = _Drawn(found.latents[rows], explained.queries.inversion.select(rows).deltas, found.images[rows])
+    inverted = explained.queries.inversion.select(rows)
+    deltas: Mapping[str, Rows] = inverted.deltas
+    if found.shares is not None:
+        additions = {name: values[torch.arange(len(rows))] for name, values in deltas.items()}
+        deltas = with_blend(additions, inverted.images, found.shares[rows])
+    start = _Drawn(found.latents[rows], deltas, found.images[rows])
     return _Start(rows, InvertedQueries(start.images, explained.targets[rows], start), sources[rows])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from audit.counterfactual.blend import blended
 from audit.counterfactual.methods import METHODS, choose_method
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, SearchNetworks
 
@@ -69,6 +70,8 @@ def test_codes_are_given_where_there_are_any(world, run, method: str) -> None:
     if found.latents is not None:
         with torch.no_grad():
             drawn = world.generator.images(found.latents, deltas=world.inversion.deltas)
+        if found.shares is not None:
+            drawn = blended(world.inversion.images, drawn, found.shares)
         torch.testing.assert_close(drawn, found.images, atol=1e-5, rtol=0)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from audit.counterfactual import shrink as shrinking
 from audit.counterfactual.batches import Batch
+from audit.counterfactual.blend import blended
 from audit.counterfactual.iterates import Iterates
 from audit.counterfactual.shrink import shrink
 from audit.generator.held import Held
@@ -71,13 +72,15 @@ def shrunk(
     start: Tensor,
     most: int,
     on_step: Callable[[int], None] = lambda images: None,
+    *,
+    cells: int = 0,
 ) -> tuple[Iterates, Tensor]:
     """Make the edits with the codes `start` smaller; return all iterates, these the first, and which converged."""
     iterates = edits.iterates()
     with torch.no_grad():
         images = generator.images(start, edits.deltas)
         iterates.observe(images, start, classifier(images))
-    return iterates, shrink(generator, classifier, edits, iterates, most, on_step)
+    return iterates, shrink(generator, classifier, edits, iterates, most, on_step, cells=cells)
 
 
 def change_of(images: Tensor, edits: Batch) -> Tensor:
@@ -139,6 +142,22 @@ def test_what_is_returned_belongs_together() -> None:
     assert (found.step <= found.last).all()
     assert torch.equal(found.flip_step, torch.zeros(5, dtype=torch.long))
     assert (found.trace[:, -1] == found.trace[rows, found.last]).all()
+
+
+def test_what_an_answer_does_not_depend_on_is_left_out() -> None:
+    """Of an answer to the left third of the pixels; each code changes pixels everywhere."""
+    generator, classifier, edits, start = problem(9, 6)
+    weight = classifier.weight.view(SIDE, SIDE).clone()
+    weight[:, SIDE // 3 :] = 0
+    classifier = Answer(3 * weight.flatten())
+    whole, local = (shrunk(generator, classifier, edits, start, 200, cells=cells)[0] for cells in (0, 3))
+    assert whole.reached.all()
+    assert local.reached.all()
+    assert local.change.mean() < whole.change.mean() / 1.5
+    outside = [(one.images - edits.inversions)[..., SIDE // 2 :].abs().sum() for one in (whole, local)]
+    assert outside[1] < outside[0] / 10
+    drawn = blended(edits.inversions, generator.images(local.latents, edits.deltas), local.shares)
+    torch.testing.assert_close(drawn, local.images)
 
 
 def test_converged_images_leave_the_batch() -> None:

@@ -11,6 +11,7 @@ from torchvision.models.vgg import cfgs, make_layers
 from audit.config import PRESETS, CounterfactualConfig
 from audit.counterfactual import batches
 from audit.counterfactual.balance import OVERSHOOT
+from audit.counterfactual.blend import blended, with_blend
 from audit.counterfactual.descent import clip_per_image
 from audit.counterfactual.methods import choose_method
 from audit.counterfactual.protocol import CalibratedClassifier, Counterfactuals, InvertedQueries, SearchNetworks
@@ -67,7 +68,8 @@ def test_every_image_reaches_the_operating_point(world, found: Counterfactuals) 
     assert found.flipped.all()
     assert found.reached.all()
     with torch.no_grad():
-        images = world.generator.images(found.latents, deltas=world.inversion.deltas)
+        drawn = world.generator.images(found.latents, deltas=world.inversion.deltas)
+        images = blended(world.inversion.images, drawn, found.shares)
         probabilities = world.classifier(found.images).softmax(1)
     torch.testing.assert_close(images, found.images, atol=1e-5, rtol=0)
     assert torch.equal(probabilities.argmax(1), world.targets)
@@ -233,6 +235,35 @@ def test_the_second_phase_makes_the_edits_smaller_and_tells_both(world, found: C
     assert (found.step > found.aligned_steps).all()
     assert (found.step <= found.steps).all()
     assert (found.trace[:, -1] == found.trace[rows, found.steps]).all()
+
+
+def test_where_nothing_depends_on_it_an_edit_is_left_out(world, found: Counterfactuals) -> None:
+    whole = run(world, shrink_cells=0)
+    assert whole.shares is None
+    assert found.shares.shape == (6, 1, 4, 4)
+    assert (found.shares >= 0).all()
+    assert (found.shares <= 1).all()
+    assert (found.shares == 0).any()
+    change, before = ((one.images - world.inversion.images).abs().mean() for one in (found, whole))
+    assert change < before
+
+
+def test_a_way_back_begins_at_the_blend(world, found: Counterfactuals) -> None:
+    """From code, weights and blend of the counterfactuals; without the blend it would begin at other images."""
+    deltas = with_blend(world.inversion.deltas, world.inversion.images, found.shares)
+    start = dataclasses.replace(world.inversion, pivots=found.latents, deltas=deltas, images=found.images)
+    there = dataclasses.replace(
+        world, inversion=start, queries=found.images, sources=world.targets, targets=world.sources
+    )
+    with torch.no_grad():
+        expected = world.classifier(found.images).softmax(1).gather(1, world.sources[:, None])[:, 0]
+    for changes in ({}, {"shrink": False, "steps": 3}):
+        back = run(there, **changes)
+        torch.testing.assert_close(back.trace[:, 0], expected, atol=1e-5, rtol=0)
+    back = run(there)
+    assert back.reached.all()
+    away, left = ((one - world.inversion.images).abs().flatten(1).mean(1) for one in (found.images, back.images))
+    assert left.mean() < away.mean()
 
 
 def test_an_edit_cut_short_has_not_converged(world) -> None:
