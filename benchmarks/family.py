@@ -3,7 +3,7 @@
     python benchmarks/family.py train --family first --out runs/family     (resumable: a finished model is kept)
     python benchmarks/family.py truth --family first --out runs/family
     python benchmarks/family.py audit --family first --out runs/family --queries 48 --seed 7 [--generator FILE]
-        [--models NAME ...]
+        [--models NAME ...] [--images 2000]
 
 The index has to order models as the truth does, which it never sees: the phantom is a structural causal model, so what
 a classifier decides by can be measured by changing one thing at a time. With P = P(healthy), over images with a finding
@@ -332,9 +332,19 @@ def load(family: str, out: Path) -> dict[str, Callable[[Tensor], Tensor]]:
 
 
 def audit(
-    classifiers: Sequence[ClassifierConfig], out: Path, folder: Path, *, queries: int, seed: int, generator: str | None
+    classifiers: Sequence[ClassifierConfig],
+    out: Path,
+    folder: Path,
+    *,
+    queries: int,
+    seed: int,
+    generator: str | None,
+    images: int,
 ) -> AuditResult:
-    """Audit classifiers in one run, as the demonstration does but for its robustness; inversions are kept."""
+    """Audit classifiers in one run, as the demonstration does but for its robustness; inversions are kept.
+
+    The `queries` are chosen among `images`.
+    """
     base = load_config(demo_config())
     config = base.model_copy(
         update={
@@ -342,7 +352,7 @@ def audit(
             "seed": seed,
             "classifiers": tuple(classifiers),
             "queries": base.queries.model_copy(update={"n": queries}),
-            "data": base.data.model_copy(update={"phantom": base.data.phantom.model_copy(update={"audit": 2000})}),
+            "data": base.data.model_copy(update={"phantom": base.data.phantom.model_copy(update={"audit": images})}),
             "generator": base.generator if generator is None else GeneratorConfig(path=generator),
             "regions": RegionsConfig(),  # no veto: the index has to find the marker by itself
             "metrics": base.metrics.model_copy(update={"canonical": "off", "axioms": 0}),
@@ -419,6 +429,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=600, help="images of the truth")
     parser.add_argument("--queries", type=int, default=48)
     parser.add_argument("--seed", type=int, default=7, help="of the audit's images and queries")
+    parser.add_argument("--images", type=int, default=2000, help="that the audit's queries are chosen among")
     parser.add_argument("--models", nargs="+", help="audit these only")
     parser.add_argument("--generator", help="another generator's file, its encoder beside it")
     args = parser.parse_args()
@@ -430,7 +441,7 @@ def main() -> None:
     folder = out / f"{args.family}-audit-{name}"
     if args.what == "audit":
         some = [c for c in trained(args.family, out) if args.models is None or c.name in args.models]
-        audit(some, out, folder, queries=args.queries, seed=args.seed, generator=args.generator)
+        audit(some, out, folder, queries=args.queries, seed=args.seed, generator=args.generator, images=args.images)
     rows = truth(load(args.family, out), args.n, seed=4711)
     if args.what == "truth":
         columns = list(next(iter(rows.values())))

@@ -1,6 +1,7 @@
 """How near is the search to the smallest change known to exist? The demonstration's models on the phantom.
 
-    python benchmarks/search.py [--n 16] [--seed 7] [--models plain …] [--cap 0.9] [--sheets FOLDER] [--cache FOLDER]
+    python benchmarks/search.py [--n 16] [--seed 7] [--models plain …] [--cap 0.9] [--cells 4] [--sheets FOLDER]
+        [--cache FOLDER]
 
 The phantom knows by intervention what the search is not told: the healthy twin (the finding taken away), and the film
 without its marker, which is all that the shortcut model reads. For the first query images that all models classify
@@ -8,7 +9,8 @@ correctly it prints, per model, what these two change and whether that flips the
 and after both phases of the search, the mean absolute change against the inversion (L1), the share of it on the region,
 the lesion (of the images that have one), the marker and within 3 pixels of it, the confidence, the share that reached
 the operating point, and the median of |edit - known edit| / |known edit| (1: as far as no edit at all), where the known
-edit is the twin's, for the shortcut model that without the marker.
+edit is the twin's, for the shortcut model that without the marker; and the share of the edits that each other model and
+each independently trained copy takes for healthy, too.
 
 `--sheets` writes what is to be looked at: inversion, aligned, shrunk and known images, and the three edits eight times
 as strong around grey.
@@ -71,12 +73,14 @@ def sheet(rows: list[Tensor], path: Path) -> None:
 class Work:
     """What the search starts from: the demonstration's networks, and the first images that all models get right.
 
-    `healthy` and `unmarked` are these images without their finding and without their marker, `masks` their regions.
+    `copies` are trained alike from other seeds. `healthy` and `unmarked` are the images without their finding and
+    without their marker, `masks` their regions.
     """
 
     context: Context
     networks: Networks
     models: dict[str, Classifier]
+    copies: dict[str, Classifier]
     calibration: AuditSet
     subjects: dict[str, tuple[Tensor, Clean]]
     queried: Queries
@@ -104,8 +108,11 @@ def prepare(n: int, seed: int, cap: float | None = None, cache: Path | None = No
     data = load_data(config.data, config.seed)
     audited, calibration = data.split("test"), data.split("calibration")
     networks = load_networks(config, data, context.device)
-    models = {c.name: load_classifier(c, data.image_shape, data.class_names, Path.cwd()) for c in config.classifiers}
-    for model in models.values():
+    models, copies = (
+        {c.name: load_classifier(c, data.image_shape, data.class_names, Path.cwd()) for c in some}
+        for some in (config.classifiers, config.judge_checkpoints)
+    )
+    for model in (*models.values(), *copies.values()):
         model.eval().requires_grad_(False)
     images, labels = audited.images(), audited.row_labels
     answers = {name: torch.cat([model(part) for part in images.split(100)]) for name, model in models.items()}
@@ -120,7 +127,17 @@ def prepare(n: int, seed: int, cap: float | None = None, cache: Path | None = No
     around = functional.max_pool2d(masks["marker"][:, None].float(), 2 * NEAR + 1, 1, NEAR)[:, 0] > 0
     masks[f"within {NEAR} px of it"] = around
     subjects = {name: (logits, clean_of_logits(logits, labels, data.class_names)) for name, logits in answers.items()}
-    return Work(context, networks, models, calibration, subjects, queried, healthy, unmarked, masks)
+    return Work(context, networks, models, copies, calibration, subjects, queried, healthy, unmarked, masks)
+
+
+def agreed(work: Work, name: str, images: Tensor) -> str:
+    """Say of the edits `images` of the model `name` which share the others take for healthy, and copies of its own."""
+    shares = {
+        other: (judge(images).argmax(1) == HEALTHY).float().mean()
+        for other, judge in work.models.items() | work.copies.items()
+        if other != name and (other not in work.copies or other.startswith(name))
+    }
+    return ", ".join(f"{other} {share:.2f}" for other, share in sorted(shares.items()))
 
 
 def main() -> None:
@@ -129,6 +146,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--models", nargs="*")
     parser.add_argument("--cap", type=float)
+    parser.add_argument("--cells", type=int, help="counterfactual.shrink_cells; the default is the audit's")
     parser.add_argument("--sheets", type=Path)
     parser.add_argument("--cache", type=Path)
     args = parser.parse_args()
@@ -147,8 +165,9 @@ def main() -> None:
             )
         subject = work.subject(name)
         ends, seconds = {}, {}
+        cells = {} if args.cells is None else {"shrink_cells": args.cells}
         for phase, shrink in (("alignment alone", False), ("shrunk", True)):
-            settings = config.counterfactual.model_copy(update={"shrink": shrink})
+            settings = config.counterfactual.model_copy(update={"shrink": shrink, **cells})
             its = dataclasses.replace(context, config=config.model_copy(update={"counterfactual": settings}))
             begun = time.monotonic()
             explained = explain_model(its, choose_method(settings, config.seed), networks, queried, subject)
@@ -160,7 +179,8 @@ def main() -> None:
                 f"  {phase:15} {line(edits, known[:, 0], masks)}   confidence {one.confidence.mean():.3f} "
                 f"(asked {asked:.3f}, reached {one.reached.float().mean():.2f})   {seconds[phase]:.2f} s, "
                 f"{one.trace.shape[1] if one.steps is None else float(one.steps.float().mean()):.0f} steps per image"
-                + ("" if one.converged is None else f"   converged {one.converged.float().mean():.2f}"),
+                + ("" if one.converged is None else f"   converged {one.converged.float().mean():.2f}")
+                + f"   agreed by {agreed(work, name, one.images)}",
                 flush=True,
             )
         if args.sheets is not None:
