@@ -1,6 +1,6 @@
 """How near is the search to the smallest change known to exist? The demonstration's models on the phantom.
 
-    python benchmarks/search.py [--n 16] [--seed 7] [--models plain …] [--cap 0.9] [--cells 4] [--sheets FOLDER]
+    python benchmarks/search.py [--n 16] [--seed 7] [--models plain …] [--cap 0.9] [--whole] [--sheets FOLDER]
         [--cache FOLDER]
 
 The phantom knows by intervention what the search is not told: the healthy twin (the finding taken away), and the film
@@ -146,7 +146,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--models", nargs="*")
     parser.add_argument("--cap", type=float)
-    parser.add_argument("--cells", type=int, help="counterfactual.shrink_cells; the default is the audit's")
+    parser.add_argument("--whole", action="store_true", help="counterfactual.shrink_local = false")
     parser.add_argument("--sheets", type=Path)
     parser.add_argument("--cache", type=Path)
     args = parser.parse_args()
@@ -165,9 +165,8 @@ def main() -> None:
             )
         subject = work.subject(name)
         ends, seconds = {}, {}
-        cells = {} if args.cells is None else {"shrink_cells": args.cells}
         for phase, shrink in (("alignment alone", False), ("shrunk", True)):
-            settings = config.counterfactual.model_copy(update={"shrink": shrink, **cells})
+            settings = config.counterfactual.model_copy(update={"shrink": shrink, "shrink_local": not args.whole})
             its = dataclasses.replace(context, config=config.model_copy(update={"counterfactual": settings}))
             begun = time.monotonic()
             explained = explain_model(its, choose_method(settings, config.seed), networks, queried, subject)

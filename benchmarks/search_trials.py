@@ -2,10 +2,11 @@
 
     python benchmarks/search_trials.py [--n 16] [--first 8] [--seed 7] [--models trades …] [--trials NAME …] [--cache F]
 
-Each trial is that phase with `shrink_cells = 0` but for what its name says, on the query images from `--first` on of
-`benchmarks/search.py`. They are held against a change that the phantom knows by intervention and that no trial is told,
-and never against the index: columns are those of `benchmarks/search.py`, and the steps that an image took. `known edit`
-is no trial but the floor that it is for a search: it begins where the inversion's own weights draw the known edit best.
+Each trial is that phase with `shrink_local = false` but for what its name says, on the query images from `--first` on
+of `benchmarks/search.py`. They are held against a change that the phantom knows by intervention and that no trial is
+told, and never against the index: columns are those of `benchmarks/search.py`, and the steps that an image took.
+`known edit` is no trial but the floor that it is for a search: it begins where the inversion's own weights draw the
+known edit best.
 """
 
 import argparse

@@ -89,12 +89,10 @@ class CounterfactualConfig(Section):
         ge=1,
         description="spruce: most steps of making it smaller; as many again for an edit that ends well beyond its goal",
     )
-    shrink_cells: int = Field(
-        4,
-        ge=0,
-        le=64,
-        description="spruce: cells a side of the grid by which an edit that is made smaller is blended into the "
-        "inversion where nothing depends on it; 0: an edit is all that the generator draws",
+    shrink_local: bool = Field(
+        True,
+        description="spruce: in the last steps of making it smaller an edit is what can be seen of it and what lies "
+        "close by; the rest of the image stays the inversion's",
     )
     steps: int = Field(100, ge=1, description="steps of the search; with shrink until the operating point is reached")
     lr: float = Field(0.1, gt=0, description="in units of the spread of random codes")

@@ -51,7 +51,7 @@ def chosen(iterates: Iterates, in_latent_space: bool = True) -> Counterfactuals:
         flip_step=iterates.flip_step.cpu(),
         trace=iterates.trace.cpu(),
         latents=iterates.latents.cpu() if in_latent_space else None,
-        shares=None if iterates.shares is None else iterates.shares.cpu(),
+        masks=None if iterates.masks is None else iterates.masks.cpu(),
     )
 
 

@@ -70,7 +70,7 @@ class Iterates:
         self.choose = choose
         self.images, self.semifactuals = inversions.clone(), inversions.clone()
         self.latents = torch.empty(0, device=device)
-        self.shares: Tensor | None = None
+        self.masks: Tensor | None = None
         self.flipped, self.reached = (torch.zeros(n, dtype=torch.bool, device=device) for _ in range(2))
         self.confidence, self.change = torch.zeros(n, device=device), torch.zeros(n, device=device)
         self.step = torch.zeros(n, dtype=torch.int64, device=device)
@@ -89,11 +89,11 @@ class Iterates:
 
     @torch.no_grad()
     def observe(
-        self, images: Tensor, latents: Tensor, logits: Tensor, rows: Tensor | None = None, shares: Tensor | None = None
+        self, images: Tensor, latents: Tensor, logits: Tensor, rows: Tensor | None = None, masks: Tensor | None = None
     ) -> Tensor:
         """Take the next iterate of the images at `rows` (all when None); return whether it reached the goal, bool.
 
-        `shares` are those by which it is blended into the inversion (`blend.py`), where it is.
+        `masks` are those by which it is blended into the inversion (`blend.py`), where it is.
         """
         rows = torch.arange(len(self.targets), device=self.targets.device) if rows is None else rows
         self.last[rows] += 1
@@ -118,7 +118,7 @@ class Iterates:
         for kept, new in (
             (self.images, images),
             (self.latents, latents),
-            *([] if self.shares is None or shares is None else [(self.shares, shares)]),
+            *([] if self.masks is None or masks is None else [(self.masks, masks)]),
             (self.flipped, flipped),
             (self.reached, reached),
             (self.confidence, confidence),

@@ -82,8 +82,8 @@ class Counterfactuals:
     assigned to the target class, and with at least the operating point's confidence; `confidence` is its probability of
     the target class and `step` its iterate. `flip_step` is the first iterate assigned to the target (-1: none; 0:
     already the inversion); `trace [N, T + 1]` the probability of the target class at every iterate from the inversion
-    on. `latents [N, L, w]` are the counterfactuals' w+ codes, None where the method has none; `shares [N, 1, g, g]` are
-    those by which what the codes draw is blended into the inversion (`blend.py`), None where it is not.
+    on. `latents [N, L, w]` are the counterfactuals' w+ codes, None where the method has none; `masks [N, 1, H, W]` say
+    where what the codes draw is blended into the inversion (`blend.py`), None where it is not.
     `feature_target_flips` says whether the head alone assigns the features that the method aims at to the target class
     (of SPRUCE: the replaced features x', as in the thesis, not carried further); None where it aims at no features. A
     method that carries them further says in `push` and `reach` by which multiplier and how many times as far as x' it
@@ -105,7 +105,7 @@ class Counterfactuals:
     flip_step: Tensor
     trace: Tensor
     latents: Tensor | None = None
-    shares: Tensor | None = None
+    masks: Tensor | None = None
     feature_target_flips: Tensor | None = None
     steps: Tensor | None = None
     converged: Tensor | None = None

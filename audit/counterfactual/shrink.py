@@ -4,13 +4,13 @@ Per image, with its own tuned generator G, its inversion I and the log-odds that
 
     minimise mean|X - I|  subject to  log-odds(C(X)) >= goal,  X = I + M (G(w) - I)
 
-over the codes w and the shares of a coarse grid, from which M is interpolated (`blend.py`): all 1 at first, so that X
-is what the generator draws, they leave out of an edit what its goal does not need. The edit that the first phase found
-is pulled straight back towards the pivot for as long as it is valid. From there Adam descends on `WEIGHT mean|X - I| -
-price log-odds`. Every image has a price of its own, that of its multiplier (`balance.Push`) times `exp(STIFFNESS
-shortfall)`: it answers a shortfall at once, falls on past the goal, and is smooth there. Steps in w+ are a share of the
-edit's own size there, so that large and small edits, and generators of any spread, take the same number of them; all
-become shorter on a cosine.
+The edit that the first phase found is pulled straight back towards the pivot for as long as it is valid. From there
+Adam descends in w on `WEIGHT mean|X - I| - price log-odds`. Every image has a price of its own, that of its multiplier
+(`balance.Push`) times `exp(STIFFNESS shortfall)`: it answers a shortfall at once, falls on past the goal, and is
+smooth there. Steps are a share of the edit's own size in w+, so that large and small edits, and generators of any
+spread, take the same number of them, and become shorter on a cosine. The mask M is 1 at first, so that X is what the
+generator draws; when the last steps begin, it becomes what can be seen of the smallest valid edit and what lies close
+by (`blend.py`), and the descent goes on within it.
 
 The smallest valid iterate is kept; at the end the last iterate is brought to the goal on its line to the pivot. An edit
 that no longer shrinks has converged and, where steps are short by then, leaves the batch. An edit that is still well
@@ -27,7 +27,7 @@ from torch import Tensor
 from audit.classifiers.classifier import Classifier
 from audit.counterfactual.balance import Push
 from audit.counterfactual.batches import Batch
-from audit.counterfactual.blend import blended
+from audit.counterfactual.blend import around_visible, blended
 from audit.counterfactual.iterates import SATURATED, Iterates, is_valid, log_odds
 from audit.generator.protocol import Generator
 from audit.inversion.adam import RowAdam, cosine
@@ -47,13 +47,13 @@ BETAS = (0.8, 0.95)
 (benchmarks/README.md)."""
 STEP = 0.3
 """First step in w+, in units of the mean absolute difference between the edit's code and the pivot."""
-SHARE_STEP = 0.1
-"""First step of the shares of the grid, which lie in [0, 1]."""
 LEAST = 0.02
 """Share by which an edit has to become smaller to count as shrinking."""
 PATIENCE = 40
 """Steps, or a third of all if that is more, in which an edit that has converged did not shrink. Before the last third
 none leaves the batch: that long steps lead no further says little."""
+SETTLING = 20
+"""Steps for which an edit stays after its mask was made: without what is not seen it first falls short of its goal."""
 BISECTIONS = 5
 """Halvings of the line from an edit to the pivot."""
 BEYOND = 0.5
@@ -71,18 +71,18 @@ def shrink(
     most: int,
     on_step: Callable[[int], None] = lambda images: None,
     *,
-    cells: int = 0,
+    local: bool = True,
 ) -> Tensor:
     """Make the edits chosen among `iterates` smaller, in at most `most` steps; return which have converged, bool `[N]`.
 
-    `cells` are those of a side of the grid of shares; 0: an edit is all that the generator draws. An edit that ends
-    beyond its goal takes as many steps again. What is found is added to `iterates`. All N images are worked on at once:
-    the caller divides what does not fit. Both networks are in evaluation mode with frozen parameters. `on_step` is told
-    after every step how many images took it.
+    Without `local` an edit is all that the generator draws. An edit that ends beyond its goal takes as many steps
+    again. What is found is added to `iterates`. All N images are worked on together: the caller divides what does not
+    fit. Both networks are in evaluation mode with frozen parameters. `on_step` is told after every step how many
+    images took it.
     """
     rows = torch.arange(len(batch.goals), device=batch.goals.device)
-    if cells:
-        iterates.shares = batch.goals.new_ones(len(rows), 1, cells, cells)
+    if local:
+        iterates.masks = torch.ones_like(batch.inversions[:, :1])
     converged = _descend(generator, classifier, batch, iterates, rows, most=most, on_step=on_step)
     odds = torch.logit(iterates.confidence.double()).clamp(max=SATURATED)
     again = (iterates.reached & (odds > batch.goals + BEYOND)).nonzero()[:, 0]
@@ -95,69 +95,36 @@ def shrink(
 
 @dataclass(frozen=True)
 class _Edits:
-    """Edits of n images: their codes `[n, L, w]`, and the shares `[n, 1, g, g]` of a grid; None: 1 everywhere."""
+    """Edits of n images: their codes `[n, L, w]`, and their masks `[n, 1, H, W]`; None: 1 everywhere."""
 
     codes: Tensor
-    shares: Tensor | None
+    masks: Tensor | None
 
     def images(self, generator: Generator, batch: Batch) -> Tensor:
         drawn = generator.images(self.codes, deltas=batch.deltas)
-        return drawn if self.shares is None else blended(batch.inversions, drawn, self.shares)
+        return drawn if self.masks is None else blended(batch.inversions, drawn, self.masks)
 
     def select(self, rows: Tensor) -> "_Edits":
-        return _Edits(self.codes[rows], None if self.shares is None else self.shares[rows])
+        return _Edits(self.codes[rows], None if self.masks is None else self.masks[rows])
 
     def put(self, rows: Tensor, others: "_Edits") -> None:
         """Replace those at `rows` by `others`."""
         self.codes[rows] = others.codes
-        if self.shares is not None and others.shares is not None:
-            self.shares[rows] = others.shares
+        if self.masks is not None and others.masks is not None:
+            self.masks[rows] = others.masks
 
     def at(self, pivots: Tensor, place: Tensor | float) -> "_Edits":
         """Return what lies at `place` `[n]` of the line from the pivots (0) to the codes (1) and beyond."""
         share = place.view(-1, 1, 1) if isinstance(place, Tensor) else place
-        return _Edits(pivots.lerp(self.codes, share), self.shares)
-
-    def copy(self, gradients: bool = False) -> "_Edits":
-        """Return a copy, one that gradients are taken by if `gradients`."""
-        shares = None if self.shares is None else self.shares.clone().requires_grad_(gradients)
-        return _Edits(self.codes.clone().requires_grad_(gradients), shares)
+        return _Edits(pivots.lerp(self.codes, share), self.masks)
 
     def observe(self, iterates: Iterates, images: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         """Show these edits, and what is drawn and said of them, to the iterates at `rows`; return which are valid."""
-        return iterates.observe(images.detach(), self.codes, logits.detach(), rows, self.shares)
+        return iterates.observe(images.detach(), self.codes, logits.detach(), rows, self.masks)
 
 
 def _chosen(iterates: Iterates, rows: Tensor) -> _Edits:
-    return _Edits(iterates.latents[rows], None if iterates.shares is None else iterates.shares[rows])
-
-
-class _Steps:
-    """Adam on edits; the length of a step is the caller's."""
-
-    def __init__(self, edits: _Edits) -> None:
-        self._of_codes = RowAdam(edits.codes, BETAS)
-        self._of_shares = None if edits.shares is None else RowAdam(edits.shares, BETAS)
-
-    def take(self, edits: _Edits, loss: Tensor, by: _Edits, sizes: Tensor, shorter: float) -> _Edits:
-        """Step from `edits` down the gradient of `loss` by `by`, which are the same; `sizes [n]` are those in w+.
-
-        What Adam gives is about 1 whatever the gradient.
-        """
-        leaves = [by.codes] if by.shares is None else [by.codes, by.shares]
-        gradients, step = torch.autograd.grad(loss.sum(), leaves), torch.zeros_like(edits.codes)
-        self._of_codes.update(step, gradients[0], 1.0)
-        codes, shares = edits.codes + (shorter * sizes).view(-1, 1, 1) * step, edits.shares
-        if shares is not None and self._of_shares is not None:
-            shares = shares.clone()
-            self._of_shares.update(shares, gradients[1], SHARE_STEP * shorter)
-            shares.clamp_(0, 1)
-        return _Edits(codes, shares)
-
-    def keep(self, rows: Tensor) -> None:
-        self._of_codes.keep(rows)
-        if self._of_shares is not None:
-            self._of_shares.keep(rows)
+    return _Edits(iterates.latents[rows], None if iterates.masks is None else iterates.masks[rows])
 
 
 def _descend(
@@ -172,16 +139,21 @@ def _descend(
 ) -> Tensor:
     """Descend from the edits chosen at the rows `[n]` of `iterates`, which are those of `batch`; return as `shrink`."""
     edits = _pulled_back(generator, classifier, batch, _chosen(iterates, all_rows))
-    steps, push, last = _Steps(edits), Push(batch.goals, AIM), edits.copy()
+    adam, push = RowAdam(edits.codes, BETAS), Push(batch.goals, AIM)
+    last = _chosen(iterates, all_rows)
     size = STEP * _mean(edits.codes - batch.pivots)
     mark, rows = torch.full_like(size, torch.inf), torch.arange(len(size), device=size.device)
     since, patience = torch.zeros_like(rows), max(PATIENCE, most // 3)
     short, converged = torch.zeros(2, len(rows), dtype=torch.bool, device=rows.device)
-    left = batch
+    masked_at, left = max(most - patience, most // 2), batch
     for number in range(most + 1):
-        leaf = edits.copy(gradients=True)
+        if number == masked_at and edits.masks is not None:  # before any image leaves
+            edits, smaller = _masked(generator, batch, iterates, all_rows)
+            mark *= smaller  # what the mask takes away is not the descent's doing
+            adam = RowAdam(edits.codes, BETAS)
+        leaf = edits.codes.clone().requires_grad_()
         with torch.set_grad_enabled(number < most):
-            images = leaf.images(generator, left)
+            images = _Edits(leaf, edits.masks).images(generator, left)
             logits = classifier(images)
             odds, change = log_odds(logits, left.targets), _mean(images - left.inversions)
         places = all_rows[rows]
@@ -198,18 +170,32 @@ def _descend(
             shortfall = (left.goals + AIM - odds).detach()
             price = push.value[rows] * (STIFFNESS * shortfall).clamp(-BOUND, BOUND).exp()
             loss = WEIGHT * change - price * odds
-        edits = steps.take(edits, loss, leaf, size[rows], cosine(number, most))
+        (gradient,) = torch.autograd.grad(loss.sum(), leaf)
+        step = torch.zeros_like(gradient)
+        adam.update(step, gradient, 1.0)  # about 1 whatever the gradient: the image's own size gives it a length
+        codes = edits.codes + (cosine(number, most) * size[rows]).view(-1, 1, 1) * step
+        edits = _Edits(codes, edits.masks)
         on_step(len(rows))
-        leave = converged[rows] & (number >= most - patience)
+        leave = converged[rows] & (number >= masked_at + SETTLING)
         if leave.all():
             break
         if leave.any():
             rows, left, edits = rows[~leave], left.select(~leave), edits.select(~leave)
-            steps.keep(~leave)
+            adam.keep(~leave)
     ends, best = last.at(batch.pivots, FARTHEST), _chosen(iterates, all_rows)
     ends.put(~short, best.select(~short))
     _close(generator, classifier, batch, iterates, all_rows, ends)
     return converged
+
+
+@torch.no_grad()
+def _masked(generator: Generator, batch: Batch, iterates: Iterates, rows: Tensor) -> tuple[_Edits, Tensor]:
+    """Return the edits chosen at `rows` with new masks, and the share of their mean change that these leave, `[n]`."""
+    edits = _chosen(iterates, rows)
+    changes = edits.images(generator, batch) - batch.inversions
+    masks = around_visible(changes)
+    smaller = _mean(masks * changes) / _mean(changes).clamp_min(torch.finfo(changes.dtype).tiny)
+    return _Edits(edits.codes, masks), smaller
 
 
 @torch.no_grad()

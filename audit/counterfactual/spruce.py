@@ -124,7 +124,7 @@ def _explain_batch(
         }
         classifier, generator = subject.classifier, networks.generator
         said["converged"] = shrink(
-            generator, classifier, batch, iterates, config.shrink_steps, stepped, cells=config.shrink_cells
+            generator, classifier, batch, iterates, config.shrink_steps, stepped, local=config.shrink_local
         )
         advance_to(1)
     said["steps"] = iterates.last

@@ -338,9 +338,9 @@ def _start_back(context: Context, method: ChosenMethod, explained: Explained) ->
         return "no counterfactual flips"
     inverted = explained.queries.inversion.select(rows)
     deltas: Mapping[str, Rows] = inverted.deltas
-    if found.shares is not None:
+    if found.masks is not None:
         additions = {name: values[torch.arange(len(rows))] for name, values in deltas.items()}
-        deltas = with_blend(additions, inverted.images, found.shares[rows])
+        deltas = with_blend(additions, inverted.images, found.masks[rows])
     start = _Drawn(found.latents[rows], deltas, found.images[rows])
     return _Start(rows, InvertedQueries(start.images, explained.targets[rows], start), sources[rows])
 

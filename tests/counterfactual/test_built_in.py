@@ -70,8 +70,8 @@ def test_codes_are_given_where_there_are_any(world, run, method: str) -> None:
     if found.latents is not None:
         with torch.no_grad():
             drawn = world.generator.images(found.latents, deltas=world.inversion.deltas)
-        if found.shares is not None:
-            drawn = blended(world.inversion.images, drawn, found.shares)
+        if found.masks is not None:
+            drawn = blended(world.inversion.images, drawn, found.masks)
         torch.testing.assert_close(drawn, found.images, atol=1e-5, rtol=0)
 
 
