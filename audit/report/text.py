@@ -211,6 +211,16 @@ def findings(result: AuditResult) -> list[Markup]:
     return notes
 
 
+def local_edits(result: AuditResult) -> bool:
+    """Whether the search left out of its edits what cannot be seen of them."""
+    settings = result.config.get("counterfactual")
+    if not isinstance(settings, Mapping):
+        return False
+    method = settings.get("method")
+    first = method if isinstance(method, str) else method[0] if isinstance(method, Sequence) and method else None
+    return first == "spruce" and bool(settings.get("shrink")) and bool(settings.get("shrink_local"))
+
+
 def explained_images(result: AuditResult) -> list[Markup]:
     """Return what is to be known of the images that the models are explained on, where it is not the usual."""
     notes: list[Markup] = []

@@ -83,3 +83,18 @@ def test_a_reader_is_told_whom_the_edits_explain(results: AuditResult):
     few, kind = text.explained_images(wrong)
     assert few.startswith("2 of the 9 query images asked for were explained: those that all models misclassify, as")
     assert "lead to the class that they belong to" in kind
+
+
+@pytest.mark.parametrize(
+    ("settings", "local"),
+    [
+        ({"method": "spruce", "shrink": True, "shrink_local": True}, True),
+        ({"method": ["spruce", "pixel"], "shrink": True, "shrink_local": True}, True),
+        ({"method": ["pixel", "spruce"], "shrink": True, "shrink_local": True}, False),
+        ({"method": "spruce", "shrink": False, "shrink_local": True}, False),
+        ({"method": "spruce", "shrink": True}, False),  # of an earlier version
+        (None, False),
+    ],
+)
+def test_edits_are_called_local_where_they_are(results: AuditResult, settings: dict | None, local: bool):
+    assert text.local_edits(results.model_copy(update={"config": {"counterfactual": settings}})) == local
