@@ -58,7 +58,7 @@ class Iterates:
     goal; without one the most confident iterate that flipped; without one the iterate nearest to the target class.
     With `choose = "sparsest"` each that flipped is good enough, and with "last" each is. The semifactual is the last
     iterate assigned to the source class before the first one assigned to the target. Every image counts its iterates by
-    itself.
+    itself. A search that blends its edits (`blend.py`) sets `masks`, `[N, 1, H, W]`, before the first that is blended.
     """
 
     def __init__(
