@@ -240,6 +240,7 @@ n = 4
 [counterfactual]
 steps = 16
 shrink_steps = 4
+shrink_local = false  # two steps are too few to meet the goal within a mask
 
 [reliance]
 n = 12
