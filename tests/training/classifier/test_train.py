@@ -55,6 +55,7 @@ def test_a_trained_classifier_has_weights_metadata_and_card(tmp_path: Path) -> N
     written, scored = card["scores"][0]["clean"], clean_metrics(loaded, held_out).model_dump()
     # Means of probabilities, which another division into batches rounds otherwise.
     written_bins, scored_bins = written.pop("confidence_bins"), scored.pop("confidence_bins")
+    assert written.pop("ece") == pytest.approx(scored.pop("ece"))  # of the same means
     assert written == scored, "the file holds what was scored"
     for one, other in zip(written_bins, scored_bins, strict=True):
         assert one.pop("confidence") == pytest.approx(other.pop("confidence"))
