@@ -1,11 +1,14 @@
 """Fixtures shared by the tests."""
 
 import importlib.util
+import random
 import signal
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
+import torch
 
 from audit.runtime import progress
 
@@ -21,6 +24,14 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
     if session.config.getoption("no_skips") and reporter.stats.get("skipped") and session.exitstatus in (0, 5):
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(tryfirst=True)  # before the fixtures of modules, too
+def pytest_runtest_setup() -> None:
+    """Draw the same in a test whatever ran before it: a network made without a seed is then the same in every run."""
+    random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - the global state is what has to be set
+    torch.manual_seed(0)
 
 
 @pytest.fixture(autouse=True)
