@@ -29,6 +29,7 @@ import torch
 from family import CLEAR, VISIBLE, Effects, intervene, load
 from index_parts import Evidence, answers_of, gather, parser_of, response
 from torch import Tensor
+from torchmetrics.functional import concordance_corrcoef, pearson_corrcoef, spearman_corrcoef
 
 from audit.config import RankingConfig
 from audit.metrics.components import ModelScores, components, localisation_scores, sparsity_scores, target_kernels
@@ -80,6 +81,17 @@ class Measured:
         """Index `[B, M]` with these weights of components."""
         values = {part: torch.from_numpy(self.parts[part]) for part in weights}
         return weighted_index(values, weights).numpy()
+
+
+@dataclass(frozen=True)
+class Examined:
+    """An audit of a family: what was measured of it, and on what."""
+
+    measured: Measured
+    evidence: Evidence
+    scores: dict[str, ModelScores]
+    findings: Sequence[str]
+    sizes: Array
 
 
 def redrawn(scores: Mapping[str, ModelScores], weights: Tensor) -> dict[str, Array]:
@@ -241,19 +253,36 @@ def panels(evidence: Evidence, measured: Measured, weights: Mapping[str, float])
         print(f"{title:34}" + "".join(f"{np.mean(shares):7.3f}" for shares in found))
 
 
-def between(sets: Mapping[str, tuple[dict[str, ModelScores], Sequence[str]]], weights: Mapping[str, float]) -> None:
-    """Print how far indices on different sets of images agree, with images and with findings that weigh alike."""
-    print(f"\n{'':56}tau, correlation; findings weigh alike")
+def between(sets: Mapping[str, Examined], weights: Mapping[str, float]) -> None:
+    """Print how far indices on different sets of images agree, with images and with findings that weigh alike.
+
+    Kendall's tau and Spearman's rho ask for the same order, Pearson's r for a line, Lin's concordance (Biometrics 45,
+    1989) for the same numbers. All four rise with the distance between the best model and the worst; so they are also
+    told of the sound models alone. Intervals: images of each set redrawn.
+    """
     for one, other in combinations(sets, 2):
+        a, b = sets[one], sets[other]
+        sound = a.measured.truths[0] >= SOUND
+        print(f"\n{one} ({len(a.findings)} images) and {other} ({len(b.findings)}), {len(sound)} models")
+        print(f"{'':34}{'tau':>20}   rho     r  concordance; of {sound.sum()} sound; findings weigh alike: tau, r")
         for title, some in trials(weights).items():
-            said = []
-            for weigh in (lambda findings: torch.ones(1, len(findings), dtype=torch.float64), alike):
-                x, y = (
-                    Measured(tuple(scores), redrawn(scores, weigh(findings)), np.empty(0)).index(some)
-                    for scores, findings in (sets[one], sets[other])
-                )
-                said.append(f"{float(tau(x, y)[0]):.2f} {np.corrcoef(x[0], y[0])[0, 1]:.3f}")
-            print(f"{one:10} {other:10} {title:34}{'    '.join(said)}")
+            x, y = a.measured.index(some), b.measured.index(some)
+            low, high = np.nanquantile(tau(x[1:], y[1:]), (0.025, 0.975))
+            even = [
+                Measured(tuple(e.scores), redrawn(e.scores, alike(e.findings)), np.empty(0)).index(some) for e in (a, b)
+            ]
+            print(
+                f"{title:34}{float(tau(x, y)[0]):5.2f} [{low:5.2f}, {high:5.2f}] {same_numbers(x[0], y[0])};  "
+                f"{float(tau(x[:1, sound], y[:1, sound])[0]):.2f} {same_numbers(x[0, sound], y[0, sound])};  "
+                f"{float(tau(*even)[0]):.2f} {np.corrcoef(even[0][0], even[1][0])[0, 1]:.3f}"
+            )
+
+
+def same_numbers(x: Array, y: Array) -> str:
+    """Return Spearman's rho, Pearson's r and Lin's concordance of two values `[M]` of every model."""
+    one, other = torch.from_numpy(x), torch.from_numpy(y)
+    found = (f(one, other) for f in (spearman_corrcoef, pearson_corrcoef, concordance_corrcoef))
+    return " ".join(f"{float(value):.3f}" for value in found)
 
 
 def change_over(families: Sequence[Measured], weights: Mapping[str, float]) -> None:
@@ -269,17 +298,6 @@ def change_over(families: Sequence[Measured], weights: Mapping[str, float]) -> N
             drawn.append(tau(now[rows], true[rows]) - tau(then[rows], true[rows]))
         low, high = np.nanquantile(np.mean(drawn, 0), (0.025, 0.975))
         print(f"{title:28}{np.mean(own):+.2f} [{low:+.3f}, {high:+.3f}]   " + "  ".join(f"{one:+.2f}" for one in own))
-
-
-@dataclass(frozen=True)
-class Examined:
-    """An audit of a family: what was measured of it, and on what."""
-
-    measured: Measured
-    evidence: Evidence
-    scores: dict[str, ModelScores]
-    findings: Sequence[str]
-    sizes: Array
 
 
 @cache
@@ -321,7 +339,7 @@ def main() -> None:
         ceilings(one.measured.index(weights), one.measured.truths, len(one.findings))
         subsets(one.scores, one.findings, one.measured.truths[:1], weights)
         panels(one.evidence, one.measured, weights)
-    between({images: (one.scores, one.findings) for images, one in sets.items()}, weights)
+    between(sets, weights)
     if args.beside:
         others = [look(*beside.split(":", 1)) for beside in args.beside]
         change_over([one.measured for one in (*others, *sets.values())], weights)

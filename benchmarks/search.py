@@ -1,7 +1,7 @@
 """How near is the search to the smallest change known to exist? The demonstration's models on the phantom.
 
-    python benchmarks/search.py [--n 16] [--seed 7] [--models plain …] [--cap 0.9] [--whole] [--sheets FOLDER]
-        [--cache FOLDER]
+    python benchmarks/search.py [--n 16] [--seed 7] [--models plain …] [--cap 0.9] [--whole] [--steps 110]
+        [--sheets FOLDER] [--cache FOLDER]
 
 The phantom knows by intervention what the search is not told: the healthy twin (the finding taken away), and the film
 without its marker, which is all that the shortcut model reads. For the first query images that all models classify
@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*")
     parser.add_argument("--cap", type=float)
     parser.add_argument("--whole", action="store_true", help="counterfactual.shrink_local = false")
+    parser.add_argument("--steps", type=int, help="counterfactual.shrink_steps")
     parser.add_argument("--sheets", type=Path)
     parser.add_argument("--cache", type=Path)
     args = parser.parse_args()
@@ -166,7 +167,9 @@ def main() -> None:
         subject = work.subject(name)
         ends, seconds = {}, {}
         for phase, shrink in (("alignment alone", False), ("shrunk", True)):
-            settings = config.counterfactual.model_copy(update={"shrink": shrink, "shrink_local": not args.whole})
+            switches = {"shrink": shrink, "shrink_local": not args.whole}
+            switches |= {} if args.steps is None else {"shrink_steps": args.steps}
+            settings = config.counterfactual.model_copy(update=switches)
             its = dataclasses.replace(context, config=config.model_copy(update={"counterfactual": settings}))
             begun = time.monotonic()
             explained = explain_model(its, choose_method(settings, config.seed), networks, queried, subject)
