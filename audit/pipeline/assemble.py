@@ -16,6 +16,7 @@ from audit.pipeline.certificate import certificate
 from audit.pipeline.context import Context
 from audit.pipeline.first_look import Look
 from audit.pipeline.images import Images
+from audit.pipeline.influence import influence_notices
 from audit.pipeline.labels import (
     Labelled,
     LabelRun,
@@ -120,7 +121,11 @@ def assemble(context: Context, findings: Findings) -> AuditResult:
         data_read=images.read,
         label_counts=None if findings.labels is None else label_counts(images.audited),
         models=rows,
-        notices=[*_notices(config, findings), *_mixture(config, images, rows, explanations.get("queries", ()))],
+        notices=[
+            *_notices(config, findings),
+            *_mixture(config, images, rows, explanations.get("queries", ())),
+            *_influence(findings, rows),
+        ],
         differences=_differences(findings, config.seed),
         not_computed=[*_not_computed(findings), *findings.lost],
         environment=context.watch.environment(context.device),
@@ -250,6 +255,15 @@ def _mixture(
     names = images.all.class_names
     sources = [names[c] for c in source_classes(config.queries, names)] if queries else []
     return mixture_notices(models, queries, sources)
+
+
+def _influence(findings: Findings, models: Sequence[ModelResult]) -> list[Notice]:
+    """Tell which query images alone decide what models answer to."""
+    if findings.meaningfulness is None or findings.meaningfulness.panel is None:
+        return []
+    ids = {model.name: [row.query for row in model.queries] for model in models if model.queries}
+    responses = findings.meaningfulness.panel.responses
+    return influence_notices({name: one for name, one in responses.items() if name in ids}, ids)
 
 
 def _differences(findings: Findings, seed: int) -> list[Difference]:
