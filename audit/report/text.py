@@ -20,7 +20,8 @@ from audit.results import (
 )
 
 DASH = "\N{EN DASH}"
-
+MOST_CLASSES = 3
+"""Classes that a cell of a table names."""
 
 KERNELS = {"energy": "energy distance", "cmmd": "the kernel of CMMD"}
 """Words for the choices of `metrics.realism_kernel`."""
@@ -119,6 +120,12 @@ def weights(result: AuditResult) -> str:
 def unweighted(result: AuditResult) -> list[str]:
     """Return the parts that are shown and do not count in the index."""
     return [name for name in components(result) if result.index_weights and name not in result.index_weights]
+
+
+def left_out(model: ModelResult) -> list[tuple[str, int]]:
+    """Return the classes of which candidates were left out of the query images, and how many, the most first."""
+    found = [(name, count) for name, count in model.left_out.items() if count]
+    return sorted(found, key=lambda row: -row[1])
 
 
 def why_missing(metric: str, model: ModelResult | ComparedMethod | None, result: AuditResult) -> str:

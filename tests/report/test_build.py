@@ -262,6 +262,30 @@ def test_very_many_classes_show_the_hardest(support_results: ModuleType, tmp_pat
     assert "Whole confusion matrices" not in html
 
 
+def test_of_very_many_classes_a_cell_names_a_few_and_lpips_has_a_column_where_it_is_known(
+    support_results: ModuleType, tmp_path: Path
+):
+    results = support_results.example_audit(tmp_path, ["plain", "trades"], n_queries=3, size=16)
+    plain, trades = results.models
+    plain.left_out, trades.left_out = {f"class-{i:03d}": i for i in range(200)}, {"class-007": 7, "class-008": 0}
+    plain.counterfactuals.operating_point = {f"class-{i:03d}": 0.9 for i in range(200)}
+
+    def table() -> str:
+        html = render_report(support_results.write_audit(tmp_path, results)).read_text(encoding="utf-8")
+        return next(part for part in re.findall(r"<table.*?</table>", html, re.DOTALL) if "Left out" in part)
+
+    without = table()
+    most = ["199 class-199", "198 class-198", "197 class-197"]
+    assert re.findall(r">(\d+ class-\d+)<", without) == [*most, "7 class-007"]
+    assert re.findall(r"and \d+ more", without) == ["and 197 more", "and 196 more"]
+    assert without.count("class-000 90") == 1
+    assert "LPIPS" not in without
+    plain.counterfactuals.lpips = plain.counterfactuals.perceptual
+    with_one = table()
+    assert with_one.count(">LPIPS<") == 1
+    assert with_one.count("<td") == without.count("<td") + 2
+
+
 def test_missing_parts_and_weights_of_the_index_are_told(support_results: ModuleType, tmp_path: Path):
     results = support_results.example_audit(tmp_path, models=["plain"], n_queries=1, size=16)
     assert "All parts weigh the same." in shown_text(support_results, tmp_path, results)
