@@ -149,7 +149,12 @@ def _left(lines: _Lines, seconds: float) -> float | None:
 def _plain_line(lines: _Lines, seconds: float) -> str:
     left = _left(lines, seconds)
     tail = f", {duration(seconds)}" if not left else f", about {duration(left)} left"
-    return f"{lines.stage}: {lines.done:.6g} of {lines.total:.6g}{tail if lines.done else ''}"
+    return f"{lines.stage}: {_amount(lines.done)} of {_amount(lines.total)}{tail if lines.done else ''}"
+
+
+def _amount(amount: float) -> str:
+    """To one decimal: stages whose steps are parts of an image advance by fractions."""
+    return f"{round(amount, 1):.12g}"
 
 
 def _json_line(lines: _Lines, seconds: float) -> str:

@@ -122,6 +122,19 @@ def test_the_end_of_a_stage_is_said_once(clock: list[float], capsys: pytest.Capt
     assert capsys.readouterr().err.splitlines() == ["Checking: 1 of 1, 1 min 27 s"]
 
 
+def test_amounts_are_short_and_large_ones_whole(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
+    choose_style("plain")
+    with stage_progress("Searching", 16) as advance:
+        clock[0] += 60
+        advance(11.5644)
+    with stage_progress("Reading", 12_345_678) as advance:
+        clock[0] += 60
+        advance(12_345_678)
+    said = capsys.readouterr().err.splitlines()
+    assert said[0].startswith("Searching: 11.6 of 16,")
+    assert said[-1] == "Reading: 12345678 of 12345678, 1 min 00 s"
+
+
 def test_none_is_silent_even_in_a_log(clock: list[float], capsys: pytest.CaptureFixture[str]) -> None:
     choose_style("none")
     with stage_progress("Searching", 4) as advance:
