@@ -84,10 +84,14 @@ def fit_calibration(
     classes = range(len(class_names)) if classes is None else classes
     for index in classes:
         if counts[index] < config.min_calibration:
+            mend = (
+                "give more calibration images or lower counterfactual.min_calibration."
+                if counts[index]
+                else "check the order of its classes and its mean and std, or leave the class out."
+            )
             raise ClassifierError(
                 f"{who} assigns {counts[index]} of {len(predicted)} calibration images to class "
-                f"'{class_names[index]}' where {config.min_calibration} are needed to say what is usual for it: give "
-                "more calibration images or lower counterfactual.min_calibration."
+                f"'{class_names[index]}' where {config.min_calibration} are needed to say what is usual for it: {mend}"
             )
     distributions: dict[int, FeatureDistribution] = {}
     kinds: dict[int, str] = {}

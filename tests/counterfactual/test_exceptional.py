@@ -95,8 +95,11 @@ def test_classes_are_those_the_model_assigns_and_too_few_are_refused() -> None:
     features, predicted, _ = sample(0)
     predicted[predicted == 2] = 0
     predicted[:3] = 2
-    with pytest.raises(ClassifierError, match=r"'model' assigns 3 of 240 .* 'c' where 30"):
+    with pytest.raises(ClassifierError, match=r"'model' assigns 3 of 240 .* 'c' where 30 .*: give more"):
         fit(features, predicted)
+    never = torch.where(predicted == 2, 0, predicted)
+    with pytest.raises(ClassifierError, match=r"'model' assigns 0 of 240 .* 'c' where 30 .*: check the order"):
+        fit(features, never)
     calibration = fit_calibration(features, predicted, CounterfactualConfig(), NAMES, 0, classes=(0, 1))
     assert list(calibration.distributions) == list(calibration.kinds) == [0, 1]  # edits from 0 to 1 do without 2
     assert calibration.counts == (158, 79, 3)
