@@ -62,6 +62,9 @@ class GateOutcome(Row):
         default=None, description="what the policy counts an inconclusive check as; None: neither"
     )
     checks: list[Check]
+    notes: list[str] = Field(
+        default_factory=list, description="what to know of the numbers that were checked; the verdict does without it"
+    )
 
     def verdict(self, check: Check) -> Status:
         """Return what a check counts as."""
@@ -112,7 +115,26 @@ def evaluate_gate(results: AuditResult, policy: Policy, baseline: AuditResult | 
         checks.append(_not_measured(0, name, "name", "one model of this name", sentence))
     for number, rule in enumerate(policy.rule, start=1):
         checks += _check_rule(number, rule, case)
-    return GateOutcome(audit=results.name, inconclusive=policy.inconclusive, checks=checks)
+    notes = _still_shrinking(policy, checks, results)
+    return GateOutcome(audit=results.name, inconclusive=policy.inconclusive, checks=checks, notes=notes)
+
+
+def _still_shrinking(policy: Policy, checks: list[Check], results: AuditResult) -> list[str]:
+    """Return a sentence on the edits that had not converged, of every model whose checked numbers rest on edits."""
+    models = {model.name: model for model in results.models}
+    found: dict[str, None] = {}
+    for check in checks:
+        if check.rule == 0:  # of the audit as a whole
+            continue
+        rule = policy.rule[check.rule - 1]
+        for name in (one for one in (check.model, rule.above) if one in models):
+            part, path = part_of(models[name], rule.metric or "index")
+            edits, label = part.counterfactuals, models[name].label_of(rule.metric or "")
+            if path.split(".")[0] in MEANINGFULNESS and edits is not None and edits.still_shrinking:
+                who = name if label is None else f"{name} for '{label}'"
+                found[f"{edits.still_shrinking} of {edits.n} of {who}"] = None
+    told = ", ".join(found)
+    return [f"Edits that still shrank when the search ended, so that smaller ones may exist: {told}."] if told else []
 
 
 def _check_rule(number: int, rule: Rule, case: _Case) -> Iterator[Check]:

@@ -55,6 +55,8 @@ def to_junit_xml(outcome: GateOutcome) -> str:
         if kind is not None:
             text = _xml_text(check.sentence)
             ElementTree.SubElement(case, kind, {"message": text, "type": check.status}).text = text
+    if outcome.notes:
+        ElementTree.SubElement(suite, "system-out").text = _xml_text("\n".join(outcome.notes))
     ElementTree.indent(root)
     return '<?xml version="1.0" encoding="UTF-8"?>\n' + ElementTree.tostring(root, encoding="unicode") + "\n"
 
@@ -81,6 +83,8 @@ def to_markdown(outcome: GateOutcome) -> str:
         lines.append(f"| {status} | " + " | ".join(_cell(text) for text in cells) + " |")
     if outcome.inconclusive is not None and counts["inconclusive"]:
         lines += ["", f"What is inconclusive counts as {outcome.inconclusive} in this policy."]
+    for note in outcome.notes:
+        lines += ["", _cell(note)]
     return "\n".join(lines) + "\n"
 
 

@@ -115,8 +115,7 @@ def account(model: ModelResult, result: AuditResult) -> list[Markup]:
                 percent(scores.flip_ratio.value, 0)
             )
         )
-    if scores.converged is not None and finite(scores.converged) and scores.converged < 1:
-        going = round((1 - scores.converged) * scores.n)
+    if going := scores.still_shrinking:
         said.append(
             Markup("{} of {} edits still shrank when the search ended; smaller ones may exist.").format(going, scores.n)
         )

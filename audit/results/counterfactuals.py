@@ -1,5 +1,6 @@
 """Scores of a model's counterfactuals, over its query images."""
 
+import math
 from typing import Literal
 
 from pydantic import Field
@@ -143,3 +144,10 @@ class Counterfactuals(Row):
     untrusted: list[str] = Field(
         default_factory=list, description="why they, and the index that rests on them, must not be believed"
     )
+
+    @property
+    def still_shrinking(self) -> int:
+        """How many of the edits still shrank when the search ended, so that smaller ones may exist."""
+        if self.converged is None or not math.isfinite(self.converged):
+            return 0
+        return round((1 - self.converged) * self.n)

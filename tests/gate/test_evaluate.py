@@ -607,6 +607,30 @@ def test_junit_counts_failures_and_errors(results: AuditResult):
     assert suite.get("name") == 'a <b> &  "c"'
 
 
+def test_edits_that_still_shrank_are_told_where_a_checked_number_rests_on_them(results: AuditResult):
+    models = []
+    for model, converged in zip(results.models, (0.5, 1.0, None, math.nan), strict=False):
+        assert model.counterfactuals is not None
+        edits = model.counterfactuals.model_copy(update={"converged": converged, "n": 64})
+        models.append(model.model_copy(update={"counterfactuals": edits}))
+    told = results.model_copy(update={"models": models})
+    first, second = models[0].name, models[1].name
+    sentence = f"Edits that still shrank when the search ended, so that smaller ones may exist: 32 of 64 of {first}."
+    for rule in (
+        {"metric": "index", "min": 0}, {"metric": "counterfactuals.l1", "max": 1, "models": [first]},
+        {"above": first, "models": [second]}, {"above": second, "models": [first]},
+    ):  # fmt: skip
+        outcome = evaluate_gate(told, policy(rule, rule))
+        assert outcome.notes == [sentence]
+        assert f"\n\n{sentence}\n" in to_markdown(outcome)
+        root = ElementTree.fromstring(to_junit_xml(outcome))
+        assert root.findtext("testsuite/system-out") == sentence
+    for rule in ({"metric": "clean.accuracy", "min": 0}, {"metric": "index", "min": 0, "models": [second]}):
+        outcome = evaluate_gate(told, policy(rule))
+        assert outcome.notes == []
+        assert "still shrank" not in to_markdown(outcome) + to_junit_xml(outcome)
+
+
 def test_markdown_puts_the_worst_first_and_keeps_its_columns(results: AuditResult):
     piped = with_model(results, "shortcut", name="short|cut")
     text = to_markdown(evaluate_gate(piped, policy({"metric": "index", "min": 30})))
