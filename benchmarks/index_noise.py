@@ -27,13 +27,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from family import CLEAR, VISIBLE, Effects, intervene, load
-from index_parts import Evidence, answers_of, gather, parser_of, response
+from index_parts import Evidence, answers_of, gather, parser_of, response, with_greys
 from torch import Tensor
 from torchmetrics.functional import concordance_corrcoef, pearson_corrcoef, spearman_corrcoef
 
 from audit.config import RankingConfig
 from audit.metrics.components import ModelScores, components, localisation_scores, sparsity_scores, target_kernels
 from audit.metrics.distribution import EmbeddedSets
+from audit.metrics.response import Answers
 from audit.pipeline.rank import bootstrap_weights, weighted_index
 from audit.results import COMPONENTS
 from audit.runtime.seeds import stage_generator
@@ -43,6 +44,8 @@ PANELS, SUBSETS = (2, 3, 4, 6), 400
 """How many models are audited together, and how many such panels are drawn."""
 SOUND = 0.7
 """Truth from which on a model is called sound."""
+GREYS = "response with grey values"
+"""Beside the components: as response, and outside the region other grey values, too."""
 LINE = " {:>22}"
 Array = np.ndarray
 
@@ -93,11 +96,21 @@ class Examined:
     findings: Sequence[str]
     sizes: Array
 
+    def redrawn(self, weights: Tensor) -> dict[str, Array]:
+        """Components `[B, M]` under image weights `[B, n]`."""
+        return redrawn(self.scores, self.evidence, weights)
 
-def redrawn(scores: Mapping[str, ModelScores], weights: Tensor) -> dict[str, Array]:
+
+def redrawn(scores: Mapping[str, ModelScores], evidence: Evidence, weights: Tensor) -> dict[str, Array]:
     """Components `[B, M]` under image weights `[B, n]`."""
     found = [components(one, weights)[0] for one in scores.values()]
-    return {part: torch.stack([values[part] for values in found], 1).numpy() for part in COMPONENTS}
+    parts = {part: torch.stack([values[part] for values in found], 1).numpy() for part in COMPONENTS}
+    return parts | {GREYS: shares([with_greys(evidence, name) for name in scores], weights)}
+
+
+def shares(some: Sequence[Answers], weights: Tensor) -> Array:
+    """Share `[B, M]` of what is answered to that lies in the region, under image weights `[B, n]`."""
+    return torch.stack([one.share(weights) for one in some], 1).numpy()
 
 
 def with_estimate(draws: Tensor) -> Tensor:
@@ -184,7 +197,10 @@ def trials(weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
     }
     bare = RankingConfig().weights(response=False)
     judged = {k: w for k, w in bare.items() if k not in ("realism", "transfer")}
-    return found | {"index without response": bare, "the same - realism - transfer": judged}
+    proposed = {GREYS if k == "response" else k: w for k, w in weights.items()}
+    return found | {
+        "index without response": bare, "the same - realism - transfer": judged, "index with grey values": proposed
+    }  # fmt: skip
 
 
 def tried(measured: Measured, weights: Mapping[str, float], sizes: Array) -> None:
@@ -217,25 +233,27 @@ def alike(findings: Sequence[str]) -> Tensor:
     return torch.tensor([[1 / findings.count(one) for one in findings]], dtype=torch.float64)
 
 
-def subsets(scores: Mapping[str, ModelScores], findings: Sequence[str], true: Array, weights: dict[str, float]) -> None:
+def subsets(one: Examined, weights: dict[str, float]) -> None:
     """Print the index on random subsets of the images, on those of one finding, and with findings that weigh alike."""
+    findings, true = one.findings, one.measured.truths[:1]
     n, rng = len(findings), np.random.default_rng(0)
     cases = {f"{size} of {n}": torch.zeros(200, n, dtype=torch.float64) for size in (25, 50) if size < n}
     for rows, size in zip(cases.values(), (25, 50), strict=False):
         for row in rows:
             row[torch.from_numpy(rng.choice(n, size, replace=False))] = 1
     for what in sorted(set(findings)):
-        cases[f"{what}, {findings.count(what)}"] = torch.tensor([[one == what for one in findings]]).double()
+        cases[f"{what}, {findings.count(what)}"] = torch.tensor([[what == found for found in findings]]).double()
     cases["findings weigh alike"] = alike(findings)
     print()
     for title, images in cases.items():
-        index = Measured(tuple(scores), redrawn(scores, images), true).index(weights)
+        index = Measured(one.measured.names, one.redrawn(images), true).index(weights)
         print(f"{title:22}" + LINE.format(spread(tau(index, true))) + LINE.format(spread(pairs(index, true))))
 
 
 def panels(evidence: Evidence, measured: Measured, weights: Mapping[str, float]) -> None:
     """Print the share of clear pairs that is ordered rightly where a few models, drawn at random, are all there are."""
     rng, true = np.random.default_rng(0), measured.truths[0]
+    all_alike = torch.ones(1, len(next(iter(evidence.greys.values()))), dtype=torch.float64)
     print(f"\n{'panels of':34}" + "".join(f"{m:>7}" for m in PANELS))
     right: dict[str, list[list[float]]] = {title: [[] for _ in PANELS] for title in trials(weights)}
     for place, m in enumerate(PANELS):
@@ -244,13 +262,15 @@ def panels(evidence: Evidence, measured: Measured, weights: Mapping[str, float])
             if np.ptp(true[some]) < CLEAR:
                 continue
             names = [measured.names[i] for i in some]
-            shares = np.nan_to_num([[response(evidence, name, names) for name in names]])
-            parts = {part: values[:1, some] for part, values in measured.parts.items()} | {"response": shares}
+            heard = np.nan_to_num([[response(evidence, name, names) for name in names]])
+            greyed = shares([with_greys(evidence, name, names) for name in names], all_alike)
+            parts = {part: values[:1, some] for part, values in measured.parts.items()}
+            parts |= {"response": heard, GREYS: np.nan_to_num(greyed)}
             panel = Measured(tuple(names), parts, true[None, some])
             for title, trial in trials(weights).items():
                 right[title][place].append(float(pairs(panel.index(trial), panel.truths)[0]))
     for title, found in right.items():
-        print(f"{title:34}" + "".join(f"{np.mean(shares):7.3f}" for shares in found))
+        print(f"{title:34}" + "".join(f"{np.mean(of_size):7.3f}" for of_size in found))
 
 
 def between(sets: Mapping[str, Examined], weights: Mapping[str, float]) -> None:
@@ -268,9 +288,7 @@ def between(sets: Mapping[str, Examined], weights: Mapping[str, float]) -> None:
         for title, some in trials(weights).items():
             x, y = a.measured.index(some), b.measured.index(some)
             low, high = np.nanquantile(tau(x[1:], y[1:]), (0.025, 0.975))
-            even = [
-                Measured(tuple(e.scores), redrawn(e.scores, alike(e.findings)), np.empty(0)).index(some) for e in (a, b)
-            ]
+            even = [Measured(e.measured.names, e.redrawn(alike(e.findings)), np.empty(0)).index(some) for e in (a, b)]
             print(
                 f"{title:34}{float(tau(x, y)[0]):5.2f} [{low:5.2f}, {high:5.2f}] {same_numbers(x[0], y[0])};  "
                 f"{float(tau(x[:1, sound], y[:1, sound])[0]):.2f} {same_numbers(x[0, sound], y[0, sound])};  "
@@ -314,7 +332,7 @@ def examine(family: str, images: str, out: Path, *, embedding: str, n: int, righ
     names = tuple(evidence.edited)
     scores = {name: scores_of(evidence, name) for name in names}
     findings = evidence.edited[names[0]].findings
-    drawn = redrawn(scores, with_estimate(bootstrap_weights(len(findings), DRAWS, 0)))
+    drawn = redrawn(scores, evidence, with_estimate(bootstrap_weights(len(findings), DRAWS, 0)))
     truth_images = with_estimate(bootstrap_weights(n, DRAWS, 0, "truth"))
     if right:
         truth_images = truth_images * torch.stack([effects[name].right for name in names]).all(0)
@@ -337,7 +355,7 @@ def main() -> None:
         tried(one.measured, weights, one.sizes)
         wrong_pairs(one.measured, weights)
         ceilings(one.measured.index(weights), one.measured.truths, len(one.findings))
-        subsets(one.scores, one.findings, one.measured.truths[:1], weights)
+        subsets(one, weights)
         panels(one.evidence, one.measured, weights)
     between(sets, weights)
     if args.beside:

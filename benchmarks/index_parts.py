@@ -95,12 +95,13 @@ class Evidence:
     """All that the candidates rest on.
 
     By maker and judge: what is `said` by all but the maker, and what models, the maker among them, answer to the edits
-    inside and outside the region.
+    inside and outside the region. By model: what it answers to other grey values, `[n]`.
     """
 
     edited: dict[str, Edited]
     said: dict[str, dict[str, Said]]
     answers: dict[str, dict[str, Answers]]
+    greys: dict[str, Tensor]
     real: Tensor
 
 
@@ -162,6 +163,13 @@ def received(evidence: Evidence, name: str) -> float:
 def answers_of(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> Answers:
     """What a model answers to the edits of the `makers`, or of all; they have to be on the same images."""
     return together([made[name] for maker, made in evidence.answers.items() if makers is None or maker in makers])
+
+
+def with_greys(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> Answers:
+    """As `answers_of`, and outside the region, with the weight of an edit of each maker, other grey values."""
+    found = answers_of(evidence, name, makers)
+    n = len(evidence.answers if makers is None else makers)
+    return Answers(found.inside, found.outside + n * evidence.greys[name])
 
 
 def response(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> float:
@@ -312,7 +320,8 @@ def gather(images: str, family: str, out: Path, embedding: str, classifiers: dic
     heard = {
         maker: {name: parts_heard(context, classifiers[name], one) for name in edited} for maker, one in edited.items()
     }
-    return Evidence(edited, said, heard, unit_norm(embed_all(network, healthy, 256, CPU)))
+    greys = {name: greys_heard(context, classifiers[name], one) for name, one in edited.items()}
+    return Evidence(edited, said, heard, greys, unit_norm(embed_all(network, healthy, 256, CPU)))
 
 
 def judged(
@@ -348,6 +357,17 @@ def parts_heard(context: Context, model: Classifier, one: Edited) -> Answers:
     part = one.region[:, None]
     inside, outside = torch.where(part, one.images, one.inversions), torch.where(part, one.inversions, one.images)
     return answers(*(confidences_of(context, model, shown)[:, 0] for shown in (one.inversions, inside, outside)))
+
+
+def greys_heard(context: Context, model: Classifier, one: Edited) -> Tensor:
+    """Mean `[n]` of what a model answers, either way, where the whole inversion becomes brighter, darker, more or less
+    contrasted by a tenth."""
+    x = one.inversions
+    mean = x.mean((1, 2, 3), keepdim=True)
+    changed = [f for g in (0.9, 1.1) for f in (g * x, x.clamp(0, 1) ** g, mean + g * (x - mean))]
+    before = confidences_of(context, model, x)[:, 0]
+    moved = [answers(before, before, confidences_of(context, model, y.clamp(0, 1))[:, 0]).outside for y in changed]
+    return torch.stack(moved).mean(0)
 
 
 def power_of(result: AuditResult, maker: str, judge: str) -> float:
