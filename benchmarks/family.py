@@ -49,6 +49,7 @@ from audit.data.phantom import CLASS_NAMES, HEALTHY, NORMAL, draw_exogenous, mar
 from audit.data.phantom_render import SIZE, render
 from audit.pipeline.runner import run_audit
 from audit.results import COMPONENTS, MAIN_REGION, AuditResult, ModelResult, Query
+from audit.runtime.progress import choose_style
 from audit.runtime.seeds import stage_generator, stage_seed
 from audit.training.classifier.config import ClassifierTrainConfig
 from audit.training.classifier.train import train_classifier
@@ -451,6 +452,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="audit these only")
     parser.add_argument("--generator", help="another generator's file, its encoder beside it")
     args = parser.parse_args()
+    choose_style(None)  # an audit of a family takes up to an hour
     out = args.out.resolve()
     if args.what == "train":
         train(FAMILIES[args.family], args.family, out)
