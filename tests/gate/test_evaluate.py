@@ -625,7 +625,10 @@ def test_edits_that_still_shrank_are_told_where_a_checked_number_rests_on_them(r
         assert f"\n\n{sentence}\n" in to_markdown(outcome)
         root = ElementTree.fromstring(to_junit_xml(outcome))
         assert root.findtext("testsuite/system-out") == sentence
-    for rule in ({"metric": "clean.accuracy", "min": 0}, {"metric": "index", "min": 0, "models": [second]}):
+    for rule in (
+        {"metric": "clean.accuracy", "min": 0}, {"metric": "index", "min": 0, "models": [second]},
+        {"metric": "methods.pixel.counterfactuals.l1", "max": 1},
+    ):  # fmt: skip
         outcome = evaluate_gate(told, policy(rule))
         assert outcome.notes == []
         assert "still shrank" not in to_markdown(outcome) + to_junit_xml(outcome)
