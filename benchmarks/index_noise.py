@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from family import CLEAR, VISIBLE, Effects, intervene, load
-from index_parts import Evidence, answers_of, gather, parser_of, response, with_greys
+from index_parts import Evidence, answers_of, gather, parser_of, with_greys
 from torch import Tensor
 from torchmetrics.functional import concordance_corrcoef, pearson_corrcoef, spearman_corrcoef
 
@@ -262,10 +262,9 @@ def panels(evidence: Evidence, measured: Measured, weights: Mapping[str, float])
             if np.ptp(true[some]) < CLEAR:
                 continue
             names = [measured.names[i] for i in some]
-            heard = np.nan_to_num([[response(evidence, name, names) for name in names]])
-            greyed = shares([with_greys(evidence, name, names) for name in names], all_alike)
             parts = {part: values[:1, some] for part, values in measured.parts.items()}
-            parts |= {"response": heard, GREYS: np.nan_to_num(greyed)}
+            for part, heard in (("response", answers_of), (GREYS, with_greys)):
+                parts[part] = np.nan_to_num(shares([heard(evidence, name, names) for name in names], all_alike))
             panel = Measured(tuple(names), parts, true[None, some])
             for title, trial in trials(weights).items():
                 right[title][place].append(float(pairs(panel.index(trial), panel.truths)[0]))
