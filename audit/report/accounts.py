@@ -213,15 +213,15 @@ def _images(one: Comparison, other: str) -> str:
     higher = one.probability if one.b == other else 1 - one.probability
     if one.images_needed is None:
         return f"higher with probability {probability(higher)}"
-    return f"about {about(one.images_needed)} would be needed"
+    return f"{about(one.images_needed)} would be needed"
 
 
 def about(images: int) -> str:
-    """Return a number of images to two digits, for it is no surer than that."""
+    """Return in words a number of images to two digits, for it is no surer than that."""
     if images > MANY_IMAGES:
         return f"more than {MANY_IMAGES}"
     digits = max(len(str(images)) - 2, 0)
-    return str(round(images, -digits))
+    return f"about {round(images, -digits)}"
 
 
 def _clearest(model: ModelResult, queries: Mapping[str, Query], folder: Path) -> Clearest | None:
