@@ -1,7 +1,7 @@
 """A family of phantom classifiers with graded faults, and the truth about each of them by intervention.
 
     python benchmarks/family.py train --family first --out runs/family     (resumable: a finished model is kept)
-    python benchmarks/family.py truth --family first --out runs/family
+    python benchmarks/family.py truth --family first --out runs/family     (--family shipped: the demonstration's)
     python benchmarks/family.py audit --family first --out runs/family --queries 48 --seed 7 [--generator FILE]
         [--models NAME ...] [--images 2000]
 
@@ -115,6 +115,8 @@ class Member:
 
 
 SPREAD = {"exposure": 0.055, "contrast": 0.10, "marker_brightness": 0.058, "marker_x": 0.022}
+SHIPPED = "shipped"
+"""The demonstration's classifiers, of which `truth` can be asked, too."""
 FAMILIES = {
     "first": (
         Member("plain"),
@@ -353,7 +355,9 @@ def truth(classifiers: Mapping[str, Callable[[Tensor], Tensor]], n: int, seed: i
 
 
 def trained(family: str, out: Path) -> tuple[ClassifierConfig, ...]:
-    """Return the members of a family whose training has finished."""
+    """Return the members of a family whose training has finished, or the classifiers of the demonstration."""
+    if family == SHIPPED:
+        return tuple(load_config(demo_config()).classifiers)
     return tuple(
         ClassifierConfig(
             name=m.name, architecture=m.architecture, checkpoint=str(out / family / m.name / f"{m.name}.safetensors")
@@ -461,7 +465,7 @@ def _number(value: float | None) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("train", "truth", "audit", "compare"))
-    parser.add_argument("--family", choices=tuple(FAMILIES), default="first")
+    parser.add_argument("--family", choices=(*FAMILIES, SHIPPED), default="first")
     parser.add_argument("--out", type=Path, default=Path("runs/family"))
     parser.add_argument("--n", type=int, default=600, help="images of the truth")
     parser.add_argument("--queries", type=int, default=48)
@@ -470,6 +474,8 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", help="train or audit these only")
     parser.add_argument("--generator", help="another generator's file, its encoder beside it")
     args = parser.parse_args()
+    if args.family == SHIPPED and args.what != "truth":
+        parser.error(f"the classifiers of '{SHIPPED}' are trained and audited by the package's own commands")
     choose_style(None)  # an audit of a family takes up to an hour
     out = args.out.resolve()
     if args.what == "train":

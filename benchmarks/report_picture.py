@@ -1,6 +1,6 @@
 """The README's picture: verdict, ranking and one query image of a report, by headless Chromium.
 
-python benchmarks/report_picture.py spruce-audit-demo/report.html test-00402 docs/pictures/report.png
+python benchmarks/report_picture.py spruce-audit-demo/report.html test-00709 docs/pictures/report.png
 """
 
 import shutil
