@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from family import CLEAR, VISIBLE, Effects, intervene, load
-from index_parts import Evidence, answers_of, gather, parser_of, with_greys
+from index_parts import Evidence, answers_of, gather, parser_of, strong_answers
 from torch import Tensor
 from torchmetrics.functional import concordance_corrcoef, pearson_corrcoef, spearman_corrcoef
 
@@ -44,8 +44,8 @@ PANELS, SUBSETS = (2, 3, 4, 6), 400
 """How many models are audited together, and how many such panels are drawn."""
 SOUND = 0.7
 """Truth from which on a model is called sound."""
-GREYS = "response with grey values"
-"""Beside the components: as response, and outside the region other grey values, too."""
+STRONG = "strong response"
+"""Beside the components: response by what is answered strongest, and outside the region to another acquisition, too."""
 LINE = " {:>22}"
 Array = np.ndarray
 
@@ -105,7 +105,7 @@ def redrawn(scores: Mapping[str, ModelScores], evidence: Evidence, weights: Tens
     """Components `[B, M]` under image weights `[B, n]`."""
     found = [components(one, weights)[0] for one in scores.values()]
     parts = {part: torch.stack([values[part] for values in found], 1).numpy() for part in COMPONENTS}
-    return parts | {GREYS: shares([with_greys(evidence, name) for name in scores], weights)}
+    return parts | {STRONG: shares([strong_answers(evidence, name) for name in scores], weights)}
 
 
 def shares(some: Sequence[Answers], weights: Tensor) -> Array:
@@ -197,9 +197,9 @@ def trials(weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
     }
     bare = RankingConfig().weights(response=False)
     judged = {k: w for k, w in bare.items() if k not in ("realism", "transfer")}
-    proposed = {GREYS if k == "response" else k: w for k, w in weights.items()}
+    proposed = {STRONG if k == "response" else k: w for k, w in weights.items()}
     return found | {
-        "index without response": bare, "the same - realism - transfer": judged, "index with grey values": proposed
+        "index without response": bare, "the same - realism - transfer": judged, f"index with {STRONG}": proposed
     }  # fmt: skip
 
 
@@ -253,7 +253,7 @@ def subsets(one: Examined, weights: dict[str, float]) -> None:
 def panels(evidence: Evidence, measured: Measured, weights: Mapping[str, float]) -> None:
     """Print the share of clear pairs that is ordered rightly where a few models, drawn at random, are all there are."""
     rng, true = np.random.default_rng(0), measured.truths[0]
-    all_alike = torch.ones(1, len(next(iter(evidence.greys.values()))), dtype=torch.float64)
+    all_alike = torch.ones(1, next(iter(evidence.acquired.values())).shape[1], dtype=torch.float64)
     print(f"\n{'panels of':34}" + "".join(f"{m:>7}" for m in PANELS))
     right: dict[str, list[list[float]]] = {title: [[] for _ in PANELS] for title in trials(weights)}
     for place, m in enumerate(PANELS):
@@ -263,7 +263,7 @@ def panels(evidence: Evidence, measured: Measured, weights: Mapping[str, float])
                 continue
             names = [measured.names[i] for i in some]
             parts = {part: values[:1, some] for part, values in measured.parts.items()}
-            for part, heard in (("response", answers_of), (GREYS, with_greys)):
+            for part, heard in (("response", answers_of), (STRONG, strong_answers)):
                 parts[part] = np.nan_to_num(shares([heard(evidence, name, names) for name in names], all_alike))
             panel = Measured(tuple(names), parts, true[None, some])
             for title, trial in trials(weights).items():

@@ -39,6 +39,8 @@ from audit.pipeline.answers import confidences_of
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images, read_images
 from audit.pipeline.rank import FLOOR
+from audit.reliance.interventions import INTERVENTIONS
+from audit.reliance.spec import intervene
 from audit.results import COMPONENTS, MAIN_REGION, AuditResult, ModelResult
 from audit.runtime.environment import Stopwatch
 from audit.storage.cache import Store
@@ -95,13 +97,13 @@ class Evidence:
     """All that the candidates rest on.
 
     By maker and judge: what is `said` by all but the maker, and what models, the maker among them, answer to the edits
-    inside and outside the region. By model: what it answers to other grey values, `[n]`.
+    inside and outside the region. By model: what it answers to each other acquisition of the image, `[V, n]`.
     """
 
     edited: dict[str, Edited]
     said: dict[str, dict[str, Said]]
     answers: dict[str, dict[str, Answers]]
-    greys: dict[str, Tensor]
+    acquired: dict[str, Tensor]
     real: Tensor
 
 
@@ -165,11 +167,17 @@ def answers_of(evidence: Evidence, name: str, makers: Collection[str] | None = N
     return together([made[name] for maker, made in evidence.answers.items() if makers is None or maker in makers])
 
 
-def with_greys(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> Answers:
-    """As `answers_of`, and outside the region, with the weight of an edit of each maker, other grey values."""
-    found = answers_of(evidence, name, makers)
-    n = len(evidence.answers if makers is None else makers)
-    return Answers(found.inside, found.outside + n * evidence.greys[name])
+def strong_answers(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> Answers:
+    """What a model answers inside and outside the region, as root mean squares over makers, and outside also to another
+    acquisition of the image, as the root mean square over its kinds."""
+    made = [made[name] for maker, made in evidence.answers.items() if makers is None or maker in makers]
+    inside, outside = (torch.stack([getattr(one, part) for one in made]) for part in ("inside", "outside"))
+    return Answers(rms(inside.clamp_min(0)), rms(outside) + rms(evidence.acquired[name]))
+
+
+def rms(values: Tensor) -> Tensor:
+    """Root mean square over the first axis."""
+    return values.square().mean(0).sqrt()
 
 
 def response(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> float:
@@ -320,8 +328,8 @@ def gather(images: str, family: str, out: Path, embedding: str, classifiers: dic
     heard = {
         maker: {name: parts_heard(context, classifiers[name], one) for name in edited} for maker, one in edited.items()
     }
-    greys = {name: greys_heard(context, classifiers[name], one) for name, one in edited.items()}
-    return Evidence(edited, said, heard, greys, unit_norm(embed_all(network, healthy, 256, CPU)))
+    acquired = {name: acquired_heard(context, classifiers[name], one) for name, one in edited.items()}
+    return Evidence(edited, said, heard, acquired, unit_norm(embed_all(network, healthy, 256, CPU)))
 
 
 def judged(
@@ -359,15 +367,12 @@ def parts_heard(context: Context, model: Classifier, one: Edited) -> Answers:
     return answers(*(confidences_of(context, model, shown)[:, 0] for shown in (one.inversions, inside, outside)))
 
 
-def greys_heard(context: Context, model: Classifier, one: Edited) -> Tensor:
-    """Mean `[n]` of what a model answers, either way, where the whole inversion becomes brighter, darker, more or less
-    contrasted by a tenth."""
-    x = one.inversions
-    mean = x.mean((1, 2, 3), keepdim=True)
-    changed = [f for g in (0.9, 1.1) for f in (g * x, x.clamp(0, 1) ** g, mean + g * (x - mean))]
-    before = confidences_of(context, model, x)[:, 0]
-    moved = [answers(before, before, confidences_of(context, model, y.clamp(0, 1))[:, 0]).outside for y in changed]
-    return torch.stack(moved).mean(0)
+def acquired_heard(context: Context, model: Classifier, one: Edited) -> Tensor:
+    """What a model answers to the inversions with a tenth more and less exposure, contrast and gamma `[6, n]`."""
+    kinds = (INTERVENTIONS.builtin[name] for name in ("exposure", "contrast", "gamma"))
+    shown = (intervene(one.inversions, change, 0.1) for kind in kinds for change in kind.variants.values())
+    before = confidences_of(context, model, one.inversions)[:, 0]
+    return torch.stack([answers(before, before, confidences_of(context, model, x)[:, 0]).outside for x in shown])
 
 
 def power_of(result: AuditResult, maker: str, judge: str) -> float:
