@@ -1,6 +1,7 @@
 """A family of phantom classifiers with graded faults, and the truth about each of them by intervention.
 
-    python benchmarks/family.py train --family first --out runs/family     (resumable: a finished model is kept)
+    python benchmarks/family.py train --family first --out runs/family [--models NAME ...]
+        (resumable: a finished model is kept)
     python benchmarks/family.py truth --family first --out runs/family     (--family shipped: the demonstration's)
     python benchmarks/family.py audit --family first --out runs/family --queries 48 --seed 7 [--generator FILE]
         [--models NAME ...] [--images 2000]
@@ -15,7 +16,7 @@ a classifier decides by can be measured by changing one thing at a time. With P 
 
 `flips` is the share of recognised findings whose removal brings the model to "healthy". The other families have other
 seeds, grades and architectures: no choice was made on the second before it was audited; the third to the sixth decide
-by rules that were written down before they were trained (benchmarks/README.md).
+by rules that were written down before they were trained, the sixth before it was audited (benchmarks/README.md).
 """
 
 import argparse

@@ -164,15 +164,20 @@ def received(evidence: Evidence, name: str) -> float:
 
 def answers_of(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> Answers:
     """What a model answers to the edits of the `makers`, or of all; they have to be on the same images."""
-    return together([made[name] for maker, made in evidence.answers.items() if makers is None or maker in makers])
+    return together(made_for(evidence, name, makers))
 
 
 def strong_answers(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> Answers:
     """What a model answers inside and outside the region, as root mean squares over makers, and outside also to another
     acquisition of the image, as the root mean square over its kinds."""
-    made = [made[name] for maker, made in evidence.answers.items() if makers is None or maker in makers]
+    made = made_for(evidence, name, makers)
     inside, outside = (torch.stack([getattr(one, part) for one in made]) for part in ("inside", "outside"))
     return Answers(rms(inside.clamp_min(0)), rms(outside) + rms(evidence.acquired[name]))
+
+
+def made_for(evidence: Evidence, name: str, makers: Collection[str] | None) -> list[Answers]:
+    """What a model answers to the edits of each of the `makers`, or of all."""
+    return [made[name] for maker, made in evidence.answers.items() if makers is None or maker in makers]
 
 
 def rms(values: Tensor) -> Tensor:
