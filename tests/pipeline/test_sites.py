@@ -128,6 +128,12 @@ def test_what_does_not_match_is_refused_with_the_reason(sites: dict[str, AuditRe
     steps = {**south.config, "robustness": {**south.config["robustness"], "steps": 7}}
     assert "robustness.steps is 2 and 7" in refused(config=steps)
     assert "are of the same images" in refused(data=north.data)
+    weighed = [
+        one.model_copy(update={"generator_sha256": "0" * 64, "config": {**one.config, "ranking": ranking}}, deep=True)
+        for one, ranking in ((north, {"response": 8.0, "bootstrap": 100}), (south, {"response": 1.0, "bootstrap": 200}))
+    ]
+    with pytest.raises(ResultsError, match=r"ranking.response is 8.0 and 1.0"):  # bootstrap may differ
+        merge(dict(zip(("north", "south"), weighed, strict=True)))
     with pytest.raises(ResultsError, match="two results files"):
         merge({"north": north})
 

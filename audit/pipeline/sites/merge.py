@@ -45,8 +45,8 @@ from audit.results import (
 from audit.robustness.accuracy import scores_of_counts
 from audit.robustness.distance import median_distance
 
-_COUNTS = {"n", "batch_size"}
-"""Keys of the robustness settings that may differ: how many images, and how many at a time."""
+_MAY_DIFFER = {"n", "batch_size", "bootstrap", "separation"}
+"""Keys of settings that do not change what a number means: how many images, how many at a time, how many draws."""
 _NO_INDEX = NotComputed(
     what="counterfactuals and index",
     why="an index compares models on the same images only, and is not joined over sites: the table of sites holds each",
@@ -203,11 +203,11 @@ def _differs(a: AuditResult, b: AuditResult) -> str | None:
     if a.component_definitions != b.component_definitions:
         return "the index and its components are defined otherwise: audit both by one version"
     settings = [shared_settings(one) for one in (a, b)]
-    sections = ("robustness", *(("counterfactual", "inversion") if a.generator_sha256 else ()))
+    sections = ("robustness", *(("counterfactual", "inversion", "ranking") if a.generator_sha256 else ()))
     for section in sections:
         left, right = (one.get(section) or {} for one in settings)
         for key in dict.fromkeys([*left, *right]):
-            if key not in _COUNTS and left.get(key) != right.get(key):
+            if key not in _MAY_DIFFER and left.get(key) != right.get(key):
                 return f"{section}.{key} is {left.get(key)} and {right.get(key)}"
     return None
 
