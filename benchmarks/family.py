@@ -495,6 +495,8 @@ def main() -> None:
     args = parser.parse_args()
     if args.family == SHIPPED and args.what != "truth":
         parser.error(f"the classifiers of '{SHIPPED}' are trained and audited by the package's own commands")
+    if args.models and args.what not in ("train", "audit"):
+        parser.error(f"--models: '{args.what}' is of all models")
     if unknown := sorted(set(args.models or ()) - {m.name for m in FAMILIES.get(args.family, ())}):
         parser.error(f"--models: '{args.family}' has no {', '.join(unknown)}")
     choose_style(None)  # an audit of a family takes up to an hour
