@@ -13,9 +13,9 @@ line over the family) plus the bootstrap's deviations of the index, against the 
 compares two such indices. For other numbers of images the index's deviations are scaled by the square root.
 
 Beside it: components alone and left out, with the interval of what that changes; with what components go among sound
-models; random subsets of the images, each finding alone, and findings that weigh alike; small panels of models; and, of
-several sets of images, how far indices agree between them. `--beside FAMILY:SEED` takes the audit of another family for
-the mean over families of what leaving components out changes.
+models; random subsets of the images, and how far two of them agree, each finding alone, and findings that weigh alike;
+small panels of models; and, of several sets of images, how far indices agree between them. `--beside FAMILY:SEED` takes
+the audit of another family for the mean over families of what leaving components out changes.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from family import CLEAR, VISIBLE, Effects, intervene, load
-from index_parts import Evidence, answers_of, gather, parser_of, strong_answers
+from index_parts import Evidence, answers_of, gather, means_of, parser_of
 from torch import Tensor
 from torchmetrics.functional import concordance_corrcoef, pearson_corrcoef, spearman_corrcoef
 
@@ -44,8 +44,8 @@ PANELS, SUBSETS = (2, 3, 4, 6), 400
 """How many models are audited together, and how many such panels are drawn."""
 SOUND = 0.7
 """Truth from which on a model is called sound."""
-STRONG = "strong response"
-"""Beside the components: response by what is answered strongest, and outside the region to another acquisition, too."""
+MEANS = "response, means of edits"
+"""Beside the components: response as it was before, by means over makers and without other acquisitions."""
 LINE = " {:>22}"
 Array = np.ndarray
 
@@ -105,7 +105,7 @@ def redrawn(scores: Mapping[str, ModelScores], evidence: Evidence, weights: Tens
     """Components `[B, M]` under image weights `[B, n]`."""
     found = [components(one, weights)[0] for one in scores.values()]
     parts = {part: torch.stack([values[part] for values in found], 1).numpy() for part in COMPONENTS}
-    return parts | {STRONG: shares([strong_answers(evidence, name) for name in scores], weights)}
+    return parts | {MEANS: shares([means_of(evidence, name) for name in scores], weights)}
 
 
 def shares(some: Sequence[Answers], weights: Tensor) -> Array:
@@ -197,9 +197,9 @@ def trials(weights: Mapping[str, float]) -> dict[str, dict[str, float]]:
     }
     bare = RankingConfig().weights(response=False)
     judged = {k: w for k, w in bare.items() if k not in ("realism", "transfer")}
-    proposed = {STRONG if k == "response" else k: w for k, w in weights.items()}
+    earlier = {MEANS if k == "response" else k: w for k, w in weights.items()}
     return found | {
-        "index without response": bare, "the same - realism - transfer": judged, f"index with {STRONG}": proposed
+        "index without response": bare, "the same - realism - transfer": judged, f"index, {MEANS}": earlier
     }  # fmt: skip
 
 
@@ -234,7 +234,8 @@ def alike(findings: Sequence[str]) -> Tensor:
 
 
 def subsets(one: Examined, weights: dict[str, float]) -> None:
-    """Print the index on random subsets of the images, on those of one finding, and with findings that weigh alike."""
+    """Print the index on random subsets of the images, on those of one finding, and with findings that weigh alike; and
+    how far two disjoint subsets agree."""
     findings, true = one.findings, one.measured.truths[:1]
     n, rng = len(findings), np.random.default_rng(0)
     cases = {f"{size} of {n}": torch.zeros(200, n, dtype=torch.float64) for size in (25, 50) if size < n}
@@ -248,12 +249,19 @@ def subsets(one: Examined, weights: dict[str, float]) -> None:
     for title, images in cases.items():
         index = Measured(one.measured.names, one.redrawn(images), true).index(weights)
         print(f"{title:22}" + LINE.format(spread(tau(index, true))) + LINE.format(spread(pairs(index, true))))
+    for size in sorted({size for size in (25, 50, n // 2) if 2 * size <= n}):
+        both = torch.zeros(2, 200, n, dtype=torch.float64)
+        for place in range(both.shape[1]):
+            drawn = torch.from_numpy(rng.permutation(n))
+            both[0, place, drawn[:size]] = both[1, place, drawn[size : 2 * size]] = 1
+        halves = (Measured(one.measured.names, one.redrawn(half), true).index(weights) for half in both)
+        print(f"{f'{size} and {size} others':22}" + LINE.format(spread(tau(*halves))) + "  between them")
 
 
 def panels(evidence: Evidence, measured: Measured, weights: Mapping[str, float]) -> None:
     """Print the share of clear pairs that is ordered rightly where a few models, drawn at random, are all there are."""
     rng, true = np.random.default_rng(0), measured.truths[0]
-    all_alike = torch.ones(1, next(iter(evidence.acquired.values())).shape[1], dtype=torch.float64)
+    all_alike = torch.ones(1, len(next(iter(evidence.acquired.values()))), dtype=torch.float64)
     print(f"\n{'panels of':34}" + "".join(f"{m:>7}" for m in PANELS))
     right: dict[str, list[list[float]]] = {title: [[] for _ in PANELS] for title in trials(weights)}
     for place, m in enumerate(PANELS):
@@ -263,7 +271,7 @@ def panels(evidence: Evidence, measured: Measured, weights: Mapping[str, float])
                 continue
             names = [measured.names[i] for i in some]
             parts = {part: values[:1, some] for part, values in measured.parts.items()}
-            for part, heard in (("response", answers_of), (STRONG, strong_answers)):
+            for part, heard in (("response", answers_of), (MEANS, means_of)):
                 parts[part] = np.nan_to_num(shares([heard(evidence, name, names) for name in names], all_alike))
             panel = Measured(tuple(names), parts, true[None, some])
             for title, trial in trials(weights).items():

@@ -12,7 +12,7 @@ far every two of them agree is printed. Definitions are chosen on the first fami
 
 import argparse
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
 
@@ -39,8 +39,7 @@ from audit.pipeline.answers import confidences_of
 from audit.pipeline.context import Context
 from audit.pipeline.images import Images, read_images
 from audit.pipeline.rank import FLOOR
-from audit.reliance.interventions import INTERVENTIONS
-from audit.reliance.spec import intervene
+from audit.pipeline.response import acquisitions
 from audit.results import COMPONENTS, MAIN_REGION, AuditResult, ModelResult
 from audit.runtime.environment import Stopwatch
 from audit.storage.cache import Store
@@ -97,7 +96,7 @@ class Evidence:
     """All that the candidates rest on.
 
     By maker and judge: what is `said` by all but the maker, and what models, the maker among them, answer to the edits
-    inside and outside the region. By model: what it answers to each other acquisition of the image, `[V, n]`.
+    inside and outside the region. By model: what it answers to another acquisition of the image, `[n]`.
     """
 
     edited: dict[str, Edited]
@@ -163,16 +162,19 @@ def received(evidence: Evidence, name: str) -> float:
 
 
 def answers_of(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> Answers:
-    """What a model answers to the edits of the `makers`, or of all; they have to be on the same images."""
-    return together(made_for(evidence, name, makers))
+    """What a model answers to the edits of the `makers`, or of all, and to another acquisition of the images.
+
+    Models have to be explained on the same images.
+    """
+    found = together(made_for(evidence, name, makers))
+    return replace(found, acquired=evidence.acquired[name])
 
 
-def strong_answers(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> Answers:
-    """What a model answers inside and outside the region, as root mean squares over makers, and outside also to another
-    acquisition of the image, as the root mean square over its kinds."""
+def means_of(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> Answers:
+    """As `answers_of`, but means over the makers and of edits alone."""
     made = made_for(evidence, name, makers)
-    inside, outside = (torch.stack([getattr(one, part) for one in made]) for part in ("inside", "outside"))
-    return Answers(rms(inside.clamp_min(0)), rms(outside) + rms(evidence.acquired[name]))
+    inside, rest = (torch.stack(parts).mean(0) for parts in zip(*((one.inside, one.rest) for one in made), strict=True))
+    return Answers(inside, rest, torch.zeros_like(inside))
 
 
 def made_for(evidence: Evidence, name: str, makers: Collection[str] | None) -> list[Answers]:
@@ -180,15 +182,14 @@ def made_for(evidence: Evidence, name: str, makers: Collection[str] | None) -> l
     return [made[name] for maker, made in evidence.answers.items() if makers is None or maker in makers]
 
 
-def rms(values: Tensor) -> Tensor:
-    """Root mean square over the first axis."""
-    return values.square().mean(0).sqrt()
+def response(heard: Callable[[Evidence, str], Answers]) -> Callable[[Evidence, str], float]:
+    """Of what the model answers, the share that it answers inside the region."""
 
+    def score(evidence: Evidence, name: str) -> float:
+        found = heard(evidence, name)
+        return float(found.share(torch.ones(1, len(found.inside), dtype=torch.float64)))
 
-def response(evidence: Evidence, name: str, makers: Collection[str] | None = None) -> float:
-    """Of what the model answers to the edits of the `makers`, or of all, the share for their part in the region."""
-    found = answers_of(evidence, name, makers)
-    return float(found.share(torch.ones(1, len(found.inside), dtype=torch.float64)))
+    return score
 
 
 # Sparsity
@@ -289,7 +290,8 @@ CANDIDATES: dict[str, Callable[[Evidence, str], float]] = {
     "transfer, domain judge, yes or no": transfer(says_yes, lambda judge, said: judge.startswith("logistic")),
     "transfer, sharp judges, yes or no": transfer(says_yes, lambda judge, said: said.goal >= 0.8),
     "transfer, received": received,
-    "response": response,
+    "response": response(answers_of),
+    "response, means of edits": response(means_of),
 }
 """The first word is the component; alone, it is the definition in use."""
 
@@ -373,11 +375,10 @@ def parts_heard(context: Context, model: Classifier, one: Edited) -> Answers:
 
 
 def acquired_heard(context: Context, model: Classifier, one: Edited) -> Tensor:
-    """What a model answers to the inversions with a tenth more and less exposure, contrast and gamma `[6, n]`."""
-    kinds = (INTERVENTIONS.builtin[name] for name in ("exposure", "contrast", "gamma"))
-    shown = (intervene(one.inversions, change, 0.1) for kind in kinds for change in kind.variants.values())
-    before = confidences_of(context, model, one.inversions)[:, 0]
-    return torch.stack([answers(before, before, confidences_of(context, model, x)[:, 0]).outside for x in shown])
+    """What a model answers `[n]` to another acquisition of the inversions."""
+    shown = (one.inversions, *acquisitions(one.inversions))
+    before, *after = (confidences_of(context, model, images)[:, 0] for images in shown)
+    return answers(before, before, before, torch.stack(after)).acquired
 
 
 def power_of(result: AuditResult, maker: str, judge: str) -> float:
@@ -424,6 +425,7 @@ def try_all(evidence: Evidence, truths: dict[str, float], weights: dict[str, flo
         "transfer": ("transfer, yes or no",),
         "sparsity": ("sparsity, smallest agreed on",),
         "realism": ("realism, precision k = 3",),
+        "response": ("response, means of edits",),
     }.items():
         for other in others:
             if other in scores:

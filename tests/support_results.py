@@ -11,6 +11,7 @@ from audit.metrics.intervals import wilson_interval
 from audit.results import (
     MEANINGFULNESS,
     AdversarialExample,
+    Answered,
     Attack,
     AuditResult,
     Axioms,
@@ -132,6 +133,7 @@ def _counterfactuals(name: str, n: int, region: float, marker: float, judges: Se
             )
         ],
         nafr=_interval(region, 0.02, n),
+        answered=Answered(region=region, rest=(1 - region) * 0.75, acquisition=(1 - region) * 0.25),
         axioms=Axioms(effectiveness=region, reversibility=_interval(0.4, 0.1, 8), returned=1.0),
     )  # fmt: skip
 

@@ -65,6 +65,11 @@ class RankingConfig(Section):
         description="weight in the index; measured where there is a region, and near 1 for every sound model, so that "
         "it takes a large weight",
     )
+    acquisition: bool = Field(
+        True,
+        description="whether response also asks, outside the region, about a tenth more and less exposure, contrast "
+        "and gamma of the whole image; false where those can make the class",
+    )
     bootstrap: int = Field(1000, ge=100, description="draws of query images behind intervals and order")
     separation: float = Field(0.95, gt=0.5, lt=1, description="probability above which two models do not share a rank")
 

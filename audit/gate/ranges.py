@@ -72,7 +72,10 @@ _RANGES: tuple[tuple[re.Pattern[str], tuple[float, float]], ...] = tuple(
             r"counterfactuals\.(?:judges|copies)\..+\.(?:accuracy|agreement|rejects_(?:inversion|adversarial)|power)",
             SHARE,
         ),
-        (r"counterfactuals\.(?:nafr|axioms\.(?:effectiveness|returned))", SHARE),
+        (
+            r"counterfactuals\.(?:nafr|axioms\.(?:effectiveness|returned)|answered\.(?:region|rest|acquisition))",
+            SHARE,
+        ),
         (r"counterfactuals\.axioms\.reversibility", FROM_ZERO),
         (r"counterfactuals\.confounder(?:\.(?:mass|main_mass))?", SHARE),
         # By chance a region holds less than its area, and then the excess is below zero.

@@ -180,7 +180,7 @@ def _instruments(config: AuditConfig, networks: Networks | None) -> dict[str, An
         "perceptual_embedding": named(networks.perceptual),
         "realism_embedding": named(networks.embedding),
         "realism_kernel": config.metrics.realism_kernel,
-        "component_definitions": 3,
+        "component_definitions": 4,
         "judged_by_steering": judged_by_steering(config, networks),
     }
 

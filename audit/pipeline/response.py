@@ -1,4 +1,4 @@
-"""What every model answers to the edits made on its images, inside the region of the class and outside."""
+"""What every model answers inside the region of the class, to the edits made on its images, and outside of it."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,12 +10,20 @@ from audit.pipeline.answers import confidences_of, of_targets
 from audit.pipeline.context import Context
 from audit.pipeline.explain import Explained
 from audit.pipeline.reference import Reference
+from audit.reliance.interventions import INTERVENTIONS
+from audit.reliance.spec import intervene
 from audit.results import MAIN_REGION
 from audit.runtime.progress import stage_progress
 
+ACQUISITION = ("exposure", "contrast", "gamma")
+"""Interventions by which an image is acquired otherwise and nothing moves: where a finding lies may count."""
+STRENGTH = 0.1
+"""So little that a person decides as before; one for all, so that they count alike."""
+
 
 def responses(context: Context, explained: Sequence[Explained], reference: Reference) -> Mapping[str, Answers]:
-    """Return by the name of a model its answers to the edits of all models on the same images, its own among them.
+    """Return by the name of a model its answers to the edits of all models on the same images, its own among them, and
+    to another acquisition of these images.
 
     Empty where the data give no region. Of edits towards the class that an image belongs to, as those of misclassified
     images are, nothing is asked.
@@ -27,22 +35,37 @@ def responses(context: Context, explained: Sequence[Explained], reference: Refer
         for one in explained:
             makers = [each for each in explained if torch.equal(each.queries.positions, one.queries.positions)]
             shown = reference.of(one.queries)
-            before = confidences_of(context, one.subject.classifier, shown.inversions)
-            heard = [_answers(context, one, maker, shown, before) for maker in makers]
-            found[one.subject.name] = together(heard)
+            unedited = [shown.inversions]
+            if context.config.ranking.acquisition:
+                unedited += acquisitions(shown.inversions)
+            said = torch.stack([confidences_of(context, one.subject.classifier, images) for images in unedited])
+            found[one.subject.name] = together([_answers(context, one, maker, shown, said) for maker in makers])
             advance()
     return found
 
 
-def _answers(context: Context, one: Explained, maker: Explained, reference: Reference, before: Tensor) -> Answers:
-    """Answers of a model, whose probabilities for the inversions are `before` `[N, K]`, to the edits made for `maker`.
+def acquisitions(images: Tensor) -> list[Tensor]:
+    """Return `images` `[N, C, H, W]` as they would be with a tenth more and less exposure, contrast and gamma."""
+    changes = [change for name in ACQUISITION for change in INTERVENTIONS.builtin[name].variants.values()]
+    return [intervene(images, change, STRENGTH) for change in changes]
+
+
+def _answers(context: Context, one: Explained, maker: Explained, reference: Reference, unedited: Tensor) -> Answers:
+    """Answers of a model to the edits made for `maker`; its probabilities for the inversions, and for these acquired
+    otherwise, are `unedited` `[1 + V, N, K]`.
 
     NaN where there is no region or the edit is not asked about.
     """
-    mask, unedited, edited = reference.regions[MAIN_REGION][:, None], reference.inversions, maker.counterfactuals.images
-    parts = (torch.where(mask, edited, unedited), torch.where(mask, unedited, edited))
-    after = (confidences_of(context, one.subject.classifier, images) for images in parts)
-    found = answers(*(of_targets(said, maker.targets) for said in (before, *after)))
+    mask, before, edited = reference.regions[MAIN_REGION][:, None], reference.inversions, maker.counterfactuals.images
+    parts = (torch.where(mask, edited, before), torch.where(mask, before, edited))
+    inside, outside = (confidences_of(context, one.subject.classifier, images) for images in parts)
+    start, *acquired = (of_targets(said, maker.targets) for said in unedited)
+    found = answers(
+        start,
+        of_targets(inside, maker.targets),
+        of_targets(outside, maker.targets),
+        torch.stack(acquired) if acquired else None,
+    )
     area = mask.flatten(1).double().mean(1)
     known = (area > 0) & (area < 1) & ~maker.wrong & ~one.wrong
-    return Answers(*(torch.where(known, answer, torch.nan) for answer in (found.inside, found.outside)))
+    return Answers(*(torch.where(known, part, torch.nan) for part in (found.inside, found.rest, found.acquired)))

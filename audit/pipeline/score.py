@@ -37,6 +37,7 @@ from audit.pipeline.reference import Reference
 from audit.results import (
     MAIN_REGION,
     Aligned,
+    Answered,
     Axioms,
     ConfounderShare,
     Distribution,
@@ -170,6 +171,11 @@ def score_model(
         alone, undone = flips_by_part(context, explained, inversions, reference.regions[row.region])
         return row.model_copy(update={"alone": alone, "undone": undone})
 
+    answered = None
+    if not isinstance(response, str) and response.is_defined:
+        region, rest, acquisition = response.shares(torch.ones(len(targets), dtype=torch.float64)).tolist()
+        asked = context.config.ranking.acquisition
+        answered = Answered(region=region, rest=rest, acquisition=acquisition if asked else None)
     summary = CounterfactualSummary(
         n=len(targets),
         method=method.name,
@@ -199,6 +205,7 @@ def score_model(
         judges=[judge_row(one, targets[away], found.flipped[away]) for one in judges],
         copies=[judge_row(one, targets[away], found.flipped[away]) for one in copies],
         nafr=shared_flips(copies, targets[away], found.flipped[away]) if copies else None,
+        answered=answered,
         axioms=Axioms(
             effectiveness=effectiveness(judges, targets[away]) if bool(away.any()) else None,
             **_way_back(explained, inversions),

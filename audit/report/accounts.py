@@ -14,6 +14,7 @@ from audit.report.text import bounds, finite, percent, probability, region_of, w
 from audit.results import (
     EDIT_FULL_SCALE,
     MAIN_REGION,
+    Answered,
     AuditResult,
     Comparison,
     Counterfactuals,
@@ -104,11 +105,7 @@ def account(model: ModelResult, result: AuditResult) -> list[Markup]:
             )
         )
     if finite(model.components.response):
-        said.append(
-            Markup("Of what it answers to the edits of all models, {} is answered to their part in the region.").format(
-                percent(model.components.response, 0)
-            )
-        )
+        said.append(_answered(model.components.response, scores.answered))
     if (scores.flip_ratio.value or 0) < 0.9 and finite(scores.flip_ratio.value):
         said.append(
             Markup("It was flipped on {} of the query images only; its other scores rest on those.").format(
@@ -183,6 +180,18 @@ def _mass(row: RegionShare) -> str:
 
 def _known(interval: Interval | None) -> bool:
     return interval is not None and finite(interval.value)
+
+
+def _answered(response: float | None, answered: Answered | None) -> Markup:
+    """Return what the model answers to; a file of an earlier version knows the `response` alone."""
+    if answered is None or answered.acquisition is None:
+        return Markup(
+            "Of what it answers to the edits of all models, {} is answered to their part in the region."
+        ).format(percent(response, 0))
+    return Markup(
+        "Of what it answers to the edits of all models and to another exposure and contrast of the image, {} is "
+        "answered to the edits' part in the region, {} to their rest and {} to exposure and contrast."
+    ).format(percent(answered.region, 0), percent(answered.rest, 0), percent(answered.acquisition, 0))
 
 
 def _share(interval: Interval | None) -> str:

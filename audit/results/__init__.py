@@ -20,6 +20,7 @@ from audit.results.attacks import (
 from audit.results.attribution import Attribution, AttributionMap
 from audit.results.clean import ClassScores, Clean, ConfidenceBin
 from audit.results.counterfactuals import (
+    Answered,
     Axioms,
     Counterfactuals,
     Distribution,
@@ -63,6 +64,7 @@ __all__ = [
     "UNKNOWN_LABEL",
     "AdversarialExample",
     "Aligned",
+    "Answered",
     "AnyLabel",
     "Attack",
     "AttackTable",

@@ -78,6 +78,16 @@ class OffTarget(Row):
     labels: dict[str, MovedLabel] = Field(description="by the name of the other label")
 
 
+class Answered(Row):
+    """Of all that a model answers to, when it is shown the edits made for all models in parts, the shares; sum 1."""
+
+    region: float = Field(description="to their part in the region: the component response")
+    rest: float = Field(description="to their rest")
+    acquisition: float | None = Field(
+        description="to a tenth more and less exposure, contrast and gamma of the unedited image; None: not asked"
+    )
+
+
 class Counterfactuals(Row):
     """Scores of one model's counterfactuals over its query images, which all models share that are not unpaired.
 
@@ -139,6 +149,9 @@ class Counterfactuals(Row):
         default=None,
         description="non-adversarial flip rate: share of the flips that the copies share, all copies together; None: "
         "there is no copy",
+    )
+    answered: Answered | None = Field(
+        default=None, description="None: there is no region, it answers to nothing, or the file is older"
     )
     axioms: Axioms | None = Field(default=None, description="None: the file is older")
     untrusted: list[str] = Field(

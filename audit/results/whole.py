@@ -88,10 +88,11 @@ class AuditResult(Row):
     realism_kernel: Literal["energy", "cmmd"] = Field(
         default="cmmd", description="kernel of realism's distance; files of earlier versions do not name it"
     )
-    component_definitions: Literal[1, 2, 3] = Field(
+    component_definitions: Literal[1, 2, 3, 4] = Field(
         default=1,
-        description="3: there is response; 2: localisation counts what is seen of an edit, transfer how far judges "
-        "follow it; 1, in files that do not say: the whole edit, and judges that say yes or no",
+        description="4: response asks about acquisition, too, and takes root mean squares; 3: it asks about edits, and "
+        "takes means; 2: localisation counts what is seen of an edit, transfer how far judges follow it; 1, in files "
+        "that do not say: the whole edit, and judges that say yes or no",
     )
     index_weights: dict[str, float] = Field(
         default_factory=dict,

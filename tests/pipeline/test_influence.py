@@ -15,7 +15,8 @@ IDS = [f"test-{i}" for i in range(4)]
 
 def told(**models: tuple[list[float], list[float]]) -> list[str]:
     answers = {
-        name: Answers(*(torch.tensor(part, dtype=torch.float64) for part in parts)) for name, parts in models.items()
+        name: Answers(*(torch.tensor(part, dtype=torch.float64) for part in (*parts, [0.0] * 4)))
+        for name, parts in models.items()
     }
     return [notice.text for notice in influence_notices(answers, dict.fromkeys(answers, IDS))]
 
@@ -43,7 +44,7 @@ def test_what_is_spread_over_films_or_changes_next_to_nothing_is_not():
 
 def test_an_audit_names_the_image_of_the_model_that_has_it(support_results: ModuleType, tmp_path: Path):
     audit = support_results.example_audit(tmp_path, ["trades", "plain"], n_queries=8, size=16)
-    answers = Answers(torch.ones(8).double(), torch.tensor([0.0] * 7 + [2.0]).double())
+    answers = Answers(torch.ones(8).double(), torch.tensor([0.0] * 7 + [2.0]).double(), torch.zeros(8).double())
     panel = Panel((), {}, {"plain": answers, "left-out": answers})
     (notice,) = _influence(SimpleNamespace(meaningfulness=SimpleNamespace(panel=panel)), audit.models)
     assert f"query image {audit.queries[7].id} alone" in notice.text

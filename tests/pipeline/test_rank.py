@@ -181,7 +181,7 @@ def test_a_component_missing_for_one_model_is_left_out_for_all_but_still_printed
 
 def test_with_a_response_of_all_models_it_weighs_most_and_what_judges_edits_not_at_all() -> None:
     def answering(name: str, inside: float, outside: float, **given: object) -> ModelScores:
-        answers = Answers(*(torch.full((40,), value, dtype=torch.float64) for value in (inside, outside)))
+        answers = Answers(*(torch.full((40,), value, dtype=torch.float64) for value in (inside, outside, 0.0)))
         return model(name, 0.5, response=answers, **given)
 
     reads, other = answering("reads", 0.9, 0.1), answering("other", 0.3, 0.7)

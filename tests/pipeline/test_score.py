@@ -6,15 +6,19 @@ import pytest
 import torch
 from support_small_audit import by_brightness, configured
 
+from audit.config import RankingConfig
 from audit.counterfactual.answers import judged
 from audit.counterfactual.methods import ChosenMethod
 from audit.counterfactual.protocol import Counterfactuals
 from audit.embeddings.embedding import embed_all
+from audit.metrics.response import Answers
 from audit.metrics.transfer import Verdicts
+from audit.pipeline.context import Context
 from audit.pipeline.edit_parts import flips_by_part
 from audit.pipeline.explain import WayBack, equal_edits, explain_model
 from audit.pipeline.reference import build_reference
 from audit.pipeline.score import OWN_CLASS, score_model
+from audit.results import Answered
 
 
 def test_one_models_counterfactuals_by_hand(small) -> None:
@@ -38,6 +42,26 @@ def test_one_models_counterfactuals_by_hand(small) -> None:
     assert {path for note in scored.not_computed for path in note.paths} >= {
         "counterfactuals.axioms.reversibility", "counterfactuals.axioms.returned", "counterfactuals.nafr",
     }  # fmt: skip
+
+
+def test_what_is_answered_to_is_divided_among_region_rest_and_acquisition(small) -> None:
+    explained = small.explained(small.subject(by_brightness("whole")))
+    embedded = embed_all(small.networks.embedding, small.calibration.images())
+    reference = build_reference(small.context, small.networks, small.queries, small.calibration, embedded, {0: 3, 1: 3})
+    answers = Answers(*(torch.full((6,), value, dtype=torch.float64) for value in (0.6, 0.1, 0.3)))
+
+    def answered(context: Context, response: Answers | str) -> Answered | None:
+        return score_model(context, reference, explained, [], small.method, response=response).summary.answered
+
+    told = answered(small.context, answers)
+    assert (told.region, told.rest, told.acquisition) == pytest.approx((0.6, 0.1, 0.3))
+    config = small.context.config.model_copy(update={"ranking": RankingConfig(acquisition=False)})
+    alone = Answers(answers.inside, answers.rest, torch.zeros(6, dtype=torch.float64))
+    told = answered(replace(small.context, config=config), alone)
+    assert (told.region, told.rest) == pytest.approx((6 / 7, 1 / 7))
+    assert told.acquisition is None
+    assert answered(small.context, "the data give no region") is None
+    assert answered(small.context, Answers(*[torch.zeros(6, dtype=torch.float64)] * 3)) is None
 
 
 def test_a_copy_counts_for_shared_flips_and_not_for_transfer(small) -> None:

@@ -13,7 +13,7 @@ import pytest
 import audit
 from audit.errors import ResultsError
 from audit.report.build import render_report
-from audit.results import AuditResult, ComparedMethod, Failure, Interval, NotComputed, Robust
+from audit.results import Answered, AuditResult, ComparedMethod, Failure, Interval, NotComputed, Robust
 
 VOID = {"meta", "link", "img", "br", "input"}
 SHAPES = {
@@ -310,12 +310,17 @@ def test_response_has_its_column_and_what_does_not_count_is_told(support_results
             "index_weights": {"validity": 1.0, "sparsity": 1.0, "localisation": 2.0, "response": 8.0},
         }
     )
-    results.models[0].components.response = 0.875
+    results.models[0].components.response, results.models[0].counterfactuals.answered = 0.875, None
     shown = shown_text(support_results, tmp_path, results)
     assert "The parts are weighted: validity 1, sparsity 1, localisation 2, response 8." in shown
     assert "Realism, transfer are shown beside them and do not count." in shown
     assert "0.88" in shown
     assert "the edits of all models, 88 % is answered to their part in the region." in shown
+    assert "with a tenth more and less exposure" not in shown
+    results.models[0].counterfactuals.answered = Answered(region=0.875, rest=0.025, acquisition=0.1)
+    shown = shown_text(support_results, tmp_path, results.model_copy(update={"component_definitions": 4}))
+    assert "88 % is answered to the edits' part in the region, 2 % to their rest and 10 % to exposure and" in shown
+    assert "Counted outside is also what it answers to the unedited image with a tenth more and less exposure" in shown
     results.models[0].components.response = None
     results.models[0].not_computed.append(
         NotComputed(what="response", why="it is alone", paths=["components.response"])
