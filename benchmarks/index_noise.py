@@ -238,8 +238,9 @@ def subsets(one: Examined, weights: dict[str, float]) -> None:
     how far two disjoint subsets agree."""
     findings, true = one.findings, one.measured.truths[:1]
     n, rng = len(findings), np.random.default_rng(0)
-    cases = {f"{size} of {n}": torch.zeros(200, n, dtype=torch.float64) for size in (25, 50) if size < n}
-    for rows, size in zip(cases.values(), (25, 50), strict=False):
+    sizes = [size for size in (25, 50, 100) if size < n]
+    cases = {f"{size} of {n}": torch.zeros(200, n, dtype=torch.float64) for size in sizes}
+    for rows, size in zip(cases.values(), sizes, strict=True):
         for row in rows:
             row[torch.from_numpy(rng.choice(n, size, replace=False))] = 1
     for what in sorted(set(findings)):
