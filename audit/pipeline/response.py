@@ -1,6 +1,7 @@
 """What every model answers inside the region of the class, to the edits made on its images, and outside of it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -35,19 +36,21 @@ def responses(context: Context, explained: Sequence[Explained], reference: Refer
         for one in explained:
             makers = [each for each in explained if torch.equal(each.queries.positions, one.queries.positions)]
             shown = reference.of(one.queries)
-            unedited = [shown.inversions]
-            if context.config.ranking.acquisition:
-                unedited += acquisitions(shown.inversions)
+            otherwise = acquisitions(shown.inversions) if context.config.ranking.acquisition else ()
+            unedited = chain([shown.inversions], otherwise)
             said = torch.stack([confidences_of(context, one.subject.classifier, images) for images in unedited])
             found[one.subject.name] = together([_answers(context, one, maker, shown, said) for maker in makers])
             advance()
     return found
 
 
-def acquisitions(images: Tensor) -> list[Tensor]:
-    """Return `images` `[N, C, H, W]` as they would be with a tenth more and less exposure, contrast and gamma."""
-    changes = [change for name in ACQUISITION for change in INTERVENTIONS.builtin[name].variants.values()]
-    return [intervene(images, change, STRENGTH) for change in changes]
+def acquisitions(images: Tensor) -> Iterator[Tensor]:
+    """Yield `images` `[N, C, H, W]` as they would be with a tenth more and less exposure, contrast and gamma, one
+    at a time, since each is as large as all images.
+    """
+    for name in ACQUISITION:
+        for change in INTERVENTIONS.builtin[name].variants.values():
+            yield intervene(images, change, STRENGTH)
 
 
 def _answers(context: Context, one: Explained, maker: Explained, reference: Reference, unedited: Tensor) -> Answers:

@@ -183,7 +183,7 @@ def _known(interval: Interval | None) -> bool:
 
 
 def _answered(response: float | None, answered: Answered | None) -> Markup:
-    """Return what the model answers to; a file of an earlier version knows the `response` alone."""
+    """Return what the model answers to; without acquisition, as in files of before, the `response` alone."""
     if answered is None or answered.acquisition is None:
         return Markup(
             "Of what it answers to the edits of all models, {} is answered to their part in the region."

@@ -104,6 +104,12 @@ def components(result: AuditResult) -> list[str]:
     return [name for name in COMPONENTS if name != "response" or result.component_definitions > 2]
 
 
+def has_acquisition(result: AuditResult) -> bool:
+    """Whether response also asked about another acquisition of the images."""
+    found = (model.counterfactuals.answered for model in result.models if model.counterfactuals is not None)
+    return any(answered is not None and answered.acquisition is not None for answered in found)
+
+
 def missing_components(model: ModelResult, result: AuditResult) -> list[str]:
     """Return the parts that the model's index does without."""
     return [name for name in components(result) if not finite(getattr(model.components, name))]

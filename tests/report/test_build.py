@@ -321,6 +321,10 @@ def test_response_has_its_column_and_what_does_not_count_is_told(support_results
     shown = shown_text(support_results, tmp_path, results.model_copy(update={"component_definitions": 4}))
     assert "88 % is answered to the edits' part in the region, 2 % to their rest and 10 % to exposure and" in shown
     assert "Counted outside is also what it answers to the unedited image with a tenth more and less exposure" in shown
+    results.models[0].counterfactuals.answered = Answered(region=0.875, rest=0.125, acquisition=None)  # not asked
+    shown = shown_text(support_results, tmp_path, results.model_copy(update={"component_definitions": 4}))
+    assert "the edits of all models, 88 % is answered to their part in the region." in shown
+    assert "with a tenth more and less exposure" not in shown
     results.models[0].components.response = None
     results.models[0].not_computed.append(
         NotComputed(what="response", why="it is alone", paths=["components.response"])
